@@ -1,0 +1,1 @@
+"""Formats and decisions of full and incremental backups; no I/O."""

@@ -1,0 +1,26 @@
+"""Checksums over bytes: CRC-32C as PostgreSQL uses it, and xxHash digests of what a repository holds."""
+
+from __future__ import annotations
+
+from google_crc32c import extend
+from xxhash import xxh3_128
+
+
+def crc32c(data: bytes, value: int = 0) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``, continued from ``value``."""
+    return extend(value, data)
+
+
+class ContentDigest:
+    """The xxh3-128 digest of a stored object, fed piece by piece; identifies content, not authenticity."""
+
+    algorithm = "xxh3-128"
+
+    def __init__(self) -> None:
+        self._state = xxh3_128()
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._state.update(data)
+
+    def hexdigest(self) -> str:
+        return self._state.hexdigest()

@@ -1,0 +1,92 @@
+"""pg_control: what a data directory says about itself.
+
+Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 18.
+
+| offset | type | field |
+|---|---|---|
+| 0 | u64 | system_identifier |
+| 8 | u32 | pg_control_version |
+| 12 | u32 | catalog_version_no |
+| 16 | u32 | state |
+| 40 | u64 | redo LSN of the latest checkpoint |
+| 48 | u32 | timeline of the latest checkpoint |
+| 136 | u64 | minRecoveryPoint |
+| 172 | i32 | wal_level |
+| 216 | u32 | block size |
+| 220 | u32 | blocks in a segment file of a relation |
+| 224 | u32 | WAL block size |
+| 228 | u32 | WAL segment size |
+| 252 | u32 | data_checksum_version |
+| 288 (13-17), 292 (18) | u32 | CRC-32C of all bytes before it |
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pgwal.checksum import crc32c
+from pgwal.errors import ChecksumMismatch, TruncatedInput, UnsupportedVersion
+from pgwal.lsn import Lsn
+
+CONTROL_FILE_PATH = "global/pg_control"
+CONTROL_FILE_SIZE = 8192
+
+MAJOR_BY_CATALOG_VERSION = {
+    202007201: 13,
+    202107181: 14,
+    202209061: 15,
+    202307071: 16,
+    202406281: 17,
+    202506291: 18,
+}
+_CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """The fields of pg_control that pgwal uses; sizes in bytes."""
+
+    system_identifier: int
+    pg_control_version: int
+    catalog_version_no: int
+    redo_lsn: Lsn
+    timeline_id: int
+    min_recovery_lsn: Lsn
+    wal_level: int
+    block_size: int
+    blocks_per_file: int
+    wal_page_size: int
+    segment_size: int
+    data_checksum_version: int
+
+    @property
+    def major(self) -> int:
+        return MAJOR_BY_CATALOG_VERSION[self.catalog_version_no]
+
+    @classmethod
+    def decode(cls, content: bytes) -> ControlFile:
+        """Parse and verify the bytes of pg_control.
+
+        Raises TruncatedInput, UnsupportedVersion, or ChecksumMismatch (a torn read: read it again).
+        """
+        if len(content) < 296:
+            raise TruncatedInput(f"pg_control has {len(content)} bytes, at least 296 are needed")
+        system_identifier, version, catalog = struct.unpack_from("<QII", content)
+        if version not in _CRC_OFFSET or catalog not in MAJOR_BY_CATALOG_VERSION:
+            raise UnsupportedVersion(
+                f"pg_control version {version}, catalog version {catalog} is not of PostgreSQL 13 to 18"
+            )
+        crc_offset = _CRC_OFFSET[version]
+        (stored,) = struct.unpack_from("<I", content, crc_offset)
+        if crc32c(content[:crc_offset]) != stored:
+            raise ChecksumMismatch("pg_control: its CRC does not match its contents")
+        redo, timeline_id = struct.unpack_from("<QI", content, 40)
+        (min_recovery,) = struct.unpack_from("<Q", content, 136)
+        (wal_level,) = struct.unpack_from("<i", content, 172)
+        block_size, blocks, wal_page, segment = struct.unpack_from("<IIII", content, 216)
+        (checksum_version,) = struct.unpack_from("<I", content, 252)
+        return cls(
+            system_identifier, version, catalog, Lsn(redo), timeline_id, Lsn(min_recovery), wal_level,
+            block_size, blocks, wal_page, segment, checksum_version,
+        )  # fmt: skip

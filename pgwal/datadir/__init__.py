@@ -1,0 +1,1 @@
+"""Reading and writing PostgreSQL data directories on local disk."""

@@ -1,0 +1,101 @@
+"""Every exception that pgwal raises on purpose; imports nothing of pgwal.
+
+The first split is by whose fault it is: the bytes, the chain of backups, the repository, the server, the
+target.  Mistakes of the programmer are assertions, never a ``PgwalError``.
+"""
+
+
+class PgwalError(Exception):
+    """The root: a message that names cause and position, and a hint that names the way out."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class FormatError(PgwalError):
+    """The bytes are not what their format says; the message carries the source and the position."""
+
+
+class UnsupportedVersion(FormatError):
+    """A page magic, control file version or file version that this pgwal does not know."""
+
+
+class TruncatedInput(FormatError):
+    """The input ends inside a structure."""
+
+
+class ChecksumMismatch(FormatError):
+    """A stored checksum and the bytes it covers disagree."""
+
+
+class UnknownRecord(FormatError):
+    """A WAL record announces a change of relation files that this pgwal does not understand."""
+
+
+class ChainError(PgwalError):
+    """Each piece is valid, together they do not make an incremental backup: a full backup is needed."""
+
+
+class WalGap(ChainError):
+    """WAL of a range is neither summarised nor in the archive."""
+
+
+class WalLevelMinimal(ChainError):
+    """WAL of the range was written with wal_level = minimal, which does not log every change."""
+
+
+class TimelineMismatch(ChainError):
+    """A backup or position does not lie on the history of the timeline that is wanted."""
+
+
+class MissingPriorBackup(ChainError):
+    """No backup that an incremental could build on."""
+
+
+class RepositoryError(PgwalError):
+    """The repository cannot do what is asked of it."""
+
+
+class RepositoryLocked(RepositoryError):
+    """Another process holds the lock that this one needs."""
+
+
+class ObjectNotFound(RepositoryError):
+    """The repository does not hold what was asked for."""
+
+
+class WrongCluster(RepositoryError):
+    """The repository belongs to another cluster than the server or data directory at hand."""
+
+
+class TargetError(PgwalError):
+    """The place to restore into cannot be used."""
+
+
+class ServerError(PgwalError):
+    """The server refused or failed."""
+
+
+class ConnectionFailed(ServerError):
+    """No connection to the server: not there, not accepting, or the login was refused."""
+
+
+class PrivilegeMissing(ServerError):
+    """The role lacks a privilege; the hint says which SQL gives it."""
+
+
+class SettingRequired(ServerError):
+    """A server setting makes the operation impossible."""
+
+
+class SlotUnavailable(ServerError):
+    """The replication slot is missing, in use, or of the wrong kind."""
+
+
+class ReplicationInterrupted(ServerError):
+    """The replication stream ended before it was asked to; it may be started again."""
+
+
+class WalRemoved(ChainError):
+    """The server no longer has WAL that the receiver still needs."""

@@ -1,0 +1,1 @@
+"""Talking to a PostgreSQL server: SQL and replication connections."""

@@ -1,0 +1,1 @@
+"""The streaming replication protocol, fed payloads and the time; no I/O."""

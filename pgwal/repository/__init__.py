@@ -1,0 +1,1 @@
+"""Where WAL, summaries and backups are kept."""

@@ -1,0 +1,1 @@
+"""What a range of WAL changed: block maps and PostgreSQL's summary files."""

@@ -1,0 +1,1 @@
+"""The write-ahead log: pages, records and what a record says changed."""

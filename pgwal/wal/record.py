@@ -1,0 +1,82 @@
+"""What reading WAL gives: records with their block references, or the reason why WAL ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pgwal.lsn import Lsn
+from pgwal.relation import Fork, RelFileLocator
+
+
+class EndReason(IntEnum):
+    """Why there is no further record at a position.
+
+    None of these is damage by itself: PostgreSQL finds the end of WAL by meeting what is not a record.  It is
+    damage when the caller knows that valid WAL extends past the position.
+    """
+
+    PAGE_MAGIC = 1
+    PAGE_FLAGS = 2
+    PAGE_LONG_HEADER = 3
+    PAGE_ADDRESS = 4
+    PAGE_TIMELINE = 5
+    CONTRECORD = 6
+    RECORD_LENGTH = 7
+    RECORD_PREV_LINK = 8
+    RECORD_CRC = 9
+
+    def describe(self) -> str:
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    EndReason.PAGE_MAGIC: "the page has another magic number (zero where nothing was written)",
+    EndReason.PAGE_FLAGS: "the page header has unknown flags",
+    EndReason.PAGE_LONG_HEADER: "the segment's first page header does not fit this cluster",
+    EndReason.PAGE_ADDRESS: "the page is of another position (left over in a recycled file)",
+    EndReason.PAGE_TIMELINE: "the page is of an older timeline than the one before it",
+    EndReason.CONTRECORD: "the record is not continued on its next page",
+    EndReason.RECORD_LENGTH: "no record starts here (its length is too small)",
+    EndReason.RECORD_PREV_LINK: "the record does not link to the one before it",
+    EndReason.RECORD_CRC: "the record's CRC does not match",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfWal:
+    """There is no record at ``lsn``, because."""
+
+    lsn: Lsn
+    reason: EndReason
+
+    def __str__(self) -> str:
+        return f"WAL ends at {self.lsn}: {self.reason.describe()}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReference:
+    """A record's mention of a block: ``block_id`` is its place in the record, ``block_no`` is in the whole fork."""
+
+    block_id: int
+    locator: RelFileLocator
+    fork: Fork
+    block_no: int
+    has_image: bool
+    image_applies: bool
+    will_init: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WalRecord:
+    """One WAL record: ``lsn`` is where it starts, ``end_lsn`` the first byte after it, aligned to 8."""
+
+    lsn: Lsn
+    end_lsn: Lsn
+    prev_lsn: Lsn
+    xid: int
+    rmid: int
+    info: int
+    total_length: int
+    blocks: tuple[BlockReference, ...]
+    main_data: bytes
