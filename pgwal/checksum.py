@@ -8,7 +8,8 @@ from xxhash import xxh3_128
 
 def crc32c(data: bytes, value: int = 0) -> int:
     """Return the CRC-32C (Castagnoli) of ``data``, continued from ``value``."""
-    return extend(value, data)
+    value_after: int = extend(value, data)
+    return value_after
 
 
 class ContentDigest:

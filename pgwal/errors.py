@@ -81,6 +81,10 @@ class ConnectionFailed(ServerError):
     """No connection to the server: not there, not accepting, or the login was refused."""
 
 
+class PasswordRequired(ConnectionFailed):
+    """The server wants a password and none was given; ask for one and try again."""
+
+
 class PrivilegeMissing(ServerError):
     """The role lacks a privilege; the hint says which SQL gives it."""
 

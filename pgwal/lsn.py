@@ -23,9 +23,7 @@ class Lsn(int):
         """
         match = _LSN_TEXT.fullmatch(text.strip())
         if match is None:
-            raise FormatError(
-                f"invalid LSN {text!r}", hint="An LSN is two hexadecimal numbers, such as 0/3000028."
-            )
+            raise FormatError(f"invalid LSN {text!r}", hint="An LSN is two hexadecimal numbers, such as 0/3000028.")
         return cls((int(match[1], 16) << 32) | int(match[2], 16))
 
     def __str__(self) -> str:

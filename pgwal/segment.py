@@ -84,3 +84,14 @@ class WalGeometry:
         offset = aligned % WAL_PAGE_SIZE
         header = SHORT_PAGE_HEADER_SIZE if aligned - offset & (self.segment_size - 1) else LONG_PAGE_HEADER_SIZE
         return Lsn(aligned if offset >= header else aligned - offset + header)
+
+
+_UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+
+
+def parse_segment_size(text: str) -> int:
+    """Return the bytes of a setting such as ``16MB``, as SHOW wal_segment_size answers; raises FormatError."""
+    match = re.fullmatch(r"([0-9]+)(B|kB|MB|GB)", text)
+    if match is None:
+        raise FormatError(f"{text!r} is not a size as the server shows it")
+    return int(match[1]) * _UNITS[match[2]]

@@ -59,9 +59,7 @@ def wal_format_of_magic(magic: int, where: str) -> WalFormat:
     try:
         return WAL_FORMATS[magic]
     except KeyError:
-        raise UnsupportedVersion(
-            f"{where}: WAL page magic {magic:#06x} is not of PostgreSQL 13 to 18"
-        ) from None
+        raise UnsupportedVersion(f"{where}: WAL page magic {magic:#06x} is not of PostgreSQL 13 to 18") from None
 
 
 def wal_format_of_major(major: int) -> WalFormat:

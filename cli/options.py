@@ -1,0 +1,111 @@
+"""Options that several commands share; their spellings are PostgreSQL's."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from pgwal.errors import FormatError, PasswordRequired
+from pgwal.lsn import Lsn
+
+if TYPE_CHECKING:
+    from pgwal.postgres.connection import ConnectionParameters
+
+CONNECTION = "Connection options"
+
+Repo = Annotated[
+    Path, typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Dbname = Annotated[
+    str | None,
+    typer.Option("-d", "--dbname", metavar="CONNSTR", help="Database, or connection string.", rich_help_panel=CONNECTION),
+]
+Host = Annotated[
+    str | None,
+    typer.Option("-h", "--host", help="Server host or socket directory.", rich_help_panel=CONNECTION),
+]
+Port = Annotated[str | None, typer.Option("-p", "--port", help="Server port.", rich_help_panel=CONNECTION)]
+Username = Annotated[
+    str | None, typer.Option("-U", "--username", metavar="NAME", help="Role to connect as.", rich_help_panel=CONNECTION)
+]
+NoPassword = Annotated[
+    bool, typer.Option("-w", "--no-password", help="Never ask for a password.", rich_help_panel=CONNECTION)
+]
+Password = Annotated[
+    bool, typer.Option("-W", "--password", help="Ask for a password first.", rich_help_panel=CONNECTION)
+]
+Progress = Annotated[bool, typer.Option("-P", "--progress", help="Show a progress bar.")]
+Slot = Annotated[
+    str | None, typer.Option("-S", "--slot", metavar="NAME", help="Replication slot that holds back WAL.")
+]
+
+
+class CheckpointMode(StrEnum):
+    FAST = "fast"
+    SPREAD = "spread"
+
+
+class ChecksumAlgorithm(StrEnum):
+    """What a backup manifest can hold."""
+
+    NONE = "NONE"
+    CRC32C = "CRC32C"
+    SHA224 = "SHA224"
+    SHA256 = "SHA256"
+    SHA384 = "SHA384"
+    SHA512 = "SHA512"
+
+
+DEFAULT_LABEL = "pgwal base backup"
+
+Pgdata = Annotated[
+    Path, typer.Option("--pgdata", envvar="PGDATA", metavar="DIR", help="The server's data directory, read locally.")
+]
+Checkpoint = Annotated[
+    CheckpointMode, typer.Option("-c", "--checkpoint", help="How fast the first checkpoint is to be.")
+]
+Label = Annotated[str, typer.Option("-l", "--label", help="The backup's label.")]
+ManifestChecksums = Annotated[
+    ChecksumAlgorithm,
+    typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),
+]
+
+
+def parse_lsn(text: str) -> Lsn:
+    """Read an LSN from an option; raises the usage error of a bad one."""
+    try:
+        return Lsn.parse(text)
+    except FormatError as error:
+        raise typer.BadParameter(f"{error} {error.hint or ''}".strip()) from error
+
+
+def connection_parameters(
+    dbname: str | None, host: str | None, port: str | None, username: str | None, password: bool
+) -> ConnectionParameters:
+    """Return where to connect to; asks for the password when -W says so."""
+    from pgwal.postgres.connection import ConnectionParameters
+
+    parameters = ConnectionParameters.from_options(dbname, host=host, port=port, user=username)
+    return parameters.with_password(getpass.getpass()) if password else parameters
+
+
+_Result = TypeVar("_Result")
+
+
+def asking_for_password(
+    parameters: ConnectionParameters, no_password: bool, action: Callable[[ConnectionParameters], _Result]
+) -> _Result:
+    """Run an action that connects; when the server wants a password, ask for it once and run it again."""
+    try:
+        return action(parameters)
+    except PasswordRequired:
+        if no_password or not sys.stdin.isatty():
+            raise
+    return action(parameters.with_password(getpass.getpass()))

@@ -1,0 +1,65 @@
+"""How results and messages look: text for people on a terminal, JSON for programs, messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pgwal.errors import PgwalError
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a size as pg_size_pretty does: at most four or five digits and a unit."""
+    unit = 0
+    while abs(size_bytes) >= 10240 and unit < len(_UNITS) - 1:
+        size_bytes /= 1024
+        unit += 1
+    return f"{size_bytes:.0f} {_UNITS[unit]}"
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return lines of columns; those that hold numbers alone are set flush right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [all(row[column][:1].isdigit() or row[column] in ("", "-") for row in cells[1:]) for column in range(len(header))]
+    lines = []
+    for row in cells:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        )
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def print_error(error: PgwalError) -> None:
+    """Print an error and its hint on stderr."""
+    print(f"pgwal: error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"pgwal: hint: {error.hint}", file=sys.stderr)
+
+
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"pgwal: {level}{record.getMessage()}"
+
+
+def log_to_stderr() -> None:
+    """Show what pgwal logs as messages on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_MessageFormatter())
+    logger = logging.getLogger("pgwal")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)

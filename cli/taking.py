@@ -1,0 +1,87 @@
+"""What ``pgwal full`` and ``pgwal incremental`` have in common: run the backup and report it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgwal.lsn import Lsn
+from pgwal_cli import options
+from pgwal_cli.output import print_json, size_text
+from pgwal_cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from pgwal.engine.backup import BackupReport
+    from pgwal.postgres.connection import ConnectionParameters
+
+
+def run_backup(
+    since: Lsn | str | None,
+    repo: Path,
+    pgdata: Path,
+    checkpoint: options.CheckpointMode,
+    label: str,
+    manifest_checksums: options.ChecksumAlgorithm,
+    slot: str | None,
+    progress: bool,
+    json: bool,
+    parameters: ConnectionParameters,
+    no_password: bool,
+) -> None:
+    """Take a backup as the options say, and print what it did."""
+    from pgwal.engine.backup import BackupRequest, take_backup
+
+    def take(connect_to: ConnectionParameters) -> BackupReport:
+        request = BackupRequest(
+            repository_path=repo,
+            parameters=connect_to,
+            data_directory=pgdata,
+            since=since,
+            label=label,
+            fast=checkpoint is options.CheckpointMode.FAST,
+            manifest_checksums=manifest_checksums.value,
+            slot=slot,
+        )
+        with progress_bar("copying", progress) as on_progress:
+            return take_backup(request, on_progress)
+
+    report = options.asking_for_password(parameters, no_password, take)
+    if json:
+        print_json(_document(report))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: BackupReport) -> None:
+    entry = report.entry
+    print(f"{entry.kind} backup {entry.backup_id}")
+    if entry.prior_id is not None:
+        ranges = ", ".join(str(part) for part in report.window)
+        print(f"  builds on {entry.prior_id}; {report.changed_block_count} blocks changed from {ranges}")
+    print(f"  from {entry.start_lsn} to {entry.stop_lsn} on timeline {entry.start_timeline_id}")
+    print(
+        f"  {report.copied_block_count} of {report.block_count} blocks copied;"
+        f" {size_text(report.bytes_read)} read, {size_text(report.bytes_written)} written"
+    )
+    print(f"  {', '.join(f'{name} {seconds:.2f} s' for name, seconds in report.seconds.items())}")
+
+
+def _document(report: BackupReport) -> dict[str, object]:
+    entry = report.entry
+    return {
+        "id": entry.backup_id,
+        "kind": entry.kind.value,
+        "prior": entry.prior_id,
+        "start_lsn": str(entry.start_lsn),
+        "stop_lsn": str(entry.stop_lsn),
+        "timeline": entry.start_timeline_id,
+        "window": [
+            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.window
+        ],
+        "changed_blocks": report.changed_block_count,
+        "copied_blocks": report.copied_block_count,
+        "blocks": report.block_count,
+        "bytes_read": report.bytes_read,
+        "bytes_written": report.bytes_written,
+        "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
+    }

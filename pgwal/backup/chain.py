@@ -1,0 +1,144 @@
+"""Chains of backups: what a backup builds on, and what a new one is to build on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pgwal.backup.entry import BackupEntry
+from pgwal.errors import ChainError, MissingPriorBackup, ObjectNotFound, TimelineMismatch, WrongCluster
+from pgwal.lsn import Lsn
+from pgwal.timeline import TimelineHistory
+
+LATEST = "latest"
+
+
+def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:
+    """Return a backup and all that it builds on, newest first, ending with a full one.
+
+    Raises ObjectNotFound when there is no such backup, MissingPriorBackup when one that it builds on is gone,
+    ChainError when they go in a circle or do not belong together.
+    """
+    by_id = {entry.backup_id: entry for entry in entries}
+    if backup_id not in by_id:
+        raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
+    chain = [by_id[backup_id]]
+    passed = {backup_id}
+    while chain[-1].prior_id is not None:
+        entry, prior_id = chain[-1], chain[-1].prior_id
+        if prior_id in passed:
+            raise ChainError(f"backup {backup_id}: the chain goes in a circle at {prior_id}")
+        if prior_id not in by_id:
+            raise MissingPriorBackup(
+                f"backup {entry.backup_id} builds on {prior_id}, which is not there", hint="Take a full backup."
+            )
+        _check_link(entry, by_id[prior_id])
+        passed.add(prior_id)
+        chain.append(by_id[prior_id])
+    return chain
+
+
+def _check_link(entry: BackupEntry, prior: BackupEntry) -> None:
+    of_cluster = [
+        (backup.system_identifier, backup.major, backup.wal_segment_size, backup.data_checksums)
+        for backup in (entry, prior)
+    ]
+    if of_cluster[0] != of_cluster[1]:
+        raise ChainError(f"backup {entry.backup_id} and its prior {prior.backup_id} are not of the same cluster")
+    if prior.start_lsn > entry.start_lsn or prior.start_timeline_id > entry.start_timeline_id:
+        raise ChainError(f"backup {entry.backup_id} starts before its prior {prior.backup_id}")
+
+
+def require_same_cluster(
+    prior: BackupEntry, *, system_identifier: int, major: int, wal_segment_size: int, data_checksums: bool
+) -> None:
+    """Check that a backup of this cluster can build on ``prior``.
+
+    Raises WrongCluster for another system identifier, ChainError for what a cluster can only change offline.
+    """
+    if prior.system_identifier != system_identifier:
+        raise WrongCluster(
+            f"backup {prior.backup_id} is of the cluster with system identifier {prior.system_identifier}, the"
+            f" server's is {system_identifier}",
+            hint="Use another repository for each cluster.",
+        )
+    changes = (
+        ("the major version", prior.major, major),
+        ("the WAL segment size", prior.wal_segment_size, wal_segment_size),
+        ("whether data checksums are on", prior.data_checksums, data_checksums),
+    )
+    for what, before, now in changes:
+        if before != now:
+            raise ChainError(
+                f"{what} changed from {before} to {now} since backup {prior.backup_id}", hint="Take a full backup."
+            )
+
+
+def choose_prior(entries: Iterable[BackupEntry], since: Lsn | str, history: TimelineHistory) -> BackupEntry:
+    """Return the backup that a new one on ``history`` builds on.
+
+    ``since`` is an id, an LSN (the newest backup that started at or before it), or "latest" (the newest by start
+    LSN).  Raises ObjectNotFound for an id that is not there, MissingPriorBackup when no backup qualifies or its
+    chain is not whole, TimelineMismatch when those that would qualify left the history.
+    """
+    candidates = list(entries)
+    if isinstance(since, str) and since != LATEST and "/" not in since:
+        prior = resolve_chain(candidates, since)[0]
+        _require_on_history(prior, history)
+        return prior
+    prior = _newest(candidates, None if since == LATEST else _to_lsn(since), history)
+    resolve_chain(candidates, prior.backup_id)
+    return prior
+
+
+def _to_lsn(since: Lsn | str) -> Lsn:
+    return Lsn.parse(since) if isinstance(since, str) else since
+
+
+def _newest(candidates: list[BackupEntry], latest_start: Lsn | None, history: TimelineHistory) -> BackupEntry:
+    if not candidates:
+        raise MissingPriorBackup("there is no backup yet", hint="Take a full backup.")
+    early_enough = [entry for entry in candidates if latest_start is None or entry.start_lsn <= latest_start]
+    if not early_enough:
+        oldest = min(candidates, key=_by_start)
+        raise MissingPriorBackup(
+            f"no backup started at or before {latest_start}",
+            hint=f"The oldest is {oldest.backup_id}, which started at {oldest.start_lsn}.",
+        )
+    on_history = [entry for entry in early_enough if _off_history(entry, history) is None]
+    if not on_history:
+        _require_on_history(max(early_enough, key=_by_start), history)
+    return max(on_history, key=_by_start)
+
+
+def _by_start(entry: BackupEntry) -> tuple[Lsn, str]:
+    return entry.start_lsn, entry.backup_id
+
+
+def _require_on_history(entry: BackupEntry, history: TimelineHistory) -> None:
+    problem = _off_history(entry, history)
+    if problem is not None:
+        raise TimelineMismatch(f"backup {entry.backup_id} {problem}", hint="Take a full backup.")
+
+
+def _off_history(entry: BackupEntry, history: TimelineHistory) -> str | None:
+    """Return how a backup left the history of a timeline, None when it lies on it altogether.
+
+    The end counts as well as the start: a backup that went on after the cluster had left its timeline holds blocks
+    of a future that did not happen, and no window would list them.
+    """
+    for what, timeline_id, lsn in (
+        ("started", entry.start_timeline_id, entry.start_lsn),
+        ("ended", entry.stop_timeline_id, entry.stop_lsn),
+    ):
+        if not _is_on_history(history, timeline_id, lsn):
+            return f"{what} at {lsn} on timeline {timeline_id}, not in the history of timeline {history.timeline_id}"
+    return None
+
+
+def _is_on_history(history: TimelineHistory, timeline_id: int, lsn: Lsn) -> bool:
+    begin = Lsn(0)
+    for switch in history.switches:
+        if switch.timeline_id == timeline_id:
+            return begin <= lsn <= switch.switch_lsn
+        begin = switch.switch_lsn
+    return timeline_id == history.timeline_id and lsn >= begin

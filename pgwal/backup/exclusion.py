@@ -1,0 +1,108 @@
+"""What a base backup leaves out of a data directory.
+
+Source of the rules: src/backend/backup/basebackup.c (13, 14: src/backend/replication/basebackup.c) and
+src/backend/storage/file/reinit.c, PostgreSQL 13 to 18.  Paths are relative to the data directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+
+from pgwal.control_file import MAJOR_BY_CATALOG_VERSION
+from pgwal.relation import is_temporary_relation_name, parse_database_directory
+
+WAL_DIRECTORY = "pg_wal"
+TABLESPACE_DIRECTORY = "pg_tblspc"
+
+_EXCLUDED_PREFIXES = ("pgsql_tmp", "pg_internal.init")
+_EXCLUDED_NAMES = frozenset(
+    {
+        "postgresql.auto.conf.tmp",
+        "current_logfiles.tmp",
+        "backup_label",
+        "tablespace_map",
+        "backup_manifest",
+        "postmaster.pid",
+        "postmaster.opts",
+        # Of macOS's Finder; excluded by 17 and later, and by the later minors of the others.
+        ".DS_Store",
+    }
+)
+_EMPTY_DIRECTORIES = frozenset(
+    {"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
+)
+_TABLESPACE_PATH = re.compile(rf"{TABLESPACE_DIRECTORY}/[1-9][0-9]*/([^/]+)(?:/.*)?", re.DOTALL)
+_RELATION_NAME = re.compile(r"([1-9][0-9]*)(_(?:fsm|vm|init))?(?:\.[1-9][0-9]*)?")
+
+
+class Inclusion(Enum):
+    """What becomes of an entry of the data directory in a backup."""
+
+    INCLUDED = "included"
+    """A file is copied; a directory is made, and its entries are looked at in turn."""
+    EMPTY = "empty directory"
+    """A directory is made, whatever it is in the data directory, and nothing of what it holds is copied."""
+    EXCLUDED = "excluded"
+    """Nothing of it is in the backup."""
+
+
+def wal_directories(major: int) -> tuple[str, ...]:
+    """Return the directories below pg_wal that every backup holds, empty, whether the server has them or not."""
+    archive_status = f"{WAL_DIRECTORY}/archive_status"
+    return (archive_status, f"{WAL_DIRECTORY}/summaries") if major >= 17 else (archive_status,)
+
+
+def tablespace_version_directory(major: int) -> str:
+    """Return the name of the only directory in a tablespace that belongs to a cluster of ``major``."""
+    (catalog_version,) = (version for version, of in MAJOR_BY_CATALOG_VERSION.items() if of == major)
+    return f"PG_{major}_{catalog_version}"
+
+
+def inclusion(path: str, major: int, *, is_directory: bool, stats_temp_directory: str | None = None) -> Inclusion:
+    """Decide on one entry of the data directory, given that the directories above it are included.
+
+    Relation files need a second look, at their directory as a whole: ``excluded_relation_files``.  pg_control is
+    included, though it is copied last.  ``stats_temp_directory`` is that setting of 13 and 14, when it is a path
+    below the data directory.
+    """
+    name = path.rpartition("/")[2]
+    if name.startswith(_EXCLUDED_PREFIXES) or name in _EXCLUDED_NAMES or _is_foreign_to_cluster(path, major):
+        return Inclusion.EXCLUDED
+    if path.startswith(f"{WAL_DIRECTORY}/"):
+        return Inclusion.EMPTY if path in wal_directories(major) else Inclusion.EXCLUDED
+    if name in _EMPTY_DIRECTORIES or path == WAL_DIRECTORY:
+        return Inclusion.EMPTY
+    if major < 15 and is_directory and stats_temp_directory is not None and path == _plain(stats_temp_directory):
+        return Inclusion.EMPTY
+    return Inclusion.INCLUDED
+
+
+def excluded_relation_files(directory: str, names: Iterable[str], major: int) -> set[str]:
+    """Return which ``names`` of one directory are relation files that a backup leaves out.
+
+    These are temporary relations, and unlogged relations but for their init fork, from which recovery makes them
+    anew; a relation is unlogged when its init fork is in the same directory.
+    """
+    if parse_database_directory(directory) is None:
+        return set()
+    present = set(names)
+    if directory == "global":
+        return _unlogged(present) if major >= 17 else set()
+    return {name for name in present if is_temporary_relation_name(name)} | _unlogged(present)
+
+
+def _unlogged(names: set[str]) -> set[str]:
+    matches = filter(None, map(_RELATION_NAME.fullmatch, names))
+    return {match[0] for match in matches if match[2] != "_init" and f"{match[1]}_init" in names}
+
+
+def _is_foreign_to_cluster(path: str, major: int) -> bool:
+    """Tell whether a path in a tablespace is outside the directory of this cluster's version."""
+    match = _TABLESPACE_PATH.fullmatch(path)
+    return match is not None and match[1] != tablespace_version_directory(major)
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix("./").rstrip("/")

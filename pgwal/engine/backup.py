@@ -1,0 +1,398 @@
+"""Take a backup: full or incremental, one engine; a full one is a plan in which every file is whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pgwal.backup.chain import choose_prior, require_same_cluster
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, format_backup_id
+from pgwal.backup.incremental_file import IncrementalHeader
+from pgwal.backup.label import BackupLabel
+from pgwal.backup.manifest import FileChecksum, ManifestWriter
+from pgwal.backup.plan import IncrementalFile, WholeFile, plan_file
+from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
+from pgwal.checksum import ContentDigest
+from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.datadir.writer import TreeWriter
+from pgwal.engine.receiving import ReceivedWal, receiving
+from pgwal.engine.summarize import read_changes, read_history, window
+from pgwal.errors import ChainError, ServerError, SettingRequired, TimelineMismatch, WrongCluster
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres.connection import ConnectionParameters, connect_sql
+from pgwal.postgres.server import BackupSession, BackupStop, ServerFacts, read_server_facts
+from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.catalogue import StagedBackup
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.repository import Repository
+from pgwal.summary.block_map import BlockMap
+from pgwal.timeline import TimelineHistory
+
+logger = logging.getLogger(__name__)
+
+_FILE_MODE = 0o600
+_MANIFEST_NAME = "backup_manifest"
+_LABEL_NAME = "backup_label"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """What to back up, and how; ``since`` is None for a full backup."""
+
+    repository_path: Path
+    parameters: ConnectionParameters
+    data_directory: Path
+    since: Lsn | str | None = None
+    label: str = "pgwal base backup"
+    fast: bool = False
+    manifest_checksums: str = "CRC32C"
+    slot: str | None = None
+
+
+@dataclass(slots=True)
+class BackupReport:
+    """What a backup did; sizes in bytes, times in seconds."""
+
+    entry: BackupEntry
+    window: list[LsnRange]
+    changed_block_count: int
+    copied_block_count: int
+    block_count: int
+    bytes_read: int
+    bytes_written: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] | None = None) -> BackupReport:
+    """Take a backup and return what it did; it is in the catalogue then, durable, with the WAL that it needs.
+
+    ``on_progress`` is told (bytes done, bytes to do) of the copying.  Raises kinds of ServerError for what the server
+    refuses, ChainError where an incremental backup cannot be right, RepositoryError; a backup that failed leaves
+    nothing that counts.
+    """
+    connection = connect_sql(request.parameters)
+    with BackupSession(connection) as session:
+        facts = read_server_facts(connection)
+        source = LocalDataDirectory(request.data_directory)
+        _check_server(facts, ControlFile.decode(source.read_control_file()), request)
+        identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
+        repository = Repository.open_or_create(request.repository_path, identity)
+        with repository.lock_backups():
+            for abandoned in repository.catalogue.clear_unfinished():
+                logger.info("removed what was left of the unfinished backup %s", abandoned)
+            # Refused before anything else is done where there is nothing to build on.
+            prior = _choose_prior(repository, request, facts)
+            with receiving(repository, request.parameters, request.slot) as wal:
+                backup = _Backup(request, repository, facts, source, prior, wal)
+                return backup.run(session, on_progress)
+
+
+def _check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
+    if facts.wal_level == "minimal":
+        raise SettingRequired(
+            "wal_level is minimal, which leaves changes out of WAL",
+            hint="Set wal_level = replica, restart the server, then take a full backup.",
+        )
+    if not facts.full_page_writes:
+        raise SettingRequired(
+            "full_page_writes is off: pages that are torn while they are read could not be repaired",
+            hint="Set full_page_writes = on and reload the server.",
+        )
+    if control.system_identifier != facts.system_identifier:
+        raise WrongCluster(
+            f"data directory {request.data_directory} has system identifier {control.system_identifier},"
+            f" the server has {facts.system_identifier}",
+            hint="--pgdata and the connection must name the same server.",
+        )
+
+
+def _choose_prior(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
+    if request.since is None:
+        return None
+    entries = repository.catalogue.entries()
+    history = TimelineHistory(facts.timeline_id)
+    if entries and any(entry.start_timeline_id != facts.timeline_id for entry in entries):
+        history = read_history(repository, facts.timeline_id)
+    prior = choose_prior(entries, request.since, history)
+    require_same_cluster(
+        prior,
+        system_identifier=facts.system_identifier,
+        major=facts.major,
+        wal_segment_size=facts.segment_size,
+        data_checksums=facts.data_checksums,
+    )
+    return prior
+
+
+class _Backup:
+    """One backup under way."""
+
+    def __init__(
+        self,
+        request: BackupRequest,
+        repository: Repository,
+        facts: ServerFacts,
+        source: BlockSource,
+        prior: BackupEntry | None,
+        wal: ReceivedWal,
+    ) -> None:
+        self._request = request
+        self._repository = repository
+        self._facts = facts
+        self._source = source
+        self._prior = prior
+        self._wal = wal
+        self._started_at = datetime.now(UTC)
+        self._seconds: dict[str, float] = {}
+        self._window: list[LsnRange] = []
+
+    def run(self, session: BackupSession, on_progress: Callable[[int, int], None] | None) -> BackupReport:
+        with _timed(self._seconds, "checkpoint"):
+            start_lsn = session.start(self._request.label, fast=self._request.fast)
+        logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
+        changes = self._changes_until(start_lsn)
+        staged = self._stage()
+        copy = _Copy(self._request, self._facts, self._source, changes, staged)
+        try:
+            with _timed(self._seconds, "copy"):
+                copy.copy_all(self._prior_sizes(), on_progress)
+                copy.copy_control_file()
+                stop = session.stop()
+                self._write_label(copy, start_lsn, stop)
+                copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
+            with _timed(self._seconds, "sync"):
+                copy.writer.sync()
+            with _timed(self._seconds, "wait for WAL"):
+                self._wal.wait_until_safe(
+                    self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery
+                )
+            entry = self._entry(staged.backup_id, start_lsn, stop, copy.totals)
+            staged.publish(entry)
+        except BaseException:
+            copy.close()
+            staged.discard()
+            raise
+        return BackupReport(
+            entry,
+            self._window,
+            changes.block_count() if changes is not None else 0,
+            copy.copied_block_count,
+            copy.block_count,
+            copy.bytes_read,
+            copy.totals.stored_size_bytes,
+            self._seconds,
+        )
+
+    # -- before the copy ---------------------------------------------------------------------------------------
+
+    def _changes_until(self, start_lsn: Lsn) -> BlockMap | None:
+        """Return the block map of the window, proven complete; None for a full backup."""
+        prior, timeline_id = self._prior, self._facts.timeline_id
+        if prior is None:
+            return None
+        if start_lsn <= prior.start_lsn:
+            raise ChainError(
+                f"this backup starts at {start_lsn}, no later than {prior.backup_id}, which started at"
+                f" {prior.start_lsn}: the standby has made no restart point since",
+                hint="Run CHECKPOINT on the primary, wait until the standby has replayed it, and run CHECKPOINT here.",
+            )
+        with _timed(self._seconds, "wait for the window's WAL"):
+            self._wal.wait_until_written(timeline_id, start_lsn)
+        self._window = window(
+            self._repository, prior.start_timeline_id, prior.start_lsn, timeline_id, start_lsn
+        )
+        with _timed(self._seconds, "block map"):
+            changes = read_changes(self._repository, self._window)
+        logger.info(
+            "%d blocks changed since backup %s started at %s", changes.block_count(), prior.backup_id, prior.start_lsn
+        )
+        return changes
+
+    def _prior_sizes(self) -> dict[str, int]:
+        """Return the reconstructed size of each file that the prior backup holds."""
+        if self._prior is None:
+            return {}
+        return {file.path: file.size_bytes for file in self._repository.catalogue.files(self._prior.backup_id)}
+
+    def _stage(self) -> StagedBackup:
+        kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
+        taken = set(self._repository.store.list_directories("backups"))
+        started_s = int(self._started_at.timestamp())
+        # Two backups may start within a second; ids still sort by time.
+        while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):
+            started_s += 1
+        return self._repository.catalogue.stage(format_backup_id(started_s, kind))
+
+    # -- after the copy ----------------------------------------------------------------------------------------
+
+    def _write_label(self, copy: _Copy, start_lsn: Lsn, stop: BackupStop) -> None:
+        label = BackupLabel.decode(stop.label_file)
+        if label.start_lsn != start_lsn:
+            raise ServerError(f"the backup's label says that it started at {label.start_lsn}, not at {start_lsn}")
+        if label.start_timeline_id != self._facts.timeline_id:
+            raise TimelineMismatch(
+                f"the backup started on timeline {label.start_timeline_id}, not on {self._facts.timeline_id}",
+                hint="The server has just been promoted: run this again.",
+            )
+        if self._prior is not None:
+            label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id)
+        copy.store(_LABEL_NAME, [label.encode()], time.time())
+
+    def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, totals: BackupTotals) -> BackupEntry:
+        facts = self._facts
+        return BackupEntry(
+            backup_id=backup_id,
+            kind=BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL,
+            prior_id=None if self._prior is None else self._prior.backup_id,
+            system_identifier=facts.system_identifier,
+            major=facts.major,
+            start_lsn=start_lsn,
+            start_timeline_id=facts.timeline_id,
+            stop_lsn=stop.stop_lsn,
+            stop_timeline_id=facts.timeline_id,
+            label=self._request.label,
+            started_at=self._started_at.isoformat(timespec="seconds"),
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            wal_segment_size=facts.segment_size,
+            data_checksums=facts.data_checksums,
+            # In-place tablespaces are directories of the data directory and have no location of their own.
+            tablespaces={oid: path for oid, path in facts.tablespaces.items() if path.startswith("/")},
+            totals=totals,
+        )
+
+
+class _Copy:
+    """Copies files into a staged backup as planned, and notes each in manifest and catalogue entry."""
+
+    def __init__(
+        self,
+        request: BackupRequest,
+        facts: ServerFacts,
+        source: BlockSource,
+        changes: BlockMap | None,
+        staged: StagedBackup,
+    ) -> None:
+        self.writer = TreeWriter(staged.data_path)
+        self.totals = BackupTotals()
+        self.block_count = 0
+        self.copied_block_count = 0
+        self.bytes_read = 0
+        self._source = source
+        self._changes = changes
+        self._staged = staged
+        self._checksums = request.manifest_checksums
+        self._manifest = ManifestWriter(facts.major, facts.system_identifier)
+        self._manifest_file = (staged.data_path / _MANIFEST_NAME).open("xb")
+        self._manifest_file.write(self._manifest.header())
+
+    def copy_all(self, prior_sizes: dict[str, int], on_progress: Callable[[int, int], None] | None) -> None:
+        """Copy everything but pg_control."""
+        total_bytes = done_bytes = 0
+        if on_progress is not None:
+            total_bytes = sum(item.size_bytes for item in self._source.list() if isinstance(item, SourceFile))
+        for item in self._source.list():
+            if isinstance(item, SourceDirectory):
+                self.writer.make_directory(item.path)
+                continue
+            self._copy_file(item, prior_sizes.get(item.path))
+            if on_progress is not None:
+                done_bytes += item.size_bytes
+                on_progress(min(done_bytes, total_bytes), total_bytes)
+
+    def copy_control_file(self) -> None:
+        """Copy pg_control, which must come last: it says from where to where recovery must go at least."""
+        content = self._source.read_control_file()
+        self.bytes_read += len(content)
+        self.store(CONTROL_FILE_PATH, [content], time.time())
+
+    def store(self, path: str, chunks: Iterable[bytes], mtime_s: float) -> None:
+        """Store a whole file and note it."""
+        checksum, digest = FileChecksum(self._checksums), ContentDigest()
+        size_bytes = self.writer.write(path, _passing(chunks, checksum, digest))
+        self._note(BackupFile(path, size_bytes, size_bytes, _FILE_MODE, int(mtime_s), digest.hexdigest()), checksum)
+
+    def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
+        """Finish the manifest; nothing can be stored after it."""
+        with self._manifest_file as file:
+            file.write(self._manifest.finish(wal_ranges))
+        self.writer.add_unsynced(_MANIFEST_NAME)
+
+    def close(self) -> None:
+        self._manifest_file.close()
+
+    def _copy_file(self, file: SourceFile, prior_size_bytes: int | None) -> None:
+        plan = plan_file(file.path, file.size_bytes, prior_size_bytes, self._changes)
+        self.block_count += file.size_bytes // BLOCK_SIZE
+        if isinstance(plan, WholeFile):
+            chunks = self._source.read_file(file.path, file.size_bytes)
+            if chunks is not None:
+                self.copied_block_count += file.size_bytes // BLOCK_SIZE
+                self.bytes_read += file.size_bytes
+                self.store(file.path, chunks, file.mtime_s)
+        else:
+            self._copy_blocks(file, plan)
+
+    def _copy_blocks(self, file: SourceFile, plan: IncrementalFile) -> None:
+        header = IncrementalHeader(plan.truncation_block_length, plan.block_numbers)
+        blocks = self._source.read_blocks(file.path, plan.block_numbers)
+        if blocks is None:
+            return
+        checksum, digest = FileChecksum(self._checksums), ContentDigest()
+        stored = BackupFile(
+            file.path,
+            header.reconstructed_block_count * BLOCK_SIZE,
+            header.file_size,
+            _FILE_MODE,
+            int(file.mtime_s),
+            "",
+            plan.truncation_block_length,
+            len(plan.block_numbers),
+        )
+        chunks = _passing(_after(header.encode(), blocks), checksum, digest)
+        written = self.writer.write(stored.stored_path, chunks)
+        assert written == header.file_size
+        self.copied_block_count += len(plan.block_numbers)
+        self.bytes_read += len(plan.block_numbers) * BLOCK_SIZE
+        self._note(stored._replace(digest=digest.hexdigest()), checksum)
+
+    def _note(self, file: BackupFile, checksum: FileChecksum) -> None:
+        self._staged.add_file(file)
+        self.totals = self.totals.plus(file)
+        self._manifest_file.write(
+            self._manifest.file_entry(
+                file.stored_path,
+                file.stored_size_bytes,
+                file.mtime_epoch_s,
+                checksum.algorithm,
+                checksum.hexdigest(),
+            )
+        )
+
+
+def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _passing(chunks: Iterable[bytes], checksum: FileChecksum, digest: ContentDigest) -> Iterator[bytes]:
+    """Pass chunks on, and take them into both checksums."""
+    for chunk in chunks:
+        checksum.update(chunk)
+        digest.update(chunk)
+        yield chunk
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that the block takes to a table."""
+    start_s = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start_s

@@ -1,0 +1,117 @@
+"""WAL for a backup: wait for the receiver that runs, or run one for as long as the backup takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pgwal.engine.stop import StopRequest
+from pgwal.engine.stream import Receiver, StreamOptions
+from pgwal.errors import PgwalError, WalGap
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.repository import Repository
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+STALLED_S = 60.0
+"""How long WAL may fail to arrive before waiting for it is given up."""
+
+
+class ReceivedWal:
+    """What arrives in a repository while a receiver runs, be it in this process or another."""
+
+    def __init__(self, repository: Repository, thread: _ReceiverThread | None) -> None:
+        self._repository = repository
+        self._thread = thread
+
+    def wait_until_written(self, timeline_id: int, lsn: Lsn) -> None:
+        """Return when WAL of a timeline can be read up to ``lsn``.
+
+        Raises the receiver's own error, or WalGap when nothing arrives for STALLED_S seconds.
+        """
+        self._wait(timeline_id, lsn, complete=False)
+
+    def wait_until_safe(self, timeline_id: int, lsn: Lsn, *, whole_segment: bool) -> None:
+        """Return when WAL of a timeline is durable up to ``lsn``, and its last segment whole where asked for."""
+        self._wait(timeline_id, lsn, complete=whole_segment)
+
+    def _wait(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> None:
+        last_position, last_progress_s = Lsn(0), time.monotonic()
+        while not self._has(timeline_id, lsn, complete=complete):
+            state = self._repository.receiver_state()
+            position = state.written_lsn if state is not None else Lsn(0)
+            if position != last_position:
+                last_position, last_progress_s = position, time.monotonic()
+            if self._thread is not None:
+                self._thread.check()
+            self._check_stalled(lsn, position, last_progress_s)
+            time.sleep(_POLL_S)
+
+    def _has(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> bool:
+        repository = self._repository
+        if repository.wal.is_complete(timeline_id, repository.geometry.last_segment_no(lsn)):
+            return True
+        state = repository.receiver_state()
+        return not complete and state is not None and state.timeline_id == timeline_id and state.flushed_lsn >= lsn
+
+    def _check_stalled(self, lsn: Lsn, position: Lsn, last_progress_s: float) -> None:
+        if time.monotonic() - last_progress_s <= STALLED_S:
+            return
+        running = self._repository.receiver_is_running()
+        raise WalGap(
+            f"WAL up to {lsn} has not arrived: the receiver has got to {position}"
+            + ("" if running else ", and no longer runs"),
+            hint="See what pgwal stream says, and whether it is connected to this server.",
+        )
+
+
+class _ReceiverThread(threading.Thread):
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__(name="pgwal-receiver", daemon=True)
+        self._receiver = receiver
+        self._error: PgwalError | None = None
+        self._crash: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._receiver.run()
+        except PgwalError as error:
+            self._error = error
+        except BaseException as error:
+            self._crash = error
+            raise
+
+    def check(self) -> None:
+        """Raise what ended the receiver, if it has ended."""
+        if self._error is not None:
+            raise self._error
+        if not self.is_alive():
+            raise PgwalError("the receiver ended before the backup did") from self._crash
+
+
+@contextmanager
+def receiving(
+    repository: Repository, parameters: ConnectionParameters, slot: str | None
+) -> Iterator[ReceivedWal]:
+    """Have WAL received into the repository while the context lasts."""
+    if repository.receiver_is_running():
+        yield ReceivedWal(repository, None)
+        return
+    stop = StopRequest()
+    receiver = Receiver(repository.store.root, parameters, StreamOptions(slot=slot), stop)
+    thread = _ReceiverThread(receiver)
+    logger.info("no receiver is running: receiving WAL for as long as the backup takes")
+    thread.start()
+    try:
+        while not receiver.streaming.wait(_POLL_S):
+            thread.check()
+        yield ReceivedWal(repository, thread)
+    finally:
+        stop.set()
+        thread.join()
+        stop.close()

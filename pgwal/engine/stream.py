@@ -1,0 +1,391 @@
+"""Receive WAL continuously, keep it, and summarise it as it arrives.
+
+The order of durability is here, in one place: write to the segment, sync it, and only then report the position
+to the server as flushed; a summary is written when the WAL it speaks of is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import tenacity
+
+from pgwal.engine.stop import StopRequest
+from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotUnavailable
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
+from pgwal.postgres.server import read_slot
+from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, WalSender
+from pgwal.replication.messages import WalData
+from pgwal.replication.session import ReplicationSession
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.repository import ReceiverState, Repository
+from pgwal.repository.wal_archive import WalWriter
+from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, parse_segment_size
+from pgwal.summary.summarizer import Summarizer, Summary
+from pgwal.wal.page_magic import wal_format_of_major
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STATUS_INTERVAL_S = 10.0
+
+# WAL that was written is synced when the server pauses for this long, or after SYNC_INTERVAL_S without a pause.
+_IDLE_S = 0.1
+_SYNC_INTERVAL_S = 1.0
+_RECONNECT_MAX_S = 5.0
+# A server that lives answers every second status; this many intervals of silence mean a dead connection.
+_SILENT_INTERVALS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server."""
+
+    slot: str | None = None
+    create_slot: bool = False
+    if_not_exists: bool = False
+    reconnect: bool = True
+    status_interval_s: float = DEFAULT_STATUS_INTERVAL_S
+    synchronous: bool = False
+    end_lsn: Lsn | None = None
+    once: bool = False
+
+
+class Receiver:
+    """Receives the WAL of one cluster into one repository; at most one runs on a repository at a time.
+
+    ``on_progress`` is called with the receiver's state whenever more WAL has become durable.
+    """
+
+    def __init__(
+        self,
+        repository_path: Path,
+        parameters: ConnectionParameters,
+        options: StreamOptions,
+        stop: StopRequest,
+        *,
+        on_progress: Callable[[ReceiverState], None] | None = None,
+    ) -> None:
+        self._repository_path = repository_path
+        self._parameters = parameters
+        self._options = options
+        self._stop = stop
+        self._on_progress = on_progress or (lambda _: None)
+        self._repository: Repository | None = None
+        self._slot_ensured = False
+        self.streaming = threading.Event()
+        """Set once the server streams: what it writes from then on will arrive."""
+
+    def run(self) -> None:
+        """Receive until asked to stop, or until the end that the options name.
+
+        An interrupted stream is taken up again, unless the options say otherwise; an error of the first
+        connection is raised.  Raises RepositoryLocked, WrongCluster, WalRemoved, ServerError and its kinds.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._is_worth_retrying),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=_RECONNECT_MAX_S),
+            stop=lambda _: self._stop.is_set(),
+            sleep=lambda seconds: None if self._stop.wait(seconds) else None,
+            before_sleep=lambda state: logger.warning(
+                "%s; trying again", state.outcome.exception() if state.outcome else "interrupted"
+            ),
+            reraise=True,
+        )
+        with ExitStack() as held:
+            try:
+                retrying(self._receive_once, held)
+            except (ConnectionFailed, ReplicationInterrupted):
+                if not self._stop.is_set():
+                    raise
+
+    def _is_worth_retrying(self, error: BaseException) -> bool:
+        connected_before = self._repository is not None
+        transient = isinstance(error, (ConnectionFailed, ReplicationInterrupted))
+        return transient and connected_before and self._options.reconnect
+
+    def _receive_once(self, held: ExitStack) -> None:
+        connection = connect_replication(self._parameters)
+        with WalSender(connection, wake_fd=self._stop.fd) as sender:
+            system = sender.identify_system()
+            identity = RepositoryIdentity(
+                system.system_identifier,
+                parse_segment_size(sender.show("wal_segment_size")),
+                sender.server_version // 10000,
+            )
+            wal_format_of_major(identity.major)
+            repository = self._hold_repository(identity, held)
+            self._ensure_slot(sender)
+            target = system.flush_lsn if self._options.once else self._options.end_lsn
+            timeline_id, start = self._start_point(sender, repository, system.timeline_id, system.flush_lsn)
+            while True:
+                logger.info("receiving WAL from %s on timeline %d", start, timeline_id)
+                stream = _TimelineStream(self, sender, repository, timeline_id, start, target)
+                end = stream.run()
+                if end is None:
+                    return
+                logger.info("timeline %d ends at %s, timeline %d follows", timeline_id, end.switch_lsn, end.next_timeline_id)
+                timeline_id = end.next_timeline_id
+                start = repository.geometry.segment_start(repository.geometry.segment_no(end.switch_lsn))
+
+    def _hold_repository(self, identity: RepositoryIdentity, held: ExitStack) -> Repository:
+        """Open the repository and take its receiver lock, once; check that the server is the same every time."""
+        if self._repository is None:
+            repository = Repository.open_or_create(self._repository_path, identity)
+            held.enter_context(repository.lock_receiver())
+            self._repository = repository
+        self._repository.require(identity)
+        return self._repository
+
+    # -- the slot and the start --------------------------------------------------------------------------------
+
+    def _ensure_slot(self, sender: WalSender) -> None:
+        slot = self._options.slot
+        if slot is not None and self._options.create_slot and not self._slot_ensured:
+            if sender.create_physical_slot(slot, if_not_exists=self._options.if_not_exists):
+                logger.info("created replication slot %s", slot)
+            self._slot_ensured = True
+
+    def _start_point(
+        self, sender: WalSender, repository: Repository, timeline_id: int, flush_lsn: Lsn
+    ) -> tuple[int, Lsn]:
+        """Return (timeline, segment start) to receive from: what the archive has, else the slot, else the server."""
+        resume = repository.wal.resume_point()
+        if resume is not None:
+            return resume
+        position = self._slot_position(sender)
+        if position is not None and position.restart_lsn is not None:
+            timeline_id = position.restart_timeline_id or timeline_id
+            flush_lsn = position.restart_lsn
+        return timeline_id, repository.geometry.segment_start(repository.geometry.segment_no(flush_lsn))
+
+    def _slot_position(self, sender: WalSender) -> SlotPosition | None:
+        """Return where the slot is, None without a slot; raises SlotUnavailable when it does not exist."""
+        slot = self._options.slot
+        if slot is None:
+            return None
+        if sender.server_version >= 150000:
+            position = sender.read_replication_slot(slot)
+        else:
+            with connect_sql(self._parameters) as connection:
+                facts = read_slot(connection, slot)
+            position = SlotPosition(facts.restart_lsn, None) if facts is not None else None
+        if position is None:
+            raise SlotUnavailable(
+                f'replication slot "{slot}" does not exist', hint="Create it: start once with --create-slot."
+            )
+        return position
+
+    # -- for _TimelineStream -----------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> StreamOptions:
+        return self._options
+
+    @property
+    def stop(self) -> StopRequest:
+        return self._stop
+
+    def started(self) -> None:
+        self.streaming.set()
+
+    def progressed(self, state: ReceiverState) -> None:
+        self._on_progress(state)
+
+    def reported_flush_lsn(self, sender: WalSender) -> Lsn:
+        """Return what the server's slot has been told already: less must not be reported again."""
+        position = self._slot_position(sender)
+        return position.restart_lsn or Lsn(0) if position is not None else Lsn(0)
+
+
+class _TimelineStream:
+    """The stream of one timeline over one connection."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        sender: WalSender,
+        repository: Repository,
+        timeline_id: int,
+        start: Lsn,
+        target: Lsn | None,
+    ) -> None:
+        self._receiver = receiver
+        self._sender = sender
+        self._repository = repository
+        self._timeline_id = timeline_id
+        self._start = start
+        self._target = target
+        self._options = receiver.options
+        self._fetch_history()
+        self._summarizer: Summarizer | None = self._resumed_summarizer()
+        self._summarised_lsn = start
+        self._writer = WalWriter(repository.store, repository.geometry, timeline_id, start)
+        self._session = ReplicationSession(
+            start,
+            self._options.status_interval_s,
+            report_flush=self._options.slot is not None or self._options.synchronous,
+            reported_flush_lsn=receiver.reported_flush_lsn(sender),
+            unix_time_offset_s=time.time() - time.monotonic(),
+        )
+        self._last_sync_s = time.monotonic()
+
+    def run(self) -> EndOfTimeline | None:
+        """Stream until the timeline ends; None when there is nothing more to do."""
+        end = self._sender.start_replication(self._options.slot, self._start, self._timeline_id)
+        self._receiver.started()
+        try:
+            while end is None:
+                if self._is_done():
+                    self._sync()
+                    self._sender.send(self._session.status_now(time.monotonic()))
+                    self._sender.finish()
+                    return None
+                end = self._step()
+        finally:
+            self._sync()
+            self._writer.close()
+        if self._summarizer is not None:
+            self._write_summaries(self._summarizer.finish_at_switch(end.switch_lsn))
+        return end
+
+    def _is_done(self) -> bool:
+        reached = self._target is not None and self._writer.written_lsn >= self._target
+        return reached or self._receiver.stop.is_set()
+
+    def _step(self) -> EndOfTimeline | None:
+        """Take one message, or the passing of time."""
+        message = self._sender.receive(self._wait_s())
+        now = time.monotonic()
+        if isinstance(message, EndOfTimeline):
+            return message
+        if message is not None:
+            event = self._session.receive(message, now)
+            if isinstance(event, WalData):
+                self._take(event)
+        elif self._is_unsynced():
+            self._sync()
+            self._report_if_synchronous(now)
+        if self._session.reply_due or now - self._last_sync_s > _SYNC_INTERVAL_S:
+            self._sync()
+        status = self._session.status_due(now)
+        if status is not None:
+            self._sender.send(status)
+        self._check_silence(now)
+        return None
+
+    def _wait_s(self) -> float:
+        wait_s = self._session.status_wait_s(time.monotonic())
+        if wait_s is None:
+            wait_s = DEFAULT_STATUS_INTERVAL_S
+        if self._is_unsynced():
+            wait_s = min(wait_s, 0 if self._options.synchronous else _IDLE_S)
+        return wait_s
+
+    def _take(self, data: WalData) -> None:
+        self._writer.write(data.data)
+        self._session.written(self._writer.written_lsn)
+        self._summarise(data.lsn, data.data)
+
+    def _summarise(self, lsn: Lsn, data: bytes | memoryview) -> None:
+        """Feed the summariser; WAL that it cannot understand ends summaries, never the receiving of WAL."""
+        summarizer = self._summarizer
+        if summarizer is None or lsn + len(data) <= summarizer.feed_lsn:
+            return
+        try:
+            assert lsn <= summarizer.feed_lsn
+            summarizer.feed(data[summarizer.feed_lsn - lsn :])
+        except FormatError as error:
+            logger.error("%s; WAL is received on, but no longer summarised", error)
+            self._summarizer = None
+
+    def _is_unsynced(self) -> bool:
+        return self._writer.flushed_lsn < self._writer.written_lsn
+
+    def _sync(self) -> None:
+        """Make what was written durable, then note it, then write the summaries that it completes."""
+        self._last_sync_s = time.monotonic()
+        self._writer.sync()
+        if self._session.flushed_lsn == self._writer.flushed_lsn:
+            return
+        self._session.flushed(self._writer.flushed_lsn)
+        if self._summarizer is not None:
+            self._summarised_lsn = self._summarizer.position
+            self._write_summaries(self._summarizer.take_finished())
+        state = ReceiverState(
+            self._timeline_id,
+            self._writer.written_lsn,
+            self._writer.flushed_lsn,
+            self._summarised_lsn,
+            self._options.slot,
+        )
+        self._repository.write_receiver_state(state)
+        self._receiver.progressed(state)
+
+    def _report_if_synchronous(self, now: float) -> None:
+        if self._options.synchronous:
+            self._sender.send(self._session.status_now(now))
+
+    def _check_silence(self, now: float) -> None:
+        interval_s = self._options.status_interval_s
+        if interval_s and self._session.silence_s(now) > _SILENT_INTERVALS * interval_s:
+            raise ReplicationInterrupted(f"the server has been silent for {self._session.silence_s(now):.0f} s")
+
+    def _write_summaries(self, summaries: list[Summary]) -> None:
+        for summary in summaries:
+            self._repository.summaries.write(summary.range, summary.block_map)
+
+    def _fetch_history(self) -> None:
+        if not self._repository.wal.has_history(self._timeline_id):
+            content = self._sender.timeline_history(self._timeline_id)
+            self._repository.wal.write_history(self._timeline_id, content)
+
+    # -- where the summariser goes on --------------------------------------------------------------------------
+
+    def _resumed_summarizer(self) -> Summarizer | None:
+        """Return a summariser that goes on from the last summary, fed with the WAL that is here already."""
+        begin = self._summary_start()
+        identity = self._repository.identity
+        self._summarizer = Summarizer(
+            self._timeline_id,
+            wal_format_of_major(identity.major),
+            self._repository.geometry,
+            begin,
+            system_identifier=identity.system_identifier,
+        )
+        position = Lsn(begin - begin % WAL_PAGE_SIZE)
+        if position < self._start:
+            for data in self._repository.wal.read(self._timeline_id, begin):
+                self._summarise(position, data[: self._start - position])
+                position = Lsn(position + len(data))
+                if position >= self._start or self._summarizer is None:
+                    break
+                self._write_summaries(self._summarizer.take_finished())
+        return self._summarizer
+
+    def _summary_start(self) -> Lsn:
+        """Return the end of the last summary, or else the oldest position from which WAL is here without a hole."""
+        oldest = self._oldest_contiguous_lsn()
+        ends = [r.end for r in self._repository.summaries.ranges() if r.timeline_id == self._timeline_id]
+        if ends and max(ends) >= oldest:
+            return max(ends)
+        if self._timeline_id > 1:
+            history = self._repository.wal.history(self._timeline_id)
+            return max(oldest, history.switches[-1].switch_lsn)
+        return oldest
+
+    def _oldest_contiguous_lsn(self) -> Lsn:
+        geometry = self._repository.geometry
+        complete = {
+            s.segment_no for s in self._repository.wal.segments() if s.complete and s.timeline_id == self._timeline_id
+        }
+        segment_no = geometry.segment_no(self._start)
+        while segment_no - 1 in complete:
+            segment_no -= 1
+        return geometry.segment_start(segment_no)

@@ -1,0 +1,83 @@
+"""What changed in a range of WAL: summaries where they lie in it whole, the WAL itself where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pgwal.errors import ObjectNotFound, WalGap, WalLevelMinimal
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.repository import Repository
+from pgwal.summary.block_map import BlockMap
+from pgwal.summary.coverage import cover
+from pgwal.summary.summarizer import ChangeReader
+from pgwal.timeline import TimelineHistory
+from pgwal.wal.page_magic import wal_format_of_major
+
+
+def window(repository: Repository, start_timeline_id: int, start: Lsn, timeline_id: int, end: Lsn) -> list[LsnRange]:
+    """Return the ranges, oldest first, that lead from a position on one timeline to one on another.
+
+    Raises TimelineMismatch when they do not, WalGap when the history file of the later timeline is not there.
+    """
+    if start_timeline_id == timeline_id:
+        return TimelineHistory(timeline_id).ranges(timeline_id, start, end)
+    return read_history(repository, timeline_id).ranges(start_timeline_id, start, end)
+
+
+def read_history(repository: Repository, timeline_id: int) -> TimelineHistory:
+    """Return a timeline's history; raises WalGap when the receiver has not fetched its file."""
+    try:
+        return repository.wal.history(timeline_id)
+    except ObjectNotFound as error:
+        raise WalGap(
+            f"the history of timeline {timeline_id} is not in the repository",
+            hint="Run pgwal stream until it follows that timeline, or take a full backup.",
+        ) from error
+
+
+def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
+    """Return the exact map of consecutive ranges, one for each timeline, merged strictly in LSN order.
+
+    Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive,
+    WalLevelMinimal when a part was written with wal_level = minimal, FormatError when something is damaged.
+    """
+    block_map = BlockMap()
+    summaries = repository.summaries.ranges()
+    for index, wanted in enumerate(ranges):
+        for piece, summarised in cover(wanted, summaries, repository.geometry):
+            changes = repository.summaries.read(piece) if summarised else _scan(repository, piece)
+            follows_switch = index > 0 and piece.start == wanted.start
+            precedes_switch = index < len(ranges) - 1 and piece.end == wanted.end
+            if follows_switch or precedes_switch:
+                changes.forget_limits()
+            block_map.merge(changes)
+    return block_map
+
+
+def _scan(repository: Repository, wanted: LsnRange) -> BlockMap:
+    """Read the WAL of a range that no summary covers."""
+    identity = repository.identity
+    reader = ChangeReader(
+        wal_format_of_major(identity.major),
+        repository.geometry,
+        wanted.start,
+        wanted.end,
+        system_identifier=identity.system_identifier,
+    )
+    for data in repository.wal.read(wanted.timeline_id, wanted.start):
+        reader.feed(data)
+        if reader.complete or reader.end_of_wal is not None:
+            break
+    if reader.minimal_lsn is not None:
+        raise WalLevelMinimal(
+            f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
+            " which does not log every change",
+            hint="Take a full backup.",
+        )
+    if not reader.complete:
+        missing = LsnRange(wanted.timeline_id, reader.position, wanted.end)
+        raise WalGap(
+            f"WAL is missing: {missing} is neither summarised nor in the repository",
+            hint="If the server still has it, pgwal stream will fetch it; else take a full backup.",
+        )
+    return reader.block_map

@@ -1,0 +1,254 @@
+"""How connections are made: parameters as psql takes them, SQL and replication connections, libpq's errors.
+
+Knows nothing of what the connections are used for.  Values that are not given come from where libpq looks for
+them: PG* variables, services, .pgpass.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPLICATION_NAME = "pgwal"
+
+# Used where neither the parameters nor the environment say otherwise.  libpq's own connect_timeout is endless.
+# The session that holds a backup open is idle for hours; firewalls and NAT forget it unless TCP keeps it alive.
+_DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "60"}
+
+# Set for a role or database, these would end a session that waits for a checkpoint or for files to be copied.
+# Not every version has each.
+_TIMEOUTS = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+]
+
+# What is never printed, and what is in its place.
+_SECRETS = {"password", "sslpassword"}
+_HIDDEN = "********"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionParameters:
+    """Where to connect to and as whom: a libpq connection string or URI, empty for libpq's defaults."""
+
+    conninfo: str = ""
+
+    @classmethod
+    def from_options(
+        cls,
+        dbname: str | None = None,
+        *,
+        host: str | None = None,
+        port: str | int | None = None,
+        user: str | None = None,
+    ) -> ConnectionParameters:
+        """Combine -d, -h, -p and -U as psql does: what a connection string in ``dbname`` says wins.
+
+        Raises ConnectionFailed when ``dbname`` looks like a connection string and is not one.
+        """
+        options = {"host": host, "port": port, "user": user}
+        if dbname is not None and _is_connection_string(dbname):
+            options.update(_parse_conninfo(dbname))
+        else:
+            options["dbname"] = dbname
+        return cls(make_conninfo("", **{key: value for key, value in options.items() if value is not None}))
+
+    def with_password(self, password: str) -> ConnectionParameters:
+        """Return the same parameters with a password that was asked for."""
+        return replace(self, conninfo=make_conninfo(self.conninfo, password=password))
+
+    def __str__(self) -> str:
+        values = _parse_conninfo(self.conninfo)
+        return make_conninfo("", **(values | dict.fromkeys(_SECRETS & values.keys(), _HIDDEN)))
+
+    def __repr__(self) -> str:
+        return f"ConnectionParameters({str(self)!r})"
+
+
+def _is_connection_string(dbname: str) -> bool:
+    return "=" in dbname or dbname.startswith(("postgresql://", "postgres://"))
+
+
+def _parse_conninfo(conninfo: str) -> dict[str, str]:
+    try:
+        return {key: str(value) for key, value in conninfo_to_dict(conninfo).items() if value is not None}
+    except psycopg.Error as error:
+        # libpq's message may quote the string, password and all, so it is not passed on.
+        raise ConnectionFailed(
+            "the connection string is not valid",
+            hint='Write "host=... port=... dbname=... user=..." or postgresql://user@host:port/dbname.',
+        ) from error
+
+
+def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
+    """Open a connection for SQL: autocommit, without timeouts, with pg_catalog alone in the search path.
+
+    Raises ConnectionFailed (PasswordRequired among them).
+    """
+    connection = _connect(parameters, {})
+    with translated_errors(connection):
+        # First, so that no function of another schema takes the place of the server's own.
+        connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+        connection.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY (%s)", [_TIMEOUTS])
+    return connection
+
+
+def connect_replication(
+    parameters: ConnectionParameters, *, application_name: str | None = None
+) -> psycopg.Connection:
+    """Open a connection for physical replication; give it to WalSender, it takes no SQL.
+
+    ``application_name``, which synchronous_standby_names may list, wins over one in the parameters.
+    Raises ConnectionFailed (PasswordRequired among them), or PrivilegeMissing for a role without REPLICATION.
+    """
+    # The name "replication" means nothing to the server here, but it is what .pgpass has for such connections.
+    extra = {"replication": "true", "dbname": "replication"}
+    if application_name is not None:
+        extra["application_name"] = application_name
+    return _connect(parameters, extra)
+
+
+def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> psycopg.Connection:
+    """Open a connection; psycopg walks over several hosts and addresses, each with the time-out."""
+    values = _parse_conninfo(parameters.conninfo)
+    known = _libpq_defaults() | values
+    if "service" not in known:
+        values |= {key: value for key, value in _DEFAULTS.items() if key not in known}
+    values |= {"fallback_application_name": APPLICATION_NAME, "client_encoding": "UTF8", **extra}
+    try:
+        return psycopg.connect(make_conninfo("", **values), autocommit=True)
+    except psycopg.Error as error:
+        raise _connection_error(error, values.get("user")) from error
+
+
+def _libpq_defaults() -> dict[str, str]:
+    """Return what libpq takes from the environment and its own defaults."""
+    return {
+        option.keyword.decode(): option.val.decode(errors="replace")
+        for option in pq.Conninfo.get_defaults()
+        if option.val
+    }
+
+
+# ---- errors ----
+
+
+@contextmanager
+def translated_errors(connection: psycopg.Connection) -> Iterator[None]:
+    """Turn psycopg's errors on ``connection`` into pgwal's.
+
+    A connection that is lost gives ConnectionFailed, SQLSTATE 42501 PrivilegeMissing, all else ServerError.
+    """
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PrivilegeMissing(error_text(error), hint=error.diag.message_hint) from error
+    except psycopg.Error as error:
+        if connection.broken or connection.closed:
+            raise ConnectionFailed(f"the connection was lost: {error_text(error)}") from error
+        raise ServerError(error_text(error), hint=error.diag.message_hint) from error
+
+
+def error_text(error: psycopg.Error) -> str:
+    """Return the server's message and detail, or else libpq's text, in one line."""
+    if error.diag.message_primary is None:
+        return one_line(str(error))
+    return one_line(": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))))
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a message and drop what psycopg puts before libpq's text."""
+    text = re.sub(r"^(?:connection failed|connection is bad|consuming input failed): ", "", text.strip())
+    return " ".join(text.split())
+
+
+# libpq hands over no SQLSTATE when a connection fails, so the kinds are told apart by the text, and a server that
+# speaks another language is left without hint.  The first pattern that is found counts.
+_HINTS = (
+    (
+        r"password authentication failed",
+        "Check the password of {role}: in .pgpass or PGPASSWORD, or asked for with -W.",
+    ),
+    (
+        r"no pg_hba\.conf entry for replication",
+        'Add a line for database "replication" and {role} to pg_hba.conf, then reload the server:'
+        " database name all does not cover replication connections.",
+    ),
+    (r"no pg_hba\.conf entry", "Add a line for {role} to the server's pg_hba.conf, then reload the server."),
+    (r'database ".*" does not exist', "Name a database that exists with -d, such as -d postgres."),
+    (r'role ".*" does not exist', "Name the role with -U, or create it: CREATE ROLE ... LOGIN REPLICATION."),
+    (
+        r"max_wal_senders",
+        "Raise max_wal_senders (this needs a restart), or end a replication connection that is not needed.",
+    ),
+    (
+        r"too many (clients|connections)|connection slots are reserved",
+        "Raise max_connections, or end connections that are not needed.",
+    ),
+    (
+        r"the database system is (starting up|shutting down|in recovery mode|not (yet )?accepting connections)",
+        "Try again when the server accepts connections; a standby needs hot_standby = on for SQL.",
+    ),
+    (
+        r'service ".*" not found|service file',
+        "Check the service name, and PGSERVICEFILE or ~/.pg_service.conf.",
+    ),
+    (r"SSL|certificate", "Check sslmode, sslrootcert and sslcert against what the server offers."),
+    (
+        r"failed to resolve host|could not translate host name|[Nn]ame or service not known",
+        "Check the host name given with -h or PGHOST.",
+    ),
+    (
+        r"timeout expired|[Tt]imed out",
+        "Check host and port, and whether a firewall lies between; connect_timeout sets how long to wait.",
+    ),
+    (
+        r"[Cc]onnection refused|[Nn]o such file or directory|No route to host|[Nn]etwork is unreachable",
+        "Check that the server runs and that -h and -p (or PGHOST and PGPORT) name it.",
+    ),
+)
+
+# In 13 to 15, and since 16.
+_NO_REPLICATION = r"must be superuser or replication role to start walsender|permission denied to start WAL sender"
+
+
+def _connection_error(error: psycopg.Error, user: str | None) -> ServerError:
+    """Return the pgwal error for a connection that could not be made."""
+    pgconn = error.pgconn
+    text = one_line(str(error))
+    role = _role_of(pgconn, user)
+    if re.search(_NO_REPLICATION, text):
+        return PrivilegeMissing(text, hint=f"A superuser can run: ALTER ROLE {role} REPLICATION;")
+    if pgconn is not None and pgconn.needs_password:
+        return PasswordRequired(text, hint="Give the password with -W, in .pgpass or in PGPASSWORD.")
+    for pattern, hint in _HINTS:
+        if re.search(pattern, text):
+            return ConnectionFailed(text, hint=hint.format(role=role))
+    return ConnectionFailed(text)
+
+
+def _role_of(pgconn: pq.abc.PGconn | None, user: str | None) -> str:
+    """Return the role that tried to log in, quoted for SQL where that is needed."""
+    name = user or _libpq_defaults().get("user") or "the role"
+    if pgconn is not None and pgconn.user:
+        name = pgconn.user.decode(errors="replace")
+    return quoted_identifier(name)
+
+
+def quoted_identifier(name: str) -> str:
+    """Return a name as SQL takes it; quoted unless it is plain lower case."""
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'

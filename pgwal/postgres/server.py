@@ -1,0 +1,287 @@
+"""What SQL tells about a server, and the session that holds a backup open.
+
+Knows nothing of files and of replication.  Everything here works for a role without special rights, but for the
+two backup functions.
+Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 to 18.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired, UnsupportedVersion
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import error_text, quoted_identifier, translated_errors
+from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
+from pgwal.segment import WAL_PAGE_SIZE
+
+OLDEST_MAJOR = 13
+NEWEST_MAJOR = 18
+
+
+# ---- facts ----
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server is: sizes in bytes.
+
+    ``data_directory`` is None when the role may not see it.  On a standby ``full_page_writes`` and ``timeline_id``
+    are those of the last restart point, and the primary's.  ``tablespaces`` maps the OID of each tablespace that
+    was created (not pg_default, pg_global) to its location.
+    """
+
+    version_num: int
+    system_identifier: int
+    timeline_id: int
+    segment_size: int
+    block_size: int
+    wal_page_size: int
+    blocks_per_file: int
+    data_directory: str | None
+    wal_level: str
+    full_page_writes: bool
+    data_checksums: bool
+    in_recovery: bool
+    tablespaces: dict[int, str]
+
+    @property
+    def major(self) -> int:
+        return self.version_num // 10000
+
+
+# The timeline: the checkpoint's lags behind after a promotion, until the first checkpoint; so a primary is asked
+# for the name of the segment it writes, and a standby for the highest timeline it must have replayed.
+# pg_settings hides the rows that a role may not see, where current_setting would fail.
+_FACTS = """
+    SELECT current_setting('server_version_num')::int AS version_num,
+           system_identifier,
+           CASE WHEN in_recovery
+                THEN greatest(checkpoint.timeline_id, min_recovery_end_timeline)
+                ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int
+           END AS timeline_id,
+           bytes_per_wal_segment AS segment_size,
+           database_block_size AS block_size,
+           wal_block_size AS wal_page_size,
+           blocks_per_segment AS blocks_per_file,
+           (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory,
+           current_setting('wal_level') AS wal_level,
+           CASE WHEN in_recovery
+                THEN checkpoint.full_page_writes
+                ELSE current_setting('full_page_writes')::bool
+           END AS full_page_writes,
+           data_page_checksum_version > 0 AS data_checksums,
+           in_recovery
+      FROM pg_control_system(),
+           pg_control_init(),
+           pg_control_checkpoint() AS checkpoint,
+           pg_control_recovery(),
+           pg_is_in_recovery() AS in_recovery
+"""
+
+_TABLESPACES = "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
+
+
+def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
+    """Read what pgwal must know about a server; any role may.
+
+    Raises UnsupportedVersion for a server that is not of 13 to 18, SettingRequired for one that was built with
+    other block sizes.
+    """
+    _check_version(connection.info.server_version)
+    with translated_errors(connection):
+        row = connection.cursor(row_factory=dict_row).execute(_FACTS).fetchone()
+        tablespaces = connection.execute(_TABLESPACES, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
+    assert row is not None
+    # The SQL type of the identifier is a signed bigint.
+    row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
+    facts = ServerFacts(**row, tablespaces={int(oid): location for oid, location in tablespaces})
+    _check_sizes(facts)
+    return facts
+
+
+def _check_version(version_num: int) -> None:
+    if not OLDEST_MAJOR <= version_num // 10000 <= NEWEST_MAJOR:
+        raise UnsupportedVersion(
+            f"the server is PostgreSQL {version_num // 10000}.{version_num % 10000},"
+            f" only {OLDEST_MAJOR} to {NEWEST_MAJOR} are supported"
+        )
+
+
+def _check_sizes(facts: ServerFacts) -> None:
+    for name, needed, found in (
+        ("block size", BLOCK_SIZE, facts.block_size),
+        ("WAL block size", WAL_PAGE_SIZE, facts.wal_page_size),
+        ("number of blocks in a relation segment", BLOCKS_PER_FILE, facts.blocks_per_file),
+    ):
+        if needed != found:
+            raise SettingRequired(
+                f"the server was built with a {name} of {found}, pgwal works with {needed} only",
+                hint="These are PostgreSQL's defaults; only a server that was built with them is supported.",
+            )
+
+
+def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
+    """Return up to where WAL is durable on the server; on a standby, what it has received or replayed."""
+    with translated_errors(connection):
+        (lsn,) = _one_row(
+            connection,
+            "SELECT CASE WHEN pg_is_in_recovery()"
+            " THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
+            " ELSE pg_current_wal_flush_lsn() END::text",
+        )
+    return Lsn.parse(lsn)
+
+
+# ---- slots ----
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """A replication slot; ``wal_status`` is reserved, extended, unreserved or lost (None: no WAL is reserved)."""
+
+    name: str
+    slot_type: str
+    active: bool
+    active_pid: int | None
+    restart_lsn: Lsn | None
+    wal_status: str | None
+
+
+def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
+    """Return what the server says of a replication slot, None when there is none of this name; any role may."""
+    with translated_errors(connection):
+        row = connection.execute(
+            "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status"
+            " FROM pg_replication_slots WHERE slot_name = %s",
+            (name,),
+        ).fetchone()
+    if row is None:
+        return None
+    slot_type, active, active_pid, restart_lsn, wal_status = row
+    lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
+    return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status)
+
+
+# ---- backups ----
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStop:
+    """What the end of a backup gives: the files go into the backup, ``tablespace_map`` only if it is not empty."""
+
+    stop_lsn: Lsn
+    label_file: bytes
+    tablespace_map: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _BackupFunctions:
+    """The SQL of one range of versions; the files as the bytes that they have in the database's own encoding."""
+
+    start: str
+    stop: str
+    signatures: tuple[str, str]
+
+
+_FILES = (
+    "SELECT lsn::text, convert_to(labelfile, getdatabaseencoding()),"
+    " convert_to(coalesce(spcmapfile, ''), getdatabaseencoding()) FROM "
+)
+
+# wait_for_archive is false in both: it is pgwal that keeps the WAL, and knows what it has.
+_SINCE_15 = _BackupFunctions(
+    start="SELECT pg_backup_start(%(label)s, %(fast)s)::text",
+    stop=_FILES + "pg_backup_stop(wait_for_archive => false)",
+    signatures=("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
+)
+_BEFORE_15 = _BackupFunctions(
+    start="SELECT pg_start_backup(%(label)s, %(fast)s, exclusive => false)::text",
+    stop=_FILES + "pg_stop_backup(exclusive => false, wait_for_archive => false)",
+    signatures=("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"),
+)
+
+
+def _backup_functions(version_num: int) -> _BackupFunctions:
+    return _SINCE_15 if version_num >= 150000 else _BEFORE_15
+
+
+def backup_function_signatures(version_num: int) -> tuple[str, str]:
+    """Return the functions that start and stop a backup, as GRANT EXECUTE ON FUNCTION names them."""
+    return _backup_functions(version_num).signatures
+
+
+class BackupSession:
+    """A backup's session: the server stays in backup mode for as long as it is connected.
+
+    Takes over the connection, and closes it when the context is left.  When that is without ``stop``, the server
+    gives up backup mode, and the backup with it.
+    """
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        self._functions = _backup_functions(connection.info.server_version)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._connection.close()
+
+    def start(self, label: str, *, fast: bool) -> Lsn:
+        """Start the backup and return its start LSN: a redo position; it waits for a checkpoint.
+
+        Without ``fast`` that checkpoint is spread out and takes minutes.
+        Raises PrivilegeMissing or SettingRequired, each with what to do.
+        """
+        if "\n" in label:
+            raise PgwalError("a backup's label must be a single line")
+        return Lsn.parse(self._call(self._functions.start, {"label": label, "fast": fast})[0])
+
+    def stop(self) -> BackupStop:
+        """Stop the backup; does not wait until WAL is archived.
+
+        Raises ServerError when the server has given the backup up, as a standby does that was promoted.
+        """
+        stop_lsn, label_file, tablespace_map = self._call(self._functions.stop, {})
+        return BackupStop(Lsn.parse(stop_lsn), label_file, tablespace_map)
+
+    def _call(self, query: str, parameters: dict[str, object]) -> tuple[Any, ...]:
+        with translated_errors(self._connection):
+            try:
+                return _one_row(self._connection, query, parameters)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise self._privilege_missing(error) from error
+            except psycopg.errors.ObjectNotInPrerequisiteState as error:
+                raise self._not_possible(error) from error
+
+    def _privilege_missing(self, error: psycopg.Error) -> PrivilegeMissing:
+        info = self._connection.info
+        functions = ", ".join(f"pg_catalog.{signature}" for signature in self._functions.signatures)
+        return PrivilegeMissing(
+            error_text(error),
+            # Function privileges are kept per database.
+            hint=f"A superuser can run, in database {quoted_identifier(info.dbname)}:"
+            f" GRANT EXECUTE ON FUNCTION {functions} TO {quoted_identifier(info.user)};",
+        )
+
+    def _not_possible(self, error: psycopg.Error) -> ServerError:
+        (wal_level,) = _one_row(self._connection, "SELECT current_setting('wal_level')")
+        if wal_level == "minimal":
+            return SettingRequired(
+                error_text(error), hint="Set wal_level = replica and restart the server: minimal WAL leaves out data."
+            )
+        return ServerError(error_text(error), hint=error.diag.message_hint)
+
+
+def _one_row(
+    connection: psycopg.Connection, query: str, parameters: dict[str, object] | None = None
+) -> tuple[Any, ...]:
+    """Run a query that always gives one row."""
+    row = connection.execute(query, parameters).fetchone()
+    assert row is not None, query
+    return row

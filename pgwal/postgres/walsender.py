@@ -1,0 +1,467 @@
+"""Replication commands and the COPY of a WAL stream, over libpq's PGconn: a pump that moves bytes and waits.
+
+Knows nothing of what the bytes mean; ``pgwal.replication`` does.  Whatever ends a stream comes out as a value or
+as one of pgwal's errors.  One thread, no callbacks, no busy loop: it waits in poll() for the socket, for a
+file descriptor that wakes it, or for the time to pass, and holds no more than libpq's buffer for one message.
+
+Follows "Streaming Replication Protocol" in the manual and src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 18.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+from psycopg import pq
+
+from pgwal.errors import (
+    FormatError,
+    PgwalError,
+    PrivilegeMissing,
+    ReplicationInterrupted,
+    ServerError,
+    SettingRequired,
+    SlotUnavailable,
+    WalRemoved,
+)
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import one_line, quoted_identifier
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn, PGresult
+
+# Replication commands answer at once; a server that takes longer than this is as good as gone.
+COMMAND_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SystemIdentity:
+    """The answer to IDENTIFY_SYSTEM; ``flush_lsn`` is what a standby has received, on a standby."""
+
+    system_identifier: int
+    timeline_id: int
+    flush_lsn: Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPosition:
+    """Where a physical slot holds back WAL; both None for a slot that has reserved none yet."""
+
+    restart_lsn: Lsn | None
+    restart_timeline_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTimeline:
+    """The timeline that was streamed ends at ``switch_lsn``, from where ``next_timeline_id`` goes on.
+
+    ``switch_lsn`` can lie before the end of what was streamed: half a record may have been sent already.
+    """
+
+    next_timeline_id: int
+    switch_lsn: Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The row that a command answered with: raw values by column name."""
+
+    command: str
+    values: dict[str, bytes | None]
+
+    @classmethod
+    def of_result(cls, result: PGresult, command: str) -> Self:
+        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        return cls(command, {name: result.get_value(0, column) for column, name in enumerate(names)})
+
+    def required(self, column: str) -> bytes:
+        value = self.values.get(column)
+        if value is None:
+            raise FormatError(f"{self.command}: the server's answer has no {column}")
+        return value
+
+
+class _State(Enum):
+    IDLE = "idle"
+    STREAMING = "streaming"
+    CLOSED = "closed"
+
+
+class WalSender:
+    """The server's walsender as seen from here; owns a connection that connect_replication has opened.
+
+    ``wake_fd`` is a file descriptor, such as the reading end of a pipe that signal handlers write to; ``receive``
+    returns as soon as it is readable.  Nothing is read from it here.
+    """
+
+    def __init__(self, connection: psycopg.Connection, *, wake_fd: int | None = None) -> None:
+        self._connection = connection
+        self._pgconn: PGconn = connection.pgconn
+        self._pgconn.nonblocking = 1
+        self._wake_fd = wake_fd
+        self._state = _State.IDLE
+        self._timeline_id = 0
+        self._lost: str | None = None
+        self._unsent = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; a stream that is under way is cut off.  May be called again."""
+        self._state = _State.CLOSED
+        self._connection.close()
+
+    @property
+    def server_version(self) -> int:
+        """The server's version number, such as 170010."""
+        return self._pgconn.server_version
+
+    # ---- commands ----
+
+    def identify_system(self) -> SystemIdentity:
+        """Ask which cluster this is, on which timeline it writes and how far its WAL is durable."""
+        row = self._one_row("IDENTIFY_SYSTEM")
+        return SystemIdentity(
+            int(row.required("systemid")),
+            int(row.required("timeline")),
+            Lsn.parse(row.required("xlogpos").decode()),
+        )
+
+    def show(self, name: str) -> str:
+        """Return the value of a server setting, with its unit (``16MB``)."""
+        return self._one_row(f'SHOW "{name}"').required(name).decode()
+
+    def timeline_history(self, timeline_id: int) -> bytes:
+        """Return the content of a timeline's history file; empty for timeline 1, which has none.
+
+        Raises ServerError when the server does not have the file.
+        """
+        if timeline_id == 1:
+            return b""
+        return self._one_row(f"TIMELINE_HISTORY {timeline_id}").required("content")
+
+    def create_physical_slot(self, name: str, *, reserve_wal: bool = True, if_not_exists: bool = False) -> bool:
+        """Create a physical replication slot; with ``reserve_wal`` it holds WAL back from the last checkpoint on.
+
+        Returns False when there is a slot of this name and ``if_not_exists`` is given.
+        Raises SlotUnavailable when there is one and it is not, PrivilegeMissing, or SettingRequired when the
+        server has no room for another slot.
+        """
+        reserve = " RESERVE_WAL" if reserve_wal else ""
+        try:
+            self._execute(f"CREATE_REPLICATION_SLOT {_slot_name(name)} PHYSICAL{reserve}")
+        except _SlotExists:
+            if if_not_exists:
+                return False
+            raise
+        return True
+
+    def read_replication_slot(self, name: str) -> SlotPosition | None:
+        """Return the position of a physical slot, None when there is no such slot.  For servers since 15.
+
+        Raises ServerError for a logical slot.
+        """
+        assert self.server_version >= 150000, "READ_REPLICATION_SLOT came with PostgreSQL 15"
+        row = self._one_row(f"READ_REPLICATION_SLOT {_slot_name(name)}")
+        if row.values["slot_type"] is None:
+            return None
+        lsn, timeline_id = row.values["restart_lsn"], row.values["restart_tli"]
+        return SlotPosition(
+            None if lsn is None else Lsn.parse(lsn.decode()), None if timeline_id is None else int(timeline_id)
+        )
+
+    def drop_slot(self, name: str) -> None:
+        """Drop a replication slot.  Raises SlotUnavailable when there is none or it is in use."""
+        self._execute(f"DROP_REPLICATION_SLOT {_slot_name(name)}")
+
+    # ---- the stream ----
+
+    def start_replication(self, slot: str | None, lsn: Lsn, timeline_id: int) -> EndOfTimeline | None:
+        """Start to stream WAL of a timeline from ``lsn`` on, holding WAL back by ``slot``.
+
+        Returns EndOfTimeline when the timeline ends exactly there: nothing streams then.
+        Raises SlotUnavailable when the slot is missing, in use or invalidated, PrivilegeMissing, or ServerError.
+        That the WAL is gone, or the position is in the future, shows only in ``receive``.
+        """
+        self._timeline_id = timeline_id
+        using = f"SLOT {_slot_name(slot)} " if slot is not None else ""
+        command = f"START_REPLICATION {using}PHYSICAL {lsn} TIMELINE {timeline_id}"
+        results = self._execute(command, until=pq.ExecStatus.COPY_BOTH)
+        if results[-1].status == pq.ExecStatus.COPY_BOTH:
+            self._state = _State.STREAMING
+            return None
+        return _end_of_timeline(results, command)
+
+    def receive(self, timeout_s: float) -> memoryview | EndOfTimeline | None:
+        """Return the next message, waiting for it; None when the time is over or ``wake_fd`` is readable.
+
+        EndOfTimeline ends the stream and leaves the connection ready for the next command.
+        Raises WalRemoved when the server no longer has the WAL, ReplicationInterrupted when it ended the stream
+        or is gone, other ServerError when it refuses to go on.
+        """
+        assert self._state is _State.STREAMING, "no stream"
+        deadline = time.monotonic() + timeout_s
+        while True:
+            payload = self._take_message()
+            if payload is not None:
+                return payload
+            if self._state is not _State.STREAMING:
+                return self._end_of_copy()
+            if not self._wait(deadline, self._wake_fd):
+                return None
+
+    def send(self, payload: bytes) -> None:
+        """Send a message without blocking; what the socket does not take now goes out during ``receive``."""
+        assert self._state is _State.STREAMING, "no stream"
+        try:
+            queued = self._pgconn.put_copy_data(payload)
+        except psycopg.Error as error:
+            self._note_lost(error)
+            return
+        if queued != 1:
+            self._lost = "no memory to send a status update"
+        self._flush()
+
+    def finish(self) -> None:
+        """End the stream from this side and wait until the server has, too; WAL still on its way is dropped.
+
+        The connection is ready for the next command then.  Raises what ``receive`` raises.
+        """
+        assert self._state is _State.STREAMING, "no stream"
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        self._put_copy_end()
+        while self._state is _State.STREAMING:
+            if self._take_message() is None and self._state is _State.STREAMING and not self._wait(deadline):
+                raise self._interrupted("the server did not end the stream in time")
+        self._check(self._results(deadline), "START_REPLICATION")
+
+    def _take_message(self) -> memoryview | None:
+        """Return a message that libpq holds, None when it needs more input or the copy has ended (see the state)."""
+        try:
+            size, payload = self._pgconn.get_copy_data(1)
+        except psycopg.Error as error:
+            raise self._interrupted(one_line(str(error))) from error
+        if size > 0:
+            return payload
+        if size < 0:
+            self._state = _State.IDLE
+        elif self._lost is not None:
+            # Only now: what had arrived before the connection broke has been given out.
+            raise self._interrupted(self._lost)
+        return None
+
+    def _end_of_copy(self) -> EndOfTimeline:
+        """Find out why the server ended the copy."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        command = "START_REPLICATION"
+        results = self._results(deadline, until=pq.ExecStatus.COPY_IN)
+        if results and results[-1].status == pq.ExecStatus.COPY_IN:
+            # A CopyDone of the server: it says more when it has ours.
+            self._put_copy_end()
+            results = self._results(deadline)
+        if results and results[0].status == pq.ExecStatus.COMMAND_OK:
+            # Complete, but no row with a next timeline, and usually no connection any more.
+            raise self._interrupted("the server ended the stream, as it does when it shuts down")
+        self._check(results, command)
+        return _end_of_timeline(results, command)
+
+    def _put_copy_end(self) -> None:
+        try:
+            self._pgconn.put_copy_end()
+        except psycopg.Error as error:
+            self._note_lost(error)
+        self._flush()
+
+    # ---- running commands ----
+
+    def _one_row(self, command: str) -> _Row:
+        """Run a command that answers with one row, and return that."""
+        for result in self._execute(command):
+            if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
+                return _Row.of_result(result, command)
+        raise FormatError(f"{command}: the server's answer is not one row")
+
+    def _execute(self, command: str, until: pq.ExecStatus | None = None) -> list[PGresult]:
+        """Run a command and return its results, the last of which has the status ``until`` when one has it."""
+        assert self._state is _State.IDLE, f"{command} while {self._state.value}"
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        try:
+            self._pgconn.send_query(command.encode())
+        except psycopg.Error as error:
+            raise self._interrupted(one_line(str(error))) from error
+        self._flush()
+        results = self._results(deadline, until)
+        self._check(results, command)
+        return results
+
+    def _results(self, deadline: float, until: pq.ExecStatus | None = None) -> list[PGresult]:
+        """Collect the results up to the end of the command, or up to one with the status ``until``."""
+        results: list[PGresult] = []
+        while True:
+            while self._pgconn.is_busy():
+                if self._lost is not None:
+                    # libpq makes a result of the end of the connection.
+                    break
+                if not self._wait(deadline):
+                    raise self._interrupted(f"the server did not answer within {COMMAND_TIMEOUT_S:.0f} s")
+            result = self._pgconn.get_result()
+            if result is None:
+                return results
+            results.append(result)
+            if result.status == until:
+                return results
+
+    def _check(self, results: list[PGresult], command: str) -> None:
+        """Raise the first error among the results as pgwal's."""
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise self._error(result, command)
+        if not results:
+            raise self._interrupted(self._lost or f"no answer to {command}")
+
+    # ---- waiting ----
+
+    def _wait(self, deadline: float, wake_fd: int | None = None) -> bool:
+        """Wait for input and take it in; False when the time is over or ``wake_fd`` is readable."""
+        if self._lost is not None:
+            return True
+        poller = select.poll()
+        poller.register(self._pgconn.socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        if wake_fd is not None:
+            poller.register(wake_fd, select.POLLIN)
+        # poll() takes whole milliseconds: rounded up, or the last one would be spent in a busy loop.
+        remaining_ms = max(0, -int((time.monotonic() - deadline) * 1000 // 1))
+        ready = dict(poller.poll(remaining_ms))
+        socket_events = ready.pop(self._pgconn.socket, 0)
+        if socket_events & ~select.POLLOUT:
+            self._consume_input()
+        if self._unsent:
+            self._flush()
+        return bool(socket_events) and not ready
+
+    def _consume_input(self) -> None:
+        """Take in what the socket has, once; libpq's buffer grows to the size of one message at most."""
+        try:
+            self._pgconn.consume_input()
+            if self._pgconn.ssl_in_use:
+                # libpq reads at least 8 kB, a TLS record has up to 16: the rest is in the TLS library, where
+                # poll() does not see it.
+                self._pgconn.consume_input()
+        except psycopg.Error as error:
+            self._note_lost(error)
+
+    def _flush(self) -> None:
+        try:
+            self._unsent = self._pgconn.flush() == 1
+        except psycopg.Error as error:
+            self._note_lost(error)
+
+    def _note_lost(self, error: psycopg.Error) -> None:
+        """Remember that the connection is broken; it is raised when what had arrived is used up."""
+        self._unsent = False
+        if self._lost is None:
+            # The first line tells what happened, the others guess at why.
+            self._lost = one_line(str(error).partition("\n")[0])
+
+    # ---- errors ----
+
+    def _interrupted(self, reason: str) -> ReplicationInterrupted:
+        return ReplicationInterrupted(f"replication was interrupted: {reason}")
+
+    def _error(self, result: PGresult, command: str) -> PgwalError:
+        """Return pgwal's error for a result that is one; told by SQLSTATE, for messages may be translated."""
+        sqlstate = _field(result, pq.DiagnosticField.SQLSTATE)
+        if sqlstate is None:
+            # An error of libpq's own: the connection is gone.
+            return self._interrupted(self._lost or one_line(result.get_error_message()))
+        text = ": ".join(
+            part
+            for field in (pq.DiagnosticField.MESSAGE_PRIMARY, pq.DiagnosticField.MESSAGE_DETAIL)
+            if (part := _field(result, field))
+        )
+        segment = re.search(r"\b[0-9A-F]{24}\b", text)
+        if sqlstate == _UNDEFINED_FILE and segment is not None:
+            return _wal_removed(segment[0])
+        if sqlstate[:3] in _INTERRUPTIONS:
+            return self._interrupted(text)
+        verb = command.partition(" ")[0]
+        kind, hint = _ERRORS.get((verb, sqlstate)) or _ERRORS.get(("", sqlstate)) or (ServerError, None)
+        if hint is not None:
+            hint = hint.format(role=quoted_identifier((self._pgconn.user or b"").decode(errors="replace")))
+        return kind(text, hint=hint or _field(result, pq.DiagnosticField.MESSAGE_HINT))
+
+
+class _SlotExists(SlotUnavailable):
+    """The slot to create exists."""
+
+
+# Class 08, connection exceptions, and 57P: the server shuts down, has crashed or is starting.
+_INTERRUPTIONS = ("080", "57P")
+_UNDEFINED_FILE = "58P01"
+
+_UNUSABLE = (
+    "Use a physical slot that is pgwal's own; if the server has invalidated it, drop it and create it again:"
+    " where WAL was lost meanwhile, a full backup is needed."
+)
+_FEATURES = "The server needs wal_level = replica and max_replication_slots above 0 (a restart)."
+
+# By command and SQLSTATE.
+_ERRORS: dict[tuple[str, str], tuple[type[ServerError], str | None]] = {
+    ("START_REPLICATION", "42704"): (SlotUnavailable, "Create it: start once with --create-slot."),
+    ("START_REPLICATION", "55006"): (
+        SlotUnavailable,
+        "A slot serves one receiver at a time: stop the other one, or use a slot of another name.",
+    ),
+    ("START_REPLICATION", "55000"): (SlotUnavailable, _UNUSABLE),
+    ("CREATE_REPLICATION_SLOT", "42710"): (_SlotExists, "Use it as it is with --if-not-exists."),
+    ("CREATE_REPLICATION_SLOT", "53400"): (SettingRequired, "Drop a slot, or raise max_replication_slots."),
+    ("CREATE_REPLICATION_SLOT", "55000"): (SettingRequired, _FEATURES),
+    ("DROP_REPLICATION_SLOT", "42704"): (SlotUnavailable, None),
+    ("DROP_REPLICATION_SLOT", "55006"): (SlotUnavailable, "Stop its receiver first."),
+    ("", "42501"): (PrivilegeMissing, "A superuser can run: ALTER ROLE {role} REPLICATION;"),
+}
+
+
+def _wal_removed(segment: str) -> WalRemoved:
+    return WalRemoved(
+        f"the server has already removed WAL segment {segment}, which is needed next",
+        hint="Copy it from another archive into the repository if there is one. Otherwise go on from a newer"
+        " position and take a full backup; a replication slot prevents this.",
+    )
+
+
+def _end_of_timeline(results: list[PGresult], command: str) -> EndOfTimeline:
+    """Read the row that tells where a timeline ended and which one follows.  Raises FormatError if there is none."""
+    for result in results:
+        if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
+            row = _Row.of_result(result, command)
+            return EndOfTimeline(int(row.required("next_tli")), Lsn.parse(row.required("next_tli_startpos").decode()))
+    raise FormatError(f"{command}: the server neither streams nor tells of a next timeline")
+
+
+def _field(result: PGresult, field: pq.DiagnosticField) -> str | None:
+    value = result.error_field(field)
+    return None if value is None else one_line(value.decode(errors="replace"))
+
+
+def _slot_name(name: str) -> str:
+    """Check a slot's name and quote it, for a bare one could be a keyword.
+
+    What must be escaped inside of quotes is no slot's name; and before 18 the server's replication grammar does
+    not understand a doubled quote.  Raises SlotUnavailable.
+    """
+    if re.fullmatch(r"[a-z0-9_]{1,63}", name) is None:
+        raise SlotUnavailable(
+            f"{name!r} is not a name for a replication slot",
+            hint="It may contain lower case letters, digits and underscores, and is at most 63 characters long.",
+        )
+    return f'"{name}"'

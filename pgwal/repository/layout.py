@@ -1,0 +1,64 @@
+"""Names of what a repository holds, and the file that says whose it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pgwal.errors import FormatError, UnsupportedVersion
+from pgwal.segment import WalGeometry
+
+IDENTITY_NAME = "pgwal.json"
+WAL_DIRECTORY = "wal"
+SUMMARY_DIRECTORY = "summaries"
+BACKUP_DIRECTORY = "backups"
+RECEIVER_STATE_NAME = "receiver.json"
+RECEIVER_LOCK_NAME = "receiver.lock"
+BACKUP_LOCK_NAME = "backup.lock"
+
+BACKUP_DATA_DIRECTORY = "data"
+BACKUP_ENTRY_NAME = "backup.json"
+UNFINISHED_SUFFIX = ".unfinished"
+"""Of a backup that is being taken, or was abandoned: such a directory is no backup."""
+
+PARTIAL_SUFFIX = ".partial"
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryIdentity:
+    """Which cluster a repository belongs to."""
+
+    system_identifier: int
+    segment_size: int
+    major: int
+
+    @property
+    def geometry(self) -> WalGeometry:
+        return WalGeometry(self.segment_size)
+
+    def encode(self) -> bytes:
+        document = {
+            "pgwal-repository": _FORMAT_VERSION,
+            "system_identifier": str(self.system_identifier),
+            "wal_segment_size": self.segment_size,
+            "major": self.major,
+        }
+        return json.dumps(document, indent=2).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes) -> RepositoryIdentity:
+        """Parse pgwal.json; raises FormatError, or UnsupportedVersion for a newer format."""
+        try:
+            document = json.loads(content)
+            version = document["pgwal-repository"]
+            identity = cls(
+                int(document["system_identifier"]), int(document["wal_segment_size"]), int(document["major"])
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{IDENTITY_NAME} cannot be read: {error!r}") from error
+        if version != _FORMAT_VERSION:
+            raise UnsupportedVersion(f"{IDENTITY_NAME} has format {version}, this pgwal knows {_FORMAT_VERSION}")
+        WalGeometry(identity.segment_size)
+        return identity

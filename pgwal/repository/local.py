@@ -1,0 +1,210 @@
+"""A repository in a directory of a local file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.repository.store import StoredObject
+
+_DIRECTORY_MODE = 0o700
+_FILE_MODE = 0o600
+_HINTS = {
+    errno.ENOSPC: "Free some space; what was reported as received is safe.",
+    errno.EDQUOT: "Free some space; what was reported as received is safe.",
+    errno.EROFS: "The repository needs a file system that can be written.",
+    errno.EACCES: "Run pgwal as the user that owns the repository.",
+}
+
+
+@contextlib.contextmanager
+def _translated(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectNotFound(f"cannot {action} {path}: it does not exist") from error
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0)
+        raise RepositoryError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalAppender:
+    """A preallocated file; see pgwal.repository.store.Appender."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        with _translated("open", path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+            try:
+                self._allocate(size_bytes)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+
+    def _allocate(self, size_bytes: int) -> None:
+        size = os.fstat(self._descriptor).st_size
+        if size == size_bytes:
+            return
+        if size > size_bytes:
+            raise RepositoryError(f"{self._path} has {size} bytes, at most {size_bytes} were expected")
+        # Zeros are written, not only reserved: no later write may fail for want of space, or change metadata.
+        zeros = bytes(1 << 20)
+        for offset in range(0, size_bytes, len(zeros)):
+            if offset + len(zeros) > size:
+                start = max(offset, size)
+                os.pwrite(self._descriptor, zeros[: min(offset + len(zeros), size_bytes) - start], start)
+        os.fsync(self._descriptor)
+        sync_directory(self._path.parent)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        with _translated("write", self._path):
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                offset += written
+                view = view[written:]
+
+    def sync(self) -> None:
+        with _translated("sync", self._path):
+            os.fsync(self._descriptor)
+
+    def rename(self, name: str) -> None:
+        self.sync()
+        with _translated("rename", self._path):
+            self._path.rename(self._path.with_name(name))
+            sync_directory(self._path.parent)
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class LocalStore:
+    """A directory; see pgwal.repository.store.Store.  Files are created 0600, directories 0700."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def create_directory(self, name: str) -> None:
+        """Make a directory and its parents, durably; it may be there already."""
+        path = self.path(name)
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        with _translated("create", path):
+            for directory in reversed(missing):
+                directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+                sync_directory(directory.parent)
+
+    def read(self, name: str) -> bytes:
+        with _translated("read", self.path(name)):
+            return self.path(name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        with _translated("open", self.path(name)):
+            return self.path(name).open("rb", buffering=0)  # type: ignore[return-value]
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        self.write_chunks(name, (content,), durable=durable)
+
+    def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+        path = self.path(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with _translated("write", path):
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.writelines(chunks)
+                    file.flush()
+                    if durable:
+                        os.fsync(file.fileno())
+                temporary.rename(path)
+                if durable:
+                    sync_directory(path.parent)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def preallocate(self, name: str, size_bytes: int) -> LocalAppender:
+        return LocalAppender(self.path(name), size_bytes)
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def list(self, directory: str) -> list[StoredObject]:
+        path = self.path(directory)
+        if not path.is_dir():
+            return []
+        with _translated("list", path), os.scandir(path) as entries:
+            found = []
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # renamed since: another process completes segments
+                    if entry.is_file():
+                        found.append(StoredObject(entry.name, entry.stat().st_size))
+        return sorted(found)
+
+    def list_directories(self, directory: str) -> list[str]:  # type: ignore[valid-type]
+        path = self.path(directory)
+        if not path.is_dir():
+            return []
+        with _translated("list", path), os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+
+    def rename_directory(self, old: str, new: str) -> None:
+        with _translated("rename", self.path(old)):
+            self.path(old).rename(self.path(new))
+            sync_directory(self.path(new).parent)
+
+    def delete_directory(self, name: str) -> None:
+        with _translated("delete", self.path(name)):
+            shutil.rmtree(self.path(name))
+
+    @contextlib.contextmanager
+    def lock(self, name: str, holder: str) -> Iterator[None]:
+        path = self.path(name)
+        with _translated("lock", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                raise RepositoryLocked(f"{path} is held by {other}") from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self, name: str) -> bool:
+        path = self.path(name)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False

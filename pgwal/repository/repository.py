@@ -1,0 +1,123 @@
+"""A repository: one cluster's WAL, summaries and backups on top of a store."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pgwal.errors import ObjectNotFound, WrongCluster
+from pgwal.lsn import Lsn
+from pgwal.repository.catalogue import Catalogue
+from pgwal.repository.layout import (
+    BACKUP_DIRECTORY,
+    BACKUP_LOCK_NAME,
+    IDENTITY_NAME,
+    RECEIVER_LOCK_NAME,
+    RECEIVER_STATE_NAME,
+    SUMMARY_DIRECTORY,
+    WAL_DIRECTORY,
+    RepositoryIdentity,
+)
+from pgwal.repository.local import LocalStore
+from pgwal.repository.summaries import SummaryFiles
+from pgwal.repository.wal_archive import WalArchive
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverState:
+    """What the receiver last said of itself; advisory, for people and for whoever waits for WAL."""
+
+    timeline_id: int
+    written_lsn: Lsn
+    flushed_lsn: Lsn
+    summarised_lsn: Lsn
+    slot: str | None
+
+    def encode(self) -> bytes:
+        return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in asdict(self).items()}).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes) -> ReceiverState:
+        document = json.loads(content)
+        positions = {k: Lsn.parse(v) for k, v in document.items() if k.endswith("_lsn")}
+        return cls(timeline_id=document["timeline_id"], slot=document["slot"], **positions)
+
+
+class Repository:
+    """An opened repository; ``identity`` says whose it is."""
+
+    def __init__(self, store: LocalStore, identity: RepositoryIdentity) -> None:
+        self.store = store
+        self.identity = identity
+        self.geometry = identity.geometry
+        self.wal = WalArchive(store, identity.geometry)
+        self.summaries = SummaryFiles(store)
+        self.catalogue = Catalogue(store)
+
+    @classmethod
+    def open(cls, path: Path) -> Repository:
+        """Open what is there; raises ObjectNotFound when there is no repository."""
+        store = LocalStore(path)
+        try:
+            identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
+        except ObjectNotFound:
+            raise ObjectNotFound(
+                f"there is no repository in {path}",
+                hint="pgwal stream, full and backup make one; check --repo or PGWAL_REPO.",
+            ) from None
+        return cls(store, identity)
+
+    @classmethod
+    def open_or_create(cls, path: Path, identity: RepositoryIdentity) -> Repository:
+        """Open the repository of a cluster, or make it.
+
+        Raises WrongCluster when the one that is there belongs to another cluster.
+        """
+        store = LocalStore(path)
+        store.create_directory("")
+        for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY):
+            store.create_directory(directory)
+        if not store.exists(IDENTITY_NAME):
+            store.write(IDENTITY_NAME, identity.encode())
+        repository = cls.open(path)
+        repository.require(identity)
+        return repository
+
+    def require(self, identity: RepositoryIdentity) -> None:
+        """Raise WrongCluster unless the repository belongs to the cluster with this identity."""
+        mine = self.identity
+        if mine.system_identifier != identity.system_identifier:
+            raise WrongCluster(
+                f"repository {self.store.root} belongs to the cluster with system identifier"
+                f" {mine.system_identifier}, this one has {identity.system_identifier}",
+                hint="Use another repository for each cluster, or check the connection.",
+            )
+        if mine.major != identity.major or mine.segment_size != identity.segment_size:
+            raise WrongCluster(
+                f"repository {self.store.root} is of PostgreSQL {mine.major} with WAL segments of"
+                f" {mine.segment_size} bytes, this cluster has {identity.major} and {identity.segment_size}",
+                hint="Use another repository after an upgrade.",
+            )
+
+    def lock_receiver(self) -> AbstractContextManager[None]:
+        """Hold the right to write WAL and summaries; raises RepositoryLocked."""
+        return self.store.lock(RECEIVER_LOCK_NAME, "a receiver")
+
+    def lock_backups(self) -> AbstractContextManager[None]:
+        """Hold the right to add and remove backups; raises RepositoryLocked."""
+        return self.store.lock(BACKUP_LOCK_NAME, "a backup")
+
+    def receiver_is_running(self) -> bool:
+        return self.store.is_locked(RECEIVER_LOCK_NAME)
+
+    def receiver_state(self) -> ReceiverState | None:
+        """Return what a receiver last said, running or not; None before the first one."""
+        try:
+            return ReceiverState.decode(self.store.read(RECEIVER_STATE_NAME))
+        except ObjectNotFound:
+            return None
+
+    def write_receiver_state(self, state: ReceiverState) -> None:
+        self.store.write(RECEIVER_STATE_NAME, state.encode(), durable=False)

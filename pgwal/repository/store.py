@@ -1,0 +1,76 @@
+"""The contract of a place that holds a repository: named objects in a flat tree, durable when a call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import BinaryIO, NamedTuple, Protocol
+
+
+class StoredObject(NamedTuple):
+    """An object and its size in bytes."""
+
+    name: str
+    size_bytes: int
+
+
+class Appender(Protocol):
+    """An object of fixed size that is written in place, such as a WAL segment that is being received."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write at a byte offset; not durable until ``sync``."""
+
+    def sync(self) -> None:
+        """Make all that was written durable."""
+
+    def rename(self, name: str) -> None:
+        """Sync, give the object its final name, durably, and close it."""
+
+    def close(self) -> None:
+        """Close without syncing or renaming."""
+
+
+class Store(Protocol):
+    """Named objects; names are relative paths with ``/``.
+
+    Every method raises RepositoryError for what the storage itself refuses (full, read-only, not there).
+    """
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes; raises ObjectNotFound."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open an object for reading, unbuffered; raises ObjectNotFound."""
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        """Put an object in place of what had its name, whole or not at all; durable unless told otherwise."""
+
+    def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+        """As ``write``, from pieces."""
+
+    def preallocate(self, name: str, size_bytes: int) -> Appender:
+        """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place."""
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is an object or directory of this name."""
+
+    def list(self, directory: str) -> list[StoredObject]:
+        """Return the objects directly in a directory, by name; an absent directory is empty."""
+
+    def list_directories(self, directory: str) -> list[str]:
+        """Return the names of the directories directly in a directory, in order."""
+
+    def rename_directory(self, old: str, new: str) -> None:
+        """Give a directory, whose contents are durable already, its final name, durably."""
+
+    def delete_directory(self, name: str) -> None:
+        """Remove a directory with all that is in it."""
+
+    def lock(self, name: str, holder: str) -> AbstractContextManager[None]:
+        """Hold an exclusive lock until the context is left or the process dies.
+
+        Raises RepositoryLocked, naming the holder, when another process has it.
+        """
+
+    def is_locked(self, name: str) -> bool:
+        """Tell whether some process holds the lock."""

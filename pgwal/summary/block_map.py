@@ -1,0 +1,134 @@
+"""Which blocks of which relation forks changed: the block map (the server's "block reference table").
+
+Semantics are those of src/common/blkreftable.c, PostgreSQL 17 and 18.  Block sets are roaring bitmaps, which cost
+at most 8 KiB for 65536 consecutive blocks (512 MiB of relation) and two bytes for a lonely block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pyroaring import BitMap
+
+from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
+
+_ALL_BLOCKS = 1 << 32
+
+
+class RelationFork(NamedTuple):
+    """The key of an entry; ``rel_number`` 0 with the main fork stands for a whole database directory."""
+
+    spc_oid: int
+    db_oid: int
+    rel_number: int
+    fork: int
+
+
+class ForkChanges:
+    """What changed in one fork.
+
+    ``limit_block`` is the shortest length in blocks that the fork had (0: created, dropped or rewritten;
+    INVALID_BLOCK_NUMBER: never shortened).  ``blocks`` are those that changed after the last shortening below them.
+    """
+
+    __slots__ = ("blocks", "limit_block")
+
+    def __init__(self) -> None:
+        self.limit_block = INVALID_BLOCK_NUMBER
+        self.blocks = BitMap()
+
+    def set_limit(self, limit_block: int) -> None:
+        if limit_block < self.limit_block:
+            self.limit_block = limit_block
+            self.blocks.remove_range(limit_block, _ALL_BLOCKS)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ForkChanges):
+            return NotImplemented
+        return self.limit_block == other.limit_block and self.blocks == other.blocks
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ForkChanges(limit_block={self.limit_block}, blocks={self.blocks!r})"
+
+
+class BlockMap:
+    """The changes of a range of WAL, by relation fork; build it strictly in LSN order."""
+
+    def __init__(self) -> None:
+        self._entries: dict[RelationFork, ForkChanges] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return self._entries == other._entries if isinstance(other, BlockMap) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"BlockMap({self._entries!r})"
+
+    def entries(self) -> Iterator[tuple[RelationFork, ForkChanges]]:
+        """Yield the entries in the order of summary files: tablespace, database, relation, fork."""
+        for key in sorted(self._entries):
+            yield key, self._entries[key]
+
+    def get(self, key: RelationFork) -> ForkChanges | None:
+        return self._entries.get(key)
+
+    def set_limit(self, key: RelationFork, limit_block: int) -> None:
+        """Record that the fork was shortened to ``limit_block`` blocks: what was known of later blocks is void."""
+        self._entry(key).set_limit(limit_block)
+
+    def mark(self, key: RelationFork, block_numbers: Iterable[int]) -> None:
+        """Record that blocks of the fork changed."""
+        self._entry(key).blocks.update(block_numbers)
+
+    def merge(self, later: BlockMap) -> None:
+        """Append the changes of a range that follows this one in LSN order."""
+        for key, changes in later._entries.items():
+            entry = self._entry(key)
+            entry.set_limit(changes.limit_block)
+            entry.blocks |= changes.blocks
+
+    def forget_limits(self) -> None:
+        """Count every limit as 0, so that forks which were shortened are copied whole.
+
+        For ranges that touch a timeline switch, where a truncation may not have happened in this history.
+        """
+        for changes in self._entries.values():
+            if changes.limit_block != INVALID_BLOCK_NUMBER:
+                changes.limit_block = 0
+
+    def block_count(self) -> int:
+        """Return how many changed blocks the map holds."""
+        return sum(len(changes.blocks) for changes in self._entries.values())
+
+    # -- what the plan of a backup asks (pgwal.backup.plan.ChangedBlocks) --------------------------------------------
+
+    def limit_block(self, spc_oid: int, db_oid: int, rel_number: int, fork: int) -> int:
+        changes = self._entries.get(RelationFork(spc_oid, db_oid, rel_number, fork))
+        return INVALID_BLOCK_NUMBER if changes is None else changes.limit_block
+
+    def blocks_between(
+        self, spc_oid: int, db_oid: int, rel_number: int, fork: int, start: int, stop: int
+    ) -> array[int]:
+        """Return the changed blocks from ``start`` up to but not including ``stop``, ascending."""
+        changes = self._entries.get(RelationFork(spc_oid, db_oid, rel_number, fork))
+        if changes is None or stop <= start:
+            return array("I")
+        return array("I", (changes.blocks & BitMap(range(start, stop))).to_array())
+
+    def database_copied(self, spc_oid: int, db_oid: int) -> bool:
+        """Tell whether the whole directory of a database in a tablespace was created or dropped."""
+        return RelationFork(spc_oid, db_oid, 0, Fork.MAIN) in self._entries
+
+    def _entry(self, key: RelationFork) -> ForkChanges:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = ForkChanges()
+        return entry

