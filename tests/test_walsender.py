@@ -173,7 +173,7 @@ def test_what_is_flushed_moves_the_slot(server: ThrowawayServer) -> None:
         stream.run_while(lambda: Lsn.parse(restart_lsn() or "0/0") < end)
 
 
-@pytest.mark.postgres(15)
+@pytest.mark.postgres(13, 15, 17)
 def test_streaming_over_tls_loses_no_time(server: ThrowawayServer) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl command to make a certificate with")

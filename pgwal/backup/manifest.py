@@ -280,16 +280,14 @@ _WAL_RANGE_KEYS = frozenset({"Timeline", "Start-LSN", "End-LSN"})
 def _decode_file(item: Any) -> ManifestFile:
     _check_keys(item, _FILE_KEYS, {"Size"})
     path = _decode_file_path(item)
-    last_modified = item.get("Last-Modified", "")
-    algorithm = item.get("Checksum-Algorithm")
-    checksum = item.get("Checksum")
-    texts = (last_modified, algorithm or "", checksum or "")
-    if not all(isinstance(text, str) for text in texts):
-        raise FormatError(f"manifest: a member of {path!r} is not a string")
-    if algorithm is None and checksum is not None:
+    for name in ("Last-Modified", "Checksum-Algorithm", "Checksum"):
+        if not isinstance(item.get(name, ""), str):
+            raise FormatError(f"manifest: {name} of {path!r} is not a string")
+    if "Checksum" in item and "Checksum-Algorithm" not in item:
         raise FormatError(f"manifest: {path!r} has a checksum without its algorithm")
-    algorithm = "NONE" if algorithm is None else algorithm.upper()
-    checksum = None if checksum is None else checksum.lower()
+    last_modified = item.get("Last-Modified", "")
+    algorithm = item.get("Checksum-Algorithm", "NONE").upper()
+    checksum = item["Checksum"].lower() if "Checksum" in item else None
     _check_checksum(path, algorithm, checksum)
     return ManifestFile(path, _decode_integer("Size", item["Size"], _MAX_SIZE), last_modified, algorithm, checksum)
 
@@ -297,14 +295,15 @@ def _decode_file(item: Any) -> ManifestFile:
 def _decode_file_path(item: dict[str, Any]) -> str:
     if ("Path" in item) == ("Encoded-Path" in item):
         raise FormatError("manifest: a file needs either Path or Encoded-Path")
-    path = item.get("Path")
-    if path is None:
+    if "Path" in item:
+        path = item["Path"]
+        if not isinstance(path, str) or not _is_unicode(path):
+            raise FormatError(f"manifest: invalid Path {path!r}")
+    else:
         encoded = item["Encoded-Path"]
         if not isinstance(encoded, str) or re.fullmatch("(?:[0-9A-Fa-f]{2})*", encoded) is None:
             raise FormatError(f"manifest: invalid Encoded-Path {encoded!r}")
         path = decode_path(bytes.fromhex(encoded))
-    elif not isinstance(path, str) or not _is_unicode(path):
-        raise FormatError(f"manifest: invalid Path {path!r}")
     check_path(path)
     return path
 
@@ -425,8 +424,7 @@ class _MemberScanner:
 
     def _items(self, name: str) -> Iterator[tuple[str, Any] | None]:
         yield from self._expect("[")
-        self._skip_space()
-        if self._text[self._at : self._at + 1] == "]":
+        if (yield from self._next_character()) == "]":
             self._at += 1
             return
         more = True
@@ -445,16 +443,19 @@ class _MemberScanner:
 
     def _expect(self, characters: str) -> Generator[None, None, str]:
         """Take one of ``characters`` and return it."""
-        while True:
-            self._skip_space()
-            if self._at < len(self._text):
-                break
-            yield None
-        found = self._text[self._at]
+        found = yield from self._next_character()
         if found not in characters:
             raise FormatError(f"manifest: {found!r} where one of {characters!r} is due")
         self._at += 1
         return found
+
+    def _next_character(self) -> Generator[None, None, str]:
+        """Return the next character that is no space, without taking it."""
+        while True:
+            self._skip_space()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            yield None
 
     def _value(self) -> Generator[None, None, Any]:
         """Take one JSON value, waiting until the text holds all of it."""

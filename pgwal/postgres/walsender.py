@@ -108,6 +108,7 @@ class WalSender:
         self._timeline_id = 0
         self._lost: str | None = None
         self._unsent = False
+        self._tls_drained = False
 
     def __enter__(self) -> Self:
         return self
@@ -251,6 +252,7 @@ class WalSender:
         except psycopg.Error as error:
             raise self._interrupted(one_line(str(error))) from error
         if size > 0:
+            self._tls_drained = False
             return payload
         if size < 0:
             self._state = _State.IDLE
@@ -334,6 +336,9 @@ class WalSender:
         """Wait for input and take it in; False when the time is over or ``wake_fd`` is readable."""
         if self._lost is not None:
             return True
+        if self._pgconn.ssl_in_use and not self._tls_drained:
+            self._drain_tls()
+            return True
         poller = select.poll()
         poller.register(self._pgconn.socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         if wake_fd is not None:
@@ -344,18 +349,29 @@ class WalSender:
         socket_events = ready.pop(self._pgconn.socket, 0)
         if socket_events & ~select.POLLOUT:
             self._consume_input()
+            self._tls_drained = False
         if self._unsent:
             self._flush()
         return bool(socket_events) and not ready
 
+    def _drain_tls(self) -> None:
+        """Take in what the TLS library has decrypted already, which poll() does not see.
+
+        libpq reads only what its buffer has room for, at least 8 kB, while a TLS record has up to 16.  Of two
+        calls in a row, the first makes room where there is none and the second reads until nothing is left or
+        the buffer is full, in which case it holds a whole message.  So when the caller finds no message after
+        this, nothing is left, and it may sleep.
+        """
+        self._consume_input()
+        self._consume_input()
+        self._tls_drained = True
+
     def _consume_input(self) -> None:
-        """Take in what the socket has, once; libpq's buffer grows to the size of one message at most."""
+        """Take in what the socket has, once; libpq's buffer grows to the size of two messages at most."""
+        if self._lost is not None:
+            return
         try:
             self._pgconn.consume_input()
-            if self._pgconn.ssl_in_use:
-                # libpq reads at least 8 kB, a TLS record has up to 16: the rest is in the TLS library, where
-                # poll() does not see it.
-                self._pgconn.consume_input()
         except psycopg.Error as error:
             self._note_lost(error)
 

@@ -71,15 +71,16 @@ cdef uint64_t _u64(const uint8_t *data, uint64_t at) noexcept nogil
 cdef class WalScanner:
     # The cluster and what is wanted of its WAL.
     cdef uint64_t _segment_size, _segment_mask, _system_identifier, _start_lsn, _stop, _expected_prev
-    cdef uint32_t _magic, _compressed_bits
+    cdef readonly uint32_t magic
+    cdef uint32_t _compressed_bits
     cdef bint _has_top_level_xid, _has_custom_rmgrs, _derives
     # Where the walk is.
-    cdef uint64_t _at, _skip_to, _position, _feed_lsn, _prev_lsn
+    cdef uint64_t _at, _skip_to
+    cdef readonly uint64_t feed_lsn, position, last_record_lsn, record_count, block_reference_count
     cdef int _state, _reason
     cdef bint _has_prev, _is_linked
-    cdef uint32_t _timeline
+    cdef readonly uint32_t timeline_id
     cdef object _failure
-    cdef uint64_t _records, _references
     # The chunk and those that wait.
     cdef object _chunk, _queue
     cdef uint64_t _cursor
@@ -94,10 +95,12 @@ cdef class WalScanner:
     cdef uint64_t _record_capacity, _record_lsn, _record_total, _have, _want, _want_of_page, _discarded_lsn
     cdef bint _is_link_checked, _has_discarded
     # The record that was parsed last.
-    cdef uint64_t _main_at, _main_length, _lsn, _end_lsn, _link, _block_0, _block_1
-    cdef uint32_t _xid, _rmid, _info
+    cdef uint64_t _main_at, _main_length, _lsn, _block_0, _block_1
+    cdef uint32_t _rmid, _info
     cdef int _detail
     cdef bint _is_in_record, _held
+    cdef readonly uint64_t special_lsn, special_end_lsn, special_prev_lsn
+    cdef readonly uint32_t special_xid, special_rmid, special_info
     cdef readonly bytes special_main
     # Tables.
     cdef object _found, _log, _derived, _seen, _places, _numbers, _slots

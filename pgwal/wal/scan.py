@@ -15,17 +15,14 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 try:
     import cython  # type: ignore[import-untyped]
 except ImportError:
-
-    class cython:  # type: ignore[no-redef]
-        """What this file uses of Cython, which it takes to compile it but not to run it."""
-
-        compiled = False
-        nogil = nullcontext()
+    # Cython is needed to compile this file, not to run it; these are all the names that it uses.
+    cython = SimpleNamespace(compiled=False, nogil=nullcontext())
 
 
 from pgwal.errors import FormatError, UnknownRecord
@@ -216,17 +213,26 @@ class WalScanner:
     Feed it bytes from the start of ``start_lsn``'s page on, in chunks of any size, and call ``scan`` until it says
     NEED_DATA.  A chunk is not copied: it must stay as it is until then.
 
-    ``stop_lsn`` may be set at any time: no record that starts at or after it is taken.
-
-    After SPECIAL, ``special_*`` hold a record that changes relation files, or the rules of recovery, outside of
-    its block references.  Records that start before ``start_lsn`` on its page are walked and checked, not reported.
-
     ``magic`` 0 takes the format from the first page.  ``system_identifier`` 0 fits any.  ``prev_lsn``, when given,
     is where the record before ``start_lsn`` starts: the first record that is reported must link to it.
     ``derive_map_blocks`` False spares whoever never takes derived blocks the memory that they would pile up in.
 
     scan() raises FormatError for a record whose CRC is right and whose contents are not, UnknownRecord for one that
     announces what is not known, UnsupportedVersion for an unknown page magic.  Errors and END_OF_WAL are final.
+    Records that start before ``start_lsn`` on its page are walked and checked in the same way, but not reported.
+
+    feed_lsn               the position of the next byte to feed
+    position               where the next record starts, as far as is known: the end of the last one (aligned to 8;
+                           a page boundary stays one, though the record will start after that page's header), the
+                           next segment after XLOG_SWITCH, the page that discards a record which a crash cut off;
+                           before the first record the earliest place where it can start.  After END_OF_WAL where
+                           there is no record: the start of the one that is incomplete or wrong, or the bad page
+    timeline_id            of the newest page
+    magic                  of the pages, 0 while it is unknown
+    last_record_lsn        where the newest whole record starts, also one before ``start_lsn``; 0 before there is one
+    record_count           how many records were reported
+    block_reference_count  how many block references they had, repetitions included
+    special_*              after SPECIAL, the record that Python must decode; ``special_end_lsn`` as WalRecord.end_lsn
     """
 
     def __init__(
@@ -252,18 +258,18 @@ class WalScanner:
         self._stop = (1 << 64) - 1
         self._set_format(0)
         self._at = start_lsn - start_lsn % _PAGE_SIZE
-        self._feed_lsn = self._at
-        self._position = self._at
+        self.feed_lsn = self._at
+        self.position = self._at
         self._skip_to = self._at
         self._state = _FINDING_FIRST
-        self._prev_lsn = 0
+        self.last_record_lsn = 0
         self._has_prev = False
         self._is_linked = False
-        self._timeline = 0
+        self.timeline_id = 0
         self._reason = 0
         self._failure: FormatError | None = None
-        self._records = 0
-        self._references = 0
+        self.record_count = 0
+        self.block_reference_count = 0
         self._start_page()
         self._start_record()
         self._start_special()
@@ -302,31 +308,59 @@ class WalScanner:
         self._main_length = 0
         self._is_in_record = False
         self._lsn = 0
-        self._end_lsn = 0
-        self._link = 0
-        self._xid = 0
         self._rmid = 0
         self._info = 0
         self._detail = 0
+        self.special_lsn = 0
+        self.special_end_lsn = 0
+        self.special_prev_lsn = 0
+        self.special_xid = 0
+        self.special_rmid = 0
+        self.special_info = 0
         self.special_main = b""
 
+    def _start_tables(self) -> None:
+        self._found = array("Q", bytes(8 * _MAX_REFERENCES))
+        self._found_at = _double_words_of(self._found)
+        self._found_count = 0
+        self._held = False
+        self._block_0 = 0
+        self._block_1 = 0
+        self._derived_blocks: dict[RelationFork, set[int]] = {}
+        self._log = array("Q", bytes(8 * _INITIAL_LOG))
+        self._derived = array("Q", bytes(8 * _INITIAL_DERIVED))
+        self._log_count = 0
+        self._derived_count = 0
+        self._forget_seen()
+        self._start_relations()
+
+    def _start_relations(self) -> None:
+        self._places = array("Q", bytes(8 * _INITIAL_RELATIONS))
+        self._numbers = array("Q", bytes(8 * _INITIAL_RELATIONS))
+        self._slots = array("I", bytes(4 * 2 * _INITIAL_RELATIONS))
+        self._relation_count: int = 0
+        self._forget_last_relation()
+        self._bind_tables()
+
+    def _forget_last_relation(self) -> None:
+        self._last_place: int = 0
+        self._last_number: int = _NO_NUMBER
+        self._last_relation: int = 0
+
+    def _bind_tables(self) -> None:
+        """Tell the loop where the tables are and up to where they are free."""
+        self._log_at = _double_words_of(self._log)
+        self._log_limit = len(self._log) - _MAX_REFERENCES
+        self._derived_at = _double_words_of(self._derived)
+        self._derived_limit = len(self._derived) - _MAX_DERIVED
+        self._places_at = _double_words_of(self._places)
+        self._numbers_at = _double_words_of(self._numbers)
+        # Relation 0 is none.
+        self._relation_limit = len(self._places) - 1 - _MAX_NEW_RELATIONS
+        self._slots_at = _words_of(self._slots)
+        self._slot_mask = len(self._slots) - 1
+
     # -- what the caller sees --------------------------------------------------------------------------------
-
-    @property
-    def feed_lsn(self) -> int:
-        """The position of the next byte to feed."""
-        return self._feed_lsn
-
-    @property
-    def position(self) -> int:
-        """Where the next record starts, as far as is known.
-
-        It is the end of the last record (aligned to 8; a page boundary stays one, though the record will start
-        after that page's header), the start of the next segment after XLOG_SWITCH, the page that discards a
-        record which was cut off by a crash, or before the first record the earliest place where it can start.
-        After END_OF_WAL it is where there is no record: of the record that is incomplete, or of the bad page.
-        """
-        return self._position
 
     @property
     def stop_lsn(self) -> int:
@@ -343,62 +377,12 @@ class WalScanner:
         """Why WAL ends, after END_OF_WAL."""
         return EndReason(self._reason) if self._reason else None
 
-    @property
-    def timeline_id(self) -> int:
-        """The timeline of the newest page."""
-        return self._timeline
-
-    @property
-    def magic(self) -> int:
-        """The page magic, 0 while it is unknown."""
-        return self._magic
-
-    @property
-    def record_count(self) -> int:
-        """How many records were reported."""
-        return self._records
-
-    @property
-    def last_record_lsn(self) -> int:
-        """Where the newest whole record starts, also one before ``start_lsn``; 0 before there is one."""
-        return self._prev_lsn
-
-    @property
-    def block_reference_count(self) -> int:
-        """How many block references the records had whose blocks are, or were, in ``take_blocks``."""
-        return self._references
-
-    @property
-    def special_lsn(self) -> int:
-        return self._lsn
-
-    @property
-    def special_end_lsn(self) -> int:
-        """The first byte after the special record, aligned to 8."""
-        return self._end_lsn
-
-    @property
-    def special_prev_lsn(self) -> int:
-        return self._link
-
-    @property
-    def special_xid(self) -> int:
-        return self._xid
-
-    @property
-    def special_rmid(self) -> int:
-        return self._rmid
-
-    @property
-    def special_info(self) -> int:
-        return self._info
-
     def feed(self, data: Buffer) -> None:
         """Take the next bytes; they must not change before scan() says NEED_DATA."""
         view = memoryview(data).cast("B")
         if len(view) == 0:
             return
-        self._feed_lsn += len(view)
+        self.feed_lsn += len(view)
         if not self._reason and self._failure is None:
             self._queue.append(view)
 
@@ -469,7 +453,7 @@ class WalScanner:
         self._set_format(wal_format_of_magic(_u16(self._head_bytes, 0), where).magic)
 
     def _set_format(self, magic: int) -> None:
-        self._magic = magic
+        self.magic = magic
         self._compressed_bits = 0
         self._has_top_level_xid = False
         self._has_custom_rmgrs = False
@@ -482,7 +466,7 @@ class WalScanner:
     def _raise(self, code: int) -> None:
         where = f"record at {Lsn(self._lsn)}"
         if code == _UNKNOWN:
-            major = wal_format_of_magic(self._magic, where).major
+            major = wal_format_of_magic(self.magic, where).major
             raise UnknownRecord(
                 f"{where}: rmgr {self._rmid}, info {self._info:#04x} is not known for PostgreSQL {major}",
                 hint="It may change relation files in a way that this pgwal does not understand; "
@@ -511,7 +495,7 @@ class WalScanner:
         return code
 
     def _end(self, lsn: int, reason: int) -> int:
-        self._position = lsn
+        self.position = lsn
         self._reason = reason
         return _END_OF_WAL
 
@@ -555,9 +539,9 @@ class WalScanner:
                 return _NEED_DATA
             magic = _u16(self._head_bytes, 0)
             flags = _u16(self._head_bytes, 2)
-            if self._magic == 0 and magic != 0:
+            if self.magic == 0 and magic != 0:
                 return _NEED_FORMAT
-            if magic != self._magic or magic == 0:
+            if magic != self.magic or magic == 0:
                 return self._end(blamed_lsn, _PAGE_MAGIC)
             if flags & ~_ALL_PAGE_FLAGS:
                 return self._end(blamed_lsn, _PAGE_FLAGS)
@@ -572,9 +556,9 @@ class WalScanner:
         if _u64(self._head_bytes, 8) != self._at:
             return self._end(blamed_lsn, _PAGE_ADDRESS)
         timeline = _u32(self._head_bytes, 4)
-        if timeline < self._timeline:
+        if timeline < self.timeline_id:
             return self._end(blamed_lsn, _PAGE_TIMELINE)
-        self._timeline = timeline
+        self.timeline_id = timeline
         self._page_flags = flags
         self._page_rest = _u32(self._head_bytes, 16)
         self._head_have = 0
@@ -604,7 +588,7 @@ class WalScanner:
             rest = self._page_rest + 7 & ~7
             on_page = _PAGE_SIZE - (self._at & _PAGE_MASK)
             self._skip_to = self._at + (rest if rest < on_page else on_page)
-            self._position = self._skip_to
+            self.position = self._skip_to
         else:
             self._state = _BETWEEN_RECORDS
         return _GO_ON
@@ -656,9 +640,9 @@ class WalScanner:
     def _is_link_right(self, lsn: int, link: int) -> bool:
         """Check xl_prev (ValidXLogRecordHeader)."""
         if self._is_linked:
-            return link == self._prev_lsn
+            return link == self.last_record_lsn
         if self._has_prev:
-            if link != self._prev_lsn:
+            if link != self.last_record_lsn:
                 return False
         elif link >= lsn:
             return False
@@ -722,7 +706,7 @@ class WalScanner:
             # A crash cut the record off: it never happened, and its successor begins here.
             self._has_discarded = True
             self._discarded_lsn = self._record_lsn
-            self._position = page_lsn
+            self.position = page_lsn
             self._state = _BETWEEN_RECORDS
             return _GO_ON
         if not self._page_flags & _FIRST_IS_CONTRECORD or self._have + self._page_rest != self._record_total:
@@ -746,7 +730,7 @@ class WalScanner:
         """Check and parse the record of ``total`` bytes at ``base``; its header was read and its link is right."""
         if _record_crc(data, base, total) != _u32(data, base + 20):
             return self._end(lsn, _RECORD_CRC)
-        self._prev_lsn = lsn
+        self.last_record_lsn = lsn
         self._has_prev = True
         info = data[base + 16]
         rmid = data[base + 17]
@@ -758,7 +742,7 @@ class WalScanner:
         self._lsn = lsn
         if not self._parse(data, base + _RECORD_HEADER, base + total):
             return _BROKEN
-        self._position = end_lsn
+        self.position = end_lsn
         is_special = False
         if rmid in (_RM_HEAP, _RM_HEAP2):
             if self._derives and lsn >= self._start_lsn:
@@ -771,13 +755,14 @@ class WalScanner:
         if lsn < self._start_lsn:
             return self._room()
         self._is_linked = True
-        self._records += 1
+        self.record_count += 1
         if is_special:
-            self._end_lsn = end_lsn
-            self._link = _u64(data, base + 8)
-            self._xid = _u32(data, base + 4)
-            self._rmid = rmid
-            self._info = info
+            self.special_lsn = lsn
+            self.special_end_lsn = end_lsn
+            self.special_prev_lsn = _u64(data, base + 8)
+            self.special_xid = _u32(data, base + 4)
+            self.special_rmid = rmid
+            self.special_info = info
             self._is_in_record = self._record_lsn == lsn
             self._held = self._found_count != 0
             return _SPECIAL
@@ -795,7 +780,7 @@ class WalScanner:
         if operation == 0x40:
             # The rest of the segment is zeros, page headers included.
             self._skip_to = end_lsn + self._segment_mask & ~self._segment_mask
-            self._position = self._skip_to
+            self.position = self._skip_to
         elif operation == 0xD0:
             if self._main_length < 16:
                 self._detail = _DATA_SHORT
@@ -972,7 +957,7 @@ class WalScanner:
             if self._is_new(key):
                 self._log_at[self._log_count] = key
                 self._log_count += 1
-        self._references += count
+        self.block_reference_count += count
         return self._room()
 
     def _is_new(self, key: int) -> bool:
@@ -1037,47 +1022,6 @@ class WalScanner:
             self._derived_count += 1
 
     # -- tables ----------------------------------------------------------------------------------------------
-
-    def _start_tables(self) -> None:
-        self._found = array("Q", bytes(8 * _MAX_REFERENCES))
-        self._found_at = _double_words_of(self._found)
-        self._found_count = 0
-        self._held = False
-        self._block_0 = 0
-        self._block_1 = 0
-        self._derived_blocks: dict[RelationFork, set[int]] = {}
-        self._log = array("Q", bytes(8 * _INITIAL_LOG))
-        self._derived = array("Q", bytes(8 * _INITIAL_DERIVED))
-        self._log_count = 0
-        self._derived_count = 0
-        self._forget_seen()
-        self._start_relations()
-
-    def _start_relations(self) -> None:
-        self._places = array("Q", bytes(8 * _INITIAL_RELATIONS))
-        self._numbers = array("Q", bytes(8 * _INITIAL_RELATIONS))
-        self._slots = array("I", bytes(4 * 2 * _INITIAL_RELATIONS))
-        self._relation_count: int = 0
-        self._forget_last_relation()
-        self._bind_tables()
-
-    def _forget_last_relation(self) -> None:
-        self._last_place: int = 0
-        self._last_number: int = _NO_NUMBER
-        self._last_relation: int = 0
-
-    def _bind_tables(self) -> None:
-        """Tell the loop where the tables are and up to where they are free."""
-        self._log_at = _double_words_of(self._log)
-        self._log_limit = len(self._log) - _MAX_REFERENCES
-        self._derived_at = _double_words_of(self._derived)
-        self._derived_limit = len(self._derived) - _MAX_DERIVED
-        self._places_at = _double_words_of(self._places)
-        self._numbers_at = _double_words_of(self._numbers)
-        # Relation 0 is none.
-        self._relation_limit = len(self._places) - 1 - _MAX_NEW_RELATIONS
-        self._slots_at = _words_of(self._slots)
-        self._slot_mask = len(self._slots) - 1
 
     def _grow_tables(self) -> None:
         """Make room; whoever takes often never gets here."""

@@ -283,6 +283,8 @@ def without(name: str) -> Callable[[dict[str, Any]], object]:
         in_file(Unknown=1),
         in_file(Encoded_Path="61"),
         in_file(Path=1),
+        in_file(Path=None),
+        in_file(Checksum_Algorithm=None),
         in_file(Path="/etc/passwd"),
         in_file(Path="base/../../x"),
         in_file(Path="\ud800"),
