@@ -31,13 +31,18 @@ def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[Backup
             raise MissingPriorBackup(
                 f"backup {entry.backup_id} builds on {prior_id}, which is not there", hint="Take a full backup."
             )
-        _check_link(entry, by_id[prior_id])
+        check_link(entry, by_id[prior_id])
         passed.add(prior_id)
         chain.append(by_id[prior_id])
     return chain
 
 
-def _check_link(entry: BackupEntry, prior: BackupEntry) -> None:
+def check_link(entry: BackupEntry, prior: BackupEntry) -> None:
+    """Check that a finished backup can build on ``prior``; raises ChainError.
+
+    The prior backup must have ended first: what it copied late may be as new as its end, and recovery of ``entry``
+    counts as consistent once it has replayed to the end of ``entry``.
+    """
     of_cluster = [
         (backup.system_identifier, backup.major, backup.wal_segment_size, backup.data_checksums)
         for backup in (entry, prior)
@@ -46,6 +51,8 @@ def _check_link(entry: BackupEntry, prior: BackupEntry) -> None:
         raise ChainError(f"backup {entry.backup_id} and its prior {prior.backup_id} are not of the same cluster")
     if prior.start_lsn > entry.start_lsn or prior.start_timeline_id > entry.start_timeline_id:
         raise ChainError(f"backup {entry.backup_id} starts before its prior {prior.backup_id}")
+    if prior.stop_lsn > entry.stop_lsn or prior.stop_timeline_id > entry.stop_timeline_id:
+        raise ChainError(f"backup {entry.backup_id} ends before its prior {prior.backup_id}")
 
 
 def require_same_cluster(

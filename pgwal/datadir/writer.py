@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Self
 
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_HINTS = {
+    errno.ENOSPC: "Free some space.",
+    errno.EDQUOT: "Free some space.",
+    errno.EROFS: "Choose a place on a file system that can be written.",
+    errno.EACCES: "Run pgwal as a user who may write there.",
+    errno.ENOENT: "Make the directory above it first.",
+}
+
+
+class GrowingFile:
+    """A new file that is written piece by piece, through a buffer.
+
+    As a context manager, closes it at the end, without a further complaint when that is because of an error.
+    Raises TargetError for what the file system refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = open(os.open(path, _CREATE, _FILE_MODE), "wb")  # noqa: PTH123, SIM115 (a descriptor, kept)
+        except OSError as error:
+            raise _refused("create", path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(TargetError) if kind is not None else nullcontext():
+            self.close()
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _refused("write", self._path, error) from error
+
+    def close(self) -> None:
+        """Write what is in the buffer and close; may be called again."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _refused("write", self._path, error) from error
 
 
 class TreeWriter:
@@ -33,7 +79,7 @@ class TreeWriter:
         self._make(target.parent)
         size_bytes = 0
         try:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
+            descriptor = os.open(target, _CREATE, _FILE_MODE)
             with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
                 for chunk in chunks:
                     size_bytes += len(chunk)
@@ -45,9 +91,12 @@ class TreeWriter:
         self._unsynced.append(path)
         return size_bytes
 
-    def add_unsynced(self, path: str) -> None:
-        """Have ``sync`` take care of a file that was written by other means."""
+    def create(self, path: str) -> GrowingFile:
+        """Create a file that is written piece by piece; it must not be there yet, and be closed before ``sync``."""
+        target = self.root / path
+        self._make(target.parent)
         self._unsynced.append(path)
+        return GrowingFile(target)
 
     def symlink(self, path: str, location: Path) -> None:
         """Make a symbolic link to an absolute location."""
@@ -92,4 +141,5 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _refused(action: str, path: Path, error: OSError) -> TargetError:
-    return TargetError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}")
+    hint = _HINTS.get(error.errno or 0)
+    return TargetError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint)

@@ -306,7 +306,8 @@ class _TimelineStream:
             self._summarizer = None
 
     def _is_unsynced(self) -> bool:
-        return self._writer.flushed_lsn < self._writer.written_lsn
+        """Tell whether something was written and is not noted as durable; a full segment is synced, but not noted."""
+        return self._session.flushed_lsn is None or self._session.flushed_lsn < self._writer.written_lsn
 
     def _sync(self) -> None:
         """Make what was written durable, then note it, then write the summaries that it completes."""

@@ -43,11 +43,13 @@ def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap
     """
     block_map = BlockMap()
     summaries = repository.summaries.ranges()
+    # Of positions that a page header parts, a history file names the one and a summary the other.
+    place = repository.geometry.first_record_position
     for index, wanted in enumerate(ranges):
         for piece, summarised in cover(wanted, summaries, repository.geometry):
             changes = repository.summaries.read(piece) if summarised else _scan(repository, piece)
-            follows_switch = index > 0 and piece.start == wanted.start
-            precedes_switch = index < len(ranges) - 1 and piece.end == wanted.end
+            follows_switch = index > 0 and place(piece.start) == place(wanted.start)
+            precedes_switch = index < len(ranges) - 1 and place(piece.end) == place(wanted.end)
             if follows_switch or precedes_switch:
                 changes.forget_limits()
             block_map.merge(changes)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from pgwal.backup.entry import BackupEntry, BackupFile, decode_entry, decode_file, decode_head, encode_entry, encode_file
-from pgwal.errors import FormatError, ObjectNotFound
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
     BACKUP_ENTRY_NAME,
     UNFINISHED_SUFFIX,
 )
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local import LocalStore, translated_errors
+
+logger = logging.getLogger(__name__)
 
 _SPOOL_NAME = "files.spool"
 
@@ -29,15 +34,20 @@ class Catalogue:
         found = []
         for backup_id in self._store.list_directories(BACKUP_DIRECTORY):
             if not backup_id.endswith(UNFINISHED_SUFFIX):
-                with self._store.path(self._entry_name(backup_id)).open("rb") as file:
-                    try:
-                        entry = decode_head(file.readline())
-                    except FormatError as error:
-                        raise FormatError(f"{self._entry_name(backup_id)}: {error}", hint=error.hint) from error
-                if entry.backup_id != backup_id:
-                    raise FormatError(f"{self._entry_name(backup_id)} is the entry of backup {entry.backup_id}")
-                found.append(entry)
+                found.append(self._read_head(backup_id))
         return found
+
+    def _read_head(self, backup_id: str) -> BackupEntry:
+        path = self._store.path(self._entry_name(backup_id))
+        with _naming_damage(path):
+            try:
+                with translated_errors("read", path), path.open("rb") as file:
+                    entry = decode_head(file.readline())
+            except ObjectNotFound as error:
+                raise FormatError("it is missing") from error
+            if entry.backup_id != backup_id:
+                raise FormatError(f"it is the entry of backup {entry.backup_id}")
+        return entry
 
     def files(self, backup_id: str) -> Iterator[BackupFile]:
         """Yield the files of a backup; they are proven right only when the iterator has ended.
@@ -45,9 +55,9 @@ class Catalogue:
         Raises ObjectNotFound, and FormatError or ChecksumMismatch for a damaged entry.
         """
         path = self._store.path(self._entry_name(backup_id))
-        if not path.is_file():
+        if not self._store.exists(self._entry_name(backup_id)):
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-        with path.open("rb") as lines:
+        with _naming_damage(path), translated_errors("read", path), path.open("rb") as lines:
             yield from decode_entry(lines)[1]
 
     def data_path(self, backup_id: str) -> Path:
@@ -72,14 +82,28 @@ class Catalogue:
 
 
 class StagedBackup:
-    """A backup that is being taken; its files are noted on disk, so that a million of them cost no memory."""
+    """A backup that is being taken; its files are noted on disk, so that a million of them cost no memory.
+
+    As a context manager, removes all of it at the end unless it was published.
+    """
 
     def __init__(self, store: LocalStore, backup_id: str) -> None:
         self.backup_id = backup_id
         self._store = store
         self._name = f"{BACKUP_DIRECTORY}/{backup_id}{UNFINISHED_SUFFIX}"
         store.create_directory(f"{self._name}/{BACKUP_DATA_DIRECTORY}")
-        self._spool = store.path(f"{self._name}/{_SPOOL_NAME}").open("wb")
+        self._spool_path = store.path(f"{self._name}/{_SPOOL_NAME}")
+        with translated_errors("write", self._spool_path):
+            self._spool = self._spool_path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with suppress(OSError):  # of what could not be written, which does not matter any more
+            self._spool.close()
+        if self._store.exists(self._name):
+            self._discard()
 
     @property
     def data_path(self) -> Path:
@@ -88,19 +112,36 @@ class StagedBackup:
 
     def add_file(self, file: BackupFile) -> None:
         """Note a file that has been stored."""
-        self._spool.write(encode_file(file) + b"\n")
+        with translated_errors("write", self._spool_path):
+            self._spool.write(encode_file(file) + b"\n")
 
     def publish(self, entry: BackupEntry) -> None:
         """Make it a backup: its data must be durable, and all its files noted."""
-        self._spool.close()
-        spool_path = self._store.path(f"{self._name}/{_SPOOL_NAME}")
-        with spool_path.open("rb") as lines:
+        with translated_errors("write", self._spool_path):
+            self._spool.close()
+        with translated_errors("read", self._spool_path), self._spool_path.open("rb") as lines:
             files = (decode_file(line.rstrip(b"\n")) for line in lines)
             self._store.write_chunks(f"{self._name}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files))
-        spool_path.unlink()
+            self._spool_path.unlink()
         self._store.rename_directory(self._name, self._name.removesuffix(UNFINISHED_SUFFIX))
 
-    def discard(self) -> None:
-        """Remove all of it."""
-        self._spool.close()
-        self._store.delete_directory(self._name)
+    def _discard(self) -> None:
+        try:
+            self._store.delete_directory(self._name)
+        except RepositoryError as error:
+            # Why the backup failed is what must be seen; the next backup removes what is left.
+            logger.warning("%s", error)
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Say of a damaged catalogue entry which one it is, and what can be done."""
+    try:
+        yield
+    except FormatError as error:
+        message = f"catalogue entry {path} is damaged: {str(error).removeprefix('catalogue entry: ')}"
+        hint = error.hint or (
+            f"Bring the file back from a copy of the repository. Without one, this backup and those that build on it"
+            f" are lost: move {path.parent} away and take a full backup."
+        )
+        raise type(error)(message, hint=hint) from error

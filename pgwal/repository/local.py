@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import fcntl
@@ -25,7 +26,8 @@ _HINTS = {
 
 
 @contextlib.contextmanager
-def _translated(action: str, path: Path) -> Iterator[None]:
+def translated_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into ObjectNotFound or RepositoryError, with the path and a way out."""
     try:
         yield
     except FileNotFoundError as error:
@@ -49,7 +51,7 @@ class LocalAppender:
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
-        with _translated("open", path):
+        with translated_errors("open", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
             try:
                 self._allocate(size_bytes)
@@ -74,19 +76,19 @@ class LocalAppender:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        with _translated("write", self._path):
+        with translated_errors("write", self._path):
             while view:
                 written = os.pwrite(self._descriptor, view, offset)
                 offset += written
                 view = view[written:]
 
     def sync(self) -> None:
-        with _translated("sync", self._path):
+        with translated_errors("sync", self._path):
             os.fsync(self._descriptor)
 
     def rename(self, name: str) -> None:
         self.sync()
-        with _translated("rename", self._path):
+        with translated_errors("rename", self._path):
             self._path.rename(self._path.with_name(name))
             sync_directory(self._path.parent)
         self.close()
@@ -109,18 +111,18 @@ class LocalStore:
     def create_directory(self, name: str) -> None:
         """Make a directory and its parents, durably; it may be there already."""
         path = self.path(name)
-        missing = [p for p in (path, *path.parents) if not p.exists()]
-        with _translated("create", path):
+        with translated_errors("create", path):
+            missing = [p for p in (path, *path.parents) if not p.exists()]
             for directory in reversed(missing):
                 directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
                 sync_directory(directory.parent)
 
     def read(self, name: str) -> bytes:
-        with _translated("read", self.path(name)):
+        with translated_errors("read", self.path(name)):
             return self.path(name).read_bytes()
 
     def open(self, name: str) -> BinaryIO:
-        with _translated("open", self.path(name)):
+        with translated_errors("open", self.path(name)):
             return self.path(name).open("rb", buffering=0)  # type: ignore[return-value]
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
@@ -129,7 +131,7 @@ class LocalStore:
     def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
         path = self.path(name)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with _translated("write", path):
+        with translated_errors("write", path):
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
                 with os.fdopen(descriptor, "wb") as file:
@@ -148,52 +150,61 @@ class LocalStore:
         return LocalAppender(self.path(name), size_bytes)
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        with translated_errors("look for", self.path(name)):
+            return self.path(name).exists()
 
-    def list(self, directory: str) -> list[StoredObject]:
-        path = self.path(directory)
-        if not path.is_dir():
-            return []
-        with _translated("list", path), os.scandir(path) as entries:
-            found = []
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # renamed since: another process completes segments
-                    if entry.is_file():
-                        found.append(StoredObject(entry.name, entry.stat().st_size))
+    def list(self, directory: str) -> builtins.list[StoredObject]:
+        found = []
+        for entry in self._scan(directory):
+            with translated_errors("list", self.path(directory)), contextlib.suppress(FileNotFoundError):
+                # A file that is gone was renamed since: another process completes segments.
+                if entry.is_file():
+                    found.append(StoredObject(entry.name, entry.stat().st_size))
         return sorted(found)
 
-    def list_directories(self, directory: str) -> list[str]:  # type: ignore[valid-type]
+    def list_directories(self, directory: str) -> builtins.list[str]:
+        return sorted(entry.name for entry in self._scan(directory) if entry.is_dir())
+
+    def _scan(self, directory: str) -> builtins.list[os.DirEntry[str]]:
         path = self.path(directory)
-        if not path.is_dir():
+        try:
+            with translated_errors("list", path), os.scandir(path) as entries:
+                return list(entries)
+        except ObjectNotFound:
             return []
-        with _translated("list", path), os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
 
     def rename_directory(self, old: str, new: str) -> None:
-        with _translated("rename", self.path(old)):
+        with translated_errors("rename", self.path(old)):
             self.path(old).rename(self.path(new))
             sync_directory(self.path(new).parent)
 
     def delete_directory(self, name: str) -> None:
-        with _translated("delete", self.path(name)):
+        with translated_errors("delete", self.path(name)):
             shutil.rmtree(self.path(name))
 
     @contextlib.contextmanager
     def lock(self, name: str, holder: str) -> Iterator[None]:
         path = self.path(name)
-        with _translated("lock", path):
+        with translated_errors("lock", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                other = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-                raise RepositoryLocked(f"{path} is held by {other}") from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
+            with translated_errors("lock", path):
+                self._take_lock(descriptor, path, holder)
             yield
         finally:
             os.close(descriptor)
+
+    def _take_lock(self, descriptor: int, path: Path, holder: str) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise RepositoryLocked(
+                f"{path} is held by {other}",
+                hint="One receiver and one backup at a time work on a repository: wait until that one has ended, or stop it.",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
 
     def is_locked(self, name: str) -> bool:
         path = self.path(name)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pgwal.errors import ObjectNotFound, WrongCluster
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal.repository.catalogue import Catalogue
 from pgwal.repository.layout import (
@@ -40,9 +40,13 @@ class ReceiverState:
 
     @classmethod
     def decode(cls, content: bytes) -> ReceiverState:
-        document = json.loads(content)
-        positions = {k: Lsn.parse(v) for k, v in document.items() if k.endswith("_lsn")}
-        return cls(timeline_id=document["timeline_id"], slot=document["slot"], **positions)
+        """Parse receiver.json; raises FormatError."""
+        try:
+            document = json.loads(content)
+            positions = {k: Lsn.parse(v) for k, v in document.items() if k.endswith("_lsn")}
+            return cls(timeline_id=document["timeline_id"], slot=document["slot"], **positions)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{RECEIVER_STATE_NAME} cannot be read: {error!r}") from error
 
 
 class Repository:
@@ -73,10 +77,12 @@ class Repository:
     def open_or_create(cls, path: Path, identity: RepositoryIdentity) -> Repository:
         """Open the repository of a cluster, or make it.
 
-        Raises WrongCluster when the one that is there belongs to another cluster.
+        Raises WrongCluster when the one that is there belongs to another cluster, RepositoryError when the directory
+        is in use for something else.
         """
         store = LocalStore(path)
         store.create_directory("")
+        _require_own_directory(store)
         for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY):
             store.create_directory(directory)
         if not store.exists(IDENTITY_NAME):
@@ -113,11 +119,27 @@ class Repository:
         return self.store.is_locked(RECEIVER_LOCK_NAME)
 
     def receiver_state(self) -> ReceiverState | None:
-        """Return what a receiver last said, running or not; None before the first one."""
+        """Return what a receiver last said, running or not; None when nothing can be known."""
         try:
             return ReceiverState.decode(self.store.read(RECEIVER_STATE_NAME))
-        except ObjectNotFound:
+        except (ObjectNotFound, FormatError):
+            # It is not synced, so a crash of the machine may leave it empty; the next receiver writes it again.
             return None
 
     def write_receiver_state(self, state: ReceiverState) -> None:
         self.store.write(RECEIVER_STATE_NAME, state.encode(), durable=False)
+
+
+def _require_own_directory(store: LocalStore) -> None:
+    """Refuse to make a repository among files of something else, such as in a data directory."""
+    if store.exists(IDENTITY_NAME):
+        return
+    own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY}
+    names = {*store.list_directories(""), *(name for name, _ in store.list(""))}
+    # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.
+    foreign = sorted(name for name in names - own - {"lost+found"} if not name.startswith("."))
+    if foreign:
+        raise RepositoryError(
+            f"{store.root} is not empty and no repository: it holds {foreign[0]}",
+            hint="Name an empty directory, or one that does not exist yet, with --repo or PGWAL_REPO.",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgwal.errors import FormatError
 from pgwal.lsn import LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
 from pgwal.repository.store import Store
@@ -23,7 +24,12 @@ class SummaryFiles:
     def read(self, summary_range: LsnRange) -> BlockMap:
         """Return the map of a summary; raises FormatError when the file is damaged."""
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        return decode_summary(self._store.read(name), name)
+        try:
+            return decode_summary(self._store.read(name), name)
+        except FormatError as error:
+            raise type(error)(
+                str(error), hint="Delete this file: the WAL of its range, which the repository keeps, is read instead."
+            ) from error
 
     def write(self, summary_range: LsnRange, block_map: BlockMap) -> None:
         self._store.write(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}", encode_summary(block_map))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import BinaryIO, NamedTuple
 
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
@@ -72,12 +73,14 @@ class WalArchive:
         Raises ObjectNotFound.
         """
         path = f"{WAL_DIRECTORY}/{name}"
-        if is_segment_name(name) and not self._store.exists(path):
-            path += PARTIAL_SUFFIX
-        content = self._store.read(path)
-        if is_segment_name(name) and len(content) != self.geometry.segment_size:
+        if not is_segment_name(name):
+            return self._store.read(path)
+        with self._open_segment(path) as file:
+            content = file.read()
+        if len(content) != self.geometry.segment_size:
             raise RepositoryError(
-                f"{path} has {len(content)} bytes, a WAL segment has {self.geometry.segment_size}"
+                f"{path} has {len(content)} bytes, a WAL segment has {self.geometry.segment_size}",
+                hint="Replace it by a whole copy of the segment, if another archive holds one.",
             )
         return content
 
@@ -99,18 +102,17 @@ class WalArchive:
         return f"{WAL_DIRECTORY}/{self.geometry.file_name(timeline_id, segment_no)}"
 
     def _read_segment(self, timeline_id: int, segment_no: int, offset: int) -> Iterator[bytes]:
-        name = self._name(timeline_id, segment_no)
-        try:
-            file = self._store.open(name)
-        except ObjectNotFound:
-            try:
-                file = self._store.open(name + PARTIAL_SUFFIX)
-            except ObjectNotFound:
-                file = self._store.open(name)  # completed between the two
-        with file:
+        with self._open_segment(self._name(timeline_id, segment_no)) as file:
             file.seek(offset)
             while data := file.read(_READ_SIZE):
                 yield data
+
+    def _open_segment(self, name: str) -> BinaryIO:
+        """Open a segment, complete or partial; raises ObjectNotFound when there is neither."""
+        for path in (name, name + PARTIAL_SUFFIX):
+            with suppress(ObjectNotFound):
+                return self._store.open(path)
+        return self._store.open(name)  # completed between the two
 
 
 class WalWriter:

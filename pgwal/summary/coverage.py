@@ -20,27 +20,29 @@ def cover(wanted: LsnRange, summaries: Iterable[LsnRange], geometry: WalGeometry
     """Split ``wanted`` into summaries that lie in it whole and holes, in LSN order.
 
     A summary that reaches over either end of the range, or begins before an earlier one ends, is not used: the
-    map of a range must be exact, and its records in order.  A hole that is nothing but a page header is none.
+    map of a range must be exact, and its records in order.  Positions with nothing but a page header between them
+    are the same place: they make neither a hole nor a summary reach over an end.
     """
+    place = geometry.first_record_position
     fitting = sorted(
         (
             s
             for s in summaries
-            if s.timeline_id == wanted.timeline_id and wanted.start <= s.start < s.end <= wanted.end
+            if s.timeline_id == wanted.timeline_id
+            and place(wanted.start) <= place(s.start) < place(s.end) <= place(wanted.end)
         ),
-        key=lambda s: (s.start, -s.end),
+        key=lambda s: (place(s.start), -place(s.end)),
     )
     pieces: list[Piece] = []
     position = wanted.start
     for summary in fitting:
-        if summary.start < position and not _same_place(summary.start, position, geometry):
+        if place(summary.start) < place(position):
             continue
-        if not _same_place(position, summary.start, geometry):
+        if place(position) < place(summary.start):
             pieces.append(Piece(LsnRange(wanted.timeline_id, position, summary.start), summarised=False))
-        if summary.end > position:
-            pieces.append(Piece(summary, summarised=True))
-            position = summary.end
-    if position < wanted.end and not _same_place(position, wanted.end, geometry):
+        pieces.append(Piece(summary, summarised=True))
+        position = summary.end
+    if place(position) < place(wanted.end):
         pieces.append(Piece(LsnRange(wanted.timeline_id, position, wanted.end), summarised=False))
     return pieces
 
@@ -48,7 +50,3 @@ def cover(wanted: LsnRange, summaries: Iterable[LsnRange], geometry: WalGeometry
 def holes(wanted: LsnRange, summaries: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
     """Return the parts of a range that no summary covers."""
     return [piece.range for piece in cover(wanted, summaries, geometry) if not piece.summarised]
-
-
-def _same_place(left: Lsn, right: Lsn, geometry: WalGeometry) -> bool:
-    return geometry.first_record_position(left) == geometry.first_record_position(right)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.backup.chain import choose_prior, require_same_cluster, resolve_chain
+from pgwal.backup.chain import check_link, choose_prior, require_same_cluster, resolve_chain
 from pgwal.backup.entry import (
     BackupEntry,
     BackupFile,
@@ -148,15 +148,14 @@ NAMES = st.text(
 )
 PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 SIZES = st.integers(0, (1 << 63) - 1)
-WHOLE_FILES = st.builds(
-    BackupFile,
+WHOLE_FILES = st.tuples(
     PATHS,
     SIZES,
     SIZES,
     st.integers(0, 0o7777),
     st.integers(-(1 << 40), 1 << 40),
     st.text("0123456789abcdef", min_size=32, max_size=32),
-)
+).map(lambda values: BackupFile(*values))
 FILE_LISTS = st.lists(WHOLE_FILES, max_size=5, unique_by=lambda file: file.path).filter(
     lambda files: sum(file.size_bytes for file in files) < 1 << 63 > sum(file.stored_size_bytes for file in files)
 )
@@ -255,7 +254,6 @@ def test_totals_must_be_those_of_the_files_both_ways() -> None:
         {"digest": ""},
         {"digest": DIGEST.upper()},
         {"truncation_block_length": 3},
-        {"copied_block_count": 3},
     ],
 )
 def test_impossible_files_are_refused_both_ways(members: dict[str, Any]) -> None:
@@ -279,6 +277,11 @@ def test_impossible_files_are_refused_both_ways(members: dict[str, Any]) -> None
 )
 def test_impossible_incremental_files_are_refused_both_ways(members: dict[str, Any]) -> None:
     refuse_both_ways(PARTIAL._replace(**members))
+
+
+def test_a_file_stored_whole_has_no_count_of_blocks() -> None:
+    with pytest.raises(FormatError):
+        EntryWriter(ENTRY).file(WHOLE._replace(copied_block_count=3))
 
 
 def refuse_both_ways(file: BackupFile) -> None:
@@ -422,11 +425,21 @@ def test_a_chain_that_goes_in_a_circle_ends() -> None:
         {"data_checksums": False},
         {"start_lsn": Lsn(201), "stop_lsn": Lsn(202)},
         {"start_timeline_id": 2, "stop_timeline_id": 2},
+        {"stop_lsn": Lsn(211)},
+        {"stop_timeline_id": 2},
     ],
 )
 def test_a_chain_belongs_together(members: dict[str, Any]) -> None:
     with pytest.raises(ChainError):
         resolve_chain([replace(CHAIN[0], **members), *CHAIN[1:]], SECOND)
+
+
+def test_a_prior_backup_may_end_after_the_start_but_not_after_the_end() -> None:
+    # A standby's next restartpoint can lie before the end of the backup that was taken last.
+    prior = at(FULL, 100, stop=205)
+    check_link(at(FIRST, 200, FULL, stop=205), prior)
+    with pytest.raises(ChainError, match="ends before"):
+        check_link(at(FIRST, 200, FULL, stop=204), prior)
 
 
 def test_a_standby_may_start_two_backups_at_the_same_position() -> None:

@@ -101,7 +101,7 @@ def page_of(sources: list[IncrementalHeader | StoredWhole], block: int) -> tuple
 
 @given(st.lists(HEADERS, min_size=1, max_size=5), st.integers(0, 40))
 def test_runs_say_what_the_definition_says_block_by_block(headers: list[IncrementalHeader], below: int) -> None:
-    sources = [*headers, whole(below)]
+    sources: list[IncrementalHeader | StoredWhole] = [*headers, whole(below)]
     found: list[tuple[int | None, int]] = []
     for first, count, source, offset in in_blocks(reconstruct_file(sources)):
         assert first == len(found)

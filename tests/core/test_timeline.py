@@ -1,0 +1,91 @@
+"""Timeline histories."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgwal.errors import FormatError, TimelineMismatch
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.timeline import TimelineHistory, TimelineSwitch, history_file_name
+
+WRITTEN_BY_A_SERVER = b"1\t0/A000198\tno recovery target specified\n\n2\t0/B0000A0\tbefore 2026-11-22 12:00:00+00\n"
+
+
+def history(*switches: tuple[int, int], timeline_id: int) -> TimelineHistory:
+    return TimelineHistory(timeline_id, tuple(TimelineSwitch(parent, Lsn(lsn)) for parent, lsn in switches))
+
+
+def test_what_a_server_writes() -> None:
+    assert TimelineHistory.decode(3, WRITTEN_BY_A_SERVER) == history((1, 0xA000198), (2, 0xB0000A0), timeline_id=3)
+    assert history_file_name(0x1A) == "0000001A.history"
+
+
+def test_comments_and_reasons_of_any_bytes() -> None:
+    content = b"# a comment\n   \n1 0/28\n# 9 0/1\n 4\t1/0\t\xff\xfe reason \n"
+    assert TimelineHistory.decode(7, content) == history((1, 0x28), (4, 1 << 32), timeline_id=7)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1\n",
+        b"one\t0/28\n",
+        b"-1\t0/28\n",
+        b"1\t0x28\n",
+        b"\xd9\xa1\t0/28\n",
+        b"0\t0/28\n",
+        b"2\t0/28\n1\t0/30\n",
+        b"1\t0/28\n1\t0/30\n",
+        b"5\t0/28\n",
+        b"6\t0/28\n",
+    ],
+)
+def test_what_no_server_writes(content: bytes) -> None:
+    with pytest.raises(FormatError):
+        TimelineHistory.decode(5, content)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_a_history_or_a_format_error(content: bytes) -> None:
+    try:
+        TimelineHistory.decode(5, content)
+    except FormatError:
+        pass
+
+
+def test_ranges_follow_the_history() -> None:
+    third = history((1, 100), (2, 200), timeline_id=3)
+    assert third.ranges(1, Lsn(50), Lsn(300)) == [
+        LsnRange(1, Lsn(50), Lsn(100)),
+        LsnRange(2, Lsn(100), Lsn(200)),
+        LsnRange(3, Lsn(200), Lsn(300)),
+    ]
+    assert third.ranges(2, Lsn(150), Lsn(300)) == [LsnRange(2, Lsn(150), Lsn(200)), LsnRange(3, Lsn(200), Lsn(300))]
+    assert third.ranges(3, Lsn(250), Lsn(300)) == [LsnRange(3, Lsn(250), Lsn(300))]
+
+
+def test_a_start_after_the_switch_is_on_no_ancestor() -> None:
+    with pytest.raises(TimelineMismatch, match="left timeline 1 at 0/64"):
+        history((1, 100), (2, 200), timeline_id=3).ranges(1, Lsn(101), Lsn(300))
+
+
+def test_a_timeline_that_is_no_ancestor() -> None:
+    with pytest.raises(TimelineMismatch, match="timeline 2 is not in the history of timeline 4"):
+        history((1, 100), (3, 200), timeline_id=4).ranges(2, Lsn(150), Lsn(300))
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 1000)), max_size=6), st.data())
+def test_ranges_join_without_a_hole(steps: list[tuple[int, int]], data: st.DataObject) -> None:
+    switches, timeline_id, lsn = [], 0, 0
+    for timeline_step, lsn_step in steps:
+        timeline_id, lsn = timeline_id + timeline_step, lsn + lsn_step
+        switches.append((timeline_id, lsn))
+    newest = history(*switches, timeline_id=timeline_id + 1)
+    index = data.draw(st.integers(0, len(switches)))
+    begin, limit = (switches[index - 1][1] if index else 0), (switches[index][1] if index < len(switches) else lsn + 50)
+    start = data.draw(st.integers(begin, limit))
+    start_timeline_id = switches[index][0] if index < len(switches) else newest.timeline_id
+    found = newest.ranges(start_timeline_id, Lsn(start), Lsn(lsn + 50))
+    assert [part.timeline_id for part in found] == [t for t, _ in switches[index:]] + [newest.timeline_id]
+    assert (found[0].start, found[-1].end) == (start, lsn + 50)
+    assert all(earlier.end == later.start for earlier, later in zip(found, found[1:], strict=False))
