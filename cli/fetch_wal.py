@@ -41,3 +41,7 @@ def fetch_wal(
     except PgwalError as error:
         print_error(error)
         raise typer.Exit(FATAL) from error
+    except Exception as error:
+        # Whatever it is: an exit code below 126 would tell the server that its WAL ends here.
+        print_error(PgwalError(f"{type(error).__name__}: {error}"))
+        raise typer.Exit(FATAL) from error

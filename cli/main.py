@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from pgwal import __version__
 from pgwal.errors import PgwalError
 from pgwal_cli import demo, fetch_wal, full, incremental, list_backups, map_blocks, restore, stream
 from pgwal_cli.exit_codes import FAILED, exit_code_of
+from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import log_to_stderr, print_error
 
 app = typer.Typer(
@@ -53,26 +55,48 @@ def _options(
 def main() -> None:
     """Run the command line and exit with its code."""
     log_to_stderr()
-    sys.exit(run(sys.argv[1:]))
+    interruption = Interruption()
+    interruption.install()
+    code = run(sys.argv[1:])
+    if interruption.signal_number is not None:
+        print("pgwal: interrupted", file=sys.stderr)
+        code = interruption.exit_code
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return the exit code; never raises for bad input."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code = app(arguments, standalone_mode=False) or 0
+        # Here, where it can still be reported that standard output takes no more.
+        sys.stdout.flush()
     except PgwalError as error:
         print_error(error)
         return exit_code_of(error)
     except TyperException as error:
-        message = error.format_message()
-        if message:
-            print(f"pgwal: error: {message}", file=sys.stderr)
-            print("pgwal: hint: Try --help.", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away, as head does; nothing is left to say.
-        sys.stderr.close()
+        return _report_misuse(error, arguments)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output went away, as head does; nothing is left to say.
+            _drop_output()
+        else:
+            print_error(PgwalError(str(error)))
         return FAILED
     except KeyboardInterrupt:
-        print("pgwal: interrupted", file=sys.stderr)
-        return 130
+        return FAILED
+    return code
+
+
+def _report_misuse(error: TyperException, arguments: list[str]) -> int:
+    if not arguments:
+        # The message is the help.
+        print(error.format_message(), file=sys.stderr)
+    else:
+        print_error(PgwalError(error.format_message(), hint="See --help."))
+    # A server takes an exit code below 126 of its restore_command for "there is no such file".
+    return fetch_wal.FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
+
+
+def _drop_output() -> None:
+    """Let the interpreter's own flush at exit succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,7 +68,7 @@ def _lines(block_map: BlockMap, individual: bool) -> Iterator[str]:
                 yield f"{prefix} blocks {first}..{last}"
 
 
-def _intervals(block_numbers: list[int]) -> Iterator[tuple[int, int]]:
+def _intervals(block_numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield (first, last) of each run of consecutive numbers."""
     if not block_numbers:
         return

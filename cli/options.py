@@ -93,7 +93,16 @@ def connection_parameters(
     from pgwal.postgres.connection import ConnectionParameters
 
     parameters = ConnectionParameters.from_options(dbname, host=host, port=port, user=username)
-    return parameters.with_password(getpass.getpass()) if password else parameters
+    return parameters.with_password(_ask_password()) if password else parameters
+
+
+def _ask_password() -> str:
+    try:
+        return getpass.getpass()
+    except EOFError as error:
+        raise PasswordRequired(
+            "no password was given", hint="Without a terminal, give it in .pgpass or in PGPASSWORD."
+        ) from error
 
 
 _Result = TypeVar("_Result")
@@ -108,4 +117,4 @@ def asking_for_password(
     except PasswordRequired:
         if no_password or not sys.stdin.isatty():
             raise
-    return action(parameters.with_password(getpass.getpass()))
+    return action(parameters.with_password(_ask_password()))

@@ -97,6 +97,10 @@ class SlotUnavailable(ServerError):
     """The replication slot is missing, in use, or of the wrong kind."""
 
 
+class SlotInUse(SlotUnavailable):
+    """The replication slot serves another receiver, or still one whose connection has broken."""
+
+
 class ReplicationInterrupted(ServerError):
     """The replication stream ended before it was asked to; it may be started again."""
 

@@ -35,7 +35,7 @@ CORE = {
 SHELL = {
     "postgres": ALL_VALUES,
     "datadir": ALL_VALUES | {"backup"},
-    "repository": ALL_VALUES | {"backup", "summary"},
+    "repository": ALL_VALUES | {"backup", "summary", "wal"},
 }
 ENGINE = {"engine": ALL_VALUES | set(CORE) | set(SHELL)}
 ALLOWED = {**VALUES, **CORE, **SHELL, **ENGINE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 import stat
@@ -95,7 +96,7 @@ class LocalDataDirectory:
         else:
             logger.warning("skipping %s: it is neither a file nor a directory", path)
 
-    def _scan(self, directory: str) -> list[os.DirEntry[str]]:  # type: ignore[valid-type]
+    def _scan(self, directory: str) -> builtins.list[os.DirEntry[str]]:
         try:
             with os.scandir(self.root / directory) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
@@ -115,7 +116,7 @@ class LocalDataDirectory:
         except OSError as error:
             raise self._unreadable(path, error) from error
 
-    def _chunks(self, descriptor: int, path: str, extents: list[tuple[int, int]]) -> Iterator[bytes]:  # type: ignore[valid-type]
+    def _chunks(self, descriptor: int, path: str, extents: builtins.list[tuple[int, int]]) -> Iterator[bytes]:
         """Yield the bytes of (offset, length) extents, zeros beyond the end of the file, and close it."""
         try:
             for start, length in extents:
@@ -135,7 +136,7 @@ class LocalDataDirectory:
     def _unreadable(self, path: str, error: OSError) -> ServerError:
         return ServerError(
             f"cannot read {self.root / path}: {os.strerror(error.errno or 0)}",
-            hint="Run pgwal as the server's user, or leave out --pgdata.",
+            hint="Run pgwal as the server's user; --pgdata names the server's data directory.",
         )
 
 

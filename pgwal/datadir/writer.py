@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from pgwal.errors import TargetError
@@ -40,7 +41,9 @@ class GrowingFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with suppress(TargetError) if kind is not None else nullcontext():
             self.close()
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from pgwal.backup.chain import choose_prior, require_same_cluster
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, format_backup_id
@@ -23,7 +25,15 @@ from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.receiving import ReceivedWal, receiving
 from pgwal.engine.summarize import read_changes, read_history, window
-from pgwal.errors import ChainError, ServerError, SettingRequired, TimelineMismatch, WrongCluster
+from pgwal.errors import (
+    ChainError,
+    MissingPriorBackup,
+    ObjectNotFound,
+    ServerError,
+    SettingRequired,
+    TimelineMismatch,
+    WrongCluster,
+)
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.server import BackupSession, BackupStop, ServerFacts, read_server_facts
@@ -80,9 +90,10 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     with BackupSession(connection) as session:
         facts = read_server_facts(connection)
         source = LocalDataDirectory(request.data_directory)
+        # Everything that can be refused is refused before anything is made.
+        session.require_privileges()
         _check_server(facts, ControlFile.decode(source.read_control_file()), request)
-        identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
-        repository = Repository.open_or_create(request.repository_path, identity)
+        repository = _open_repository(request, facts)
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
                 logger.info("removed what was left of the unfinished backup %s", abandoned)
@@ -110,6 +121,22 @@ def _check_server(facts: ServerFacts, control: ControlFile, request: BackupReque
             f" the server has {facts.system_identifier}",
             hint="--pgdata and the connection must name the same server.",
         )
+
+
+def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
+    """Open the repository; one that is not there is made for a full backup alone."""
+    identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
+    if request.since is None:
+        return Repository.open_or_create(request.repository_path, identity)
+    try:
+        repository = Repository.open(request.repository_path)
+    except ObjectNotFound as error:
+        raise MissingPriorBackup(
+            f"{error}, and so no backup to build on",
+            hint="Take a full backup first, or check --repo and PGWAL_REPO.",
+        ) from error
+    repository.require(identity)
+    return repository
 
 
 def _choose_prior(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
@@ -156,10 +183,9 @@ class _Backup:
         with _timed(self._seconds, "checkpoint"):
             start_lsn = session.start(self._request.label, fast=self._request.fast)
         logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
+        self._check_directory(start_lsn)
         changes = self._changes_until(start_lsn)
-        staged = self._stage()
-        copy = _Copy(self._request, self._facts, self._source, changes, staged)
-        try:
+        with self._stage() as staged, _Copy(self._request, self._facts, self._source, changes, staged) as copy:
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_sizes(), on_progress)
                 copy.copy_control_file()
@@ -174,10 +200,6 @@ class _Backup:
                 )
             entry = self._entry(staged.backup_id, start_lsn, stop, copy.totals)
             staged.publish(entry)
-        except BaseException:
-            copy.close()
-            staged.discard()
-            raise
         return BackupReport(
             entry,
             self._window,
@@ -190,6 +212,16 @@ class _Backup:
         )
 
     # -- before the copy ---------------------------------------------------------------------------------------
+
+    def _check_directory(self, start_lsn: Lsn) -> None:
+        """Refuse the directory of a standby, or a copy: it has the right identifier, and not yet this checkpoint."""
+        control = ControlFile.decode(self._source.read_control_file())
+        if control.redo_lsn < start_lsn:
+            raise WrongCluster(
+                f"data directory {self._request.data_directory} is not that of this server: its last checkpoint is at"
+                f" {control.redo_lsn}, the server's at {start_lsn}",
+                hint="--pgdata and the connection must name the same server, not a standby of it or a copy.",
+            )
 
     def _changes_until(self, start_lsn: Lsn) -> BlockMap | None:
         """Return the block map of the window, proven complete; None for a full backup."""
@@ -288,8 +320,16 @@ class _Copy:
         self._staged = staged
         self._checksums = request.manifest_checksums
         self._manifest = ManifestWriter(facts.major, facts.system_identifier)
-        self._manifest_file = (staged.data_path / _MANIFEST_NAME).open("xb")
+        self._manifest_file = self.writer.create(_MANIFEST_NAME)
+
+    def __enter__(self) -> Self:
         self._manifest_file.write(self._manifest.header())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manifest_file.__exit__(kind, error, trace)
 
     def copy_all(self, prior_sizes: dict[str, int], on_progress: Callable[[int, int], None] | None) -> None:
         """Copy everything but pg_control."""
@@ -319,11 +359,7 @@ class _Copy:
 
     def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
         """Finish the manifest; nothing can be stored after it."""
-        with self._manifest_file as file:
-            file.write(self._manifest.finish(wal_ranges))
-        self.writer.add_unsynced(_MANIFEST_NAME)
-
-    def close(self) -> None:
+        self._manifest_file.write(self._manifest.finish(wal_ranges))
         self._manifest_file.close()
 
     def _copy_file(self, file: SourceFile, prior_size_bytes: int | None) -> None:

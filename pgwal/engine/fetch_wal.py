@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pgwal.errors import ObjectNotFound, TargetError
@@ -26,5 +27,6 @@ def fetch(repository: Repository, name: str, destination: Path) -> None:
         temporary.write_bytes(content)
         temporary.replace(destination)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise TargetError(f"cannot write {destination}: {os.strerror(error.errno or 0)}") from error

@@ -74,24 +74,20 @@ class _ReceiverThread(threading.Thread):
     def __init__(self, receiver: Receiver) -> None:
         super().__init__(name="pgwal-receiver", daemon=True)
         self._receiver = receiver
-        self._error: PgwalError | None = None
-        self._crash: BaseException | None = None
+        self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self._receiver.run()
-        except PgwalError as error:
+        except BaseException as error:  # raised again where the backup waits for WAL
             self._error = error
-        except BaseException as error:
-            self._crash = error
-            raise
 
     def check(self) -> None:
         """Raise what ended the receiver, if it has ended."""
         if self._error is not None:
             raise self._error
         if not self.is_alive():
-            raise PgwalError("the receiver ended before the backup did") from self._crash
+            raise PgwalError("the receiver ended before the backup did")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,15 @@ from pgwal.backup.reconstruct import Run, StoredWhole, reconstruct_file
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.writer import TreeWriter
-from pgwal.errors import ChecksumMismatch, FormatError, MissingPriorBackup, ObjectNotFound, TargetError, TruncatedInput
+from pgwal.errors import (
+    ChecksumMismatch,
+    FormatError,
+    MissingPriorBackup,
+    ObjectNotFound,
+    RepositoryError,
+    TargetError,
+    TruncatedInput,
+)
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -66,7 +74,19 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     locations = _tablespace_locations(chain[0], request.tablespaces)
     for directory in (request.target, *locations.values()):
         require_empty(directory)
-    return _Restore(repository, chain, request, locations).run(on_progress)
+    try:
+        return _Restore(repository, chain, request, locations).run(on_progress)
+    except BaseException:
+        _make_unstartable(request.target)
+        raise
+
+
+def _make_unstartable(target: Path) -> None:
+    """Make sure that nobody starts a server on a restore that failed: it is incomplete."""
+    if target.exists():
+        with suppress(OSError):
+            (target / CONTROL_FILE_PATH).unlink()
+        logger.warning("%s is incomplete and cannot be started: empty it before restoring into it again", target)
 
 
 def require_empty(directory: Path) -> None:
@@ -147,12 +167,21 @@ class _Restore:
     def _make_directories(self) -> None:
         self._writer.make_directory("")
         for oid, location in self._locations.items():
-            location.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_tablespace(location)
             self._writer.symlink(f"pg_tblspc/{oid}", location.absolute())
         data_path = self._data_paths[0]
         for parent, directories, _ in os.walk(data_path):
             for name in directories:
                 self._writer.make_directory(str((Path(parent) / name).relative_to(data_path)))
+
+    def _make_tablespace(self, location: Path) -> None:
+        try:
+            location.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(
+                f"cannot create tablespace directory {location}: {os.strerror(error.errno or 0)}",
+                hint="Map the tablespace to another place with -T OLD=NEW.",
+            ) from error
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -228,6 +257,11 @@ class _Restore:
             return path.open("rb", buffering=0)  # type: ignore[return-value]
         except FileNotFoundError as error:
             raise MissingPriorBackup(f"{path} is missing", hint="Restore another backup.") from error
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot open {path}: {os.strerror(error.errno or 0)}",
+                hint="Run pgwal as the user that owns the repository.",
+            ) from error
 
     # -- what recovery needs -----------------------------------------------------------------------------------
 

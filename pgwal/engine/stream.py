@@ -17,7 +17,7 @@ from pathlib import Path
 import tenacity
 
 from pgwal.engine.stop import StopRequest
-from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotUnavailable
+from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotInUse, SlotUnavailable
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_slot
@@ -27,7 +27,7 @@ from pgwal.replication.session import ReplicationSession
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.wal_archive import WalWriter
-from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, parse_segment_size
+from pgwal.segment import WAL_PAGE_SIZE, parse_segment_size
 from pgwal.summary.summarizer import Summarizer, Summary
 from pgwal.wal.page_magic import wal_format_of_major
 
@@ -101,13 +101,15 @@ class Receiver:
         with ExitStack() as held:
             try:
                 retrying(self._receive_once, held)
-            except (ConnectionFailed, ReplicationInterrupted):
+            except (ConnectionFailed, ReplicationInterrupted, SlotInUse):
                 if not self._stop.is_set():
                     raise
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         connected_before = self._repository is not None
         transient = isinstance(error, (ConnectionFailed, ReplicationInterrupted))
+        # After the connection broke, the server may take a while to notice, and hold the slot for it.
+        transient = transient or (isinstance(error, SlotInUse) and self.streaming.is_set())
         return transient and connected_before and self._options.reconnect
 
     def _receive_once(self, held: ExitStack) -> None:
@@ -120,6 +122,8 @@ class Receiver:
                 sender.server_version // 10000,
             )
             wal_format_of_major(identity.major)
+            if self._repository is None:
+                self._check_slot(sender)
             repository = self._hold_repository(identity, held)
             self._ensure_slot(sender)
             target = system.flush_lsn if self._options.once else self._options.end_lsn
@@ -144,6 +148,20 @@ class Receiver:
         return self._repository
 
     # -- the slot and the start --------------------------------------------------------------------------------
+
+    def _check_slot(self, sender: WalSender) -> None:
+        """Refuse a slot that is missing, or one to create that exists, before anything is made."""
+        slot = self._options.slot
+        if slot is None:
+            return
+        exists = self._find_slot(sender, slot) is not None
+        if exists and self._options.create_slot and not self._options.if_not_exists:
+            raise SlotUnavailable(
+                f'replication slot "{slot}" already exists',
+                hint="Use it as it is: leave out --create-slot, or add --if-not-exists.",
+            )
+        if not exists and not self._options.create_slot:
+            raise _slot_missing(slot)
 
     def _ensure_slot(self, sender: WalSender) -> None:
         slot = self._options.slot
@@ -170,17 +188,17 @@ class Receiver:
         slot = self._options.slot
         if slot is None:
             return None
-        if sender.server_version >= 150000:
-            position = sender.read_replication_slot(slot)
-        else:
-            with connect_sql(self._parameters) as connection:
-                facts = read_slot(connection, slot)
-            position = SlotPosition(facts.restart_lsn, None) if facts is not None else None
+        position = self._find_slot(sender, slot)
         if position is None:
-            raise SlotUnavailable(
-                f'replication slot "{slot}" does not exist', hint="Create it: start once with --create-slot."
-            )
+            raise _slot_missing(slot)
         return position
+
+    def _find_slot(self, sender: WalSender, slot: str) -> SlotPosition | None:
+        if sender.server_version >= 150000:
+            return sender.read_replication_slot(slot)
+        with connect_sql(self._parameters) as connection:
+            facts = read_slot(connection, slot)
+        return SlotPosition(facts.restart_lsn, None) if facts is not None else None
 
     # -- for _TimelineStream -----------------------------------------------------------------------------------
 
@@ -202,6 +220,12 @@ class Receiver:
         """Return what the server's slot has been told already: less must not be reported again."""
         position = self._slot_position(sender)
         return position.restart_lsn or Lsn(0) if position is not None else Lsn(0)
+
+
+def _slot_missing(slot: str) -> SlotUnavailable:
+    return SlotUnavailable(
+        f'replication slot "{slot}" does not exist', hint="Create it: run pgwal stream once with --create-slot."
+    )
 
 
 class _TimelineStream:

@@ -12,6 +12,7 @@ from pgwal.summary.coverage import cover
 from pgwal.summary.summarizer import ChangeReader
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
+from pgwal.wal.record import EndOfWal
 
 
 def window(repository: Repository, start_timeline_id: int, start: Lsn, timeline_id: int, end: Lsn) -> list[LsnRange]:
@@ -77,9 +78,34 @@ def _scan(repository: Repository, wanted: LsnRange) -> BlockMap:
             hint="Take a full backup.",
         )
     if not reader.complete:
-        missing = LsnRange(wanted.timeline_id, reader.position, wanted.end)
-        raise WalGap(
-            f"WAL is missing: {missing} is neither summarised nor in the repository",
+        raise _gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
+    return reader.block_map
+
+
+def _gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None) -> WalGap:
+    """Say what is missing of a range that could not be read, and where it can come from."""
+    geometry, timeline_id = repository.geometry, unread.timeline_id
+    archived = {s.segment_no: s.complete for s in repository.wal.segments() if s.timeline_id == timeline_id}
+    # A record that begins in the last segment before the gap is not whole either.
+    first, last = geometry.segment_no(unread.start), geometry.last_segment_no(unread.end)
+    if end_of_wal is not None and archived.get(first) and (first == last or archived.get(first + 1)):
+        return WalGap(
+            f"WAL is damaged: segment {geometry.file_name(timeline_id, first)} cannot be read on; {end_of_wal}",
+            hint="Replace that segment in the repository's wal directory, if another archive holds a whole copy;"
+            " else take a full backup.",
+        )
+    while archived.get(first):
+        first += 1
+    later = [segment_no for segment_no in archived if segment_no > first]
+    if not later:
+        return WalGap(
+            f"WAL is missing: {unread} is neither summarised nor in the repository",
             hint="If the server still has it, pgwal stream will fetch it; else take a full backup.",
         )
-    return reader.block_map
+    missing = unread._replace(end=min(unread.end, geometry.segment_start(min(later))))
+    names = [geometry.file_name(timeline_id, number) for number in (first, min(*later, last + 1) - 1)]
+    return WalGap(
+        f"WAL is missing: {missing} is neither summarised nor in the repository",
+        hint=f"Copy segment {' to '.join(dict.fromkeys(names))} into the repository's wal directory,"
+        " if another archive holds it; else take a full backup.",
+    )

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError
+from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +113,8 @@ def connect_replication(
     """Open a connection for physical replication; give it to WalSender, it takes no SQL.
 
     ``application_name``, which synchronous_standby_names may list, wins over one in the parameters.
-    Raises ConnectionFailed (PasswordRequired among them), or PrivilegeMissing for a role without REPLICATION.
+    Raises ConnectionFailed (PasswordRequired among them), PrivilegeMissing for a role without REPLICATION, or
+    SettingRequired for a server whose settings allow no replication.
     """
     # The name "replication" means nothing to the server here, but it is what .pgpass has for such connections.
     extra = {"replication": "true", "dbname": "replication"}
@@ -222,6 +223,9 @@ _HINTS = (
     ),
 )
 
+# With wal_level = minimal, max_wal_senders must be 0.
+_REPLICATION_OFF = r"max_wal_senders\"? \(currently 0\)"
+
 # In 13 to 15, and since 16.
 _NO_REPLICATION = r"must be superuser or replication role to start walsender|permission denied to start WAL sender"
 
@@ -233,6 +237,11 @@ def _connection_error(error: psycopg.Error, user: str | None) -> ServerError:
     role = _role_of(pgconn, user)
     if re.search(_NO_REPLICATION, text):
         return PrivilegeMissing(text, hint=f"A superuser can run: ALTER ROLE {role} REPLICATION;")
+    if re.search(_REPLICATION_OFF, text):
+        return SettingRequired(
+            f"replication is switched off: {text}",
+            hint="Set wal_level = replica and max_wal_senders = 10, and restart the server.",
+        )
     if pgconn is not None and pgconn.needs_password:
         return PasswordRequired(text, hint="Give the password with -W, in .pgpass or in PGPASSWORD.")
     for pattern, hint in _HINTS:

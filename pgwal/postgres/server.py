@@ -232,6 +232,18 @@ class BackupSession:
     def __exit__(self, *exc_info: object) -> None:
         self._connection.close()
 
+    def require_privileges(self) -> None:
+        """Raise PrivilegeMissing, with what to do, when the role may not start and stop backups."""
+        for signature in self._functions.signatures:
+            with translated_errors(self._connection):
+                (granted,) = _one_row(
+                    self._connection,
+                    "SELECT has_function_privilege('pg_catalog.' || %(signature)s, 'EXECUTE')",
+                    {"signature": signature},
+                )
+            if not granted:
+                raise self._privilege_missing(f"permission denied for function {signature.partition('(')[0]}")
+
     def start(self, label: str, *, fast: bool) -> Lsn:
         """Start the backup and return its start LSN: a redo position; it waits for a checkpoint.
 
@@ -255,15 +267,15 @@ class BackupSession:
             try:
                 return _one_row(self._connection, query, parameters)
             except psycopg.errors.InsufficientPrivilege as error:
-                raise self._privilege_missing(error) from error
+                raise self._privilege_missing(error_text(error)) from error
             except psycopg.errors.ObjectNotInPrerequisiteState as error:
                 raise self._not_possible(error) from error
 
-    def _privilege_missing(self, error: psycopg.Error) -> PrivilegeMissing:
+    def _privilege_missing(self, problem: str) -> PrivilegeMissing:
         info = self._connection.info
         functions = ", ".join(f"pg_catalog.{signature}" for signature in self._functions.signatures)
         return PrivilegeMissing(
-            error_text(error),
+            problem,
             # Function privileges are kept per database.
             hint=f"A superuser can run, in database {quoted_identifier(info.dbname)}:"
             f" GRANT EXECUTE ON FUNCTION {functions} TO {quoted_identifier(info.user)};",

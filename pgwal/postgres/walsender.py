@@ -26,6 +26,7 @@ from pgwal.errors import (
     ReplicationInterrupted,
     ServerError,
     SettingRequired,
+    SlotInUse,
     SlotUnavailable,
     WalRemoved,
 )
@@ -357,7 +358,8 @@ class WalSender:
     def _drain_tls(self) -> None:
         """Take in what the TLS library has decrypted already, which poll() does not see.
 
-        libpq reads only what its buffer has room for, at least 8 kB, while a TLS record has up to 16.  Of two
+        libpq reads only what its buffer has room for, at least 8 kB, while a TLS record has up to 16; 18.6 sees to
+        the rest, 15.18 leaves it.  (Seen behind a proxy that ends a burst of WAL with a full record.)  Of two
         calls in a row, the first makes room where there is none and the second reads until nothing is left or
         the buffer is full, in which case it holds a whole message.  So when the caller finds no message after
         this, nothing is left, and it may sleep.
@@ -432,9 +434,9 @@ _FEATURES = "The server needs wal_level = replica and max_replication_slots abov
 
 # By command and SQLSTATE.
 _ERRORS: dict[tuple[str, str], tuple[type[ServerError], str | None]] = {
-    ("START_REPLICATION", "42704"): (SlotUnavailable, "Create it: start once with --create-slot."),
+    ("START_REPLICATION", "42704"): (SlotUnavailable, "Create it: run pgwal stream once with --create-slot."),
     ("START_REPLICATION", "55006"): (
-        SlotUnavailable,
+        SlotInUse,
         "A slot serves one receiver at a time: stop the other one, or use a slot of another name.",
     ),
     ("START_REPLICATION", "55000"): (SlotUnavailable, _UNUSABLE),
@@ -450,8 +452,8 @@ _ERRORS: dict[tuple[str, str], tuple[type[ServerError], str | None]] = {
 def _wal_removed(segment: str) -> WalRemoved:
     return WalRemoved(
         f"the server has already removed WAL segment {segment}, which is needed next",
-        hint="Copy it from another archive into the repository if there is one. Otherwise go on from a newer"
-        " position and take a full backup; a replication slot prevents this.",
+        hint="Copy it from another archive into the repository's wal directory if there is one. Otherwise begin a new"
+        " repository with a full backup: this one's backups can still be restored. A replication slot prevents this.",
     )
 
 

@@ -8,7 +8,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from pgwal.backup.entry import BackupEntry, BackupFile, decode_entry, decode_file, decode_head, encode_entry, encode_file
+from pgwal.backup.entry import (
+    BackupEntry,
+    BackupFile,
+    decode_entry,
+    decode_file,
+    decode_head,
+    encode_entry,
+    encode_file,
+)
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,

@@ -21,8 +21,6 @@ BACKUP_ENTRY_NAME = "backup.json"
 UNFINISHED_SUFFIX = ".unfinished"
 """Of a backup that is being taken, or was abandoned: such a directory is no backup."""
 
-PARTIAL_SUFFIX = ".partial"
-
 _FORMAT_VERSION = 1
 
 

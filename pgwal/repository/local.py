@@ -201,7 +201,7 @@ class LocalStore:
             other = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise RepositoryLocked(
                 f"{path} is held by {other}",
-                hint="One receiver and one backup at a time work on a repository: wait until that one has ended, or stop it.",
+                hint="Only one can work on a repository at a time: wait until that one has ended, or stop it.",
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import BinaryIO, NamedTuple, Protocol
@@ -54,10 +55,10 @@ class Store(Protocol):
     def exists(self, name: str) -> bool:
         """Tell whether there is an object or directory of this name."""
 
-    def list(self, directory: str) -> list[StoredObject]:
+    def list(self, directory: str) -> builtins.list[StoredObject]:
         """Return the objects directly in a directory, by name; an absent directory is empty."""
 
-    def list_directories(self, directory: str) -> list[str]:
+    def list_directories(self, directory: str) -> builtins.list[str]:
         """Return the names of the directories directly in a directory, in order."""
 
     def rename_directory(self, old: str, new: str) -> None:

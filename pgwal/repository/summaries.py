@@ -28,7 +28,7 @@ class SummaryFiles:
             return decode_summary(self._store.read(name), name)
         except FormatError as error:
             raise type(error)(
-                str(error), hint="Delete this file: the WAL of its range, which the repository keeps, is read instead."
+                str(error), hint="Delete this file: the WAL of its range is read instead, if it is still there."
             ) from error
 
     def write(self, summary_range: LsnRange, block_map: BlockMap) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pgwal.lsn import Lsn, LsnRange
+from pgwal.lsn import LsnRange
 from pgwal.segment import WalGeometry
 
 

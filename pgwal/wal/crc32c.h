@@ -33,8 +33,14 @@
 /* The polynomial 0x1EDC6F41 with its bits reversed: in a reflected CRC the lowest bit is the highest power of x. */
 #define PGWAL_CRC32C_POLYNOMIAL 0x82F63B78u
 
-/* A way to continue a CRC: `crc` goes in and comes out without the final inversion. */
-typedef uint32_t (*pgwal_crc32c_function)(uint32_t crc, const uint8_t *data, size_t length);
+/*
+ * A way to compute the CRC of a WAL record of `length` >= 24 bytes: of what follows its header, then of the header's
+ * first 20 bytes.  Records are short, so both parts are one call.
+ */
+typedef uint32_t (*pgwal_record_crc32c_function)(const uint8_t *record, size_t length);
+
+#define PGWAL_RECORD_HEADER 24
+#define PGWAL_RECORD_CRC_AT 20
 
 /* --- any processor ------------------------------------------------------------------------------------------ */
 
@@ -68,6 +74,12 @@ static uint32_t pgwal_crc32c_by_table(uint32_t crc, const uint8_t *data, size_t 
     while (length--)
         crc = crc >> 8 ^ pgwal_crc32c_table[0][(crc ^ *data++) & 0xFF];
     return crc;
+}
+
+static uint32_t pgwal_record_crc32c_by_table(const uint8_t *record, size_t length)
+{
+    uint32_t crc = pgwal_crc32c_by_table(~0u, record + PGWAL_RECORD_HEADER, length - PGWAL_RECORD_HEADER);
+    return ~pgwal_crc32c_by_table(crc, record, PGWAL_RECORD_CRC_AT);
 }
 
 /* --- x86-64 ------------------------------------------------------------------------------------------------- */
@@ -118,7 +130,7 @@ pgwal_crc32c_product(uint64_t crc, uint64_t multiplier)
     return (uint64_t) _mm_cvtsi128_si64(product);
 }
 
-PGWAL_CRC32C_TARGET static inline uint64_t
+PGWAL_CRC32C_TARGET static uint64_t
 pgwal_crc32c_three_strands(uint64_t crc, const uint8_t *data, size_t strand, const uint64_t *over)
 {
     uint64_t second = 0, third = 0;
@@ -154,14 +166,17 @@ pgwal_crc32c_one_strand(uint64_t crc, const uint8_t *data, size_t length)
 }
 
 PGWAL_CRC32C_TARGET static uint32_t
-pgwal_crc32c_by_sse42(uint32_t crc, const uint8_t *data, size_t length)
+pgwal_record_crc32c_by_sse42(const uint8_t *record, size_t length)
 {
-    uint64_t long_crc = crc;
+    const uint8_t *data = record + PGWAL_RECORD_HEADER;
+    uint64_t crc = ~0u;
+    length -= PGWAL_RECORD_HEADER;
     for (; length >= 3 * PGWAL_CRC32C_LONG; data += 3 * PGWAL_CRC32C_LONG, length -= 3 * PGWAL_CRC32C_LONG)
-        long_crc = pgwal_crc32c_three_strands(long_crc, data, PGWAL_CRC32C_LONG, pgwal_crc32c_over_long);
+        crc = pgwal_crc32c_three_strands(crc, data, PGWAL_CRC32C_LONG, pgwal_crc32c_over_long);
     for (; length >= 3 * PGWAL_CRC32C_SHORT; data += 3 * PGWAL_CRC32C_SHORT, length -= 3 * PGWAL_CRC32C_SHORT)
-        long_crc = pgwal_crc32c_three_strands(long_crc, data, PGWAL_CRC32C_SHORT, pgwal_crc32c_over_short);
-    return pgwal_crc32c_one_strand(long_crc, data, length);
+        crc = pgwal_crc32c_three_strands(crc, data, PGWAL_CRC32C_SHORT, pgwal_crc32c_over_short);
+    crc = pgwal_crc32c_one_strand(crc, data, length);
+    return ~pgwal_crc32c_one_strand(crc, record, PGWAL_RECORD_CRC_AT);
 }
 
 #endif
@@ -178,7 +193,7 @@ pgwal_crc32c_by_sse42(uint32_t crc, const uint8_t *data, size_t length)
 #define PGWAL_CRC32C_TARGET __attribute__((target("+crc")))
 #endif
 
-PGWAL_CRC32C_TARGET static uint32_t
+PGWAL_CRC32C_TARGET static inline uint32_t
 pgwal_crc32c_by_armv8(uint32_t crc, const uint8_t *data, size_t length)
 {
     for (; length >= 8; data += 8, length -= 8) {
@@ -186,9 +201,22 @@ pgwal_crc32c_by_armv8(uint32_t crc, const uint8_t *data, size_t length)
         memcpy(&word, data, sizeof word);
         crc = __crc32cd(crc, word);
     }
-    while (length--)
+    if (length & 4) {
+        uint32_t word;
+        memcpy(&word, data, sizeof word);
+        crc = __crc32cw(crc, word);
+        data += 4;
+    }
+    for (length &= 3; length; length--)
         crc = __crc32cb(crc, *data++);
     return crc;
+}
+
+PGWAL_CRC32C_TARGET static uint32_t
+pgwal_record_crc32c_by_armv8(const uint8_t *record, size_t length)
+{
+    uint32_t crc = pgwal_crc32c_by_armv8(~0u, record + PGWAL_RECORD_HEADER, length - PGWAL_RECORD_HEADER);
+    return ~pgwal_crc32c_by_armv8(crc, record, PGWAL_RECORD_CRC_AT);
 }
 
 static int pgwal_crc32c_has_armv8(void)
@@ -206,7 +234,7 @@ static int pgwal_crc32c_has_armv8(void)
 
 /* --- choice and use ----------------------------------------------------------------------------------------- */
 
-static pgwal_crc32c_function pgwal_crc32c_chosen = pgwal_crc32c_by_table;
+static pgwal_record_crc32c_function pgwal_record_crc32c_chosen = pgwal_record_crc32c_by_table;
 
 /*
  * Choose the way and fill its tables; returns its name.  Called once, before the first CRC.  `by_table` chooses the
@@ -215,37 +243,30 @@ static pgwal_crc32c_function pgwal_crc32c_chosen = pgwal_crc32c_by_table;
 static const char *pgwal_crc32c_choose(int by_table)
 {
     pgwal_crc32c_fill_table();
-    pgwal_crc32c_chosen = pgwal_crc32c_by_table;
+    pgwal_record_crc32c_chosen = pgwal_record_crc32c_by_table;
     if (by_table)
         return "table";
 #ifdef PGWAL_CRC32C_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul")) {
         pgwal_crc32c_fill_multipliers();
-        pgwal_crc32c_chosen = pgwal_crc32c_by_sse42;
+        pgwal_record_crc32c_chosen = pgwal_record_crc32c_by_sse42;
         return "sse4.2";
     }
 #endif
 #ifdef PGWAL_CRC32C_ARM
     if (pgwal_crc32c_has_armv8()) {
-        pgwal_crc32c_chosen = pgwal_crc32c_by_armv8;
+        pgwal_record_crc32c_chosen = pgwal_record_crc32c_by_armv8;
         return "armv8";
     }
 #endif
     return "table";
 }
 
-/* Return the CRC-32C of `length` bytes at `data`, continued from `crc` (0 to begin). */
-static inline uint32_t pgwal_crc32c(const uint8_t *data, size_t length, uint32_t crc)
-{
-    return ~pgwal_crc32c_chosen(~crc, data, length);
-}
-
-/* Return the CRC of the WAL record of `length` >= 24 bytes at `data + at`: what follows its header, then its first 20 bytes. */
+/* Return the CRC that belongs into the header of the WAL record of `length` >= 24 bytes at `data + at`. */
 static inline uint32_t pgwal_record_crc32c(const uint8_t *data, size_t at, size_t length)
 {
-    uint32_t crc = pgwal_crc32c_chosen(~0u, data + at + 24, length - 24);
-    return ~pgwal_crc32c_chosen(crc, data + at, 20);
+    return pgwal_record_crc32c_chosen(data + at, length);
 }
 
 #endif

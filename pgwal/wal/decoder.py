@@ -354,6 +354,7 @@ def _block_reference(wal_format: WalFormat, lsn: Lsn, fragment: Any, earlier: li
         block.image is not None,
         block.image is not None and bool(block.image.info & wal_format.apply_image_bit),
         bool(block.flags & layout.BLOCK_WILL_INIT),
+        block.image.length if block.image is not None else 0,
     )
 
 

@@ -201,6 +201,22 @@ XactEnd = Struct(
 )
 """xl_xact_commit and xl_xact_abort with an xinfo word, as far as the relations whose files are unlinked."""
 
+XactPrepare = Struct(
+    "magic" / Int32ul,
+    "total_length" / Int32ul,
+    "xid" / Int32ul,
+    "db_oid" / Int32ul,
+    "prepared_at" / Int64sl,
+    "owner_oid" / Int32ul,
+    "subxact_count" / Int32sl,
+    "commit_dropped_count" / Int32sl,
+    "abort_dropped_count" / Int32sl,
+)
+"""xl_xact_prepare (TwoPhaseFileHeader up to 12) as far as the counts of relations that are to be dropped.
+
+Nothing is dropped yet: the record that ends the transaction repeats the list that applies.
+"""
+
 CheckpointBefore17 = Struct(
     "redo_lsn" / Int64ul,
     "timeline_id" / Int32ul,
@@ -247,6 +263,37 @@ EndOfRecoverySince17 = Struct(
 )
 """xl_end_of_recovery (17, 18), 24 bytes with padding."""
 
+# --- heap records that clear bits of the visibility map by a flag -------------------------------------------
+
+HeapInsert = Struct("offset_number" / Int16ul, "flags" / Int8ul)
+"""xl_heap_insert, 3 bytes; flag 0x01: the map's bits of block 0's page were cleared."""
+
+HeapMultiInsert = Struct("flags" / Int8ul, Padding(1), "tuple_count" / Int16ul)
+"""xl_heap_multi_insert; flag 0x01 as for HeapInsert."""
+
+HeapDelete = Struct("xmax" / Int32ul, "offset_number" / Int16ul, "infobits" / Int8ul, "flags" / Int8ul)
+"""xl_heap_delete, 8 bytes; flag 0x01 as for HeapInsert.  xl_heap_lock and xl_heap_lock_updated look the same."""
+
+HeapUpdate = Struct(
+    "old_xmax" / Int32ul,
+    "old_offset_number" / Int16ul,
+    "old_infobits" / Int8ul,
+    "flags" / Int8ul,
+    "new_xmax" / Int32ul,
+    "new_offset_number" / Int16ul,
+)
+"""xl_heap_update, 14 bytes; flag 0x01: bits of the old tuple's page were cleared, 0x02: of the new tuple's page.
+
+Block 0 is the new tuple's page, block 1 the old tuple's where that is another one.
+"""
+
+HEAP_ALL_VISIBLE_CLEARED = 0x01
+HEAP_UPDATE_NEW_ALL_VISIBLE_CLEARED = 0x02
+
+HEAP_OPERATION_MASK = 0x70
+HEAP_INSERT, HEAP_DELETE, HEAP_UPDATE, HEAP_HOT_UPDATE, HEAP_LOCK = 0x00, 0x10, 0x20, 0x40, 0x60
+HEAP2_MULTI_INSERT, HEAP2_LOCK_UPDATED = 0x50, 0x60
+
 OverwriteContrecord = Struct("overwritten_lsn" / Int64ul, "time" / Int64sl)
 """xl_overwrite_contrecord, 16 bytes: names the record that was cut off by a crash."""
 
@@ -266,6 +313,15 @@ def payloads(wal_format: WalFormat) -> dict[tuple[int, int], Construct[Any, Any]
         (RM_XLOG, XLOG_FPW_CHANGE): FpwChange,
         (RM_XLOG, XLOG_OVERWRITE_CONTRECORD): OverwriteContrecord,
     }
+    known[RM_XACT, XACT_PREPARE] = XactPrepare
+    for init_page in (0x00, 0x80):
+        known[RM_HEAP, HEAP_INSERT | init_page] = HeapInsert
+        known[RM_HEAP, HEAP_UPDATE | init_page] = HeapUpdate
+        known[RM_HEAP, HEAP_HOT_UPDATE | init_page] = HeapUpdate
+        known[RM_HEAP2, HEAP2_MULTI_INSERT | init_page] = HeapMultiInsert
+    known[RM_HEAP, HEAP_DELETE] = HeapDelete
+    known[RM_HEAP, HEAP_LOCK] = HeapDelete
+    known[RM_HEAP2, HEAP2_LOCK_UPDATED] = HeapDelete
     known.update({(RM_XACT, operation | XACT_HAS_INFO): XactEnd for operation in XACT_ENDS})
     since_17 = wal_format.has_checkpoint_redo
     checkpoint = CheckpointSince17 if since_17 else CheckpointBefore17

@@ -56,7 +56,10 @@ class EndOfWal:
 
 @dataclass(frozen=True, slots=True)
 class BlockReference:
-    """A record's mention of a block: ``block_id`` is its place in the record, ``block_no`` is in the whole fork."""
+    """A record's mention of a block: ``block_id`` is its place in the record, ``block_no`` is in the whole fork.
+
+    ``image_length`` is the bytes that its page image takes in the record, 0 without one.
+    """
 
     block_id: int
     locator: RelFileLocator
@@ -65,6 +68,7 @@ class BlockReference:
     has_image: bool
     image_applies: bool
     will_init: bool
+    image_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

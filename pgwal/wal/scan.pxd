@@ -57,14 +57,21 @@ cdef int _FINDING_FIRST, _BETWEEN_RECORDS, _COLLECTING, _CONTINUING, _PADDING
 cdef int _ENDS_EARLY, _NO_SUCH_ID, _ID_ORDER, _DATA_LENGTH, _NO_RELATION, _NO_FORK
 cdef int _IMAGE, _SUM, _DATA_SHORT, _OTHER_OVERWRITTEN
 
-@cython.locals(low=uint32_t, high=uint32_t)
-cdef uint32_t _u16(const uint8_t *data, uint64_t at) noexcept nogil
 
-@cython.locals(first=uint32_t, second=uint32_t, third=uint32_t, fourth=uint32_t)
-cdef uint32_t _u32(const uint8_t *data, uint64_t at) noexcept nogil
+# The compiler makes a single load of each where the processor's byte order is that of the WAL.
 
-@cython.locals(low=uint64_t, high=uint64_t)
-cdef uint64_t _u64(const uint8_t *data, uint64_t at) noexcept nogil
+cdef inline uint32_t _u16(const uint8_t *data, uint64_t at) noexcept nogil:
+    return data[at] | <uint32_t> data[at + 1] << 8
+
+
+cdef inline uint32_t _u32(const uint8_t *data, uint64_t at) noexcept nogil:
+    return (
+        data[at] | <uint32_t> data[at + 1] << 8 | <uint32_t> data[at + 2] << 16 | <uint32_t> data[at + 3] << 24
+    )
+
+
+cdef inline uint64_t _u64(const uint8_t *data, uint64_t at) noexcept nogil:
+    return _u32(data, at) | <uint64_t> _u32(data, at + 4) << 32
 
 
 @cython.final
@@ -179,7 +186,7 @@ cdef class WalScanner:
     @cython.locals(relation=uint64_t, slot=uint64_t)
     cdef uint64_t _relation(self, uint64_t place, uint64_t number) noexcept nogil
 
-    @cython.locals(count=uint64_t, index=uint64_t, key=uint64_t)
+    @cython.locals(count=uint64_t, logged=uint64_t, index=uint64_t, key=uint64_t)
     cdef int _push_references(self) noexcept nogil
 
     @cython.locals(slot=uint64_t)

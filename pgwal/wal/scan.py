@@ -166,6 +166,15 @@ if not cython.compiled:
     def _copy(target: bytearray, target_at: int, source: Buffer, source_at: int, count: int) -> None:
         target[target_at : target_at + count] = source[source_at : source_at + count]
 
+    def _u16(data: Buffer, at: int) -> int:
+        return int.from_bytes(data[at : at + 2], "little")
+
+    def _u32(data: Buffer, at: int) -> int:
+        return int.from_bytes(data[at : at + 4], "little")
+
+    def _u64(data: Buffer, at: int) -> int:
+        return int.from_bytes(data[at : at + 8], "little")
+
     def _address(holder: Holder) -> Holder:
         return holder
 
@@ -184,27 +193,6 @@ def record_crc(record: bytes) -> int:
 
 
 CRC_IMPLEMENTATION: str = choose_crc32c()
-
-
-def _u16(data: Buffer, at: int) -> int:
-    low = data[at]
-    high = data[at + 1]
-    return low | high << 8
-
-
-def _u32(data: Buffer, at: int) -> int:
-    # The compiler makes a single load of this.
-    first = data[at]
-    second = data[at + 1]
-    third = data[at + 2]
-    fourth = data[at + 3]
-    return first | second << 8 | third << 16 | fourth << 24
-
-
-def _u64(data: Buffer, at: int) -> int:
-    low = _u32(data, at)
-    high = _u32(data, at + 4)
-    return low | high << 32
 
 
 class WalScanner:
@@ -951,12 +939,16 @@ class WalScanner:
     def _push_references(self) -> int:
         """Add what ``_found`` holds to the log, leaving out what was added a moment ago."""
         self._held = False
+        found = self._found_at
+        log = self._log_at
         count = self._found_count
+        logged = self._log_count
         for index in range(count):
-            key = self._found_at[index]
+            key = found[index]
             if self._is_new(key):
-                self._log_at[self._log_count] = key
-                self._log_count += 1
+                log[logged] = key
+                logged += 1
+        self._log_count = logged
         self.block_reference_count += count
         return self._room()
 

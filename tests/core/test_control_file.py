@@ -19,7 +19,9 @@ def build(major: int, *, version: int | None = None, catalog: int | None = None)
     """Return a pg_control as a server of this major version writes it."""
     content = bytearray(CONTROL_FILE_SIZE)
     pg_control_version = version or {17: 1700, 18: 1800}.get(major, 1300)
-    struct.pack_into("<QIII", content, 0, 7_000_000_000_000_000_001, pg_control_version, catalog or CATALOG_VERSIONS[major], 6)
+    struct.pack_into(
+        "<QIII", content, 0, 7_000_000_000_000_000_001, pg_control_version, catalog or CATALOG_VERSIONS[major], 6
+    )
     struct.pack_into("<QIIB", content, 40, 0x3000028, 2, 1, 1)
     struct.pack_into("<Q", content, 136, 0x3000148)
     struct.pack_into("<i", content, 172, 1)

@@ -38,7 +38,8 @@ def test_format_specifications_of_text_and_of_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0/", "/0", "0/0/0", "0x0/0", "G/0", "123456789/0", "0/123456789", "-1/0", "0 /0", "0/+1", "٠/0"]
+    "text",
+    ["", "0", "0/", "/0", "0/0/0", "0x0/0", "G/0", "123456789/0", "0/123456789", "-1/0", "0 /0", "0/+1", "\u0660/0"],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match="invalid LSN"):

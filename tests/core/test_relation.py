@@ -66,7 +66,7 @@ def test_where_relations_are(path: str, locator: tuple[int, int, int]) -> None:
         "pg_tblspc/16400/5/16384",
         "pg_tblspc/16400/PG_18/5/16384",
         "pg_wal/000000010000000000000001",
-        "base/5/١٢",
+        "base/5/\u0661\u0662",
     ],
 )
 def test_what_is_no_relation_file(path: str) -> None:

@@ -224,7 +224,7 @@ def blocks_of(records: list[BuiltRecord]) -> Blocks:
     return blocks
 
 
-def specials_of(records: list[BuiltRecord], reported: list[BuiltRecord]) -> list[tuple[object, ...]]:
+def specials_of(reported: list[BuiltRecord]) -> list[tuple[object, ...]]:
     specials: list[tuple[object, ...]] = []
     for index, record in enumerate(reported):
         spec = record.spec
@@ -248,7 +248,7 @@ def assert_is(outcome: Outcome, records: list[BuiltRecord]) -> None:
     assert outcome.reference_count == len(references(records))
     assert outcome.blocks == blocks_of(records)
     assert outcome.derived == derived_blocks(records)
-    assert outcome.specials == specials_of(records, records)
+    assert outcome.specials == specials_of(records)
     if records:
         assert outcome.last_record_lsn == records[-1].lsn
 
@@ -313,11 +313,7 @@ def test_starts_at_any_position(form: ModuleType, data: st.DataObject, builder: 
         return
     wal = builder.wal_from(start)
     outcome = scan_all(form, wal, start, chunks=data.draw(strategies.chunkings(len(wal))))
-    assert_is(
-        outcome, [record for record in builder.records if record.lsn >= start]
-    ) if outcome.record_count else None
-    assert outcome.error is None
-    assert outcome.record_count == len([record for record in builder.records if record.lsn >= start])
+    assert_is(outcome, [record for record in builder.records if record.lsn >= start])
 
 
 @forms
@@ -672,7 +668,7 @@ def test_unknown_magic_is_an_error_that_stays(form: ModuleType) -> None:
     scanner = form.WalScanner(SEGMENT_SIZE, 1 << 20)
     scanner.feed(wal)
     for _ in range(2):
-        with pytest.raises(UnsupportedVersion, match="0/100000.*0xd101"):
+        with pytest.raises(UnsupportedVersion, match=r"0/100000.*0xd101"):
             scanner.scan()
     with pytest.raises(UnsupportedVersion):
         form.WalScanner(SEGMENT_SIZE, 1 << 20, magic=0xD101)

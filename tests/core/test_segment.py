@@ -109,7 +109,7 @@ def test_sizes_as_the_server_shows_them(text: str, size: int) -> None:
     assert parse_segment_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "16", "MB", "16 MB", "16mb", "-1MB", "1.5GB", "16MB ", "١MB"])
+@pytest.mark.parametrize("text", ["", "16", "MB", "16 MB", "16mb", "-1MB", "1.5GB", "16MB ", "\u0661MB"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(FormatError, match="not a size"):
         parse_segment_size(text)

@@ -1,5 +1,8 @@
 """Timeline histories."""
 
+from contextlib import suppress
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,10 +50,8 @@ def test_what_no_server_writes(content: bytes) -> None:
 
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_history_or_a_format_error(content: bytes) -> None:
-    try:
+    with suppress(FormatError):
         TimelineHistory.decode(5, content)
-    except FormatError:
-        pass
 
 
 def test_ranges_follow_the_history() -> None:
@@ -82,10 +83,11 @@ def test_ranges_join_without_a_hole(steps: list[tuple[int, int]], data: st.DataO
         switches.append((timeline_id, lsn))
     newest = history(*switches, timeline_id=timeline_id + 1)
     index = data.draw(st.integers(0, len(switches)))
-    begin, limit = (switches[index - 1][1] if index else 0), (switches[index][1] if index < len(switches) else lsn + 50)
-    start = data.draw(st.integers(begin, limit))
+    begin = switches[index - 1][1] if index else 0
+    end = switches[index][1] if index < len(switches) else lsn + 50
+    start = data.draw(st.integers(begin, end))
     start_timeline_id = switches[index][0] if index < len(switches) else newest.timeline_id
     found = newest.ranges(start_timeline_id, Lsn(start), Lsn(lsn + 50))
     assert [part.timeline_id for part in found] == [t for t, _ in switches[index:]] + [newest.timeline_id]
     assert (found[0].start, found[-1].end) == (start, lsn + 50)
-    assert all(earlier.end == later.start for earlier, later in zip(found, found[1:], strict=False))
+    assert all(earlier.end == later.start for earlier, later in pairwise(found))

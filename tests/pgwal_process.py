@@ -1,0 +1,99 @@
+"""Run the real ``pgwal`` command as a process of its own, and check how it failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PGWAL = [sys.executable, "-m", "pgwal_cli"]
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a process ended with."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def errors(self) -> list[str]:
+        return self._after("pgwal: error: ")
+
+    @property
+    def hints(self) -> list[str]:
+        return self._after("pgwal: hint: ")
+
+    def _after(self, prefix: str) -> list[str]:
+        return [line.removeprefix(prefix) for line in self.stderr.splitlines() if line.startswith(prefix)]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return this process's environment without what would change where or as whom pgwal connects."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PGWAL"))}
+    return kept | {"LC_ALL": "C", "HOME": "/nonexistent"} | variables
+
+
+def start_pgwal(
+    *args: str | Path, env: Mapping[str, str] | None = None, uid: int | None = None
+) -> subprocess.Popen[str]:
+    """Start pgwal without a terminal, and away from the checkout."""
+    return subprocess.Popen(
+        [*PGWAL, *map(str, args)],
+        env=environment(**env or {}),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **({} if uid is None else {"user": uid, "extra_groups": []}),  # type: ignore[arg-type]
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Outcome:
+    """Wait for a process that was started."""
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def run_pgwal(*args: str | Path, env: Mapping[str, str] | None = None, uid: int | None = None) -> Outcome:
+    """Run pgwal to its end."""
+    return finish(start_pgwal(*args, env=env, uid=uid))
+
+
+def succeed(*args: str | Path, env: Mapping[str, str] | None = None) -> str:
+    """Run pgwal, which must succeed, and return what it printed."""
+    outcome = run_pgwal(*args, env=env)
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
+
+
+def assert_failed(outcome: Outcome, code: int, cause: str, hint: str | None = None) -> None:
+    """Check exit code and messages: one error that names the cause, a hint with the way out, and nothing raw.
+
+    ``cause`` and ``hint`` are patterns that are searched for.
+    """
+    assert outcome.code == code, f"exit code {outcome.code}\n{outcome.stderr}"
+    assert_nothing_raw(outcome)
+    assert len(outcome.errors) == 1, outcome.stderr
+    assert re.search(cause, outcome.errors[0]), outcome.stderr
+    assert len(outcome.hints) <= 1, outcome.stderr
+    if hint is not None:
+        assert outcome.hints, f"no hint\n{outcome.stderr}"
+        assert re.search(hint, outcome.hints[0]), outcome.stderr
+
+
+def assert_nothing_raw(outcome: Outcome) -> None:
+    """Check that stderr has messages of pgwal alone: no traceback, no warning of Python's, no broken line."""
+    assert all(line.startswith("pgwal: ") for line in outcome.stderr.splitlines()), outcome.stderr

@@ -1,0 +1,64 @@
+"""The README's everyday commands run as printed, on a real server; only paths and LSNs are put in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pgwal_cli.throwaway_server import ThrowawayServer
+from test_main_job import pgwal, prepare, run_load
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def everyday_commands() -> list[str]:
+    """Return the commands of the section, one logical line each, without comments."""
+    section = README.read_text().split("## Every day")[1].split("\n## ")[0]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.postgres(18)
+def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
+    prepare(server)
+    repo, restored = scratch / "repo", scratch / "restored"
+    places = {
+        "/srv/backups/main": str(repo),
+        "/var/lib/postgresql/18/main": str(server.data_directory),
+        "/srv/restored": str(restored),
+    }
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"PGHOST": str(server.socket_directory), "PGPORT": str(server.port), "PGUSER": "postgres"}
+    receivers: list[subprocess.Popen[bytes]] = []
+    ran = []
+    try:
+        for step, command in enumerate(everyday_commands()):
+            for printed, actual in places.items():
+                command = command.replace(printed, actual)
+            if command.startswith("export "):
+                name, _, value = command.removeprefix("export ").partition("=")
+                environment[name] = value
+            elif command.endswith(" &"):
+                receivers.append(subprocess.Popen(command.removesuffix(" &").split(), env=environment))
+            else:
+                if "0/3000028" in command:
+                    command = with_real_positions(command, repo)
+                subprocess.run(command, shell=True, check=True, env=environment)
+                run_load(server, step)
+            ran.append(command.split()[1])
+    finally:
+        for receiver in receivers:
+            receiver.terminate()
+            assert receiver.wait(timeout=30) == 0
+    assert {"stream", "full", "incremental", "list", "map", "restore"} <= set(ran)
+    assert (restored / "global" / "pg_control").exists()
+
+
+def with_real_positions(command: str, repo: Path) -> str:
+    starts = [entry["start_lsn"] for entry in json.loads(pgwal("list", "--repo", repo, "--json"))]
+    return command.replace("0/3000028", starts[0]).replace("0/5000028", starts[-1])
