@@ -169,14 +169,16 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
     return base, "", complete
 
 
-def open_wal_directory(store: Store, directory: str = "") -> tuple[WalDirectory, WalFormat]:
-    """Open a directory of recorded WAL, taking segment size and version from its first pages.
+def open_wal_directory(
+    store: Store, directory: str = "", *, only: str | None = None
+) -> tuple[WalDirectory, WalFormat]:
+    """Open a directory of recorded WAL, taking segment size and version from its first page, or that of file ``only``.
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
     """
     for name, _ in store.list(directory):
         base, compression, _ = split_segment_name(name)
-        if not is_segment_name(base):
+        if not is_segment_name(base) or only not in (None, name):
             continue
         path = f"{directory}/{name}" if directory else name
         with _SegmentReader(store.open(path), compression, path) as file:
