@@ -212,7 +212,15 @@ class _Demo:
         """Take a backup through the command line and note what it says of itself."""
         self._say(name)
         begin_s = time.monotonic()
-        arguments = ["-d", self._server.conninfo, "--pgdata", str(self._server.data_directory), "-c", "fast", "--json"]
+        arguments = [
+            "-d",
+            self._server.conninfo,
+            "--pgdata",
+            str(self._server.data_directory),
+            "-c",
+            "fast",
+            "--json",
+        ]
         output = json_codec.loads(self._pgwal(*command, *arguments))
         seconds = time.monotonic() - begin_s
         counts = (output[key] for key in ("bytes_read", "bytes_written", "copied_blocks", "blocks"))
@@ -267,9 +275,7 @@ class _Demo:
             [*_PGWAL, command, "--repo", str(self._repository), *args], capture_output=True, text=True
         )
         if finished.returncode != 0:
-            raise PgwalError(
-                f"pgwal {command} ended with exit code {finished.returncode}\n{finished.stderr.strip()}"
-            )
+            raise PgwalError(f"pgwal {command} ended with exit code {finished.returncode}\n{finished.stderr.strip()}")
         return finished.stdout
 
     def _wait_for(self, what: str, is_done: Callable[[], bool], is_alive: Callable[[], bool]) -> None:

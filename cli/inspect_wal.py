@@ -96,10 +96,7 @@ def _print_stats(wal_format: WalFormat, records: Iterable[WalRecord], json: bool
         sizes[name] += record.total_length - image_length(record)
     if json:
         print_json(
-            [
-                {"type": n, "count": counts[n], "record_size": sizes[n], "image_size": images[n]}
-                for n in sorted(counts)
-            ]
+            [{"type": n, "count": counts[n], "record_size": sizes[n], "image_size": images[n]} for n in sorted(counts)]
         )
         return
     totals = (counts.total(), sizes.total(), images.total(), sizes.total() + images.total())

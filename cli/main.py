@@ -11,7 +11,18 @@ from typer.exceptions import TyperException
 
 from pgwal import __version__
 from pgwal.errors import PgwalError
-from pgwal_cli import demo, fetch_wal, full, incremental, list_backups, map_blocks, restore, stream
+from pgwal_cli import (
+    demo,
+    fetch_wal,
+    full,
+    incremental,
+    inspect_wal,
+    list_backups,
+    map_blocks,
+    restore,
+    stream,
+    summarize,
+)
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import log_to_stderr, print_error
@@ -28,6 +39,8 @@ app = typer.Typer(
 app.command("stream")(stream.stream)
 app.command("full")(full.full)
 app.command("incremental")(incremental.incremental)
+app.command("inspect")(inspect_wal.inspect_wal)
+app.command("summarize")(summarize.summarize)
 app.command("list")(list_backups.list_backups)
 app.command("map")(map_blocks.map_blocks)
 app.command("restore")(restore.restore)

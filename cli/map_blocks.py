@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,38 +20,77 @@ if TYPE_CHECKING:
 
 
 def map_blocks(
-    repo: options.Repo,
-    start: Annotated[
-        Lsn, typer.Option("--from", parser=options.parse_lsn, metavar="LSN", help="Start of the range, inclusive.")
-    ],
-    end: Annotated[
-        Lsn, typer.Option("--to", parser=options.parse_lsn, metavar="LSN", help="End of the range, exclusive.")
-    ],
-    timeline: Annotated[
-        int | None, typer.Option("--timeline", metavar="TLI", help="Timeline of both ends; the newest by default.")
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[SUMMARY]...", help="Summary files instead, the server's too.")
     ] = None,
+    repo: Annotated[
+        Path | None, typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.")
+    ] = None,
+    wal: Annotated[
+        Path | None, typer.Option("--wal", metavar="DIR", help="Recorded WAL instead of a repository.")
+    ] = None,
+    start: Annotated[
+        Lsn | None, typer.Option("--from", parser=options.parse_lsn, metavar="LSN", help="Start, inclusive.")
+    ] = None,
+    end: Annotated[
+        Lsn | None, typer.Option("--to", parser=options.parse_lsn, metavar="LSN", help="End, exclusive.")
+    ] = None,
+    timeline: Annotated[
+        int | None, typer.Option("--timeline", metavar="TLI", help="Timeline of the end; the newest by default.")
+    ] = None,
+    derived: Annotated[
+        bool,
+        typer.Option("--derived", help="Instead: visibility-map blocks that WAL changes without naming them."),
+    ] = False,
     individual: Annotated[bool, typer.Option("-i", "--individual", help="One block a line.")] = False,
     json: options.Json = False,
 ) -> None:
     """Print which blocks changed between two LSNs, exactly, as pg_walsummary does."""
-    from pgwal.engine.summarize import read_changes
+    options.require_order(start, end)
+    if files:
+        if derived:
+            raise typer.BadParameter("summary files hold no derived blocks; name --wal or --repo")
+        block_map = _of_files(files, start, end)
+    elif start is None or end is None:
+        raise typer.BadParameter("--from and --to are needed, or summary files")
+    elif wal is not None:
+        from pgwal.engine.recorded import read_recorded_changes
+
+        block_map = read_recorded_changes(wal, timeline, start, end)[1 if derived else 0]
+    elif repo is not None:
+        block_map = _of_repository(repo, timeline, start, end, derived)
+    else:
+        raise typer.BadParameter("--repo, --wal or summary files are needed")
+    if json:
+        print_json(_document(block_map))
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(block_map, individual))
+
+
+def _of_repository(path: Path, timeline: int | None, start: Lsn, end: Lsn, derived: bool) -> BlockMap:
+    from pgwal.engine.summarize import read_changes, read_derived_changes, read_history
     from pgwal.errors import WalGap
-    from pgwal.lsn import LsnRange
     from pgwal.repository.repository import Repository
 
-    if start > end:
-        raise typer.BadParameter("--from lies after --to")
-    repository = Repository.open(repo)
+    repository = Repository.open(path)
     if timeline is None:
         segments = repository.wal.segments()
         if not segments:
             raise WalGap("the repository holds no WAL", hint="Run pgwal stream.")
         timeline = max(segment.timeline_id for segment in segments)
-    block_map = read_changes(repository, [LsnRange(timeline, start, end)])
-    if json:
-        print_json(_document(block_map))
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(block_map, individual))
+    history = read_history(repository, timeline)
+    ranges = history.ranges(history.timeline_at(start), start, end)
+    return read_derived_changes(repository, ranges) if derived else read_changes(repository, ranges)
+
+
+def _of_files(paths: list[Path], start: Lsn | None, end: Lsn | None) -> BlockMap:
+    """Merge summary files in LSN order, or in the order given where names do not tell."""
+    from pgwal.engine.recorded import read_summary_files
+
+    block_map, exceeds_range = read_summary_files(paths, start, end)
+    if exceeds_range:
+        print("pgwal: warning: the summary files reach beyond the range; they are shown whole", file=sys.stderr)
+    return block_map
 
 
 def _lines(block_map: BlockMap, individual: bool) -> Iterator[str]:

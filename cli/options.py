@@ -25,7 +25,9 @@ Repo = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dbname = Annotated[
     str | None,
-    typer.Option("-d", "--dbname", metavar="CONNSTR", help="Database, or connection string.", rich_help_panel=CONNECTION),
+    typer.Option(
+        "-d", "--dbname", metavar="CONNSTR", help="Database, or connection string.", rich_help_panel=CONNECTION
+    ),
 ]
 Host = Annotated[
     str | None,
@@ -33,7 +35,8 @@ Host = Annotated[
 ]
 Port = Annotated[str | None, typer.Option("-p", "--port", help="Server port.", rich_help_panel=CONNECTION)]
 Username = Annotated[
-    str | None, typer.Option("-U", "--username", metavar="NAME", help="Role to connect as.", rich_help_panel=CONNECTION)
+    str | None,
+    typer.Option("-U", "--username", metavar="NAME", help="Role to connect as.", rich_help_panel=CONNECTION),
 ]
 NoPassword = Annotated[
     bool, typer.Option("-w", "--no-password", help="Never ask for a password.", rich_help_panel=CONNECTION)
@@ -42,9 +45,7 @@ Password = Annotated[
     bool, typer.Option("-W", "--password", help="Ask for a password first.", rich_help_panel=CONNECTION)
 ]
 Progress = Annotated[bool, typer.Option("-P", "--progress", help="Show a progress bar.")]
-Slot = Annotated[
-    str | None, typer.Option("-S", "--slot", metavar="NAME", help="Replication slot that holds back WAL.")
-]
+Slot = Annotated[str | None, typer.Option("-S", "--slot", metavar="NAME", help="Replication slot that holds back WAL.")]
 
 
 class CheckpointMode(StrEnum):
@@ -118,3 +119,9 @@ def asking_for_password(
         if no_password or not sys.stdin.isatty():
             raise
     return action(parameters.with_password(_ask_password()))
+
+
+def require_order(start: Lsn | None, end: Lsn | None) -> None:
+    """Refuse a range whose start lies after its end."""
+    if start is not None and end is not None and start > end:
+        raise typer.BadParameter(f"--from {start} lies after --to {end}")

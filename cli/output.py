@@ -32,7 +32,9 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
     """Return lines of columns; those that hold numbers alone are set flush right."""
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = [all(row[column][:1].isdigit() or row[column] in ("", "-") for row in cells[1:]) for column in range(len(header))]
+    numeric = [
+        all(row[column][:1].isdigit() or row[column] in ("", "-") for row in cells[1:]) for column in range(len(header))
+    ]
     lines = []
     for row in cells:
         padded = (

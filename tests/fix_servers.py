@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
+
+from pgwal.errors import PgwalError
 from pgwal_cli.throwaway_server import (
     FAST_SETTINGS,
     ServerInstallation,
@@ -29,8 +31,6 @@ from pgwal_cli.throwaway_server import (
     make_reachable,
     package_directory,
 )
-
-from pgwal.errors import PgwalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

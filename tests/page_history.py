@@ -195,9 +195,7 @@ def _plan_and_store(
     return _store(pages, decision, copied)
 
 
-def _store(
-    pages: tuple[int, ...], decision: WholeFile | IncrementalFile | None, copied: tuple[int, ...]
-) -> StoredFile:
+def _store(pages: tuple[int, ...], decision: WholeFile | IncrementalFile | None, copied: tuple[int, ...]) -> StoredFile:
     return StoredFile(plan_file(PATH, 0, None, None) if decision is None else decision, copied, len(pages))
 
 

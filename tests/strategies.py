@@ -149,9 +149,7 @@ def _new_timeline(builder: WalBuilder) -> None:
 
 
 @st.composite
-def wal_builders(
-    draw: st.DrawFn, *, major: int | None = None, max_steps: int = 20, small: bool = False
-) -> WalBuilder:
+def wal_builders(draw: st.DrawFn, *, major: int | None = None, max_steps: int = 20, small: bool = False) -> WalBuilder:
     """WAL with records of all kinds, page ends at every distance, switches, cut-off records and new timelines."""
     builder = WalBuilder(
         major=draw(majors) if major is None else major,

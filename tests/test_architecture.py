@@ -1,6 +1,7 @@
 """The import directions of the design: what each part of pgwal may know of the others.
 
-    cli -> engine -> { backup -> summary -> wal -> values }  and  engine -> { postgres | datadir | repository } -> values
+    cli -> engine -> { backup -> summary -> wal -> values }
+           engine -> { postgres | datadir | repository } -> values
 
 The core does no I/O; the three parts of the shell never import each other.  Imports inside functions count; those
 under ``if TYPE_CHECKING`` do not, for nothing runs by them.

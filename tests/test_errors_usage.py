@@ -106,7 +106,11 @@ def test_without_arguments_the_help_is_shown() -> None:
 
 def test_a_reader_that_goes_away_is_no_drama(repo: Path) -> None:
     process = subprocess.Popen(
-        [*PGWAL, "list", "--repo", str(repo)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PGWAL, "list", "--repo", str(repo)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
+
 from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
 
 PGWAL = [sys.executable, "-m", "pgwal_cli"]

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pgwal_cli.throwaway_server import ThrowawayServer
 from test_main_job import pgwal, prepare, run_load
+
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.errors import ConnectionFailed, PgwalError, PrivilegeMissing, ServerError, SettingRequired
@@ -20,6 +19,7 @@ from pgwal.postgres.server import (
     read_server_facts,
     read_slot,
 )
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 if TYPE_CHECKING:
     from pathlib import Path

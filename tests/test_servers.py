@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+
+from pgwal.errors import PgwalError, ServerError
 from pgwal_cli.throwaway_server import (
     RestoreCommandRelay,
     ServerInstallation,
@@ -16,8 +18,6 @@ from pgwal_cli.throwaway_server import (
     make_reachable,
     server_account,
 )
-
-from pgwal.errors import PgwalError, ServerError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.errors import (
@@ -32,6 +31,7 @@ from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, TimelineSwitch
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -474,9 +474,7 @@ def test_a_logical_slot_is_of_no_use(make_server: ServerFactory) -> None:
 # ---- connecting
 
 
-def refused(
-    server: ThrowawayServer, kind: type[ServerError], replication: bool = True, **changes: str
-) -> ServerError:
+def refused(server: ThrowawayServer, kind: type[ServerError], replication: bool = True, **changes: str) -> ServerError:
     """Connect and return the error; its message must be one line, and it must come with a hint."""
     parameters = ConnectionParameters(psycopg.conninfo.make_conninfo(server.conninfo, **changes))
     connect = connect_replication if replication else connect_sql
@@ -505,9 +503,7 @@ def test_a_role_without_replication_is_told_how_to_get_it(server: ThrowawayServe
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("replication", [True, False])
-def test_passwords(
-    server: ThrowawayServer, replication: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_passwords(server: ThrowawayServer, replication: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
     sql(server, "CREATE ROLE secured LOGIN REPLICATION PASSWORD 'right'")
     local = "local all postgres trust"

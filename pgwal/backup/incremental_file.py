@@ -152,8 +152,7 @@ class IncrementalHeader:
             )
         if file_size != prefix.file_size:
             raise FormatError(
-                f"incremental file: {file_size} bytes long, but its {prefix.block_count} blocks make"
-                f" {prefix.file_size}"
+                f"incremental file: {file_size} bytes long, but its {prefix.block_count} blocks make {prefix.file_size}"
             )
         numbers_end = FIXED_SIZE + 4 * prefix.block_count
         if any(content[numbers_end : prefix.header_size]):

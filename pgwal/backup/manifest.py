@@ -122,9 +122,7 @@ class ManifestWriter:
         end = self._emit('\n],\n"WAL-Ranges": [')
         self._separator = "\n"
         for timeline_id, start, stop in wal_ranges:
-            end += self._emit_item(
-                f'"Timeline": {timeline_id}, "Start-LSN": "{Lsn(start)}", "End-LSN": "{Lsn(stop)}"'
-            )
+            end += self._emit_item(f'"Timeline": {timeline_id}, "Start-LSN": "{Lsn(start)}", "End-LSN": "{Lsn(stop)}"')
         end += self._emit("\n],\n")
         return end + f'"Manifest-Checksum": "{self._digest.hexdigest()}"}}\n'.encode()
 

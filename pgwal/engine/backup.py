@@ -236,9 +236,7 @@ class _Backup:
             )
         with _timed(self._seconds, "wait for the window's WAL"):
             self._wal.wait_until_written(timeline_id, start_lsn)
-        self._window = window(
-            self._repository, prior.start_timeline_id, prior.start_lsn, timeline_id, start_lsn
-        )
+        self._window = window(self._repository, prior.start_timeline_id, prior.start_lsn, timeline_id, start_lsn)
         with _timed(self._seconds, "block map"):
             changes = read_changes(self._repository, self._window)
         logger.info(

@@ -91,20 +91,21 @@ class _ReceiverThread(threading.Thread):
 
 
 @contextmanager
-def receiving(
-    repository: Repository, parameters: ConnectionParameters, slot: str | None
-) -> Iterator[ReceivedWal]:
+def receiving(repository: Repository, parameters: ConnectionParameters, slot: str | None) -> Iterator[ReceivedWal]:
     """Have WAL received into the repository while the context lasts."""
     if repository.receiver_is_running():
         yield ReceivedWal(repository, None)
         return
     stop = StopRequest()
-    receiver = Receiver(repository.store.root, parameters, StreamOptions(slot=slot), stop)
+    # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.
+    options = StreamOptions(slot=slot, temporary_slot=slot is None)
+    receiver = Receiver(repository.store.root, parameters, options, stop)
     thread = _ReceiverThread(receiver)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")
     thread.start()
     try:
-        while not receiver.streaming.wait(_POLL_S):
+        # A new temporary slot keeps WAL from the last checkpoint on. What is older must be here before the next one.
+        while not receiver.level.wait(_POLL_S):
             thread.check()
         yield ReceivedWal(repository, thread)
     finally:

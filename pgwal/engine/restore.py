@@ -202,6 +202,9 @@ class _Restore:
                 digest.update(data)
                 self._bytes_read += len(data)
                 yield data
+        self._check_digest(file, digest)
+
+    def _check_digest(self, file: BackupFile, digest: ContentDigest) -> None:
         if digest.hexdigest() != file.digest:
             raise ChecksumMismatch(
                 f"{file.path} of backup {self._chain[0].backup_id} is damaged: its digest does not match",
@@ -219,8 +222,21 @@ class _Restore:
                 sources.append(source)
                 if isinstance(source, StoredWhole):
                     break
+            # Of the backup itself, each stored block is used, in the order in which they are stored; of the earlier
+            # ones only some, so that their digests cannot be checked without reading more.
+            digest = ContentDigest()
+            header = sources[0]
+            if not isinstance(header, IncrementalHeader):
+                raise MissingPriorBackup(
+                    f"{self._data_paths[0] / file.stored_path} is missing", hint="Restore another backup."
+                )
+            digest.update(header.encode())
             for run in reconstruct_file(sources).runs:
-                yield from self._read_run(run, stored, file.path)
+                for data in self._read_run(run, stored, file.path):
+                    if run.source == 0:
+                        digest.update(data)
+                    yield data
+        self._check_digest(file, digest)
 
     def _open_source(self, data_path: Path, path: str) -> tuple[IncrementalHeader | StoredWhole, BinaryIO]:
         """Open what one backup of the chain stores of a file."""
@@ -254,7 +270,7 @@ class _Restore:
 
     def _open(self, path: Path) -> BinaryIO:
         try:
-            return path.open("rb", buffering=0)  # type: ignore[return-value]
+            return path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise MissingPriorBackup(f"{path} is missing", hint="Restore another backup.") from error
         except OSError as error:

@@ -45,9 +45,13 @@ _SILENT_INTERVALS = 6
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server."""
+    """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
+
+    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.
+    """
 
     slot: str | None = None
+    temporary_slot: bool = False
     create_slot: bool = False
     if_not_exists: bool = False
     reconnect: bool = True
@@ -79,8 +83,13 @@ class Receiver:
         self._on_progress = on_progress or (lambda _: None)
         self._repository: Repository | None = None
         self._slot_ensured = False
+        self.slot = options.slot
+        """The slot that holds back WAL at present."""
         self.streaming = threading.Event()
-        """Set once the server streams: what it writes from then on will arrive."""
+        """Set once the server streams."""
+        self.level = threading.Event()
+        """Set once everything is here that was on the server when the stream began."""
+        self._level_lsn = Lsn(0)
 
     def run(self) -> None:
         """Receive until asked to stop, or until the end that the options name.
@@ -92,7 +101,7 @@ class Receiver:
             retry=tenacity.retry_if_exception(self._is_worth_retrying),
             wait=tenacity.wait_exponential(multiplier=0.1, max=_RECONNECT_MAX_S),
             stop=lambda _: self._stop.is_set(),
-            sleep=lambda seconds: None if self._stop.wait(seconds) else None,
+            sleep=self._pause,
             before_sleep=lambda state: logger.warning(
                 "%s; trying again", state.outcome.exception() if state.outcome else "interrupted"
             ),
@@ -104,6 +113,9 @@ class Receiver:
             except (ConnectionFailed, ReplicationInterrupted, SlotInUse):
                 if not self._stop.is_set():
                     raise
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         connected_before = self._repository is not None
@@ -126,6 +138,7 @@ class Receiver:
                 self._check_slot(sender)
             repository = self._hold_repository(identity, held)
             self._ensure_slot(sender)
+            self._level_lsn = system.flush_lsn
             target = system.flush_lsn if self._options.once else self._options.end_lsn
             timeline_id, start = self._start_point(sender, repository, system.timeline_id, system.flush_lsn)
             while True:
@@ -134,7 +147,9 @@ class Receiver:
                 end = stream.run()
                 if end is None:
                     return
-                logger.info("timeline %d ends at %s, timeline %d follows", timeline_id, end.switch_lsn, end.next_timeline_id)
+                logger.info(
+                    "timeline %d ends at %s, timeline %d follows", timeline_id, end.switch_lsn, end.next_timeline_id
+                )
                 timeline_id = end.next_timeline_id
                 start = repository.geometry.segment_start(repository.geometry.segment_no(end.switch_lsn))
 
@@ -169,15 +184,20 @@ class Receiver:
             if sender.create_physical_slot(slot, if_not_exists=self._options.if_not_exists):
                 logger.info("created replication slot %s", slot)
             self._slot_ensured = True
+        if slot is None and self._options.temporary_slot:
+            self.slot = sender.create_temporary_slot()
 
     def _start_point(
         self, sender: WalSender, repository: Repository, timeline_id: int, flush_lsn: Lsn
     ) -> tuple[int, Lsn]:
-        """Return (timeline, segment start) to receive from: what the archive has, else the slot, else the server."""
+        """Return (timeline, segment start) to receive from: what the archive has, else the slot, else the server.
+
+        A temporary slot, which begins at the last checkpoint, does not count: nobody waits for WAL that old.
+        """
         resume = repository.wal.resume_point()
         if resume is not None:
             return resume
-        position = self._slot_position(sender)
+        position = self._slot_position(sender) if self._options.slot is not None else None
         if position is not None and position.restart_lsn is not None:
             timeline_id = position.restart_timeline_id or timeline_id
             flush_lsn = position.restart_lsn
@@ -185,12 +205,11 @@ class Receiver:
 
     def _slot_position(self, sender: WalSender) -> SlotPosition | None:
         """Return where the slot is, None without a slot; raises SlotUnavailable when it does not exist."""
-        slot = self._options.slot
-        if slot is None:
+        if self.slot is None:
             return None
-        position = self._find_slot(sender, slot)
+        position = self._find_slot(sender, self.slot)
         if position is None:
-            raise _slot_missing(slot)
+            raise _slot_missing(self.slot)
         return position
 
     def _find_slot(self, sender: WalSender, slot: str) -> SlotPosition | None:
@@ -210,11 +229,17 @@ class Receiver:
     def stop(self) -> StopRequest:
         return self._stop
 
-    def started(self) -> None:
+    def started(self, start: Lsn) -> None:
         self.streaming.set()
+        self._note_position(start)
 
     def progressed(self, state: ReceiverState) -> None:
+        self._note_position(state.flushed_lsn)
         self._on_progress(state)
+
+    def _note_position(self, flushed_lsn: Lsn) -> None:
+        if flushed_lsn >= self._level_lsn:
+            self.level.set()
 
     def reported_flush_lsn(self, sender: WalSender) -> Lsn:
         """Return what the server's slot has been told already: less must not be reported again."""
@@ -254,7 +279,7 @@ class _TimelineStream:
         self._session = ReplicationSession(
             start,
             self._options.status_interval_s,
-            report_flush=self._options.slot is not None or self._options.synchronous,
+            report_flush=receiver.slot is not None or self._options.synchronous,
             reported_flush_lsn=receiver.reported_flush_lsn(sender),
             unix_time_offset_s=time.time() - time.monotonic(),
         )
@@ -262,8 +287,8 @@ class _TimelineStream:
 
     def run(self) -> EndOfTimeline | None:
         """Stream until the timeline ends; None when there is nothing more to do."""
-        end = self._sender.start_replication(self._options.slot, self._start, self._timeline_id)
-        self._receiver.started()
+        end = self._sender.start_replication(self._receiver.slot, self._start, self._timeline_id)
+        self._receiver.started(self._start)
         try:
             while end is None:
                 if self._is_done():
@@ -276,7 +301,8 @@ class _TimelineStream:
             self._sync()
             self._writer.close()
         if self._summarizer is not None:
-            self._write_summaries(self._summarizer.finish_at_switch(end.switch_lsn))
+            self._summarizer.finish(end.switch_lsn)
+            self._write_summaries(self._summarizer.take_finished())
         return end
 
     def _is_done(self) -> bool:
@@ -325,6 +351,8 @@ class _TimelineStream:
         try:
             assert lsn <= summarizer.feed_lsn
             summarizer.feed(data[summarizer.feed_lsn - lsn :])
+            if summarizer.end_of_wal is not None:
+                raise FormatError(f"{summarizer.end_of_wal}, but more was received")
         except FormatError as error:
             logger.error("%s; WAL is received on, but no longer summarised", error)
             self._summarizer = None

@@ -48,7 +48,7 @@ def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap
     place = repository.geometry.first_record_position
     for index, wanted in enumerate(ranges):
         for piece, summarised in cover(wanted, summaries, repository.geometry):
-            changes = repository.summaries.read(piece) if summarised else _scan(repository, piece)
+            changes = repository.summaries.read(piece) if summarised else _scan(repository, piece).block_map
             follows_switch = index > 0 and place(piece.start) == place(wanted.start)
             precedes_switch = index < len(ranges) - 1 and place(piece.end) == place(wanted.end)
             if follows_switch or precedes_switch:
@@ -57,7 +57,18 @@ def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap
     return block_map
 
 
-def _scan(repository: Repository, wanted: LsnRange) -> BlockMap:
+def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
+    """Return the visibility-map blocks that WAL of consecutive ranges changes without referring to them.
+
+    They are in no summary, so all of the WAL is read.  Raises as ``read_changes``.
+    """
+    block_map = BlockMap()
+    for wanted in ranges:
+        block_map.merge(_scan(repository, wanted).derived)
+    return block_map
+
+
+def _scan(repository: Repository, wanted: LsnRange) -> ChangeReader:
     """Read the WAL of a range that no summary covers."""
     identity = repository.identity
     reader = ChangeReader(
@@ -79,7 +90,7 @@ def _scan(repository: Repository, wanted: LsnRange) -> BlockMap:
         )
     if not reader.complete:
         raise _gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
-    return reader.block_map
+    return reader
 
 
 def _gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None) -> WalGap:

@@ -107,9 +107,7 @@ def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
     return connection
 
 
-def connect_replication(
-    parameters: ConnectionParameters, *, application_name: str | None = None
-) -> psycopg.Connection:
+def connect_replication(parameters: ConnectionParameters, *, application_name: str | None = None) -> psycopg.Connection:
     """Open a connection for physical replication; give it to WalSender, it takes no SQL.
 
     ``application_name``, which synchronous_standby_names may list, wins over one in the parameters.
@@ -209,6 +207,7 @@ _HINTS = (
         "Check the service name, and PGSERVICEFILE or ~/.pg_service.conf.",
     ),
     (r"SSL|certificate", "Check sslmode, sslrootcert and sslcert against what the server offers."),
+    (r"Servname not supported|invalid port number", "Check the port given with -p or PGPORT."),
     (
         r"failed to resolve host|could not translate host name|[Nn]ame or service not known",
         "Check the host name given with -h or PGHOST.",

@@ -167,6 +167,15 @@ class WalSender:
             raise
         return True
 
+    def create_temporary_slot(self) -> str:
+        """Create a physical slot that holds WAL back from the last checkpoint on, and return its name.
+
+        It goes with the connection.  Raises PrivilegeMissing, or SettingRequired when there is no room for a slot.
+        """
+        name = f"pgwal_{self._pgconn.backend_pid}"
+        self._execute(f"CREATE_REPLICATION_SLOT {_slot_name(name)} TEMPORARY PHYSICAL RESERVE_WAL")
+        return name
+
     def read_replication_slot(self, name: str) -> SlotPosition | None:
         """Return the position of a physical slot, None when there is no such slot.  For servers since 15.
 

@@ -78,9 +78,7 @@ class Catalogue:
 
     def clear_unfinished(self) -> list[str]:
         """Remove what abandoned backups left, and return their ids; only under the lock for backups."""
-        left = [
-            name for name in self._store.list_directories(BACKUP_DIRECTORY) if name.endswith(UNFINISHED_SUFFIX)
-        ]
+        left = [name for name in self._store.list_directories(BACKUP_DIRECTORY) if name.endswith(UNFINISHED_SUFFIX)]
         for name in left:
             self._store.delete_directory(f"{BACKUP_DIRECTORY}/{name}")
         return [name.removesuffix(UNFINISHED_SUFFIX) for name in left]

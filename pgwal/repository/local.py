@@ -123,7 +123,7 @@ class LocalStore:
 
     def open(self, name: str) -> BinaryIO:
         with translated_errors("open", self.path(name)):
-            return self.path(name).open("rb", buffering=0)  # type: ignore[return-value]
+            return self.path(name).open("rb", buffering=0)
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         self.write_chunks(name, (content,), durable=durable)

@@ -169,9 +169,7 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
     return base, "", complete
 
 
-def open_wal_directory(
-    store: Store, directory: str = "", *, only: str | None = None
-) -> tuple[WalDirectory, WalFormat]:
+def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
     """Open a directory of recorded WAL, taking segment size and version from its first page, or that of file ``only``.
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.

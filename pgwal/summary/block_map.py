@@ -33,16 +33,30 @@ class ForkChanges:
     INVALID_BLOCK_NUMBER: never shortened).  ``blocks`` are those that changed after the last shortening below them.
     """
 
-    __slots__ = ("blocks", "limit_block")
+    __slots__ = ("blocks", "forgotten", "limit_block")
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_forgotten: bool = False) -> None:
         self.limit_block = INVALID_BLOCK_NUMBER
         self.blocks = BitMap()
+        self.forgotten: list[tuple[int, BitMap]] | None = [] if keep_forgotten else None
+        """Each shortening, with the blocks that it made void; kept only where the range may yet be appended."""
 
     def set_limit(self, limit_block: int) -> None:
         if limit_block < self.limit_block:
+            if self.forgotten is not None:
+                gone = BitMap(self.blocks)
+                gone.remove_range(0, limit_block)
+                self.forgotten.append((limit_block, gone))
             self.limit_block = limit_block
             self.blocks.remove_range(limit_block, _ALL_BLOCKS)
+
+    def append(self, later: ForkChanges) -> None:
+        """Append what changed in a range that follows this one in LSN order."""
+        for limit_block, gone in later.forgotten or [(later.limit_block, BitMap())]:
+            # Blocks that a shortening made void in the later range alone stay, if the fork was shorter before.
+            self.blocks |= gone
+            self.set_limit(limit_block)
+        self.blocks |= later.blocks
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ForkChanges):
@@ -56,10 +70,15 @@ class ForkChanges:
 
 
 class BlockMap:
-    """The changes of a range of WAL, by relation fork; build it strictly in LSN order."""
+    """The changes of a range of WAL, by relation fork; build it strictly in LSN order.
 
-    def __init__(self) -> None:
+    With ``keep_forgotten``, merging it into an earlier map gives, entry for entry, what one pass over both ranges
+    would have given; without, it gives what means the same.
+    """
+
+    def __init__(self, *, keep_forgotten: bool = False) -> None:
         self._entries: dict[RelationFork, ForkChanges] = {}
+        self._keep_forgotten = keep_forgotten
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -91,9 +110,7 @@ class BlockMap:
     def merge(self, later: BlockMap) -> None:
         """Append the changes of a range that follows this one in LSN order."""
         for key, changes in later._entries.items():
-            entry = self._entry(key)
-            entry.set_limit(changes.limit_block)
-            entry.blocks |= changes.blocks
+            self._entry(key).append(changes)
 
     def forget_limits(self) -> None:
         """Count every limit as 0, so that forks which were shortened are copied whole.
@@ -130,5 +147,5 @@ class BlockMap:
     def _entry(self, key: RelationFork) -> ForkChanges:
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = ForkChanges()
+            entry = self._entries[key] = ForkChanges(keep_forgotten=self._keep_forgotten)
         return entry

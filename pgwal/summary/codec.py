@@ -22,6 +22,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
+from itertools import pairwise
 
 from pyroaring import BitMap
 
@@ -148,7 +149,7 @@ def _roaring(chunks: list[tuple[int, array[int]]], source: str) -> bytes:
         else:
             members = array("H", sorted(words))
             cardinality, body = len(members), members.tobytes()
-            if any(left == right for left, right in zip(members, members[1:], strict=False)):
+            if any(left == right for left, right in pairwise(members)):
                 raise FormatError(f"{source}: a chunk names a block twice")
         if cardinality:
             headers.extend((chunk, cardinality - 1))

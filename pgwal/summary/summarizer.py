@@ -5,10 +5,9 @@ Follows SummarizeWAL in src/backend/postmaster/walsummarizer.c, PostgreSQL 17 an
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.segment import WalGeometry
@@ -16,7 +15,7 @@ from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal, EndReason
-from pgwal.wal.rmgr import shortenings, wal_level_of
+from pgwal.wal.rmgr import HEAP_BLOCKS_PER_VM_BLOCK, shortenings, wal_level_of
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP, WalScanner
 
 _CUTTING_OPERATIONS = (
@@ -28,23 +27,30 @@ _CUTTING_OPERATIONS = (
 
 
 class Summary(NamedTuple):
-    """What changed in a range of WAL."""
+    """What changed in a range of WAL.
+
+    ``minimal`` tells whether the range was written with wal_level = minimal, and so misses changes; None when nothing
+    in it or before it said so.
+    """
 
     range: LsnRange
     block_map: BlockMap
+    minimal: bool | None = None
 
 
 class ChangeReader:
     """Reads what changed in [start, stop) of one timeline, and nothing else, into one map.
 
     ``position`` is how far the map is complete; ``complete`` once it reaches ``stop``.  ``minimal_lsn`` is where
-    WAL written with wal_level = minimal begins, if it does: the map misses changes from there on.
+    WAL written with wal_level = minimal begins, if it does: the map misses changes from there on.  ``derived`` holds
+    the visibility-map blocks that records change without referring to them.
     """
 
     def __init__(
         self, wal_format: WalFormat, geometry: WalGeometry, start: Lsn, stop: Lsn, *, system_identifier: int = 0
     ) -> None:
         self.block_map = BlockMap()
+        self.derived = BlockMap()
         self.complete = False
         self.end_of_wal: EndOfWal | None = None
         self.minimal_lsn: Lsn | None = None
@@ -70,15 +76,20 @@ class ChangeReader:
             return
         self._scanner.feed(data)
         while (event := self._scanner.scan()) == SPECIAL:
-            _absorb_blocks(self._scanner, self.block_map)
-            _apply_special(self._scanner, self._wal_format, self.block_map)
+            self._absorb()
+            _apply_special(self._scanner, self._wal_format, self.block_map, self.derived)
             level = _announced_wal_level(self._scanner, self._wal_format)
             if level == layout.WAL_LEVEL_MINIMAL and self.minimal_lsn is None:
                 self.minimal_lsn = Lsn(self._scanner.special_lsn)
-        _absorb_blocks(self._scanner, self.block_map)
+        self._absorb()
         self.complete = event == STOP
         if event == END_OF_WAL:
             self.end_of_wal = _end_of_wal(self._scanner)
+
+    def _absorb(self) -> None:
+        _absorb_blocks(self._scanner, self.block_map)
+        for key, block_numbers in self._scanner.take_derived_blocks():
+            self.derived.mark(RelationFork(*key), block_numbers)
 
 
 class Summarizer:
@@ -88,6 +99,8 @@ class Summarizer:
     checkpoint, parameter change and end of recovery.  Before 17 they are cut at the end of each segment; the record
     that crosses it belongs to the range in which it starts.  Ranges written with wal_level = minimal are left out:
     a hole in the summaries is what says that they are unusable.
+
+    ``end_of_wal`` tells when what was fed is no record: only the caller knows whether that is damage.
     """
 
     def __init__(
@@ -97,18 +110,23 @@ class Summarizer:
         geometry: WalGeometry,
         start: Lsn,
         *,
+        stop: Lsn | None = None,
+        continues: bool = False,
         system_identifier: int = 0,
     ) -> None:
+        """``continues``: what was written before ``start`` is summarised elsewhere, and joined by join_pieces."""
+        self.end_of_wal: EndOfWal | None = None
+        self.complete = False
         self._timeline_id = timeline_id
         self._wal_format = wal_format
         self._geometry = geometry
         self._scanner = _scanner(wal_format, geometry, start, system_identifier)
         self._start = geometry.first_record_position(start)
-        self._minimal = False
-        self._block_map = BlockMap()
-        self._finished: deque[Summary] = deque()
-        if not wal_format.has_checkpoint_redo:
-            self._scanner.stop_lsn = self._next_segment_start(start)
+        self._stop = stop
+        self._minimal: bool | None = None
+        self._block_map = BlockMap(keep_forgotten=continues)
+        self._finished: list[Summary] = []
+        self._set_next_stop(start)
 
     @property
     def feed_lsn(self) -> Lsn:
@@ -121,57 +139,84 @@ class Summarizer:
         return Lsn(self._scanner.position)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take in the WAL that follows, which is known to be valid.
+        """Take in the WAL that follows, up to the stop if there is one.
 
-        Raises FormatError, with the position, when it is not, or holds a record that cannot be understood.
+        Raises FormatError, with the position, for a record that cannot be understood.
         """
+        if self.complete or self.end_of_wal is not None:
+            return
         self._scanner.feed(data)
         while (event := self._scanner.scan()) != NEED_DATA:
-            if event == END_OF_WAL:
-                raise FormatError(
-                    f"timeline {self._timeline_id}: {_end_of_wal(self._scanner)}, but more was received"
-                )
             _absorb_blocks(self._scanner, self._block_map)
-            if event == STOP:
-                self._cut(Lsn(self._scanner.stop_lsn))
-                self._scanner.stop_lsn = self._next_segment_start(Lsn(self._scanner.stop_lsn))
-            else:
+            if event == SPECIAL:
                 self._take_special()
+                continue
+            if event == END_OF_WAL:
+                self.end_of_wal = _end_of_wal(self._scanner)
+                return
+            stopped_at = Lsn(self._scanner.stop_lsn)
+            self.complete = stopped_at == self._stop
+            if self.complete:
+                return
+            self._cut(stopped_at)
+            self._set_next_stop(stopped_at)
         _absorb_blocks(self._scanner, self._block_map)
 
     def take_finished(self) -> list[Summary]:
-        """Return the summaries finished since the last call, in LSN order."""
-        finished = list(self._finished)
-        self._finished.clear()
+        """Return the usable summaries finished since the last call, in LSN order."""
+        return [summary for summary in self.take_pieces() if not summary.minimal]
+
+    def take_pieces(self) -> list[Summary]:
+        """Return all summaries finished since the last call, those of wal_level = minimal among them."""
+        finished, self._finished = self._finished, []
         return finished
 
-    def finish_at_switch(self, switch_lsn: Lsn) -> list[Summary]:
-        """End the timeline at ``switch_lsn`` and return the summaries not taken yet."""
-        self._cut(switch_lsn)
-        return self.take_finished()
+    def finish(self, end: Lsn) -> None:
+        """Finish the last summary at ``end``, where the timeline or what is known of it ends."""
+        self._cut(end)
 
     def _take_special(self) -> None:
         scanner = self._scanner
         level = _announced_wal_level(scanner, self._wal_format)
-        if level is not None and self._is_cut(scanner.special_rmid, scanner.special_info):
+        if level is not None and scanner.special_info & layout.INFO_RMGR_MASK in _CUTTING_OPERATIONS:
             self._cut(Lsn(scanner.special_lsn))
             self._minimal = level == layout.WAL_LEVEL_MINIMAL
         _apply_special(scanner, self._wal_format, self._block_map)
 
-    def _is_cut(self, rmid: int, info: int) -> bool:
-        return rmid == layout.RM_XLOG and info & layout.INFO_RMGR_MASK in _CUTTING_OPERATIONS
-
     def _cut(self, end: Lsn) -> None:
         """Finish the range at ``end``, where the next one starts."""
         if end > self._start:
-            if not self._minimal:
-                summary_range = LsnRange(self._timeline_id, self._start, end)
-                self._finished.append(Summary(summary_range, self._block_map))
+            summary_range = LsnRange(self._timeline_id, self._start, end)
+            self._finished.append(Summary(summary_range, self._block_map, self._minimal))
             self._block_map = BlockMap()
             self._start = end
 
-    def _next_segment_start(self, lsn: Lsn) -> Lsn:
-        return self._geometry.segment_start(self._geometry.segment_no(lsn) + 1)
+    def _set_next_stop(self, lsn: Lsn) -> None:
+        """Have the scanner stop at the next segment end, where that is a cut, and at the stop."""
+        stops = [] if self._stop is None else [self._stop]
+        if not self._wal_format.has_checkpoint_redo:
+            stops.append(self._geometry.segment_start(self._geometry.segment_no(lsn) + 1))
+        if stops:
+            self._scanner.stop_lsn = min(stops)
+
+
+def join_pieces(parts: Iterable[list[Summary]], *, cut_at_joints: bool) -> list[Summary]:
+    """Join what consecutive parts of a timeline gave to the usable summaries that one pass would have given.
+
+    Unless ``cut_at_joints``, the first summary of a part goes on with the last one of the part before.
+    """
+    joined: list[Summary] = []
+    for pieces in parts:
+        for number, piece in enumerate(pieces):
+            if joined and piece.minimal is None:
+                piece = piece._replace(minimal=joined[-1].minimal)
+            if joined and number == 0 and not cut_at_joints:
+                last = joined.pop()
+                last.block_map.merge(piece.block_map)
+                whole = LsnRange(last.range.timeline_id, last.range.start, piece.range.end)
+                piece = Summary(whole, last.block_map, last.minimal)
+            joined.append(piece)
+    return [summary for summary in joined if not summary.minimal]
 
 
 def _scanner(wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_identifier: int) -> WalScanner:
@@ -189,12 +234,18 @@ def _absorb_blocks(scanner: WalScanner, block_map: BlockMap) -> None:
             block_map.mark(RelationFork(*key), block_numbers)
 
 
-def _apply_special(scanner: WalScanner, wal_format: WalFormat, block_map: BlockMap) -> None:
+def _apply_special(
+    scanner: WalScanner, wal_format: WalFormat, block_map: BlockMap, derived: BlockMap | None = None
+) -> None:
     found = shortenings(
         wal_format, scanner.special_lsn, scanner.special_rmid, scanner.special_info, scanner.special_main
     )
     for spc_oid, db_oid, rel_number, fork, limit_block in found:
         block_map.set_limit(RelationFork(spc_oid, db_oid, rel_number, fork), limit_block)
+        # The map's page that holds bits of both kept and truncated blocks is cleared in part, and seldom logged.
+        if derived is not None and fork == Fork.MAIN and limit_block % HEAP_BLOCKS_PER_VM_BLOCK:
+            vm = RelationFork(spc_oid, db_oid, rel_number, Fork.VM)
+            derived.mark(vm, (limit_block // HEAP_BLOCKS_PER_VM_BLOCK,))
 
 
 def _announced_wal_level(scanner: WalScanner, wal_format: WalFormat) -> int | None:

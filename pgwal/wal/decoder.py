@@ -245,7 +245,8 @@ class WalDecoder:
         named = decode_payload(self.wal_format, record).overwritten_lsn
         if discarded is not None and named != discarded:
             raise FormatError(
-                f"record at {record.lsn} overwrites the one at {Lsn(named)}, but the one at {Lsn(discarded)} was cut off"
+                f"record at {record.lsn} overwrites the one at {Lsn(named)},"
+                f" but the one at {Lsn(discarded)} was cut off"
             )
 
 

@@ -9,7 +9,6 @@ from construct import Container, ListContainer
 from pgwal.errors import UnknownRecord
 from pgwal.lsn import Lsn
 from pgwal.relation import Fork
-
 from pgwal.wal.decoder import decode_payload
 from pgwal.wal.names import record_name, rmgr_name
 from pgwal.wal.page_magic import WalFormat
@@ -108,5 +107,3 @@ def _block_document(block: BlockReference) -> dict[str, object]:
 def _padded(lsn: Lsn) -> str:
     """pg_waldump pads the low half."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:08X}"
-
-

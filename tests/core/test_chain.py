@@ -141,11 +141,9 @@ def test_totals() -> None:
     assert ENTRY.totals == BackupTotals(2, 1, 3 + 20 * 8192, 3 + 2 * 8192)
 
 
-NAMES = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=5
-) | st.binary(min_size=1, max_size=4).map(
-    lambda name: name.replace(b"/", b"a").replace(b"\0", b"a").decode("utf-8", "surrogateescape")
-)
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=5) | st.binary(
+    min_size=1, max_size=4
+).map(lambda name: name.replace(b"/", b"a").replace(b"\0", b"a").decode("utf-8", "surrogateescape"))
 PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 SIZES = st.integers(0, (1 << 63) - 1)
 WHOLE_FILES = st.tuples(

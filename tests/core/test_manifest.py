@@ -234,9 +234,7 @@ def test_white_space_and_order_are_free() -> None:
     manifest = read_manifest(NATIVE)
     assert read_manifest(edited(lambda _: None)) == manifest
     assert read_manifest(edited(lambda top: top.update({"Files": top.pop("Files")}))) == manifest
-    assert (
-        read_manifest(edited(lambda top: top["Files"][0].update({"Path": top["Files"][0].pop("Path")}))) == manifest
-    )
+    assert read_manifest(edited(lambda top: top["Files"][0].update({"Path": top["Files"][0].pop("Path")}))) == manifest
 
 
 def test_numbers_may_be_strings_and_digits_upper_case() -> None:

@@ -25,9 +25,7 @@ def heap_map(*blocks: int, limit: int | None = None) -> BlockMap:
     return changes
 
 
-def plan_blocks(
-    size: int, prior: int | None, changes: BlockMap, path: str = HEAP
-) -> WholeFile | tuple[int, list[int]]:
+def plan_blocks(size: int, prior: int | None, changes: BlockMap, path: str = HEAP) -> WholeFile | tuple[int, list[int]]:
     decision = plan_file(path, size * BLOCK_SIZE, None if prior is None else prior * BLOCK_SIZE, changes)
     if isinstance(decision, WholeFile):
         return decision

@@ -200,9 +200,7 @@ def test_a_record_that_is_cut_off(wal_format: WalFormat) -> None:
 
 
 @given(st.sampled_from(FORMATS), st.sampled_from([1, 2, 4]), st.integers(0, 255), st.binary(max_size=80))
-def test_any_bytes_give_shortenings_or_a_format_error(
-    wal_format: WalFormat, rmid: int, info: int, data: bytes
-) -> None:
+def test_any_bytes_give_shortenings_or_a_format_error(wal_format: WalFormat, rmid: int, info: int, data: bytes) -> None:
     try:
         answer = shortenings(wal_format, LSN, rmid, info, data)
     except FormatError:

@@ -259,9 +259,7 @@ def assert_is(outcome: Outcome, records: list[BuiltRecord]) -> None:
 @forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders())
-def test_reports_what_was_written_however_it_is_cut(
-    form: ModuleType, data: st.DataObject, builder: WalBuilder
-) -> None:
+def test_reports_what_was_written_however_it_is_cut(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
     wal = builder.wal()
     outcome = scan_all(form, wal, builder.start_lsn, chunks=data.draw(strategies.chunkings(len(wal))))
     assert outcome.result == NEED_DATA
@@ -306,9 +304,7 @@ def test_every_prefix_of_a_few_records(form: ModuleType, builder: WalBuilder) ->
 def test_starts_at_any_position(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
     start = data.draw(st.integers(builder.start_lsn, builder.end_lsn - 1))
     switches = [record for record in builder.records if record.spec.info == 0x40 and record.spec.rmid == RM_XLOG]
-    if any(
-        record.end_lsn - 8 < start - start % PAGE_SIZE + PAGE_SIZE <= position_after(record) for record in switches
-    ):
+    if any(record.end_lsn - 8 < start - start % PAGE_SIZE + PAGE_SIZE <= position_after(record) for record in switches):
         # Pages behind a switch are zeros: there is no walk from there.
         return
     wal = builder.wal_from(start)
@@ -415,9 +411,7 @@ bodies = st.one_of(
     st.lists(
         st.one_of(
             st.integers(0, 32).map(lambda block_id: bytes([block_id])),
-            st.sampled_from(
-                [b"\xff", b"\xfe", b"\xfd", b"\xfc", b"\x00\x00\x00", b"\x10", b"\x20", b"\x80", b"\x01"]
-            ),
+            st.sampled_from([b"\xff", b"\xfe", b"\xfd", b"\xfc", b"\x00\x00\x00", b"\x10", b"\x20", b"\x80", b"\x01"]),
             st.binary(max_size=30),
         ),
         max_size=12,

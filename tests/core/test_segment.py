@@ -75,9 +75,7 @@ def test_sizes_that_no_cluster_has_are_refused(size: int) -> None:
 
 
 @given(geometries, positions)
-def test_the_first_record_position_is_the_first_place_where_a_record_can_start(
-    geometry: WalGeometry, lsn: int
-) -> None:
+def test_the_first_record_position_is_the_first_place_where_a_record_can_start(geometry: WalGeometry, lsn: int) -> None:
     found = geometry.first_record_position(lsn)
     assert found % 8 == 0
     assert found >= lsn

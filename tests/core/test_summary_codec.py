@@ -130,9 +130,7 @@ def test_the_last_block_that_there_can_be() -> None:
     assert decode_summary(encode_summary(last), "last") == last
 
 
-relations = st.builds(
-    RelationFork, st.integers(1, 3), st.integers(0, 3), st.integers(0, 0xFFFFFFFF), st.integers(0, 3)
-)
+relations = st.builds(RelationFork, st.integers(1, 3), st.integers(0, 3), st.integers(0, 0xFFFFFFFF), st.integers(0, 3))
 limits = st.one_of(st.none(), st.integers(0, 3), st.integers(0, INVALID_BLOCK_NUMBER - 1))
 ranges = st.builds(
     lambda start, length: range(start, min(start + length, INVALID_BLOCK_NUMBER)),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 from test_main_job import checksums, pgwal, prepare, run_load, streaming
+
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 
 def readable_copy(backup: Path, scratch: Path) -> Path:

@@ -1,6 +1,6 @@
 """A workload that reaches the WAL in as many ways as it can, for a server of any version from 13 to 18.
 
-It is SQL in steps: ``prepare`` makes what the steps of ``run`` change.  It is small, about 30000 records, and
+It is SQL in steps: ``prepare`` makes what the steps of ``run`` change.  It is small, some 30000 records, and
 always the same but for what versions and builds lack: bloom, in-place tablespaces, kinds of compression.
 """
 
@@ -12,8 +12,9 @@ from itertools import cycle
 from pathlib import Path
 
 import psycopg
-from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 from psycopg import sql
+
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 SETTINGS: dict[str, str | int | bool] = {
     "max_prepared_transactions": 10,
@@ -58,6 +59,7 @@ PREPARE = """
     CREATE UNLOGGED TABLE to_logged AS SELECT i AS id FROM generate_series(1, 500) AS i;
     CREATE MATERIALIZED VIEW rewritten_view AS SELECT id FROM rewritten;
     CREATE SEQUENCE counter;
+    CREATE SEQUENCE restarted;
     SELECT count(nextval('counter')) FROM generate_series(1, 50);
     SELECT lo_from_bytea(1000001, repeat('large', 3000)::bytea);
     VACUUM kinds, shrinking, rewritten, long_values;
@@ -119,10 +121,10 @@ REWRITES = """
     UPDATE rewritten SET filler = 'x' WHERE id % 3 = 0;
     VACUUM FULL rewritten;
     CLUSTER rewritten USING rewritten_pkey;
-    REINDEX TABLE kinds;
+    REINDEX TABLE long_values;
     REINDEX INDEX CONCURRENTLY rewritten_pkey;
     REFRESH MATERIALIZED VIEW rewritten_view;
-    ALTER TABLE rewritten ALTER id TYPE bigint;
+    ALTER TABLE rewritten ADD made_at timestamptz DEFAULT clock_timestamp();
     VACUUM FULL pg_class;
     REINDEX TABLE pg_database;
     ALTER TABLE to_unlogged SET UNLOGGED;
@@ -147,7 +149,7 @@ VALUES = """
     SELECT lo_unlink(1000002);
     SELECT count(nextval('counter')) FROM generate_series(1, 100);
     SELECT setval('counter', 100000);
-    ALTER SEQUENCE counter RESTART WITH 7;
+    ALTER SEQUENCE restarted RESTART WITH 7;
     CREATE SEQUENCE made_counter;
     SELECT nextval('made_counter');
 """
@@ -184,6 +186,14 @@ TRANSACTIONS = """
     SELECT id FROM rewritten WHERE id % 40 = 0 FOR SHARE;
     UPDATE rewritten SET filler = 'locked twice' WHERE id % 40 = 0;
     COMMIT;
+    SELECT pg_replication_origin_create('origin');
+    SELECT pg_replication_origin_session_setup('origin');
+    BEGIN;
+    SELECT pg_replication_origin_xact_setup('0/28', now());
+    INSERT INTO kept_after_all VALUES (502);
+    COMMIT;
+    SELECT pg_replication_origin_session_reset();
+    SELECT pg_replication_origin_drop('origin');
 """
 
 MESSAGES = """
@@ -229,6 +239,12 @@ class Workload:
             create = sql.SQL("CREATE TABLESPACE elsewhere LOCATION {}").format(str(self._tablespace))
             connection.execute(create)
             connection.execute("CHECKPOINT")
+
+    def changed_in_place(self) -> dict[str, int]:
+        """Return the relation numbers of what ``run`` changes without making new files of it, by name."""
+        query = "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname ~ '^(kinds|counter|pg_largeobj)'"
+        with self._server.connect() as connection:
+            return dict(connection.execute(query).fetchall())
 
     def run(self) -> None:
         """Make every kind of change, each step with another kind of compression, with checkpoints in between."""
@@ -302,7 +318,7 @@ class Workload:
 
 
 def execute(connection: psycopg.Connection[tuple[object, ...]], step: str) -> None:
+    """Run the statements of a step one after another."""
     for statement in step.split(";\n"):
         if statement.strip(" ;\n"):
             connection.execute(statement.encode())
-

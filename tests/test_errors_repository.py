@@ -1,0 +1,344 @@
+"""Damage, gaps and obstacles in a repository or at the target of a restore: each is named, none passes for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fix_servers import ServerFactory, Templates
+from pgwal_process import assert_failed, run_pgwal, succeed
+
+from pgwal_cli.throwaway_server import (
+    ServerInstallation,
+    ThrowawayServer,
+    can_execute_python,
+    give_to_server,
+    server_account,
+)
+
+pytestmark = pytest.mark.postgres(15, 18)
+
+FAILED, CHAIN_BROKEN = 1, 4
+CONTROL_FILE = "global/pg_control"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A server, and the repository of it: a full backup, one incremental, and some segments of WAL after those."""
+
+    server: ThrowawayServer
+    repo: Path
+    full: dict[str, str]
+    incremental: dict[str, str]
+    end_lsn: str
+
+    def taking(self, kind: str, *args: str | Path) -> list[str | Path]:
+        connection = ["-d", self.server.conninfo, "--pgdata", self.server.data_directory, "-c", "fast"]
+        return [kind, "--repo", self.repo, *connection, *args]
+
+
+@pytest.fixture(scope="module")
+def pristine(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Taken]:
+    directory = session_scratch / f"damage-{installation.major}"
+    with ServerFactory(installation, server_templates, directory) as factory:
+        taken = Taken(factory(), directory / "repo", {}, {}, "")
+        run_sql(
+            taken.server, "CREATE TABLE t AS SELECT i, repeat('x', 500) AS filler FROM generate_series(1, 20000) AS i"
+        )
+        full = json.loads(succeed(*taken.taking("full", "--json")))
+        run_sql(taken.server, "UPDATE t SET i = -i WHERE i % 100 = 0")
+        incremental = json.loads(succeed(*taken.taking("incremental", "--json")))
+        for _ in range(3):
+            run_sql(taken.server, "UPDATE t SET i = i + 1 WHERE i % 100 = 0")
+            run_sql(taken.server, "SELECT pg_switch_wal()")
+        stream = ["stream", "--repo", taken.repo, "-d", taken.server.conninfo, "--once"]
+        succeed(*stream)
+        with taken.server.connect() as connection:
+            row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        assert row is not None
+        yield Taken(taken.server, taken.repo, full, incremental, row[0])
+
+
+@pytest.fixture
+def taken(pristine: Taken, scratch: Path) -> Taken:
+    """A copy of the repository, to do with as a test likes."""
+    repo = scratch / "repo"
+    shutil.copytree(pristine.repo, repo)
+    return Taken(pristine.server, repo, pristine.full, pristine.incremental, pristine.end_lsn)
+
+
+def run_sql(server: ThrowawayServer, statement: str) -> None:
+    with server.connect() as connection:
+        connection.execute(statement)
+
+
+def flip_byte(path: Path, offset: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x40
+    path.write_bytes(content)
+
+
+# ---- what to build on
+
+
+def test_nothing_to_build_on(taken: Taken, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    outcome = run_pgwal(*taken.taking("incremental"), "--repo", absent)
+    assert_failed(outcome, CHAIN_BROKEN, f"no repository in {absent}, and so no backup", "full backup.*--repo")
+    assert not absent.exists()
+    outcome = run_pgwal(*taken.taking("incremental", "--since", "0/1000"))
+    assert_failed(outcome, CHAIN_BROKEN, "no backup started at or before 0/1000", f"oldest is {taken.full['id']}")
+    outcome = run_pgwal(*taken.taking("incremental", "--since", "20200101T000000Z_full"))
+    assert_failed(outcome, FAILED, "no backup 20200101T000000Z_full", "pgwal list")
+    shutil.rmtree(taken.repo / "backups")
+    outcome = run_pgwal(*taken.taking("incremental"))
+    assert_failed(outcome, CHAIN_BROKEN, "there is no backup yet", "Take a full backup")
+
+
+def test_prior_backup_that_is_gone(taken: Taken, tmp_path: Path) -> None:
+    shutil.rmtree(taken.repo / "backups" / taken.full["id"])
+    cause = f"{taken.incremental['id']} builds on {taken.full['id']}, which is not there"
+    assert_failed(run_pgwal(*taken.taking("incremental")), CHAIN_BROKEN, cause, "full backup")
+    outcome = run_pgwal("restore", "latest", "--repo", taken.repo, "-D", tmp_path / "target")
+    assert_failed(outcome, CHAIN_BROKEN, cause)
+    assert not (tmp_path / "target").exists()
+
+
+# ---- WAL and summaries
+
+
+def middle_segment(taken: Taken) -> Path:
+    """Return a segment between the latest backup and the end that is neither's."""
+    stop_lsn = int(taken.incremental["stop_lsn"].partition("/")[2], 16)
+    return taken.repo / "wal" / f"0000000100000000{stop_lsn // (16 << 20) + 2:08X}"
+
+
+def forget_summaries(taken: Taken) -> None:
+    for summary in (taken.repo / "summaries").iterdir():
+        summary.unlink()
+
+
+def test_missing_wal_is_named(taken: Taken) -> None:
+    segment = middle_segment(taken)
+    segment.unlink()
+    forget_summaries(taken)
+    end = f"0/{(int(segment.name[-8:], 16) + 1) * (16 << 20):X}"
+    cause = f"WAL is missing: 0/[0-9A-F]+ to {end} on timeline 1 is neither summarised nor in the repository"
+    hint = f"Copy segment {segment.name} into .*wal.*full backup"
+    assert_failed(run_pgwal(*taken.taking("incremental")), CHAIN_BROKEN, cause, hint)
+    mapped = run_pgwal("map", "--repo", taken.repo, "--from", taken.incremental["start_lsn"], "--to", taken.end_lsn)
+    assert_failed(mapped, CHAIN_BROKEN, cause, hint)
+    listed = json.loads(succeed("list", "--repo", taken.repo, "--json"))
+    assert [entry["id"] for entry in listed] == [taken.full["id"], taken.incremental["id"]]
+    assert not list((taken.repo / "backups").glob("*.unfinished"))
+
+
+def test_damaged_wal_is_named(taken: Taken) -> None:
+    segment = middle_segment(taken)
+    flip_byte(segment, 100)
+    forget_summaries(taken)
+    mapped = run_pgwal("map", "--repo", taken.repo, "--from", taken.incremental["start_lsn"], "--to", taken.end_lsn)
+    assert_failed(mapped, CHAIN_BROKEN, "WAL is damaged: segment [0-9A-F]{24} .*WAL ends at", "Replace that segment")
+
+
+def test_wal_that_has_not_come_yet(taken: Taken) -> None:
+    mapped = run_pgwal("map", "--repo", taken.repo, "--from", taken.end_lsn, "--to", "0/F0000000")
+    assert_failed(mapped, CHAIN_BROKEN, "to 0/F0000000 on timeline 1 is neither", "pgwal stream will fetch it")
+
+
+def test_damaged_summary_is_named(taken: Taken) -> None:
+    start = taken.full["start_lsn"]
+    whole = succeed("map", "--repo", taken.repo, "--from", start, "--to", taken.incremental["start_lsn"])
+    for summary in (taken.repo / "summaries").iterdir():
+        flip_byte(summary, 10)
+    for command in (
+        ["map", "--repo", taken.repo, "--from", start, "--to", taken.incremental["start_lsn"]],
+        taken.taking("incremental", "--since", taken.full["id"]),
+    ):
+        assert_failed(run_pgwal(*command), FAILED, r"summaries/[0-9A-F]{40}\.summary: .*CRC", "Delete this file")
+    # The way out that the hint names is one.
+    forget_summaries(taken)
+    assert succeed("map", "--repo", taken.repo, "--from", start, "--to", taken.incremental["start_lsn"]) == whole
+
+
+def test_state_of_the_receiver_is_not_needed(taken: Taken) -> None:
+    # It is not synced: after a power cut it may be empty.
+    (taken.repo / "receiver.json").write_bytes(b"")
+    succeed(*taken.taking("incremental"))
+
+
+# ---- the catalogue and what is stored
+
+
+def damage_entry(path: Path, how: str) -> None:
+    if how == "absent":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(path.read_bytes().replace(b'"kind"', b'"kinx"', 1))
+
+
+@pytest.mark.parametrize("how", ["absent", "empty", "flipped"])
+def test_damaged_catalogue_entry_is_named(taken: Taken, tmp_path: Path, how: str) -> None:
+    entry = taken.repo / "backups" / taken.full["id"] / "backup.json"
+    damage_entry(entry, how)
+    for command in (
+        ["list", "--repo", taken.repo],
+        ["restore", "latest", "--repo", taken.repo, "-D", tmp_path / "target"],
+        taken.taking("incremental"),
+    ):
+        assert_failed(run_pgwal(*command), FAILED, f"catalogue entry {entry} is damaged", f"move {entry.parent} away")
+    assert not (tmp_path / "target").exists()
+
+
+def test_damaged_list_of_files_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
+    entry = taken.repo / "backups" / taken.incremental["id"] / "backup.json"
+    entry.write_bytes(entry.read_bytes().replace(b'"mtime": 1', b'"mtime": 2', 1))
+    outcome = run_pgwal("restore", "latest", "--repo", taken.repo, "-D", tmp_path / "target")
+    assert_failed(outcome, FAILED, f"catalogue entry {entry} is damaged: its digest does not match")
+    assert not (tmp_path / "target" / CONTROL_FILE).exists()
+
+
+def test_damaged_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
+    full, incremental = (taken.repo / "backups" / backup["id"] for backup in (taken.full, taken.incremental))
+    stored_blocks = max((incremental / "data/base").rglob("INCREMENTAL.*"), key=lambda path: path.stat().st_size)
+    for backup, damaged in (
+        (taken.full["id"], full / "data/PG_VERSION"),
+        (taken.full["id"], full / "data" / CONTROL_FILE),
+        (taken.incremental["id"], stored_blocks),
+    ):
+        target = tmp_path / damaged.name
+        flip_byte(damaged)
+        outcome = run_pgwal("restore", backup, "--repo", taken.repo, "-D", target)
+        flip_byte(damaged)
+        assert_failed(outcome, FAILED, f"of backup {backup} is damaged: its digest", "another backup")
+        assert f"{target} is incomplete and cannot be started" in outcome.stderr
+        assert not (target / CONTROL_FILE).exists()
+
+
+def test_missing_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
+    missing = taken.repo / "backups" / taken.full["id"] / "data/PG_VERSION"
+    missing.unlink()
+    outcome = run_pgwal("restore", taken.full["id"], "--repo", taken.repo, "-D", tmp_path / "target")
+    assert_failed(outcome, CHAIN_BROKEN, f"{missing} is missing", "another backup")
+    assert not (tmp_path / "target" / CONTROL_FILE).exists()
+
+
+# ---- the target of a restore
+
+
+def test_targets_that_cannot_be_used(taken: Taken, tmp_path: Path) -> None:
+    restore = ["restore", taken.full["id"], "--repo", taken.repo]
+    (tmp_path / "mine").touch()
+    outcome = run_pgwal(*restore, "-D", tmp_path)
+    assert_failed(outcome, FAILED, f"directory {tmp_path} is not empty", "empty directory")
+    outcome = run_pgwal(*restore, "-D", tmp_path / "mine")
+    assert_failed(outcome, FAILED, f"cannot use {tmp_path / 'mine'}: Not a directory")
+    outcome = run_pgwal(*restore, "-D", tmp_path / "no" / "parent")
+    assert_failed(outcome, FAILED, "cannot create .*/no/parent: No such file or directory", "directory above it first")
+    outcome = run_pgwal(*restore, "-D", tmp_path / "new", "-T", "/old=/new")
+    assert_failed(outcome, FAILED, "has no tablespace at /old", "Its tablespaces are: none")
+    outcome = run_pgwal("restore", "20200101T000000Z_full", "--repo", taken.repo, "-D", tmp_path / "new")
+    assert_failed(outcome, FAILED, "no backup 20200101T000000Z_full", "pgwal list")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+# ---- permissions and space
+
+
+def test_directory_of_something_else_is_no_repository(taken: Taken, tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").touch()
+    for command in (["stream", "-d", taken.server.conninfo, "--once"], taken.taking("full")):
+        outcome = run_pgwal(*command, "--repo", tmp_path)
+        assert_failed(outcome, FAILED, f"{tmp_path} is not empty and no repository: it holds letters.txt", "--repo")
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+@pytest.fixture
+def unprivileged_uid() -> int | None:
+    """The user to run pgwal as where root would be stopped by nothing; None where this process is not root."""
+    account = server_account()
+    if account is not None and not can_execute_python():
+        pytest.skip(f"the user {account.pw_name} cannot run this Python")
+    return None if account is None else account.pw_uid
+
+
+def test_repository_of_another_user(taken: Taken, scratch: Path, unprivileged_uid: int | None) -> None:
+    taken.repo.chmod(0o000)
+    try:
+        for command in (
+            ["list"],
+            ["restore", "latest", "-D", scratch / "target"],
+            ["stream", "-d", taken.server.conninfo, "--once"],
+            [*taken.taking("full")],
+        ):
+            outcome = run_pgwal(*command, "--repo", taken.repo, uid=unprivileged_uid)
+            assert_failed(
+                outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "user that owns the repository"
+            )
+    finally:
+        taken.repo.chmod(0o700)
+    assert not (scratch / "target").exists()
+
+
+def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, unprivileged_uid: int | None) -> None:
+    parent = scratch / "closed"
+    parent.mkdir(mode=0o555)
+    outcome = run_pgwal(
+        "stream", "--repo", parent / "repo", "-d", taken.server.conninfo, "--once", uid=unprivileged_uid
+    )
+    assert_failed(outcome, FAILED, f"cannot create {parent / 'repo'}: Permission denied", "owns the repository")
+    make_read_only(taken.repo)
+    for command in (["stream", "-d", taken.server.conninfo, "--once"], taken.taking("full")):
+        outcome = run_pgwal(*command, "--repo", taken.repo, uid=unprivileged_uid)
+        assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "owns the repository")
+    listed = run_pgwal("list", "--repo", taken.repo, uid=unprivileged_uid)
+    assert listed.code == 0, listed.stderr
+
+
+def make_read_only(repo: Path) -> None:
+    for parent, directories, files in os.walk(repo):
+        for name in (*directories, *files):
+            (Path(parent) / name).chmod(0o555)
+    repo.chmod(0o555)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a segment of WAL and not for a backup."""
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=30m,mode=0755", "tmpfs", mount_point], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if mounted.returncode != 0:
+        pytest.skip(f"this machine lets no small file system be mounted: {mounted.stderr.strip()}")
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", mount_point], check=True)
+
+
+def test_full_disk(taken: Taken, small_disk: Path) -> None:
+    repo = small_disk / "repo"
+    outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
+    assert_failed(outcome, FAILED, f"cannot write {repo}/backups/.*: No space left on device", "Free some space")
+    assert list((repo / "backups").iterdir()) == []
+    # Nothing is left that keeps a backup from being taken when there is room.
+    (small_disk / "filler").write_bytes(bytes(12 << 20))
+    run_sql(taken.server, "SELECT pg_switch_wal()")
+    outcome = run_pgwal("stream", "--repo", repo, "-d", taken.server.conninfo, "--once")
+    assert_failed(outcome, FAILED, f"cannot open {repo}/wal/.*: No space left on device", "Free some space")
+    (small_disk / "filler").unlink()
+    succeed("stream", "--repo", repo, "-d", taken.server.conninfo, "--once")
+    give_to_server(small_disk)
