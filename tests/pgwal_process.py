@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +41,17 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def start_pgwal(
-    *args: str | Path, env: Mapping[str, str] | None = None, uid: int | None = None
+    *args: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """Start pgwal without a terminal, and away from the checkout."""
     return subprocess.Popen(
-        [*PGWAL, *map(str, args)],
+        [*prefix, *PGWAL, *map(str, args)],
         env=environment(**env or {}),
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **({} if uid is None else {"user": uid, "extra_groups": []}),  # type: ignore[arg-type]
     )
 
 
@@ -67,9 +66,11 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, stdout, stderr)
 
 
-def run_pgwal(*args: str | Path, env: Mapping[str, str] | None = None, uid: int | None = None) -> Outcome:
-    """Run pgwal to its end."""
-    return finish(start_pgwal(*args, env=env, uid=uid))
+def run_pgwal(
+    *args: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+) -> Outcome:
+    """Run pgwal to its end; ``prefix`` is a command that runs the one that follows it."""
+    return finish(start_pgwal(*args, env=env, prefix=prefix))
 
 
 def succeed(*args: str | Path, env: Mapping[str, str] | None = None) -> str:

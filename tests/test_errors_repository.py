@@ -17,9 +17,7 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from pgwal_cli.throwaway_server import (
     ServerInstallation,
     ThrowawayServer,
-    can_execute_python,
     give_to_server,
-    server_account,
 )
 
 pytestmark = pytest.mark.postgres(15, 18)
@@ -114,9 +112,9 @@ def test_prior_backup_that_is_gone(taken: Taken, tmp_path: Path) -> None:
 
 
 def middle_segment(taken: Taken) -> Path:
-    """Return a segment between the latest backup and the end that is neither's."""
+    """Return a segment between the latest backup and the newest one."""
     stop_lsn = int(taken.incremental["stop_lsn"].partition("/")[2], 16)
-    return taken.repo / "wal" / f"0000000100000000{stop_lsn // (16 << 20) + 2:08X}"
+    return taken.repo / "wal" / f"0000000100000000{stop_lsn // (16 << 20) + 1:08X}"
 
 
 def forget_summaries(taken: Taken) -> None:
@@ -262,45 +260,53 @@ def test_directory_of_something_else_is_no_repository(taken: Taken, tmp_path: Pa
 
 
 @pytest.fixture
-def unprivileged_uid() -> int | None:
-    """The user to run pgwal as where root would be stopped by nothing; None where this process is not root."""
-    account = server_account()
-    if account is not None and not can_execute_python():
-        pytest.skip(f"the user {account.pw_name} cannot run this Python")
-    return None if account is None else account.pw_uid
+def as_ordinary_user() -> list[str]:
+    """The command that runs pgwal without root's power to pass over permissions; empty for any other user."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root needs setpriv to be stopped by permissions")
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
 
 
-def test_repository_of_another_user(taken: Taken, scratch: Path, unprivileged_uid: int | None) -> None:
-    taken.repo.chmod(0o000)
+def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
+    give_to_server(taken.repo)
+    taken.repo.chmod(0o700 if as_ordinary_user else 0o000)
     try:
         for command in (
             ["list"],
+            ["map", "--from", "0/1", "--to", "0/2"],
             ["restore", "latest", "-D", scratch / "target"],
             ["stream", "-d", taken.server.conninfo, "--once"],
-            [*taken.taking("full")],
         ):
-            outcome = run_pgwal(*command, "--repo", taken.repo, uid=unprivileged_uid)
-            assert_failed(
-                outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "user that owns the repository"
-            )
+            outcome = run_pgwal(*command, "--repo", taken.repo, prefix=as_ordinary_user)
+            assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "user that owns the repository")
     finally:
         taken.repo.chmod(0o700)
     assert not (scratch / "target").exists()
 
 
-def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, unprivileged_uid: int | None) -> None:
+def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
+    stream = ["stream", "-d", taken.server.conninfo, "--once"]
     parent = scratch / "closed"
     parent.mkdir(mode=0o555)
-    outcome = run_pgwal(
-        "stream", "--repo", parent / "repo", "-d", taken.server.conninfo, "--once", uid=unprivileged_uid
-    )
+    outcome = run_pgwal(*stream, "--repo", parent / "repo", prefix=as_ordinary_user)
     assert_failed(outcome, FAILED, f"cannot create {parent / 'repo'}: Permission denied", "owns the repository")
+    outcome = run_pgwal("restore", "latest", "--repo", taken.repo, "-D", parent / "new", prefix=as_ordinary_user)
+    assert_failed(outcome, FAILED, f"cannot create {parent / 'new'}: Permission denied", "who may write there")
     make_read_only(taken.repo)
-    for command in (["stream", "-d", taken.server.conninfo, "--once"], taken.taking("full")):
-        outcome = run_pgwal(*command, "--repo", taken.repo, uid=unprivileged_uid)
-        assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "owns the repository")
-    listed = run_pgwal("list", "--repo", taken.repo, uid=unprivileged_uid)
+    outcome = run_pgwal(*stream, "--repo", taken.repo, prefix=as_ordinary_user)
+    assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "owns the repository")
+    listed = run_pgwal("list", "--repo", taken.repo, prefix=as_ordinary_user)
     assert listed.code == 0, listed.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root, the server's user is the one that runs pgwal")
+def test_data_directory_of_another_user(taken: Taken, tmp_path: Path, as_ordinary_user: list[str]) -> None:
+    outcome = run_pgwal(*taken.taking("full"), "--repo", tmp_path / "repo", prefix=as_ordinary_user)
+    assert_failed(outcome, FAILED, "cannot read .*pg_control: Permission denied", "as the server's user")
+    assert not (tmp_path / "repo").exists()
 
 
 def make_read_only(repo: Path) -> None:
@@ -334,11 +340,9 @@ def test_full_disk(taken: Taken, small_disk: Path) -> None:
     outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
     assert_failed(outcome, FAILED, f"cannot write {repo}/backups/.*: No space left on device", "Free some space")
     assert list((repo / "backups").iterdir()) == []
-    # Nothing is left that keeps a backup from being taken when there is room.
-    (small_disk / "filler").write_bytes(bytes(12 << 20))
     run_sql(taken.server, "SELECT pg_switch_wal()")
     outcome = run_pgwal("stream", "--repo", repo, "-d", taken.server.conninfo, "--once")
     assert_failed(outcome, FAILED, f"cannot open {repo}/wal/.*: No space left on device", "Free some space")
-    (small_disk / "filler").unlink()
-    succeed("stream", "--repo", repo, "-d", taken.server.conninfo, "--once")
-    give_to_server(small_disk)
+    # Nothing is left that keeps a backup from being taken when there is room.
+    subprocess.run(["mount", "-o", "remount,size=500m", small_disk], check=True)
+    succeed(*taken.taking("full"), "--repo", repo)

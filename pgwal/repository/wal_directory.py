@@ -136,7 +136,7 @@ class _SegmentReader:
         elif compression == ".lz4":
             self._stream = lz4.frame.LZ4FrameFile(raw)
         elif compression == ".zst":
-            self._stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)  # type: ignore[assignment]
+            self._stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
 
     def __enter__(self) -> _SegmentReader:
         return self

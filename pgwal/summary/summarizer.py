@@ -14,7 +14,7 @@ from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
-from pgwal.wal.record import EndOfWal, EndReason
+from pgwal.wal.record import EndOfWal
 from pgwal.wal.rmgr import HEAP_BLOCKS_PER_VM_BLOCK, shortenings, wal_level_of
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP, WalScanner
 
@@ -224,7 +224,8 @@ def _scanner(wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_id
 
 
 def _end_of_wal(scanner: WalScanner) -> EndOfWal:
-    return EndOfWal(Lsn(scanner.position), EndReason(scanner.end_reason))
+    assert scanner.end_reason is not None
+    return EndOfWal(Lsn(scanner.position), scanner.end_reason)
 
 
 def _absorb_blocks(scanner: WalScanner, block_map: BlockMap) -> None:
