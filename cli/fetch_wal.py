@@ -19,7 +19,7 @@ FATAL = 126
 
 def fetch_wal(
     name: Annotated[str, typer.Argument(help="File that the server wants (%f).")],
-    destination: Annotated[Path, typer.Argument(help="Where it goes (%p).")],
+    destination: Annotated[Path, typer.Argument(help="Where it goes (%p).", readable=False)],
     repo: options.Repo,
 ) -> None:
     """Copy a WAL segment or history file out of the repository.

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from pgwal import __version__
 from pgwal.errors import PgwalError
+from pgwal.scan_choice import choose_scan
 from pgwal_cli import (
     demo,
     fetch_wal,
@@ -80,6 +81,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return the exit code; never raises for bad input."""
     try:
+        if "PGWAL_SCAN" in os.environ:
+            choose_scan(os.environ["PGWAL_SCAN"])
         code = app(arguments, standalone_mode=False) or 0
         # Here, where it can still be reported that standard output takes no more.
         sys.stdout.flush()

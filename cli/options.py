@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 CONNECTION = "Connection options"
 
+# Of every path, readable=False: whether it can be read shows where it is, with a hint, and is no usage error.
 Repo = Annotated[
-    Path, typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False)
+    Path,
+    typer.Option(
+        "--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False, readable=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dbname = Annotated[
@@ -67,7 +71,14 @@ class ChecksumAlgorithm(StrEnum):
 DEFAULT_LABEL = "pgwal base backup"
 
 Pgdata = Annotated[
-    Path, typer.Option("--pgdata", envvar="PGDATA", metavar="DIR", help="The server's data directory, read locally.")
+    Path,
+    typer.Option(
+        "--pgdata",
+        envvar="PGDATA",
+        metavar="DIR",
+        help="The server's data directory, read locally.",
+        readable=False,
+    ),
 ]
 Checkpoint = Annotated[
     CheckpointMode, typer.Option("-c", "--checkpoint", help="How fast the first checkpoint is to be.")

@@ -24,7 +24,10 @@ def restore(
     backup: Annotated[str, typer.Argument(metavar="ID|latest", help="The backup.")],
     repo: options.Repo,
     pgdata: Annotated[
-        Path, typer.Option("-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.")
+        Path,
+        typer.Option(
+            "-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.", readable=False
+        ),
     ],
     tablespace_mapping: Annotated[
         list[str] | None, typer.Option("-T", "--tablespace-mapping", metavar="OLD=NEW", help="Move a tablespace.")

@@ -15,6 +15,8 @@ from psycopg.conninfo import make_conninfo
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
 pytestmark = pytest.mark.postgres(15, 18)
+EITHER_WILL_DO = pytest.mark.postgres(18)
+"""For what no version has a say in."""
 
 FAILED, NO_CONNECTION, CHAIN_BROKEN, LOCKED = 1, 3, 4, 6
 PASSWORD = "a secret"
@@ -105,6 +107,7 @@ def streaming(server: ThrowawayServer, repo: Path, *args: str) -> Iterator[None]
 # ---- the connection
 
 
+@EITHER_WILL_DO
 def test_no_server(cluster: ThrowawayServer, repo: Path) -> None:
     for command in each_command(cluster, repo):
         outcome = run_pgwal(*command, "-h", "127.0.0.1", "-p", "1", "-U", "postgres")
@@ -149,6 +152,7 @@ def test_connection_strings_that_are_none_hide_their_password(repo: Path) -> Non
         assert "hidden" not in outcome.stderr
 
 
+@EITHER_WILL_DO
 def test_where_to_connect_may_be_said_in_each_way(cluster: ThrowawayServer, repo: Path) -> None:
     directory, port = str(cluster.socket_directory), str(cluster.port)
     command = ["stream", "--repo", repo, "--once"]
@@ -198,6 +202,7 @@ def test_wal_level_minimal(servers: ServerFactory, repo: Path) -> None:
     assert not repo.exists()
 
 
+@EITHER_WILL_DO
 def test_full_page_writes_off(cluster: ThrowawayServer, repo: Path) -> None:
     with cluster.connect() as connection:
         connection.execute("ALTER SYSTEM SET full_page_writes = off")
@@ -271,6 +276,7 @@ def test_data_directory_of_another_cluster(cluster: ThrowawayServer, servers: Se
     assert succeed("list", "--repo", repo) == "no backups\n"
 
 
+@EITHER_WILL_DO
 def test_no_data_directory(cluster: ThrowawayServer, repo: Path, tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "absent"):
         refused = run_pgwal(*taking("full", cluster, repo), "--pgdata", place)
@@ -301,6 +307,7 @@ def test_wal_that_the_server_has_removed(servers: ServerFactory, repo: Path) -> 
 # ---- two at a time
 
 
+@EITHER_WILL_DO
 def test_only_one_receiver_at_a_time(cluster: ThrowawayServer, repo: Path) -> None:
     with streaming(cluster, repo):
         second = run_pgwal("stream", "--repo", repo, "-d", cluster.conninfo, "--once")

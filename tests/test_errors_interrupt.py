@@ -1,0 +1,177 @@
+"""Backups and restores that are interrupted, or meet another one: nothing half done stays, or counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fix_servers import ServerFactory, Templates
+from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
+
+pytestmark = pytest.mark.postgres(15, 18)
+EITHER_WILL_DO = pytest.mark.postgres(18)
+"""For what no version has a say in."""
+
+LOCKED = 6
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BIG_FILE_SIZE = 2 << 30
+"""Takes far longer to copy than it takes to send a signal; in the data directory it is a hole."""
+
+
+@pytest.fixture(scope="module")
+def server(
+    installation: ServerInstallation, server_templates: Templates, session_scratch: Path
+) -> Iterator[ThrowawayServer]:
+    directory = session_scratch / f"interrupt-{installation.major}"
+    with ServerFactory(installation, server_templates, directory) as factory:
+        yield factory()
+
+
+@pytest.fixture
+def big_file(server: ThrowawayServer) -> Iterator[str]:
+    """A file of the data directory that takes long to copy; its name."""
+    path = server.data_directory / "big"
+    with path.open("wb") as file:
+        file.truncate(BIG_FILE_SIZE)
+    yield path.name
+    path.unlink()
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def full(server: ThrowawayServer, repo: Path, checkpoint: str = "fast") -> list[str | Path]:
+    connection = ["-d", server.conninfo, "--pgdata", server.data_directory]
+    return ["full", "--repo", repo, *connection, "-c", checkpoint]
+
+
+def count_sessions(server: ThrowawayServer) -> int:
+    """Count the sessions of pgwal on the server: one of them holds it in backup mode."""
+    with server.connect() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgwal'"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def waits_for_checkpoint(server: ThrowawayServer) -> bool:
+    with server.connect() as connection:
+        found = connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'pgwal' AND query ~ 'backup'")
+        return found.rowcount > 0 and checkpoint_is_spread(server)
+
+
+def checkpoint_is_spread(server: ThrowawayServer) -> bool:
+    with server.connect() as connection:
+        return connection.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'CheckpointWriteDelay'").rowcount > 0
+
+
+def assert_interrupted(outcome: Outcome, number: signal.Signals) -> None:
+    assert outcome.code == 128 + number, outcome.stderr
+    assert_nothing_raw(outcome)
+    assert outcome.stderr.splitlines()[-1] == "pgwal: interrupted"
+    assert outcome.errors == []
+
+
+def assert_nothing_left(server: ThrowawayServer, repo: Path) -> None:
+    assert list((repo / "backups").iterdir()) == []
+    deadline = time.monotonic() + 10
+    while count_sessions(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with server.connect() as connection:
+        assert connection.execute("SELECT FROM pg_replication_slots").rowcount == 0
+
+
+def make_dirty(server: ThrowawayServer) -> None:
+    """Give the next checkpoint work that it can spread."""
+    with server.connect() as connection:
+        connection.execute("DROP TABLE IF EXISTS dirt")
+        connection.execute("CREATE TABLE dirt AS SELECT repeat('x', 1000) AS t FROM generate_series(1, 5000)")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_backup_interrupted_while_it_copies(
+    server: ThrowawayServer, tmp_path: Path, big_file: str, number: signal.Signals
+) -> None:
+    repo = tmp_path / "repo"
+    process = start_pgwal(*full(server, repo))
+    wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
+    process.send_signal(number)
+    # More than one may come for one request.
+    process.send_signal(number)
+    assert_interrupted(finish(process), number)
+    assert_nothing_left(server, repo)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_backup_interrupted_while_it_waits_for_the_checkpoint(
+    server: ThrowawayServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    repo = tmp_path / "repo"
+    make_dirty(server)
+    process = start_pgwal(*full(server, repo, "spread"))
+    wait_for(lambda: waits_for_checkpoint(server), process)
+    second = run_pgwal(*full(server, repo))
+    assert_failed(second, LOCKED, r"backup.lock is held by a backup, process \d+", "wait until")
+    process.send_signal(number)
+    assert_interrupted(finish(process), number)
+    assert_nothing_left(server, repo)
+
+
+@EITHER_WILL_DO
+def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, tmp_path: Path, big_file: str) -> None:
+    repo = tmp_path / "repo"
+    process = start_pgwal(*full(server, repo))
+    wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
+    process.kill()
+    finish(process)
+    (server.data_directory / big_file).open("wb").close()
+    (left,) = (path.name.removesuffix(".unfinished") for path in (repo / "backups").iterdir())
+    assert succeed("list", "--repo", repo) == "no backups\n"
+    outcome = run_pgwal(*full(server, repo), "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert f"removed what was left of the unfinished backup {left}" in outcome.stderr
+    assert [path.name for path in (repo / "backups").iterdir()] == [json.loads(outcome.stdout)["id"]]
+
+
+@EITHER_WILL_DO
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_restore_interrupted(server: ThrowawayServer, tmp_path: Path, number: signal.Signals) -> None:
+    repo, target = tmp_path / "repo", tmp_path / "target"
+    backup = json.loads(succeed(*full(server, repo), "--json"))["id"]
+    # Opening this blocks, so that the restore is under way for as long as it takes.
+    blocking = repo / "backups" / backup / "data" / "PG_VERSION"
+    blocking.unlink()
+    os.mkfifo(blocking)
+    process = start_pgwal("restore", backup, "--repo", repo, "-D", target)
+    wait_for(lambda: (target / "base").exists(), process)
+    time.sleep(0.2)
+    process.send_signal(number)
+    outcome = finish(process)
+    assert_interrupted(outcome, number)
+    assert f"{target} is incomplete and cannot be started" in outcome.stderr
+    assert not (target / "global/pg_control").exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_stream_ends_cleanly(server: ThrowawayServer, tmp_path: Path, number: signal.Signals) -> None:
+    process = start_pgwal("stream", "--repo", tmp_path / "repo", "-d", server.conninfo)
+    wait_for(lambda: count_sessions(server), process)
+    process.send_signal(number)
+    outcome = finish(process)
+    assert outcome.code == 0, outcome.stderr
+    assert_nothing_raw(outcome)
+    assert outcome.errors == []
