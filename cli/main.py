@@ -34,6 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain help: every command would pay for the import of what draws boxes.
+    rich_markup_mode=None,
     # -h is the host, as in every PostgreSQL tool.
     context_settings={"help_option_names": ["-?", "--help"]},
 )

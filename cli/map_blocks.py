@@ -24,7 +24,8 @@ def map_blocks(
         list[Path] | None, typer.Argument(metavar="[SUMMARY]...", help="Summary files instead, the server's too.")
     ] = None,
     repo: Annotated[
-        Path | None, typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.")
+        Path | None,
+        typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", readable=False),
     ] = None,
     wal: Annotated[
         Path | None, typer.Option("--wal", metavar="DIR", help="Recorded WAL instead of a repository.")

@@ -115,7 +115,7 @@ def test_no_server(cluster: ThrowawayServer, repo: Path) -> None:
     outcome = run_pgwal("stream", "--repo", repo, "-h", "/nonexistent")
     assert_failed(outcome, NO_CONNECTION, "No such file or directory", "-h and -p")
     outcome = run_pgwal("stream", "--repo", repo, "-h", "127.0.0.1", "-p", "fast")
-    assert_failed(outcome, NO_CONNECTION, "127.0.0.1", "the port given with -p")
+    assert_failed(outcome, NO_CONNECTION, '"fast"|127.0.0.1', "the port given with -p")
     outcome = run_pgwal("stream", "--repo", repo, "-h", "no-such-host.invalid")
     assert_failed(outcome, NO_CONNECTION, "no-such-host.invalid", "host name")
     assert not repo.exists()

@@ -34,7 +34,7 @@ def repo(tmp_path: Path) -> Path:
         (["full", "--repo", "/tmp/r", "--pgdata", "/tmp", "-c", "slow"], "'slow' is not one of 'fast', 'spread'"),
         (["incremental", "--repo", "/tmp/r", "--pgdata", "/tmp", "--since", "0/XYZ"], "invalid LSN '0/XYZ'"),
         (["map", "--repo", "/tmp/r", "--from", "nonsense", "--to", "0/1"], "invalid LSN 'nonsense'"),
-        (["map", "--repo", "/tmp/r", "--from", "0/2000000", "--to", "0/1000000"], "--from lies after --to"),
+        (["map", "--repo", "/tmp/r", "--from", "0/2000000", "--to", "0/1000000"], "--from 0/2000000 lies after --to"),
         (["stream", "--repo", "/tmp/r", "--create-slot"], "--create-slot needs --slot"),
         (["stream", "--repo", "/tmp/r", "-s", "often"], "'--status-interval': .* valid number"),
         (["restore", "--repo", "/tmp/r", "-D", "/tmp/d"], "Missing argument"),
@@ -60,7 +60,7 @@ def test_fetch_wal_tells_what_is_absent_from_what_failed(repo: Path, tmp_path: P
     assert_failed(run_pgwal("fetch-wal", "--repo", tmp_path / "no", name, destination), FATAL, "no repository in .*no")
     segment = repo / "wal" / name
     segment.write_bytes(b"short")
-    assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, destination), FATAL, f"{name} has 5 bytes", "copy")
+    assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, destination), FATAL, f"{name} ends 16777211 bytes before", "copy")
     segment.write_bytes(bytes(16 << 20))
     nowhere = tmp_path / "nowhere" / "RECOVERYXLOG"
     assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, nowhere), FATAL, f"cannot write {nowhere}: No such file")

@@ -118,7 +118,8 @@ class WalDirectory:
             data = file.read(min(_READ_SIZE, left))
             if not data:
                 raise FormatError(
-                    f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}"
+                    f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}",
+                    hint="Replace it by a whole copy, if another archive holds one.",
                 )
             left -= len(data)
             yield data
