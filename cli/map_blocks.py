@@ -49,6 +49,8 @@ def map_blocks(
     """Print which blocks changed between two LSNs, exactly, as pg_walsummary does."""
     options.require_order(start, end)
     if files:
+        if wal is not None:
+            raise typer.BadParameter("summary files and --wal do not go together")
         if derived:
             raise typer.BadParameter("summary files hold no derived blocks; name --wal or --repo")
         block_map = _of_files(files, start, end)
@@ -79,8 +81,7 @@ def _of_repository(path: Path, timeline: int | None, start: Lsn, end: Lsn, deriv
         if not segments:
             raise WalGap("the repository holds no WAL", hint="Run pgwal stream.")
         timeline = max(segment.timeline_id for segment in segments)
-    history = read_history(repository, timeline)
-    ranges = history.ranges(history.timeline_at(start), start, end)
+    ranges = read_history(repository, timeline).ranges_between(start, end)
     return read_derived_changes(repository, ranges) if derived else read_changes(repository, ranges)
 
 

@@ -58,6 +58,18 @@ class TimelineHistory:
                 return timeline_id
         return self.timeline_id
 
+    def ranges_between(self, start: Lsn, end: Lsn) -> list[LsnRange]:
+        """Split [start, end), wherever on this history, into one range for each timeline, oldest first."""
+        parts: list[LsnRange] = []
+        for timeline_id, switch_lsn in self.switches:
+            if start < switch_lsn:
+                parts.append(LsnRange(timeline_id, start, min(switch_lsn, end)))
+                start = switch_lsn
+            if end <= switch_lsn:
+                return parts
+        parts.append(LsnRange(self.timeline_id, start, end))
+        return parts
+
     def ranges(self, start_timeline_id: int, start: Lsn, end: Lsn) -> list[LsnRange]:
         """Split [start, end) into one range for each timeline, oldest first.
 

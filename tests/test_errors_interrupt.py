@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory, Templates
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
+
+from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
 pytestmark = pytest.mark.postgres(15, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)
@@ -53,7 +54,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 
 def full(server: ThrowawayServer, repo: Path, checkpoint: str = "fast") -> list[str | Path]:
-    connection = ["-d", server.conninfo, "--pgdata", server.data_directory]
+    connection: list[str | Path] = ["-d", server.conninfo, "--pgdata", server.data_directory]
     return ["full", "--repo", repo, *connection, "-c", checkpoint]
 
 

@@ -39,8 +39,8 @@ class Taken:
     end_lsn: str
 
     def taking(self, kind: str, *args: str | Path) -> list[str | Path]:
-        connection = ["-d", self.server.conninfo, "--pgdata", self.server.data_directory, "-c", "fast"]
-        return [kind, "--repo", self.repo, *connection, *args]
+        source: list[str | Path] = ["-d", self.server.conninfo, "--pgdata", self.server.data_directory]
+        return [kind, "--repo", self.repo, *source, "-c", "fast", *args]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def pristine(installation: ServerInstallation, server_templates: Templates, sess
         for _ in range(3):
             run_sql(taken.server, "UPDATE t SET i = i + 1 WHERE i % 100 = 0")
             run_sql(taken.server, "SELECT pg_switch_wal()")
-        stream = ["stream", "--repo", taken.repo, "-d", taken.server.conninfo, "--once"]
+        stream: list[str | Path] = ["stream", "--repo", taken.repo, "-d", taken.server.conninfo, "--once"]
         succeed(*stream)
         with taken.server.connect() as connection:
             row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
@@ -243,7 +243,7 @@ def test_missing_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
 
 @EITHER_WILL_DO
 def test_targets_that_cannot_be_used(taken: Taken, tmp_path: Path) -> None:
-    restore = ["restore", taken.full["id"], "--repo", taken.repo]
+    restore: list[str | Path] = ["restore", taken.full["id"], "--repo", taken.repo]
     (tmp_path / "mine").touch()
     outcome = run_pgwal(*restore, "-D", tmp_path)
     assert_failed(outcome, FAILED, f"directory {tmp_path} is not empty", "empty directory")
@@ -293,7 +293,8 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
             ["stream", "-d", taken.server.conninfo, "--once"],
         ):
             outcome = run_pgwal(*command, "--repo", taken.repo, prefix=as_ordinary_user)
-            assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "user that owns the repository")
+            cause = f"cannot .*{taken.repo}.*: Permission denied"
+            assert_failed(outcome, FAILED, cause, "user that owns the repository")
     finally:
         taken.repo.chmod(0o700)
     assert not (scratch / "target").exists()
@@ -301,7 +302,7 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
 
 @EITHER_WILL_DO
 def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
-    stream = ["stream", "-d", taken.server.conninfo, "--once"]
+    stream: list[str | Path] = ["stream", "-d", taken.server.conninfo, "--once"]
     parent = scratch / "closed"
     parent.mkdir(mode=0o555)
     outcome = run_pgwal(*stream, "--repo", parent / "repo", prefix=as_ordinary_user)

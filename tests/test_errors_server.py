@@ -155,7 +155,7 @@ def test_connection_strings_that_are_none_hide_their_password(repo: Path) -> Non
 @EITHER_WILL_DO
 def test_where_to_connect_may_be_said_in_each_way(cluster: ThrowawayServer, repo: Path) -> None:
     directory, port = str(cluster.socket_directory), str(cluster.port)
-    command = ["stream", "--repo", repo, "--once"]
+    command: list[str | Path] = ["stream", "--repo", repo, "--once"]
     succeed(*command, env={"PGHOST": directory, "PGPORT": port, "PGUSER": "postgres", "PGDATABASE": "postgres"})
     succeed(*command, "-h", directory, "-p", port, "-U", "postgres")
     succeed(*command, "-d", f"host={directory} port={port} user=postgres dbname=postgres")
@@ -203,6 +203,14 @@ def test_wal_level_minimal(servers: ServerFactory, repo: Path) -> None:
 
 
 @EITHER_WILL_DO
+def test_no_room_for_the_slot_that_a_backup_needs(servers: ServerFactory, repo: Path) -> None:
+    server = servers(settings={"max_replication_slots": 0})
+    refused = run_pgwal(*taking("full", server, repo))
+    assert_failed(refused, FAILED, "all replication slots are in use", "max_replication_slots")
+    assert succeed("list", "--repo", repo) == "no backups\n"
+
+
+@EITHER_WILL_DO
 def test_full_page_writes_off(cluster: ThrowawayServer, repo: Path) -> None:
     with cluster.connect() as connection:
         connection.execute("ALTER SYSTEM SET full_page_writes = off")
@@ -233,7 +241,7 @@ def wait_for_setting(server: ThrowawayServer, name: str, value: str) -> None:
 
 
 def test_slots_that_cannot_be_used(cluster: ThrowawayServer, repo: Path, tmp_path: Path) -> None:
-    stream = ["stream", "--repo", repo, "-d", cluster.conninfo, "--slot", "pgwal", "--once"]
+    stream: list[str | Path] = ["stream", "--repo", repo, "-d", cluster.conninfo, "--slot", "pgwal", "--once"]
     for command in (stream, [*taking("full", cluster, repo), "--slot", "pgwal"]):
         outcome = run_pgwal(*command)
         assert_failed(
@@ -296,12 +304,12 @@ def test_wal_that_the_server_has_removed(servers: ServerFactory, repo: Path) -> 
             connection.execute("SELECT pg_switch_wal()")
             connection.execute("CHECKPOINT")
     missing = next((repo / "wal").glob("*.partial")).stem
-    for command in (["stream", "--repo", repo, "-d", server.conninfo, "--once"], taking("full", server, repo)):
-        outcome = run_pgwal(*command)
-        assert_failed(
-            outcome, CHAIN_BROKEN, f"already removed WAL segment {missing}", "another archive.*new repository"
-        )
-    assert succeed("list", "--repo", repo) == "no backups\n"
+    stream: list[str | Path] = ["stream", "--repo", repo, "-d", server.conninfo, "--once"]
+    cause = f"already removed WAL segment {missing}"
+    assert_failed(run_pgwal(*stream), CHAIN_BROKEN, cause, "another archive.*run pgwal full")
+    # The way out that the hint names is one.
+    succeed(*taking("full", server, repo))
+    succeed(*stream)
 
 
 # ---- two at a time

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from pgwal_cli.throwaway_server import ThrowawayServer
 from test_main_job import streaming
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 # Far less than the status interval, and than the 15 s after which a server logs something of its own accord.
 SOON_S = 5

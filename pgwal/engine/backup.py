@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pgwal.backup.chain import choose_prior, require_same_cluster
+from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, format_backup_id
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel
@@ -99,7 +99,8 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
                 logger.info("removed what was left of the unfinished backup %s", abandoned)
             # Refused before anything else is done where there is nothing to build on.
             prior = _choose_prior(repository, request, facts)
-            with receiving(repository, request.parameters, request.slot) as wal:
+            # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
+            with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
                 backup = _Backup(request, repository, facts, source, prior, wal)
                 return backup.run(session, on_progress)
 
@@ -199,6 +200,8 @@ class _Backup:
                     self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery
                 )
             entry = self._entry(staged.backup_id, start_lsn, stop, copy.totals)
+            if self._prior is not None:
+                check_link(entry, self._prior)
             staged.publish(entry)
         return BackupReport(
             entry,

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgwal.errors import ObjectNotFound
-from pgwal.lsn import Lsn
+from pgwal.engine.recorded import open_recorded_wal, require_contiguous, require_last_segment
+from pgwal.errors import ObjectNotFound, WalGap
+from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork, RelFileLocator
-from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import WalDirectory, open_wal_directory, split_segment_name
-from pgwal.segment import is_segment_name
 from pgwal.wal.decoder import WalDecoder
 from pgwal.wal.names import rmgr_name
 from pgwal.wal.record import EndOfWal, WalRecord
@@ -46,39 +44,41 @@ class RecordedWal:
 
     def __init__(self, path: Path, timeline_id: int | None = None) -> None:
         """Open recorded WAL; raises ObjectNotFound when there is none, or none of the timeline."""
-        only = path.name if path.is_file() else None
-        if not path.exists():
-            raise ObjectNotFound(f"{path} does not exist")
-        self._store = LocalStore(path.parent if only else path)
-        directory, self.wal_format = open_wal_directory(self._store, only=only)
-        self._directory: WalDirectory = directory
-        segments = [s for s in directory.segments() if timeline_id in (None, s.timeline_id)]
-        if only:
-            base = split_segment_name(only)[0]
-            key = directory.geometry.parse_file_name(base) if is_segment_name(base) else None
-            segments = [s for s in segments if (s.timeline_id, s.segment_no) == key]
+        self._directory, self.wal_format = open_recorded_wal(path)
+        segments = [s for s in self._directory.written_segments() if timeline_id in (None, s.timeline_id)]
         if not segments:
-            raise ObjectNotFound(f"{path} holds no WAL of that timeline")
-        self.timeline_id = timeline_id or segments[-1].timeline_id
-        self._segments = [s.segment_no for s in segments if s.timeline_id == self.timeline_id]
+            raise ObjectNotFound(f"{path} holds no WAL{'' if timeline_id is None else f' of timeline {timeline_id}'}")
+        self.timeline_id = segments[-1].timeline_id
+        self._segments = [s for s in segments if s.timeline_id == self.timeline_id]
+        self._path = path
         self.end: EndOfWal | None = None
 
     def records(self, wanted: RecordFilter) -> Iterator[WalRecord]:
         """Yield the records that are wanted, in order.
 
-        Raises FormatError for a record whose CRC is right and whose contents are not.
+        Raises FormatError for a record whose CRC is right and whose contents are not, and when WAL ends before its
+        last segment; WalGap when there is none at the start, or segments are missing before the end.
         """
-        geometry = self._directory.geometry
-        start = Lsn(max(wanted.start or 0, geometry.segment_start(self._segments[0])))
-        stop = geometry.segment_start(self._segments[-1] + 1)
-        decoder = WalDecoder(geometry.segment_size, start, wal_format=self.wal_format)
+        whole = self._range()
+        start = whole.start if wanted.start is None else wanted.start
+        if not whole.start <= start < whole.end:
+            raise WalGap(f"{self._path} holds WAL {whole}, not of {start}")
+        decoder = WalDecoder(self._directory.geometry.segment_size, start, wal_format=self.wal_format)
         for data in self._directory.read(self.timeline_id, start):
-            decoder.feed(data[: max(0, stop - decoder.feed_lsn)])
+            decoder.feed(data)
             while isinstance(record := decoder.next_record(), WalRecord):
                 if wanted.end is not None and record.lsn >= wanted.end:
                     return
                 if wanted.wants(record):
                     yield record
             if isinstance(record, EndOfWal):
+                require_last_segment(self._directory, self.timeline_id, record, decoder.feed_lsn)
                 self.end = record
                 return
+        if decoder.feed_lsn < (whole.end if wanted.end is None else min(whole.end, wanted.end)):
+            require_contiguous(self._directory, self._segments)
+
+    def _range(self) -> LsnRange:
+        geometry = self._directory.geometry
+        first, last = self._segments[0].segment_no, self._segments[-1].segment_no
+        return LsnRange(self.timeline_id, geometry.segment_start(first), geometry.segment_start(last + 1))

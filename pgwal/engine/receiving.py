@@ -91,14 +91,19 @@ class _ReceiverThread(threading.Thread):
 
 
 @contextmanager
-def receiving(repository: Repository, parameters: ConnectionParameters, slot: str | None) -> Iterator[ReceivedWal]:
-    """Have WAL received into the repository while the context lasts."""
+def receiving(
+    repository: Repository, parameters: ConnectionParameters, slot: str | None, *, skip_removed: bool
+) -> Iterator[ReceivedWal]:
+    """Have WAL received into the repository while the context lasts.
+
+    With ``skip_removed``, WAL that the server has removed already is given up, with a warning.
+    """
     if repository.receiver_is_running():
         yield ReceivedWal(repository, None)
         return
     stop = StopRequest()
     # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.
-    options = StreamOptions(slot=slot, temporary_slot=slot is None)
+    options = StreamOptions(slot=slot, temporary_slot=slot is None, skip_removed=skip_removed)
     receiver = Receiver(repository.store.root, parameters, options, stop)
     thread = _ReceiverThread(receiver)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")

@@ -8,14 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-from pgwal.errors import FormatError, WalGap
+from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import WalDirectory, open_wal_directory
+from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile, open_wal_directory
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
+from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
 
@@ -32,6 +34,18 @@ class WrittenSummary:
     block_count: int
 
 
+def open_recorded_wal(path: Path) -> tuple[WalDirectory, WalFormat]:
+    """Open a directory of segments, or one segment; raises ObjectNotFound, which names it, when there is no WAL."""
+    if not path.exists():
+        raise ObjectNotFound(f"{path} does not exist")
+    only = None if path.is_dir() else path.name
+    try:
+        return open_wal_directory(LocalStore(path.parent if only else path), only=only)
+    except ObjectNotFound as error:
+        kind = "is no WAL segment" if only else "holds no WAL segments"
+        raise ObjectNotFound(f"{path} {kind}", hint=error.hint) from error
+
+
 def summarize_wal(
     wal_path: Path,
     output_path: Path,
@@ -44,13 +58,15 @@ def summarize_wal(
     """Write summary files of all WAL in a directory, or of what starts in [start, end), and return what was written.
 
     Each timeline is summarised up to where the history files in the directory say that it was left.  ``jobs`` threads
-    read it.  Raises ObjectNotFound when there is no WAL, WalGap when segments are missing in between, FormatError
-    when WAL is damaged before its end.
+    read it.  Raises ObjectNotFound when there is no WAL, WalGap when segments are missing in between or there is none
+    of the range, FormatError when WAL is damaged before its end; summaries of WAL before that place stay.
     """
-    directory, wal_format = open_wal_directory(LocalStore(wal_path))
+    directory, wal_format = open_recorded_wal(wal_path)
+    ranges = _ranges(directory, start, end)
+    if not ranges:
+        raise WalGap(f"{wal_path} holds no WAL of that range", hint="Name a range that the segments cover.")
     output = LocalStore(output_path)
     output.create_directory("")
-    ranges = _ranges(directory, start, end)
     total, done = sum(r.end - r.start for r in ranges), 0
     written = []
     for wal_range in ranges:
@@ -58,6 +74,8 @@ def summarize_wal(
             name = summary_file_name(summary.range)
             output.write(name, encode_summary(summary.block_map))
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
+            if on_progress is not None:
+                on_progress(done + summary.range.end - wal_range.start, total)
         done += wal_range.end - wal_range.start
         if on_progress is not None:
             on_progress(done, total)
@@ -67,21 +85,49 @@ def summarize_wal(
 def read_recorded_changes(wal_path: Path, timeline_id: int | None, start: Lsn, end: Lsn) -> tuple[BlockMap, BlockMap]:
     """Return the exact map of [start, end) of recorded WAL, and the visibility-map blocks derived beside it.
 
-    Raises ObjectNotFound when there is no WAL, WalGap when it does not cover the range.
+    A range that lies on several timelines is read along the history of ``timeline_id``, the newest by default.
+    Raises ObjectNotFound when there is no WAL, WalGap when it does not cover the range, WalLevelMinimal when it was
+    written with wal_level = minimal.
     """
-    directory, wal_format = open_wal_directory(LocalStore(wal_path))
+    directory, wal_format = open_recorded_wal(wal_path)
     if timeline_id is None:
         timeline_id = directory.segments()[-1].timeline_id
-    reader = ChangeReader(wal_format, directory.geometry, start, end)
-    for data in directory.read(timeline_id, start):
+    block_map, derived = BlockMap(), BlockMap()
+    ranges = _history(directory, timeline_id).ranges_between(start, end)
+    for wanted in ranges:
+        reader = _read_changes(directory, wal_format, wanted)
+        if len(ranges) > 1:
+            # As read_changes does for a repository, of which all would be scanned.
+            reader.block_map.forget_limits()
+        block_map.merge(reader.block_map)
+        derived.merge(reader.derived)
+    return block_map, derived
+
+
+def _history(directory: WalDirectory, timeline_id: int) -> TimelineHistory:
+    try:
+        return directory.history(timeline_id)
+    except ObjectNotFound:
+        return TimelineHistory(timeline_id)
+
+
+def _read_changes(directory: WalDirectory, wal_format: WalFormat, wanted: LsnRange) -> ChangeReader:
+    """Read a range of one timeline."""
+    reader = ChangeReader(wal_format, directory.geometry, wanted.start, wanted.end)
+    for data in directory.read(wanted.timeline_id, wanted.start):
         reader.feed(data)
         if reader.complete or reader.end_of_wal is not None:
             break
+    if reader.minimal_lsn is not None:
+        raise WalLevelMinimal(
+            f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
+            " which does not log every change"
+        )
     if not reader.complete:
-        missing = LsnRange(timeline_id, reader.position, end)
+        missing = wanted._replace(start=max(wanted.start, reader.position))
         why = f": {reader.end_of_wal}" if reader.end_of_wal is not None else ""
-        raise WalGap(f"{wal_path} does not hold WAL {missing}{why}", hint="Name a range that the segments cover.")
-    return reader.block_map, reader.derived
+        raise WalGap(f"the directory does not hold WAL {missing}{why}", hint="Name a range that the segments cover.")
+    return reader
 
 
 def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) -> tuple[BlockMap, bool]:
@@ -111,19 +157,24 @@ def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) ->
 
 def _ranges(directory: WalDirectory, start: Lsn | None, end: Lsn | None) -> list[LsnRange]:
     """Return what to read of each timeline, oldest first; the end is that of the last segment if nothing is before."""
-    numbers: dict[int, list[int]] = {}
-    for segment in directory.segments():
-        numbers.setdefault(segment.timeline_id, []).append(segment.segment_no)
+    geometry = directory.geometry
+    segments: dict[int, list[WalSegmentFile]] = {}
+    for segment in directory.written_segments():
+        before = start is not None and geometry.segment_start(segment.segment_no + 1) <= start
+        behind = end is not None and geometry.segment_start(segment.segment_no) >= end
+        if not before and not behind:
+            segments.setdefault(segment.timeline_id, []).append(segment)
     begins, lefts = _switches(directory)
     ranges = []
-    for timeline_id, segment_nos in numbers.items():
-        _require_contiguous(directory, timeline_id, segment_nos)
-        first = directory.geometry.segment_start(segment_nos[0])
-        last = directory.geometry.segment_start(segment_nos[-1] + 1)
+    for timeline_id, own in segments.items():
+        require_contiguous(directory, own)
+        if timeline_id not in begins:
+            _require_own_wal(directory, own[0])
+        first, last = geometry.segment_start(own[0].segment_no), geometry.segment_start(own[-1].segment_no + 1)
         begin = max(first, begins.get(timeline_id, first), first if start is None else start)
         stop = min(last, lefts.get(timeline_id, last), last if end is None else end)
         if begin < stop:
-            ranges.append(LsnRange(timeline_id, Lsn(begin), Lsn(stop)))
+            ranges.append(LsnRange(timeline_id, begin, stop))
     return ranges
 
 
@@ -132,34 +183,67 @@ def _switches(directory: WalDirectory) -> tuple[dict[int, Lsn], dict[int, Lsn]]:
     begins: dict[int, Lsn] = {}
     lefts: dict[int, Lsn] = {}
     for history in directory.histories():
-        if history.switches:
-            begins[history.timeline_id] = history.switches[-1].switch_lsn
+        followers = [*(s.timeline_id for s in history.switches[1:]), history.timeline_id]
+        for (timeline_id, switch_lsn), follower in zip(history.switches, followers, strict=True):
+            begins[follower] = switch_lsn
             # A timeline may have been left several times; the last one to leave it went furthest.
-            for timeline_id, switch_lsn in history.switches:
-                lefts[timeline_id] = max(switch_lsn, lefts.get(timeline_id, switch_lsn))
+            lefts[timeline_id] = max(switch_lsn, lefts.get(timeline_id, switch_lsn))
     return begins, lefts
 
 
-def _require_contiguous(directory: WalDirectory, timeline_id: int, segment_nos: list[int]) -> None:
-    for before, after in pairwise(segment_nos):
-        if after != before + 1:
+def require_contiguous(directory: WalDirectory, segments: list[WalSegmentFile]) -> None:
+    """Raise WalGap, which names what is missing, unless segments of one timeline follow each other."""
+    for before, after in pairwise(segments):
+        if after.segment_no != before.segment_no + 1:
             missing = LsnRange(
-                timeline_id, directory.geometry.segment_start(before + 1), directory.geometry.segment_start(after)
+                before.timeline_id,
+                directory.geometry.segment_start(before.segment_no + 1),
+                directory.geometry.segment_start(after.segment_no),
             )
             raise WalGap(
                 f"segments are missing: {missing}", hint="Add them, or name a range on one side with --from and --to."
             )
 
 
-def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> list[Summary]:
-    """Return the summaries of a range of one timeline, in order; raises FormatError when WAL ends in between."""
-    parts = _parts(directory, whole)
-    results = []
-    for part, (pieces, end) in zip(parts, _read_parts(directory, wal_format, parts, jobs), strict=True):
-        if end is not None and directory.geometry.segment_no(end.lsn) < directory.geometry.last_segment_no(whole.end):
-            raise FormatError(f"timeline {part.timeline_id}: {end}, but there are later segments")
-        results.append(pieces)
-    return join_pieces(results, cut_at_joints=not wal_format.has_checkpoint_redo)
+def _require_own_wal(directory: WalDirectory, segment: WalSegmentFile) -> None:
+    """Refuse a timeline whose WAL begins with that of an older one, when nothing tells up to where."""
+    named = directory.first_page_timeline(segment)
+    if named is not None and named != segment.timeline_id:
+        name = history_file_name(segment.timeline_id)
+        raise WalGap(
+            f"{segment.name} begins with WAL of timeline {named}, and {name} is not there to tell where that ends",
+            hint=f"Add {name}; pg_receivewal and archives keep it beside the segments.",
+        )
+
+
+def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[Summary]:
+    """Yield the summaries of a range of one timeline, in order; raises FormatError when WAL ends in between."""
+    pieces = _pieces(directory, wal_format, whole, jobs)
+    return join_pieces(pieces, cut_at_joints=not wal_format.has_checkpoint_redo)
+
+
+def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[list[Summary]]:
+    """Yield the pieces of each part of a range, up to where WAL ends."""
+    for part in _read_parts(directory, wal_format, _parts(directory, whole), jobs):
+        if part.end_of_wal is not None:
+            require_last_segment(directory, whole.timeline_id, part.end_of_wal, part.fed_lsn)
+        yield part.pieces
+        if not part.complete:
+            # What begins in later parts comes after a record that is not whole.
+            return
+
+
+def require_last_segment(directory: WalDirectory, timeline_id: int, end_of_wal: EndOfWal, fed_lsn: Lsn) -> None:
+    """Raise FormatError for WAL that ends before its last segment; ``fed_lsn`` is up to where it was read.
+
+    A record may well begin in one segment and be cut off in the next.
+    """
+    last = max(s.segment_no for s in directory.written_segments() if s.timeline_id == timeline_id)
+    if directory.geometry.last_segment_no(fed_lsn) < last:
+        raise FormatError(
+            f"timeline {timeline_id}: {end_of_wal}, but there are later segments",
+            hint="A segment is damaged: replace it, if another archive holds a whole copy.",
+        )
 
 
 def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:
@@ -170,30 +254,47 @@ def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:
     return [LsnRange(whole.timeline_id, a, b) for a, b in zip(starts, [*starts[1:], whole.end], strict=True)]
 
 
+class _PartResult(NamedTuple):
+    """What reading a part gave; ``complete`` when the pieces reach its end, ``fed_lsn`` is up to where it was read."""
+
+    pieces: list[Summary]
+    complete: bool
+    end_of_wal: EndOfWal | None
+    fed_lsn: Lsn
+
+
 def _read_parts(
     directory: WalDirectory, wal_format: WalFormat, parts: list[LsnRange], jobs: int
-) -> Iterator[tuple[list[Summary], EndOfWal | None]]:
+) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
-    pending: deque[Future[tuple[list[Summary], EndOfWal | None]]] = deque()
+    pending: deque[Future[_PartResult]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
-        for number, part in enumerate(parts):
-            pending.append(pool.submit(_read_part, directory, wal_format, part, continues=number > 0))
-            if len(pending) > jobs:
+        try:
+            for number, part in enumerate(parts):
+                pending.append(pool.submit(_read_part, directory, wal_format, part, continues=number > 0))
+                if len(pending) > jobs:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-def _read_part(
-    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool
-) -> tuple[list[Summary], EndOfWal | None]:
-    """Return the pieces of the records that start in a part, and why they ended before it did."""
+def _read_part(directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool) -> _PartResult:
+    """Read the records that start in a part."""
     summarizer = Summarizer(
-        part.timeline_id, wal_format, directory.geometry, part.start, stop=part.end, continues=continues
+        part.timeline_id,
+        wal_format,
+        directory.geometry,
+        part.start,
+        stop=part.end,
+        # Before 17 the joints are cuts.
+        continues=continues and wal_format.has_checkpoint_redo,
     )
     for data in directory.read(part.timeline_id, part.start):
         summarizer.feed(data)
         if summarizer.complete or summarizer.end_of_wal is not None:
             break
     summarizer.finish(part.end if summarizer.complete else summarizer.position)
-    return summarizer.take_pieces(), summarizer.end_of_wal
+    return _PartResult(summarizer.take_pieces(), summarizer.complete, summarizer.end_of_wal, summarizer.feed_lsn)

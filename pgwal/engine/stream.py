@@ -17,7 +17,7 @@ from pathlib import Path
 import tenacity
 
 from pgwal.engine.stop import StopRequest
-from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotInUse, SlotUnavailable
+from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotInUse, SlotUnavailable, WalRemoved
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_slot
@@ -59,6 +59,7 @@ class StreamOptions:
     synchronous: bool = False
     end_lsn: Lsn | None = None
     once: bool = False
+    skip_removed: bool = False
 
 
 class Receiver:
@@ -144,7 +145,17 @@ class Receiver:
             while True:
                 logger.info("receiving WAL from %s on timeline %d", start, timeline_id)
                 stream = _TimelineStream(self, sender, repository, timeline_id, start, target)
-                end = stream.run()
+                try:
+                    end = stream.run()
+                except WalRemoved as error:
+                    present = repository.geometry.segment_start(repository.geometry.segment_no(system.flush_lsn))
+                    if not self._options.skip_removed or start >= present:
+                        raise
+                    logger.warning("%s; going on at %s, so that WAL from %s on is missing", error, present, start)
+                    timeline_id, start = system.timeline_id, present
+                    # The error has ended the temporary slot.
+                    self._ensure_slot(sender)
+                    continue
                 if end is None:
                     return
                 logger.info(

@@ -207,7 +207,10 @@ _HINTS = (
         "Check the service name, and PGSERVICEFILE or ~/.pg_service.conf.",
     ),
     (r"SSL|certificate", "Check sslmode, sslrootcert and sslcert against what the server offers."),
-    (r"Servname not supported|invalid port number|for connection option \"port\"", "Check the port given with -p or PGPORT."),
+    (
+        r"Servname not supported|invalid port number|for connection option \"port\"",
+        "Check the port given with -p or PGPORT.",
+    ),
     (
         r"failed to resolve host|could not translate host name|[Nn]ame or service not known",
         "Check the host name given with -h or PGHOST.",

@@ -461,8 +461,8 @@ _ERRORS: dict[tuple[str, str], tuple[type[ServerError], str | None]] = {
 def _wal_removed(segment: str) -> WalRemoved:
     return WalRemoved(
         f"the server has already removed WAL segment {segment}, which is needed next",
-        hint="Copy it from another archive into the repository's wal directory if there is one. Otherwise begin a new"
-        " repository with a full backup: this one's backups can still be restored. A replication slot prevents this.",
+        hint="Copy it into the repository's wal directory, if another archive holds it. Otherwise run pgwal full, which"
+        " goes on from where the server is. A replication slot prevents this.",
     )
 
 

@@ -2,14 +2,14 @@
 
 Segments may be compressed, as ``<name>.gz``, ``.lz4`` or ``.zst``, and the one that is being received is named
 ``.partial`` at the end; pg_receivewal preallocates it, so that it is as large as a whole one, and zeros or old WAL
-follow what is valid in it.
+follow what is valid in it.  A compressed one ends where it was last flushed; zeros are read behind that.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import lz4.frame
@@ -40,24 +40,48 @@ class WalSegmentFile(NamedTuple):
 
 
 class WalDirectory:
-    """The WAL in one directory of a store, whatever its compression; reading only."""
+    """The WAL in one directory of a store, whatever its compression, or one segment file of it; reading only."""
 
-    def __init__(self, store: Store, directory: str, geometry: WalGeometry) -> None:
+    def __init__(self, store: Store, directory: str, geometry: WalGeometry, *, only: str | None = None) -> None:
+        """``only`` is the name of the one file that counts."""
         self.geometry = geometry
         self._store = store
         self._directory = directory
+        self._only = only
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
         found: dict[tuple[int, int], WalSegmentFile] = {}
         for name, size_bytes in self._store.list(self._directory):
             base, compression, complete = split_segment_name(name)
-            if not is_segment_name(base) or (not compression and size_bytes != self.geometry.segment_size):
+            if not is_segment_name(base) or self._only not in (None, name):
+                continue
+            if not compression and size_bytes != self.geometry.segment_size:
                 continue
             key = self.geometry.parse_file_name(base)
             if key not in found or (complete and not found[key].complete):
                 found[key] = WalSegmentFile(*key, complete, name)
         return [found[key] for key in sorted(found)]
+
+    def written_segments(self) -> list[WalSegmentFile]:
+        """As ``segments``, without those behind a timeline's WAL: made in advance or recycled, as in a pg_wal."""
+        found: list[WalSegmentFile] = []
+        timelines_at_end = set[int]()
+        for segment in reversed(self.segments()):
+            if segment.timeline_id in timelines_at_end or self.first_page_timeline(segment) is not None:
+                timelines_at_end.add(segment.timeline_id)
+                found.append(segment)
+        return found[::-1]
+
+    def first_page_timeline(self, segment: WalSegmentFile) -> int | None:
+        """Return the timeline that a segment's first page names, or None when the page is of another position."""
+        with self._open_file(segment.name) as file:
+            content = file.read(_LONG_HEADER_SIZE)
+        if len(content) < _LONG_HEADER_SIZE:
+            return None
+        header = LongPageHeader.parse(content)
+        is_its_own = header.magic != 0 and header.page_lsn == self.geometry.segment_start(segment.segment_no)
+        return int(header.timeline_id) if is_its_own else None
 
     def is_complete(self, timeline_id: int, segment_no: int) -> bool:
         name = self.geometry.file_name(timeline_id, segment_no)
@@ -66,7 +90,8 @@ class WalDirectory:
     def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
 
-        Raises FormatError when a compressed segment cannot be decompressed, or is not of the segment size.
+        No piece is of two segments.  Raises FormatError when a compressed segment cannot be decompressed, or is not
+        of the segment size.
         """
         position = start - start % WAL_PAGE_SIZE
         while True:
@@ -103,13 +128,18 @@ class WalDirectory:
         for _ in range(2):  # a partial segment may be completed between two looks
             for partial in ("", PARTIAL_SUFFIX):
                 for compression in COMPRESSION_SUFFIXES:
-                    path = self._path(name + compression + partial)
-                    if self._store.exists(path):
+                    file_name = name + compression + partial
+                    if self._only in (None, file_name) and self._store.exists(self._path(file_name)):
                         try:
-                            return _SegmentReader(self._store.open(path), compression, path)
+                            return self._open_file(file_name)
                         except ObjectNotFound:
                             continue
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
+
+    def _open_file(self, name: str) -> _SegmentReader:
+        path = self._path(name)
+        _, compression, complete = split_segment_name(name)
+        return _SegmentReader(self._store.open(path), compression, path, complete=complete)
 
     def _read_segment(self, file: _SegmentReader, offset: int) -> Iterator[bytes]:
         file.skip(offset)
@@ -126,18 +156,24 @@ class WalDirectory:
 
 
 class _SegmentReader:
-    """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file."""
+    """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file.
 
-    def __init__(self, raw: BinaryIO, compression: str, path: str) -> None:
+    One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
+    """
+
+    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
         self.path = path
+        self.complete = complete
         self._raw = raw
-        self._stream: BinaryIO = raw
+        # Of these, read() would drop what it has when it then meets the end of a file that is cut off.
+        self._read: Callable[[int], bytes] = raw.read
         if compression == ".gz":
-            self._stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+            self._read = gzip.GzipFile(fileobj=raw).read1
         elif compression == ".lz4":
-            self._stream = lz4.frame.LZ4FrameFile(raw)
+            self._read = lz4.frame.LZ4FrameFile(raw).read1
         elif compression == ".zst":
-            self._stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
+            self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
+        self._is_compressed = bool(compression)
 
     def __enter__(self) -> _SegmentReader:
         return self
@@ -147,17 +183,32 @@ class _SegmentReader:
 
     def skip(self, count: int) -> None:
         """Pass over ``count`` bytes: by seeking where nothing is compressed."""
-        if self._stream is self._raw:
+        if not self._is_compressed:
             self._raw.seek(count)
             return
         while count and (data := self.read(min(_READ_SIZE, count))):
             count -= len(data)
 
     def read(self, size: int) -> bytes:
+        """Return ``size`` bytes, less at the end."""
+        pieces = []
+        while size and (data := self._read_some(size)):
+            pieces.append(data)
+            size -= len(data)
+        return b"".join(pieces)
+
+    def _read_some(self, size: int) -> bytes:
         try:
-            return self._stream.read(size)
-        except (OSError, EOFError, RuntimeError, zlib.error, zstandard.ZstdError) as error:
-            raise FormatError(f"{self.path} cannot be decompressed: {error}") from error
+            return self._read(size)
+        except EOFError as error:
+            if not self.complete:
+                return b""
+            raise self._broken(error) from error
+        except (OSError, RuntimeError, zlib.error, zstandard.ZstdError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> FormatError:
+        return FormatError(f"{self.path} cannot be decompressed: {error}")
 
 
 def split_segment_name(name: str) -> tuple[str, str, bool]:
@@ -171,23 +222,23 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
 
 
 def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
-    """Open a directory of recorded WAL, taking segment size and version from its first page, or that of file ``only``.
+    """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
     """
     for name, _ in store.list(directory):
-        base, compression, _ = split_segment_name(name)
+        base, compression, complete = split_segment_name(name)
         if not is_segment_name(base) or only not in (None, name):
             continue
         path = f"{directory}/{name}" if directory else name
-        with _SegmentReader(store.open(path), compression, path) as file:
+        with _SegmentReader(store.open(path), compression, path, complete=complete) as file:
             content = file.read(_LONG_HEADER_SIZE)
         if len(content) == _LONG_HEADER_SIZE and any(content[:2]):
             header = LongPageHeader.parse(content)
             wal_format = wal_format_of_magic(header.magic, path)
             if not header.info & PAGE_LONG_HEADER or header.wal_page_size != WAL_PAGE_SIZE:
                 raise FormatError(f"{path} does not begin as a WAL segment of a supported page size does")
-            return WalDirectory(store, directory, WalGeometry(header.segment_size)), wal_format
+            return WalDirectory(store, directory, WalGeometry(header.segment_size), only=only), wal_format
     raise ObjectNotFound(
-        "the directory holds no WAL segments", hint="Name a directory with files such as 000000010000000000000001."
+        "there are no WAL segments", hint="Name a directory with files such as 000000010000000000000001."
     )

@@ -5,7 +5,7 @@ Follows SummarizeWAL in src/backend/postmaster/walsummarizer.c, PostgreSQL 17 an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pgwal.lsn import Lsn, LsnRange
@@ -121,7 +121,8 @@ class Summarizer:
         self._wal_format = wal_format
         self._geometry = geometry
         self._scanner = _scanner(wal_format, geometry, start, system_identifier)
-        self._start = geometry.first_record_position(start)
+        self._start = start if continues else geometry.first_record_position(start)
+        self._continues = continues
         self._stop = stop
         self._minimal: bool | None = None
         self._block_map = BlockMap(keep_forgotten=continues)
@@ -184,12 +185,15 @@ class Summarizer:
         _apply_special(scanner, self._wal_format, self._block_map)
 
     def _cut(self, end: Lsn) -> None:
-        """Finish the range at ``end``, where the next one starts."""
-        if end > self._start:
+        """Finish the range at ``end``, where the next one starts; one without room for a record is none."""
+        place = self._geometry.first_record_position
+        # What goes on with the range before it tells that this one ends here, even when it adds nothing.
+        if place(end) > place(self._start) or self._continues:
             summary_range = LsnRange(self._timeline_id, self._start, end)
             self._finished.append(Summary(summary_range, self._block_map, self._minimal))
             self._block_map = BlockMap()
             self._start = end
+            self._continues = False
 
     def _set_next_stop(self, lsn: Lsn) -> None:
         """Have the scanner stop at the next segment end, where that is a cut, and at the stop."""
@@ -200,23 +204,37 @@ class Summarizer:
             self._scanner.stop_lsn = min(stops)
 
 
-def join_pieces(parts: Iterable[list[Summary]], *, cut_at_joints: bool) -> list[Summary]:
+def join_pieces(parts: Iterable[list[Summary]], *, cut_at_joints: bool) -> Iterator[Summary]:
     """Join what consecutive parts of a timeline gave to the usable summaries that one pass would have given.
 
-    Unless ``cut_at_joints``, the first summary of a part goes on with the last one of the part before.
+    Unless ``cut_at_joints``, the first summary of a part, which ``continues``, goes on with the last one of the part
+    before.  Each summary is yielded as soon as it is whole.
     """
-    joined: list[Summary] = []
+    last: Summary | None = None
     for pieces in parts:
         for number, piece in enumerate(pieces):
-            if joined and piece.minimal is None:
-                piece = piece._replace(minimal=joined[-1].minimal)
-            if joined and number == 0 and not cut_at_joints:
-                last = joined.pop()
-                last.block_map.merge(piece.block_map)
-                whole = LsnRange(last.range.timeline_id, last.range.start, piece.range.end)
-                piece = Summary(whole, last.block_map, last.minimal)
-            joined.append(piece)
-    return [summary for summary in joined if not summary.minimal]
+            if last is None:
+                last = piece
+            elif number == 0 and not cut_at_joints:
+                last = _continued(last, piece)
+            else:
+                if not last.minimal:
+                    yield last
+                last = _following(last, piece)
+    if last is not None and not last.minimal:
+        yield last
+
+
+def _continued(last: Summary, piece: Summary) -> Summary:
+    """Return a summary with the piece that goes on with it."""
+    last.block_map.merge(piece.block_map)
+    return last._replace(range=last.range._replace(end=piece.range.end))
+
+
+def _following(last: Summary, piece: Summary) -> Summary:
+    """Return the summary after ``last``: it starts where that ends, and the same wal_level holds until it changes."""
+    minimal = last.minimal if piece.minimal is None else piece.minimal
+    return piece._replace(range=piece.range._replace(start=last.range.end), minimal=minimal)
 
 
 def _scanner(wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_identifier: int) -> WalScanner:

@@ -18,6 +18,7 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define PGWAL_CRC32C_X86 1
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 #define PGWAL_CRC32C_ARM 1
@@ -121,7 +122,12 @@ static inline uint64_t pgwal_crc32c_word(const uint8_t *data)
     return word;
 }
 
+/* clang 14 made the crc32 instruction a feature of its own, which sse4.2 no longer implies in later versions. */
+#if defined(__clang__) && __clang_major__ >= 14
+#define PGWAL_CRC32C_TARGET __attribute__((target("sse4.2,crc32,pclmul")))
+#else
 #define PGWAL_CRC32C_TARGET __attribute__((target("sse4.2,pclmul")))
+#endif
 
 PGWAL_CRC32C_TARGET static inline uint64_t
 pgwal_crc32c_product(uint64_t crc, uint64_t multiplier)
@@ -177,6 +183,12 @@ pgwal_record_crc32c_by_sse42(const uint8_t *record, size_t length)
         crc = pgwal_crc32c_three_strands(crc, data, PGWAL_CRC32C_SHORT, pgwal_crc32c_over_short);
     crc = pgwal_crc32c_one_strand(crc, data, length);
     return ~pgwal_crc32c_one_strand(crc, record, PGWAL_RECORD_CRC_AT);
+}
+
+static int pgwal_crc32c_has_sse42(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_SSE4_2) && (ecx & bit_PCLMUL);
 }
 
 #endif
@@ -247,8 +259,7 @@ static const char *pgwal_crc32c_choose(int by_table)
     if (by_table)
         return "table";
 #ifdef PGWAL_CRC32C_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul")) {
+    if (pgwal_crc32c_has_sse42()) {
         pgwal_crc32c_fill_multipliers();
         pgwal_record_crc32c_chosen = pgwal_record_crc32c_by_sse42;
         return "sse4.2";

@@ -6,8 +6,8 @@ to 18; ``layout.py`` declares the structures that are read here by offset, ``dec
 specification, and tests hold the two equal.
 
 This source runs in two forms: compiled by Cython, with the C types that ``scan.pxd`` gives to its names, and
-interpreted as it stands.  So that both agree, every C variable is 64 bits wide or masked, and no literal is wider
-than 31 bits (Cython takes a wider one for a Python object).
+interpreted as it stands.  So that both agree, no sum, product or shift here can leave the C type of its result.
+A literal of more than 31 bits would be a Python object in the loop, so there is none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ try:
 except ImportError:
     # Cython is needed to compile this file, not to run it; these are all the names that it uses.
     cython = SimpleNamespace(compiled=False, nogil=nullcontext())
-
 
 from pgwal.errors import FormatError, UnknownRecord
 from pgwal.lsn import Lsn
@@ -154,6 +153,8 @@ _ENDS_EARLY, _NO_SUCH_ID, _ID_ORDER, _DATA_LENGTH, _NO_RELATION, _NO_FORK = 0, 1
 _IMAGE, _SUM, _DATA_SHORT, _OTHER_OVERWRITTEN = 6, 7, 8, 9
 
 if not cython.compiled:
+    from struct import unpack_from
+
     from pgwal.checksum import crc32c as _crc32c_of
 
     def _record_crc(data: Buffer, at: int, length: int) -> int:
@@ -167,13 +168,13 @@ if not cython.compiled:
         target[target_at : target_at + count] = source[source_at : source_at + count]
 
     def _u16(data: Buffer, at: int) -> int:
-        return int.from_bytes(data[at : at + 2], "little")
+        return unpack_from("<H", data, at)[0]  # type: ignore[no-any-return]
 
     def _u32(data: Buffer, at: int) -> int:
-        return int.from_bytes(data[at : at + 4], "little")
+        return unpack_from("<I", data, at)[0]  # type: ignore[no-any-return]
 
     def _u64(data: Buffer, at: int) -> int:
-        return int.from_bytes(data[at : at + 8], "little")
+        return unpack_from("<Q", data, at)[0]  # type: ignore[no-any-return]
 
     def _address(holder: Holder) -> Holder:
         return holder
@@ -377,8 +378,8 @@ class WalScanner:
     def scan(self) -> int:
         """Walk on through what was fed: NEED_DATA, STOP, SPECIAL or END_OF_WAL.
 
-        Call again after SPECIAL and after raising ``stop_lsn``; all block references of records before the
-        special one are then to be taken, its own and later ones are not.
+        Call again after SPECIAL, and after raising ``stop_lsn``.  At SPECIAL the blocks of all records before the
+        special one can be taken; its own and those of later records are not among them yet.
         """
         if self._failure is not None:
             raise self._failure
@@ -486,11 +487,6 @@ class WalScanner:
         self.position = lsn
         self._reason = reason
         return _END_OF_WAL
-
-    def _fail(self, lsn: int, detail: int) -> int:
-        self._lsn = lsn
-        self._detail = detail
-        return _BROKEN
 
     def _is_stopped(self) -> bool:
         """Tell whether the next record, which has no byte read, starts at or after ``stop_lsn`` at the earliest."""
@@ -730,7 +726,6 @@ class WalScanner:
         self._lsn = lsn
         if not self._parse(data, base + _RECORD_HEADER, base + total):
             return _BROKEN
-        self.position = end_lsn
         is_special = False
         if rmid in (_RM_HEAP, _RM_HEAP2):
             if self._derives and lsn >= self._start_lsn:
@@ -740,6 +735,7 @@ class WalScanner:
                 return _BROKEN
             is_special = self._is_special(data, rmid, info)
         self._has_discarded = False
+        self.position = end_lsn if end_lsn > self._skip_to else self._skip_to
         if lsn < self._start_lsn:
             return self._room()
         self._is_linked = True
@@ -768,7 +764,6 @@ class WalScanner:
         if operation == 0x40:
             # The rest of the segment is zeros, page headers included.
             self._skip_to = end_lsn + self._segment_mask & ~self._segment_mask
-            self.position = self._skip_to
         elif operation == 0xD0:
             if self._main_length < 16:
                 self._detail = _DATA_SHORT

@@ -163,9 +163,9 @@ def test_other_transaction_records_drop_nothing(wal_format: WalFormat, info: int
 
 
 @every_version
-@pytest.mark.parametrize("rmid", sorted(set(range(256)) - {layout.RM_SMGR, layout.RM_DBASE, layout.RM_XACT}))
-def test_other_resource_managers_shorten_nothing(wal_format: WalFormat, rmid: int) -> None:
-    assert all(shortenings(wal_format, LSN, rmid, info, b"") == [] for info in range(0, 256, 16))
+def test_other_resource_managers_shorten_nothing(wal_format: WalFormat) -> None:
+    for rmid in set(range(256)) - {layout.RM_SMGR, layout.RM_DBASE, layout.RM_XACT}:
+        assert all(shortenings(wal_format, LSN, rmid, info, b"") == [] for info in range(0, 256, 16))
 
 
 # --- what is not understood -------------------------------------------------------------------------------

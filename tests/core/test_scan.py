@@ -72,7 +72,7 @@ if pgwal.wal.scan.COMPILED:
 
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
-# Hypothesis and a form given as an argument of the function get along; the interpreted form is slow.
+# What is built may be large, and the interpreted form takes its time.
 many = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -167,9 +167,10 @@ class Reader:
         )
 
 
-def scan_all(
+def scan_as(
     form: ModuleType, wal: bytes, start_lsn: int, *, chunks: list[int] | None = None, **options: int
 ) -> Outcome:
+    """Scan WAL by one form, fed in chunks of these sizes."""
     reader = Reader(form, start_lsn, **options)
     at = 0
     for size in chunks or [len(wal)]:
@@ -177,6 +178,17 @@ def scan_all(
         at += size
     assert at == len(wal)
     return reader.outcome()
+
+
+def scan_all(wal: bytes, start_lsn: int, *, chunks: list[int] | None = None, **options: int) -> Outcome:
+    """Scan WAL by each form, whole and in chunks, and return what all of them say."""
+    first, *others = (
+        scan_as(form, wal, start_lsn, chunks=sizes, **options)
+        for form in FORMS.values()
+        for sizes in ([None, chunks] if chunks else [None])
+    )
+    assert all(other == first for other in others)
+    return first
 
 
 # --- the model: what the formats' tables say of a record ---------------------------------------------------
@@ -256,59 +268,54 @@ def assert_is(outcome: Outcome, records: list[BuiltRecord]) -> None:
 # --- any WAL -----------------------------------------------------------------------------------------------
 
 
-@forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders())
-def test_reports_what_was_written_however_it_is_cut(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
+def test_reports_what_was_written_however_it_is_cut(data: st.DataObject, builder: WalBuilder) -> None:
     wal = builder.wal()
-    outcome = scan_all(form, wal, builder.start_lsn, chunks=data.draw(strategies.chunkings(len(wal))))
+    outcome = scan_all(wal, builder.start_lsn, chunks=data.draw(strategies.chunkings(len(wal))))
     assert outcome.result == NEED_DATA
     assert_is(outcome, builder.records)
     assert outcome.position == builder.end_lsn
 
 
-@forms
 @settings(many, max_examples=20)
 @given(builder=strategies.wal_builders(max_steps=6))
-def test_byte_by_byte_is_as_good_as_whole(form: ModuleType, builder: WalBuilder) -> None:
+def test_byte_by_byte_is_as_good_as_whole(builder: WalBuilder) -> None:
     wal = builder.wal()[: 4 * PAGE_SIZE]
-    whole = scan_all(form, wal, builder.start_lsn)
-    assert scan_all(form, wal, builder.start_lsn, chunks=[1] * len(wal)) == whole
+    whole = scan_all(wal, builder.start_lsn)
+    assert scan_all(wal, builder.start_lsn, chunks=[1] * len(wal)) == whole
 
 
-@forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders())
-def test_prefix_gives_the_records_that_are_whole(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
+def test_prefix_gives_the_records_that_are_whole(data: st.DataObject, builder: WalBuilder) -> None:
     wal = builder.wal()
     size = data.draw(st.integers(0, len(wal)))
-    outcome = scan_all(form, wal[:size], builder.start_lsn)
+    outcome = scan_all(wal[:size], builder.start_lsn)
     whole = [record for record in builder.records if record.end_lsn <= builder.start_lsn + size]
     assert outcome.result == NEED_DATA
     assert_is(outcome, whole)
 
 
-@forms
 @settings(many, max_examples=30)
 @given(builder=strategies.wal_builders(small=True, max_steps=4))
-def test_every_prefix_of_a_few_records(form: ModuleType, builder: WalBuilder) -> None:
+def test_every_prefix_of_a_few_records(builder: WalBuilder) -> None:
     wal = builder.wal()
     for size in range(len(wal)):
         whole = [record for record in builder.records if record.end_lsn <= builder.start_lsn + size]
-        assert_is(scan_all(form, wal[:size], builder.start_lsn), whole)
+        assert_is(scan_all(wal[:size], builder.start_lsn), whole)
 
 
-@forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders())
-def test_starts_at_any_position(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
+def test_starts_at_any_position(data: st.DataObject, builder: WalBuilder) -> None:
     start = data.draw(st.integers(builder.start_lsn, builder.end_lsn - 1))
     switches = [record for record in builder.records if record.spec.info == 0x40 and record.spec.rmid == RM_XLOG]
     if any(record.end_lsn - 8 < start - start % PAGE_SIZE + PAGE_SIZE <= position_after(record) for record in switches):
         # Pages behind a switch are zeros: there is no walk from there.
         return
     wal = builder.wal_from(start)
-    outcome = scan_all(form, wal, start, chunks=data.draw(strategies.chunkings(len(wal))))
+    outcome = scan_all(wal, start, chunks=data.draw(strategies.chunkings(len(wal))))
     assert_is(outcome, [record for record in builder.records if record.lsn >= start])
 
 
@@ -342,34 +349,30 @@ def test_stops_before_a_record_and_goes_on(form: ModuleType, data: st.DataObject
     assert_is(reader.outcome(), builder.records)
 
 
-@forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders(max_steps=10))
-def test_stop_is_seen_with_the_last_byte_of_the_record_before(
-    form: ModuleType, data: st.DataObject, builder: WalBuilder
-) -> None:
+def test_stop_is_seen_with_the_last_byte_of_the_record_before(data: st.DataObject, builder: WalBuilder) -> None:
     index = data.draw(st.integers(0, len(builder.records) - 1))
     last = builder.records[index]
     fed = builder.wal()[: last.end_lsn - builder.start_lsn]
     following = builder.records[index + 1].lsn if index + 1 < len(builder.records) else builder.next_lsn
     stop = data.draw(st.sampled_from([last.lsn + 1, last.end_lsn, position_after(last), following]))
     if last.lsn < stop <= position_after(last) or stop == following == builder.next_lsn:
-        assert scan_all(form, fed, builder.start_lsn, stop_lsn=stop).result == STOP
-        assert scan_all(form, fed, builder.start_lsn, stop_lsn=stop).position == position_after(last)
+        assert scan_all(fed, builder.start_lsn, stop_lsn=stop).result == STOP
+        assert scan_all(fed, builder.start_lsn, stop_lsn=stop).position == position_after(last)
     # One byte less and the record is not whole.
-    assert scan_all(form, fed[:-1], builder.start_lsn, stop_lsn=stop).result == NEED_DATA
+    assert scan_all(fed[:-1], builder.start_lsn, stop_lsn=stop).result == NEED_DATA
 
 
-@forms
 @many
 @given(data=st.data(), builder=strategies.wal_builders(max_steps=8))
-def test_no_changed_bit_passes(form: ModuleType, data: st.DataObject, builder: WalBuilder) -> None:
+def test_no_changed_bit_passes(data: st.DataObject, builder: WalBuilder) -> None:
     wal = bytearray(builder.wal())
     record_index = data.draw(st.integers(0, len(builder.records) - 1))
     record = builder.records[record_index]
     at = data.draw(st.sampled_from(_covered_bytes(builder, record)))
     wal[at] ^= 1 << data.draw(st.integers(0, 7))
-    outcome = scan_all(form, bytes(wal), builder.start_lsn)
+    outcome = scan_all(bytes(wal), builder.start_lsn)
     assert outcome.error is None
     if outcome.result == NEED_DATA:
         # A length that is too large waits for pages that never come.
@@ -460,11 +463,8 @@ def test_forms_and_decoder_agree_on_prefixes(data: st.DataObject, builder: WalBu
 
 
 def assert_all_agree(wal: bytes, start_lsn: int, *, magic: int, chunks: list[int] | None = None) -> None:
-    interpreted = scan_all(INTERPRETED, wal, start_lsn, magic=magic)
-    if "compiled" in FORMS:
-        assert scan_all(FORMS["compiled"], wal, start_lsn, magic=magic) == interpreted
-        assert scan_all(FORMS["compiled"], wal, start_lsn, magic=magic, chunks=chunks) == interpreted
-    assert_decoder_agrees(wal, start_lsn, magic, interpreted)
+    outcome = scan_all(wal, start_lsn, magic=magic, chunks=chunks)
+    assert_decoder_agrees(wal, start_lsn, magic, outcome)
 
 
 def assert_decoder_agrees(wal: bytes, start_lsn: int, magic: int, outcome: Outcome) -> None:
@@ -516,14 +516,13 @@ def put(wal: bytes, at: int, layout: str, *values: int) -> bytes:
     return wal[:at] + struct.pack(layout, *values) + wal[at + struct.calcsize(layout) :]
 
 
-def ends(form: ModuleType, wal: bytes, start_lsn: int = 1 << 20, **options: int) -> tuple[int, int, int]:
+def ends(wal: bytes, start_lsn: int = 1 << 20, **options: int) -> tuple[int, int, int]:
     """Return (records, position, reason) of WAL that ends."""
-    outcome = scan_all(form, wal, start_lsn, **options)
+    outcome = scan_all(wal, start_lsn, **options)
     assert outcome.result == END_OF_WAL
     return outcome.record_count, outcome.position, outcome.end_reason
 
 
-@forms
 @pytest.mark.parametrize(
     ("at", "layout", "value", "reason"),
     [
@@ -538,15 +537,12 @@ def ends(form: ModuleType, wal: bytes, start_lsn: int = 1 << 20, **options: int)
         (PAGE_SIZE + 16, "<I", 0, EndReason.CONTRECORD),
     ],
 )
-def test_bad_page_ends_wal_at_the_record_that_it_continues(
-    form: ModuleType, at: int, layout: str, value: int, reason: EndReason
-) -> None:
+def test_bad_page_ends_wal_at_the_record_that_it_continues(at: int, layout: str, value: int, reason: EndReason) -> None:
     builder = three_pages()
     wal = put(builder.wal(), at, layout, value)
-    assert ends(form, wal) == (1, builder.records[1].lsn, reason)
+    assert ends(wal) == (1, builder.records[1].lsn, reason)
 
 
-@forms
 @pytest.mark.parametrize(
     ("at", "layout", "value", "reason"),
     [
@@ -558,36 +554,30 @@ def test_bad_page_ends_wal_at_the_record_that_it_continues(
         (8, "<Q", 0, EndReason.PAGE_ADDRESS),
     ],
 )
-def test_bad_first_page_ends_wal_at_the_page(
-    form: ModuleType, at: int, layout: str, value: int, reason: EndReason
-) -> None:
-    assert ends(form, put(three_pages().wal(), at, layout, value)) == (0, 1 << 20, reason)
+def test_bad_first_page_ends_wal_at_the_page(at: int, layout: str, value: int, reason: EndReason) -> None:
+    assert ends(put(three_pages().wal(), at, layout, value)) == (0, 1 << 20, reason)
 
 
-@forms
-def test_page_of_another_cluster_ends_wal(form: ModuleType) -> None:
+def test_page_of_another_cluster_ends_wal() -> None:
     wal = three_pages().wal()
-    assert scan_all(form, wal, 1 << 20, system_identifier=WalBuilder().system_identifier).record_count == 3
-    assert ends(form, wal, system_identifier=7) == (0, 1 << 20, EndReason.PAGE_LONG_HEADER)
+    assert scan_all(wal, 1 << 20, system_identifier=WalBuilder().system_identifier).record_count == 3
+    assert ends(wal, system_identifier=7) == (0, 1 << 20, EndReason.PAGE_LONG_HEADER)
 
 
-@forms
-def test_page_of_another_version_than_the_first_ends_wal(form: ModuleType) -> None:
+def test_page_of_another_version_than_the_first_ends_wal() -> None:
     builder = three_pages(17)
-    assert ends(form, put(builder.wal(), PAGE_SIZE, "<H", 0xD118))[2] == EndReason.PAGE_MAGIC
-    assert ends(form, builder.wal(), magic=0xD118) == (0, 1 << 20, EndReason.PAGE_MAGIC)
+    assert ends(put(builder.wal(), PAGE_SIZE, "<H", 0xD118))[2] == EndReason.PAGE_MAGIC
+    assert ends(builder.wal(), magic=0xD118) == (0, 1 << 20, EndReason.PAGE_MAGIC)
 
 
-@forms
-def test_record_on_a_page_that_continues_another_ends_wal(form: ModuleType) -> None:
+def test_record_on_a_page_that_continues_another_ends_wal() -> None:
     builder = WalBuilder()
     builder.append_filler(0)
     builder.append(RecordSpec())
     wal = put(builder.wal(), PAGE_SIZE + 2, "<H", 0x0001)
-    assert ends(form, wal) == (1, builder.start_lsn + PAGE_SIZE, EndReason.CONTRECORD)
+    assert ends(wal) == (1, builder.start_lsn + PAGE_SIZE, EndReason.CONTRECORD)
 
 
-@forms
 @pytest.mark.parametrize(
     ("by", "layout", "value", "reason"),
     [
@@ -599,40 +589,37 @@ def test_record_on_a_page_that_continues_another_ends_wal(form: ModuleType) -> N
         (30, "<B", 0x10, EndReason.RECORD_CRC),
     ],
 )
-def test_what_is_no_record_ends_wal(form: ModuleType, by: int, layout: str, value: int, reason: EndReason) -> None:
+def test_what_is_no_record_ends_wal(by: int, layout: str, value: int, reason: EndReason) -> None:
     for index in (1, 2):
         builder = three_pages()
         lsn = builder.records[index].lsn
         wal = put(builder.wal(), lsn - builder.start_lsn + by, layout, value)
-        assert ends(form, wal) == (index, lsn, reason)
+        assert ends(wal) == (index, lsn, reason)
 
 
-@forms
-def test_first_record_must_link_back(form: ModuleType) -> None:
+def test_first_record_must_link_back() -> None:
     builder = three_pages()
     first = builder.records[0].lsn
     builder = WalBuilder(prev_lsn=first)
     builder.append(RecordSpec())
-    assert ends(form, builder.wal()) == (0, first, EndReason.RECORD_PREV_LINK)
+    assert ends(builder.wal()) == (0, first, EndReason.RECORD_PREV_LINK)
 
 
-@forms
-def test_prev_lsn_holds_the_first_reported_record_to_the_one_before(form: ModuleType) -> None:
+def test_prev_lsn_holds_the_first_reported_record_to_the_one_before() -> None:
     builder = three_pages()
     first, second, third = (record.lsn for record in builder.records)
     for start, prev in ((second, first), (third, second)):
         wal = builder.wal_from(start)
-        expected = scan_all(form, wal, start)
+        expected = scan_all(wal, start)
         assert expected.record_count > 0
-        assert scan_all(form, wal, start, prev_lsn=prev) == expected
-        assert ends(form, wal, start, prev_lsn=prev - 8) == (0, start, EndReason.RECORD_PREV_LINK)
+        assert scan_all(wal, start, prev_lsn=prev) == expected
+        assert ends(wal, start, prev_lsn=prev - 8) == (0, start, EndReason.RECORD_PREV_LINK)
 
 
-@forms
-def test_tail_of_a_file_ends_wal(form: ModuleType) -> None:
+def test_tail_of_a_file_ends_wal() -> None:
     builder = three_pages()
-    assert ends(form, builder.wal_to_segment_end()) == (3, builder.end_lsn, EndReason.RECORD_LENGTH)
-    count, position, reason = ends(form, with_recycled_tail(builder))
+    assert ends(builder.wal_to_segment_end()) == (3, builder.end_lsn, EndReason.RECORD_LENGTH)
+    count, position, reason = ends(with_recycled_tail(builder))
     assert (count, position) == (3, builder.end_lsn)
     assert reason in (
         EndReason.RECORD_LENGTH,
@@ -641,8 +628,8 @@ def test_tail_of_a_file_ends_wal(form: ModuleType) -> None:
         EndReason.PAGE_ADDRESS,
     )
     builder.append_filler(0)
-    assert ends(form, with_recycled_tail(builder)) == (4, builder.end_lsn, EndReason.PAGE_ADDRESS)
-    assert ends(form, builder.wal_to_segment_end()) == (4, builder.end_lsn, EndReason.PAGE_MAGIC)
+    assert ends(with_recycled_tail(builder)) == (4, builder.end_lsn, EndReason.PAGE_ADDRESS)
+    assert ends(builder.wal_to_segment_end()) == (4, builder.end_lsn, EndReason.PAGE_MAGIC)
 
 
 @forms
@@ -674,15 +661,14 @@ def test_invalid_segment_size_is_refused(form: ModuleType) -> None:
         form.WalScanner(1 << 20 | 8192, 1 << 20)
 
 
-@forms
-def test_length_is_not_believed_before_its_bytes_arrive(form: ModuleType) -> None:
+def test_length_is_not_believed_before_its_bytes_arrive() -> None:
     builder = WalBuilder()
     builder.append_filler(8)
     wal = builder.wal() + struct.pack("<II", 0xFFFFFFF0, 0)
     next_page = struct.pack("<HHIQI4x", builder.wal_format.magic, 1, 1, builder.end_lsn + 8, 0xFFFFFFF0 - 8)
     link = struct.pack("<Q", builder.prev_lsn)
     tracemalloc.start()
-    outcome = scan_all(form, wal + next_page + link + bytes(PAGE_SIZE - 32), builder.start_lsn)
+    outcome = scan_all(wal + next_page + link + bytes(PAGE_SIZE - 32), builder.start_lsn)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (outcome.result, outcome.record_count) == (NEED_DATA, 1)
@@ -692,100 +678,92 @@ def test_length_is_not_believed_before_its_bytes_arrive(form: ModuleType) -> Non
 # --- switches and cut-off records --------------------------------------------------------------------------
 
 
-@forms
-def test_switch_leads_to_the_next_segment(form: ModuleType) -> None:
+def test_switch_leads_to_the_next_segment() -> None:
     builder = three_pages()
     switch = builder.append_switch()
     behind = builder.append(RecordSpec())
     wal = builder.wal()
     to_switch = wal[: switch.end_lsn - builder.start_lsn]
-    assert scan_all(form, to_switch, builder.start_lsn).position == 2 << 20
-    assert scan_all(form, wal, builder.start_lsn).record_count == 5
+    assert scan_all(to_switch, builder.start_lsn).position == 2 << 20
+    assert scan_all(wal, builder.start_lsn).record_count == 5
     # Unread: it could be anything.
     noise = random.Random(1).randbytes((2 << 20) - switch.end_lsn)
-    assert scan_all(form, to_switch + noise + wal[1 << 20 :], builder.start_lsn).record_count == 5
+    assert scan_all(to_switch + noise + wal[1 << 20 :], builder.start_lsn).record_count == 5
     # Nothing is left before a stop anywhere up to the next record.
     for stop in (switch.end_lsn, (1 << 20) + 5 * PAGE_SIZE, 2 << 20, behind.lsn):
-        assert scan_all(form, to_switch, builder.start_lsn, stop_lsn=stop).result == STOP
-    assert scan_all(form, to_switch, builder.start_lsn, stop_lsn=behind.lsn + 1).result == NEED_DATA
+        assert scan_all(to_switch, builder.start_lsn, stop_lsn=stop).result == STOP
+    assert scan_all(to_switch, builder.start_lsn, stop_lsn=behind.lsn + 1).result == NEED_DATA
 
 
-@forms
 @pytest.mark.parametrize("left", range(0, 40, 8))
-def test_switch_at_a_page_end(form: ModuleType, left: int) -> None:
+def test_switch_at_a_page_end(left: int) -> None:
     builder = WalBuilder()
     builder.append_filler(left)
     builder.append_switch()
     builder.append(RecordSpec())
-    outcome = scan_all(form, builder.wal(), builder.start_lsn)
+    outcome = scan_all(builder.wal(), builder.start_lsn)
     assert_is(outcome, builder.records)
 
 
-@forms
-def test_switch_in_the_last_bytes_of_a_segment_skips_nothing(form: ModuleType) -> None:
+def test_switch_in_the_last_bytes_of_a_segment_skips_nothing() -> None:
     builder = WalBuilder(start_lsn=(2 << 20) - PAGE_SIZE)
     builder.append_filler(24)
     switch = builder.append_switch()
     assert switch.end_lsn == 2 << 20
     builder.append(RecordSpec())
-    assert_is(scan_all(form, builder.wal(), builder.start_lsn), builder.records)
+    assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
 
 
-@forms
 @pytest.mark.parametrize("pages", [1, 2, 3])
 @pytest.mark.parametrize("left", [8, 16, 24, 4000])
-def test_record_that_was_cut_off_never_happened(form: ModuleType, pages: int, left: int) -> None:
+def test_record_that_was_cut_off_never_happened(pages: int, left: int) -> None:
     builder = WalBuilder()
     builder.append_filler(left)
     lost = RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=99),), main_data=bytes(4 * PAGE_SIZE))
     builder.append_cut_off(lost, pages)
     builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=1),), main_data=bytes(3)))
-    outcome = scan_all(form, builder.wal(), builder.start_lsn)
+    outcome = scan_all(builder.wal(), builder.start_lsn)
     assert_is(outcome, builder.records)
     assert outcome.blocks == {(1663, 5, 16384, 0): {1}}
 
 
-@forms
-def test_position_moves_to_the_page_that_discards(form: ModuleType) -> None:
+def test_position_moves_to_the_page_that_discards() -> None:
     builder = three_pages()
     builder.append_cut_off(RecordSpec(main_data=bytes(PAGE_SIZE)))
     boundary = builder.end_lsn
     builder.append(RecordSpec())
     wal = builder.wal()[: boundary - builder.start_lsn + SHORT_HEADER]
-    assert scan_all(form, wal, builder.start_lsn).position == boundary
-    assert scan_all(form, wal[:-1], builder.start_lsn).position == builder.records[2].end_lsn
-    assert scan_all(form, wal, builder.start_lsn, stop_lsn=boundary).result == STOP
+    assert scan_all(wal, builder.start_lsn).position == boundary
+    assert scan_all(wal[:-1], builder.start_lsn).position == builder.records[2].end_lsn
+    assert scan_all(wal, builder.start_lsn, stop_lsn=boundary).result == STOP
 
 
-@forms
-def test_overwriting_another_record_is_an_error(form: ModuleType) -> None:
+def test_overwriting_another_record_is_an_error() -> None:
     builder = WalBuilder()
     lsn = builder.append_cut_off(RecordSpec(main_data=bytes(PAGE_SIZE)))
     builder._overwritten_lsn = Lsn(lsn + 8)
     builder.append(RecordSpec())
-    outcome = scan_all(form, builder.wal(), builder.start_lsn)
+    outcome = scan_all(builder.wal(), builder.start_lsn)
     assert outcome.error is not None
     assert outcome.error[0] == "FormatError"
     assert f"{Lsn(lsn + PAGE_SIZE - LONG_HEADER + SHORT_HEADER)}" in outcome.error[1]
 
 
-@forms
-def test_overwrite_flag_on_a_first_page_is_nothing_special(form: ModuleType) -> None:
+def test_overwrite_flag_on_a_first_page_is_nothing_special() -> None:
     builder = WalBuilder()
     lost = builder.append_cut_off(RecordSpec(main_data=bytes(PAGE_SIZE)))
     builder.append(RecordSpec())
     start = lost - lost % PAGE_SIZE + PAGE_SIZE
     wal = builder.wal_from(start)
     assert struct.unpack_from("<H", wal, 2)[0] & FIRST_IS_OVERWRITE_CONTRECORD
-    assert_is(scan_all(form, wal, start), builder.records)
+    assert_is(scan_all(wal, start), builder.records)
 
 
 # --- single records ----------------------------------------------------------------------------------------
 
 
-@forms
 @pytest.mark.parametrize("major", strategies.MAJORS)
-def test_images_of_every_kind(form: ModuleType, major: int) -> None:
+def test_images_of_every_kind(major: int) -> None:
     images = [ImageSpec(), ImageSpec.with_hole(100, 5000), ImageSpec(300, compression="pglz")]
     images += [
         ImageSpec(300, 60, 4000, compression) for compression in ["pglz", "lz4", "zstd"][: 1 if major < 15 else 3]
@@ -794,15 +772,14 @@ def test_images_of_every_kind(form: ModuleType, major: int) -> None:
     for image in images:
         blocks = (BlockSpec(0, block_no=5, image=image, data=b"x"), BlockSpec(2, block_no=6, image=image))
         builder.append(RecordSpec(RM_BTREE, 0, blocks=blocks, main_data=b"main"))
-    assert_is(scan_all(form, builder.wal(), builder.start_lsn), builder.records)
+    assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
 
 
-@forms
 @pytest.mark.parametrize(("major", "reads"), [(13, False), (14, True), (18, True)])
-def test_top_level_xid_exists_from_14_on(form: ModuleType, major: int, reads: bool) -> None:
+def test_top_level_xid_exists_from_14_on(major: int, reads: bool) -> None:
     builder = WalBuilder(major)
     builder.append(RecordSpec(body=struct.pack("<BI", 252, 7)))
-    assert (scan_all(form, builder.wal(), builder.start_lsn).error is None) == reads
+    assert (scan_all(builder.wal(), builder.start_lsn).error is None) == reads
 
 
 @forms
@@ -871,7 +848,7 @@ def test_map_blocks_of_an_update_across_pages(form: ModuleType) -> None:
     builder = WalBuilder()
     blocks = (BlockSpec(0, block_no=32672), BlockSpec(1, block_no=3 * 32672 - 1))
     builder.append(RecordSpec(RM_HEAP, 0x20, blocks=blocks, main_data=bytes(7) + b"\x03" + bytes(6)))
-    outcome = scan_all(form, builder.wal(), builder.start_lsn)
+    outcome = scan_all(builder.wal(), builder.start_lsn)
     assert outcome.derived == {(1663, 5, 16384, 2): {1, 2}}
     scanner = form.WalScanner(SEGMENT_SIZE, builder.start_lsn, derive_map_blocks=False)
     scanner.feed(builder.wal())
@@ -897,8 +874,7 @@ def test_taking_forgets_and_suppression_begins_anew(form: ModuleType) -> None:
     assert scanner.block_reference_count == 6
 
 
-@forms
-def test_tables_grow_with_what_is_not_taken(form: ModuleType) -> None:
+def test_tables_grow_with_what_is_not_taken() -> None:
     builder = WalBuilder()
     heap_data = bytes(7) + b"\x01"
     for number in range(2500):
@@ -906,7 +882,7 @@ def test_tables_grow_with_what_is_not_taken(form: ModuleType) -> None:
             BlockSpec(block_id, (1663, 5, number), block_no=block_id * 32672 + number) for block_id in range(33)
         )
         builder.append(RecordSpec(RM_HEAP, 0x10, blocks=blocks, main_data=heap_data))
-    assert_is(scan_all(form, builder.wal(), builder.start_lsn), builder.records)
+    assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
 
 
 @forms
@@ -933,13 +909,12 @@ def test_no_chunk_is_held_when_all_is_read(form: ModuleType) -> None:
     assert scanner.record_count == 3
 
 
-@forms
-def test_record_larger_than_the_buffer_is_put_together(form: ModuleType) -> None:
+def test_record_larger_than_the_buffer_is_put_together() -> None:
     builder = WalBuilder()
     main_data = random.Random(1).randbytes(3 << 20)
     builder.append(RecordSpec(RM_DBASE, 0x01, main_data=main_data))
     builder.append(RecordSpec())
-    assert_is(scan_all(form, builder.wal(), builder.start_lsn), builder.records)
+    assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
 
 
 # --- checksums ---------------------------------------------------------------------------------------------
