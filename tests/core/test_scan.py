@@ -373,7 +373,11 @@ def test_no_changed_bit_passes(data: st.DataObject, builder: WalBuilder) -> None
     at = data.draw(st.sampled_from(_covered_bytes(builder, record)))
     wal[at] ^= 1 << data.draw(st.integers(0, 7))
     outcome = scan_all(bytes(wal), builder.start_lsn)
-    assert outcome.error is None
+    if outcome.error is not None:
+        # A length that became too large ran into the page that discards another record.
+        assert "overwrites another record" in outcome.error[1]
+        assert outcome.record_count == record_index
+        return
     if outcome.result == NEED_DATA:
         # A length that is too large waits for pages that never come.
         assert outcome.record_count == record_index
