@@ -120,7 +120,7 @@ class Summarizer:
         self._timeline_id = timeline_id
         self._wal_format = wal_format
         self._geometry = geometry
-        self._scanner = _scanner(wal_format, geometry, start, system_identifier)
+        self._scanner = _scanner(wal_format, geometry, start, system_identifier, derive_map_blocks=False)
         self._start = start if continues else geometry.first_record_position(start)
         self._continues = continues
         self._stop = stop
@@ -237,8 +237,16 @@ def _following(last: Summary, piece: Summary) -> Summary:
     return piece._replace(range=piece.range._replace(start=last.range.end), minimal=minimal)
 
 
-def _scanner(wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_identifier: int) -> WalScanner:
-    return WalScanner(geometry.segment_size, start, magic=wal_format.magic, system_identifier=system_identifier)
+def _scanner(
+    wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_identifier: int, *, derive_map_blocks: bool = True
+) -> WalScanner:
+    return WalScanner(
+        geometry.segment_size,
+        start,
+        magic=wal_format.magic,
+        system_identifier=system_identifier,
+        derive_map_blocks=derive_map_blocks,
+    )
 
 
 def _end_of_wal(scanner: WalScanner) -> EndOfWal:

@@ -437,6 +437,14 @@ class WalScanner:
         self._record = self._record + bytes(self._record_capacity - len(self._record))
         self._record_bytes = _bytes_of(self._record)
 
+    def _shrink_record(self) -> None:
+        """Give the memory of a large record back, unless another is under way."""
+        have = 0 if self._state == _BETWEEN_RECORDS else self._have
+        if have <= _INITIAL_RECORD:
+            begun = self._record[:have]
+            self._start_record_buffer()
+            self._record[:have] = begun
+
     def _look_up_format(self) -> None:
         where = f"WAL page {Lsn(self._at)}"
         self._set_format(wal_format_of_magic(_u16(self._head_bytes, 0), where).magic)
@@ -1096,8 +1104,8 @@ class WalScanner:
         if len(self._log) > _LARGE_LOG:
             self._log = array("Q", bytes(8 * _INITIAL_LOG))
             self._bind_tables()
-        if self._record_capacity > _LARGE_RECORD and self._state == _BETWEEN_RECORDS:
-            self._start_record_buffer()
+        if self._record_capacity > _LARGE_RECORD:
+            self._shrink_record()
 
     def _forget_seen(self) -> None:
         self._seen = array("Q", bytes(8 * _SEEN_SIZE))

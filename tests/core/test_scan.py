@@ -520,9 +520,11 @@ def put(wal: bytes, at: int, layout: str, *values: int) -> bytes:
     return wal[:at] + struct.pack(layout, *values) + wal[at + struct.calcsize(layout) :]
 
 
-def ends(wal: bytes, start_lsn: int = 1 << 20, **options: int) -> tuple[int, int, int]:
+def ends(
+    wal: bytes, start_lsn: int = 1 << 20, *, chunks: list[int] | None = None, **options: int
+) -> tuple[int, int, int]:
     """Return (records, position, reason) of WAL that ends."""
-    outcome = scan_all(wal, start_lsn, **options)
+    outcome = scan_all(wal, start_lsn, chunks=chunks, **options)
     assert outcome.result == END_OF_WAL
     return outcome.record_count, outcome.position, outcome.end_reason
 
@@ -598,7 +600,8 @@ def test_what_is_no_record_ends_wal(by: int, layout: str, value: int, reason: En
         builder = three_pages()
         lsn = builder.records[index].lsn
         wal = put(builder.wal(), lsn - builder.start_lsn + by, layout, value)
-        assert ends(wal) == (index, lsn, reason)
+        sevens = [min(7, len(wal) - at) for at in range(0, len(wal), 7)]
+        assert ends(wal, chunks=sevens) == (index, lsn, reason)
 
 
 def test_first_record_must_link_back() -> None:
@@ -618,6 +621,22 @@ def test_prev_lsn_holds_the_first_reported_record_to_the_one_before() -> None:
         assert expected.record_count > 0
         assert scan_all(wal, start, prev_lsn=prev) == expected
         assert ends(wal, start, prev_lsn=prev - 8) == (0, start, EndReason.RECORD_PREV_LINK)
+
+
+def test_records_before_the_start_are_checked_too() -> None:
+    builder = WalBuilder()
+    for _ in range(4):
+        builder.append(RecordSpec())
+    second, last = builder.records[1].lsn, builder.records[3].lsn
+    wal = put(builder.wal(), second - builder.start_lsn + 8, "<Q", second - 8)
+    assert ends(wal, last) == (0, second, EndReason.RECORD_PREV_LINK)
+    builder = WalBuilder()
+    builder.append(RecordSpec())
+    broken = builder.append(RecordSpec(body=b"\x21"))
+    start = builder.append(RecordSpec()).lsn
+    error = scan_all(builder.wal(), start).error
+    assert error is not None
+    assert str(broken.lsn) in error[1]
 
 
 def test_tail_of_a_file_ends_wal() -> None:
@@ -779,6 +798,72 @@ def test_images_of_every_kind(major: int) -> None:
     assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
 
 
+def block_header(
+    block_id: int = 0, flags: int = 0, length: int = 0, image: bytes = b"", *, locator: bool = True
+) -> bytes:
+    """A block header as it stands, right or wrong."""
+    header = struct.pack("<BBH", block_id, flags, length) + image
+    return header + (struct.pack("<III", 1663, 5, 16384) if locator else b"") + struct.pack("<I", 1)
+
+
+WHOLE = struct.pack("<HHB", 8192, 0, 0x02)
+HOLE_AT_ZERO = struct.pack("<HHB", 8000, 0, 0x03)
+HOLE_OF_NOTHING = struct.pack("<HHB", 8192, 100, 0x03)
+OFFSET_WITHOUT_HOLE = struct.pack("<HHB", 8192, 100, 0x02)
+SHORT_WITHOUT_HOLE = struct.pack("<HHB", 8000, 0, 0x02)
+LONGER_THAN_A_BLOCK = struct.pack("<HHB", 8193, 100, 0x03)
+COMPRESSED_TO_A_BLOCK = struct.pack("<HHB", 8192, 0, 0x06)
+COMPRESSED_HOLE_OF_NOTHING = struct.pack("<HHBH", 100, 100, 0x07, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"\xff", "headers end early"),
+        (b"\xfe\x00\x00\x00", "headers end early"),
+        (b"\xfd\x00", "headers end early"),
+        (b"\xfc\x00\x00\x00", "headers end early"),
+        (block_header()[:3], "headers end early"),
+        (block_header()[:12], "headers end early"),
+        (block_header()[:19], "headers end early"),
+        (block_header(flags=0x10, image=WHOLE)[:8], "headers end early"),
+        (block_header(flags=0x10, image=WHOLE)[:24], "headers end early"),
+        (block_header() + block_header(1, 0x90, image=WHOLE, locator=False)[:12], "headers end early"),
+        (b"\x21", "no such block or data id"),
+        (b"\xfb", "no such block or data id"),
+        (block_header(3) + block_header(3), "out of order"),
+        (block_header(3) + block_header(2), "out of order"),
+        (block_header(flags=0x20), "data length"),
+        (block_header(length=1) + b"x", "data length"),
+        (block_header(flags=0x80, locator=False), "names no relation"),
+        (block_header(flags=0x04), "no known fork"),
+        (block_header(flags=0x10, image=HOLE_AT_ZERO) + bytes(8000), "image header"),
+        (block_header(flags=0x10, image=HOLE_OF_NOTHING) + bytes(8192), "image header"),
+        (block_header(flags=0x10, image=OFFSET_WITHOUT_HOLE) + bytes(8192), "image header"),
+        (block_header(flags=0x10, image=SHORT_WITHOUT_HOLE) + bytes(8000), "image header"),
+        (block_header(flags=0x10, image=LONGER_THAN_A_BLOCK) + bytes(8193), "image header"),
+        (block_header(flags=0x10, image=COMPRESSED_TO_A_BLOCK) + bytes(8192), "image header"),
+        (block_header(flags=0x10, image=COMPRESSED_HOLE_OF_NOTHING) + bytes(100), "image header"),
+        (block_header(flags=0x20, length=5) + bytes(4), "do not add up"),
+        (block_header() + b"\xff\x03ab", "do not add up"),
+        (b"\xff\x01ab", "do not add up"),
+        (b"\xfe\xff\xff\xff\xffab", "do not add up"),
+    ],
+)
+def test_body_that_does_not_parse_is_an_error(body: bytes, why: str) -> None:
+    builder = WalBuilder(17)
+    builder.append(RecordSpec())
+    broken = builder.append(RecordSpec(RM_BTREE, 0x00, body=body))
+    builder.append(RecordSpec())
+    outcome = scan_all(builder.wal(), builder.start_lsn)
+    assert outcome.error is not None
+    assert outcome.error[0] == "FormatError"
+    assert f"record at {broken.lsn}: its CRC is right, but" in outcome.error[1]
+    assert why in outcome.error[1]
+    assert (outcome.record_count, outcome.position) == (1, broken.lsn)
+    assert_decoder_agrees(builder.wal(), builder.start_lsn, 0, outcome)
+
+
 @pytest.mark.parametrize(("major", "reads"), [(13, False), (14, True), (18, True)])
 def test_top_level_xid_exists_from_14_on(major: int, reads: bool) -> None:
     builder = WalBuilder(major)
@@ -887,6 +972,28 @@ def test_tables_grow_with_what_is_not_taken() -> None:
         )
         builder.append(RecordSpec(RM_HEAP, 0x10, blocks=blocks, main_data=heap_data))
     assert_is(scan_all(builder.wal(), builder.start_lsn), builder.records)
+
+
+@forms
+def test_memory_of_a_large_record_is_given_back(form: ModuleType) -> None:
+    builder = WalBuilder()
+    builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=5),), main_data=bytes(6 << 20)))
+    builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=6),), main_data=bytes(PAGE_SIZE)))
+    wal = builder.wal()
+    first = builder.records[0].end_lsn - builder.start_lsn
+    tracemalloc.start()
+    scanner = form.WalScanner(SEGMENT_SIZE, builder.start_lsn)
+    before = tracemalloc.get_traced_memory()[0]
+    scanner.feed(memoryview(wal)[:first])
+    assert scanner.scan() == NEED_DATA
+    assert tracemalloc.get_traced_memory()[0] > before + (6 << 20)
+    assert scanner.take_blocks() == [((1663, 5, 16384, 0), array("I", [5]))]
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert after < before + (1 << 20)
+    scanner.feed(memoryview(wal)[first:])
+    assert scanner.scan() == NEED_DATA
+    assert scanner.take_blocks() == [((1663, 5, 16384, 0), array("I", [6]))]
 
 
 @forms
