@@ -8,7 +8,7 @@ from pgwal_cli.taking import run_backup
 
 def full(
     repo: options.Repo,
-    pgdata: options.Pgdata,
+    pgdata: options.Pgdata = None,
     checkpoint: options.Checkpoint = options.CheckpointMode.SPREAD,
     label: options.Label = options.DEFAULT_LABEL,
     manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,

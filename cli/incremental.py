@@ -12,7 +12,7 @@ from pgwal_cli.taking import run_backup
 
 def incremental(
     repo: options.Repo,
-    pgdata: options.Pgdata,
+    pgdata: options.Pgdata = None,
     since: Annotated[
         str,
         typer.Option(

@@ -13,14 +13,18 @@ from pgwal import __version__
 from pgwal.errors import PgwalError
 from pgwal.scan_choice import choose_scan
 from pgwal_cli import (
+    backup,
+    check,
     demo,
     fetch_wal,
     full,
+    grants,
     incremental,
     inspect_wal,
     list_backups,
     map_blocks,
     restore,
+    status,
     stream,
     summarize,
 )
@@ -42,12 +46,16 @@ app = typer.Typer(
 app.command("stream")(stream.stream)
 app.command("full")(full.full)
 app.command("incremental")(incremental.incremental)
+app.command("backup")(backup.backup)
 app.command("inspect")(inspect_wal.inspect_wal)
 app.command("summarize")(summarize.summarize)
 app.command("list")(list_backups.list_backups)
+app.command("status")(status.status)
 app.command("map")(map_blocks.map_blocks)
 app.command("restore")(restore.restore)
 app.command("fetch-wal")(fetch_wal.fetch_wal)
+app.command("check")(check.check)
+app.command("grants")(grants.grants)
 app.command("demo")(demo.demo)
 
 

@@ -70,14 +70,11 @@ class ChecksumAlgorithm(StrEnum):
 
 DEFAULT_LABEL = "pgwal base backup"
 
+# Not from PGDATA, which may be that of another server than the one connected to.
 Pgdata = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        "--pgdata",
-        envvar="PGDATA",
-        metavar="DIR",
-        help="The server's data directory, read locally.",
-        readable=False,
+        "--pgdata", metavar="DIR", help="The server's data directory, read locally instead of over SQL.", readable=False
     ),
 ]
 Checkpoint = Annotated[

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
+from pgwal_cli.service_manager import ServiceManager
+
+if TYPE_CHECKING:
+    from pgwal.engine.stream import Receiver
+    from pgwal.postgres.connection import ConnectionParameters
+    from pgwal.repository.wal_compressor import Compression
+
+
+def _parse_compression(text: str) -> Compression:
+    from pgwal.repository.wal_compressor import Compression
+
+    try:
+        return Compression.parse(text)
+    except FormatError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _parse_address(text: str) -> tuple[str, int]:
+    from pgwal_cli.metrics_endpoint import parse_address
+
+    try:
+        return parse_address(text)
+    except FormatError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def stream(
@@ -29,6 +55,13 @@ def stream(
         Lsn | None, typer.Option("-E", "--endpos", parser=options.parse_lsn, metavar="LSN", help="Stop at this LSN.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Stop when level with the server.")] = False,
+    compress: Annotated[
+        str,
+        typer.Option("-Z", "--compress", metavar="METHOD[:LEVEL]", help="zstd, lz4, gzip or none: finished segments."),
+    ] = "zstd",
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")
+    ] = None,
     dbname: options.Dbname = None,
     host: options.Host = None,
     port: options.Port = None,
@@ -45,9 +78,17 @@ def stream(
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
+    compression = _parse_compression(compress)
+    address = None if metrics is None else _parse_address(metrics)
     stop = StopRequest()
+    manager = ServiceManager()
+
+    def request_stop(*_: object) -> None:
+        stop.set()
+        manager.stopping()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, request_stop)
     wanted = StreamOptions(
         slot=slot,
         create_slot=create_slot,
@@ -57,8 +98,34 @@ def stream(
         synchronous=synchronous,
         end_lsn=endpos,
         once=once,
+        compression=compression,
     )
+
+    def run(connect_to: ConnectionParameters) -> None:
+        receiver = Receiver(repo, connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
+        with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
+            receiver.run()
+
     parameters = options.connection_parameters(dbname, host, port, username, password)
-    options.asking_for_password(
-        parameters, no_password, lambda connect_to: Receiver(repo, connect_to, wanted, stop).run()
-    )
+    try:
+        options.asking_for_password(parameters, no_password, run)
+    finally:
+        manager.stopping()
+
+
+def _serving_metrics(
+    address: tuple[str, int], receiver: Receiver, parameters: ConnectionParameters, slot: str | None
+) -> AbstractContextManager[None]:
+    # The library takes a while to import, and few want it.
+    from pgwal_cli.metrics_endpoint import serving_metrics
+
+    return serving_metrics(address, receiver.metrics, parameters, slot)
+
+
+def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:
+    metrics = receiver.metrics
+    if metrics.streaming:
+        status = f"receiving WAL on timeline {metrics.timeline_id}, durable up to {metrics.flushed_lsn}"
+    else:
+        status = "connecting to the server"
+    manager.alive(status, ready=receiver.streaming.is_set())

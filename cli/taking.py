@@ -1,10 +1,13 @@
-"""What ``pgwal full`` and ``pgwal incremental`` have in common: run the backup and report it."""
+"""What ``pgwal full``, ``incremental`` and ``backup`` have in common: run the backup and report it."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgwal.errors import ChainError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def run_backup(
     since: Lsn | str | None,
     repo: Path,
-    pgdata: Path,
+    pgdata: Path | None,
     checkpoint: options.CheckpointMode,
     label: str,
     manifest_checksums: options.ChecksumAlgorithm,
@@ -27,8 +30,13 @@ def run_backup(
     json: bool,
     parameters: ConnectionParameters,
     no_password: bool,
+    *,
+    or_full: bool = False,
 ) -> None:
-    """Take a backup as the options say, and print what it did."""
+    """Take a backup as the options say, and print what it did.
+
+    With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
+    """
     from pgwal.engine.backup import BackupRequest, take_backup
 
     def take(connect_to: ConnectionParameters) -> BackupReport:
@@ -43,7 +51,14 @@ def run_backup(
             slot=slot,
         )
         with progress_bar("copying", progress) as on_progress:
-            return take_backup(request, on_progress)
+            try:
+                return take_backup(request, on_progress)
+            except ChainError as error:
+                if not or_full:
+                    raise
+                print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)
+                print("pgwal: taking a full backup", file=sys.stderr)
+                return take_backup(replace(request, since=None), on_progress)
 
     report = options.asking_for_password(parameters, no_password, take)
     if json:

@@ -66,9 +66,7 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, stdout, stderr)
 
 
-def run_pgwal(
-    *args: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
-) -> Outcome:
+def run_pgwal(*args: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> Outcome:
     """Run pgwal to its end; ``prefix`` is a command that runs the one that follows it."""
     return finish(start_pgwal(*args, env=env, prefix=prefix))
 

@@ -35,7 +35,7 @@ CORE = {
     "backup": ALL_VALUES | {"wal", "summary"},
 }
 SHELL = {
-    "postgres": ALL_VALUES,
+    "postgres": ALL_VALUES | {"backup"},
     "datadir": ALL_VALUES | {"backup"},
     "repository": ALL_VALUES | {"backup", "summary", "wal"},
 }
@@ -47,7 +47,12 @@ FORBIDDEN_IN_CORE = {
     "asyncio", "logging", "os", "pathlib", "psycopg", "random", "select", "shutil", "signal", "socket", "subprocess",
     "tempfile", "tenacity", "threading", "time", "typer", "rich",
 }  # fmt: skip
-ONLY_UNDER = {"psycopg": {"postgres", "pgwal_cli"}, "typer": {"pgwal_cli"}, "rich": {"pgwal_cli"}}
+ONLY_UNDER = {
+    "psycopg": {"postgres", "pgwal_cli"},
+    "typer": {"pgwal_cli"},
+    "rich": {"pgwal_cli"},
+    "prometheus_client": {"pgwal_cli"},
+}
 
 
 def sources() -> list[Path]:

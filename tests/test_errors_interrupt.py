@@ -61,9 +61,7 @@ def full(server: ThrowawayServer, repo: Path, checkpoint: str = "fast") -> list[
 def count_sessions(server: ThrowawayServer) -> int:
     """Count the sessions of pgwal on the server: one of them holds it in backup mode."""
     with server.connect() as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgwal'"
-        ).fetchone()
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgwal'").fetchone()
     assert row is not None
     return int(row[0])
 

@@ -30,7 +30,6 @@ def repo(tmp_path: Path) -> Path:
         (["frobnicate"], "No such command 'frobnicate'"),
         (["list", "--frobnicate", "--repo", "/tmp"], "No such option.*--frobnicate"),
         (["list"], "Missing option '--repo'"),
-        (["full", "--repo", "/tmp/r"], "Missing option '--pgdata'"),
         (["full", "--repo", "/tmp/r", "--pgdata", "/tmp", "-c", "slow"], "'slow' is not one of 'fast', 'spread'"),
         (["incremental", "--repo", "/tmp/r", "--pgdata", "/tmp", "--since", "0/XYZ"], "invalid LSN '0/XYZ'"),
         (["map", "--repo", "/tmp/r", "--from", "nonsense", "--to", "0/1"], "invalid LSN 'nonsense'"),

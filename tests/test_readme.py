@@ -56,7 +56,7 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
         for receiver in receivers:
             receiver.terminate()
             assert receiver.wait(timeout=30) == 0
-    assert {"stream", "full", "incremental", "list", "map", "restore"} <= set(ran)
+    assert {"check", "stream", "full", "incremental", "list", "map", "restore"} <= set(ran)
     assert (restored / "global" / "pg_control").exists()
 
 

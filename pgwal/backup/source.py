@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
+
+from pgwal.control_file import ControlFile
+from pgwal.errors import ChecksumMismatch
+from pgwal.relation import BLOCK_SIZE
+
+_CONTROL_FILE_ATTEMPTS = 50
 
 
 class SourceDirectory(NamedTuple):
@@ -34,13 +40,47 @@ class BlockSource(Protocol):
         """
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
-        """Yield exactly ``size_bytes`` of a file, zeros from where it has become shorter; None when it is gone."""
+        """Yield exactly ``size_bytes`` of a file, zeros from where it has become shorter; None when it is gone.
+
+        A source may take a file of which nothing is to be read as being there.
+        """
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         """Yield the blocks (ascending, relative to the file), zeros where it has become shorter; None when it is gone.
 
-        One item may hold several blocks.
+        One item may hold several blocks.  A source may take a file of which nothing is to be read as being there.
         """
 
     def read_control_file(self) -> bytes:
         """Return pg_control, read until its CRC holds."""
+
+
+def extents(block_numbers: array[int]) -> list[tuple[int, int]]:
+    """Join consecutive blocks to (offset, length) in bytes."""
+    joined: list[tuple[int, int]] = []
+    for block_no in block_numbers:
+        offset = block_no * BLOCK_SIZE
+        if joined and sum(joined[-1]) == offset:
+            joined[-1] = (joined[-1][0], joined[-1][1] + BLOCK_SIZE)
+        else:
+            joined.append((offset, BLOCK_SIZE))
+    return joined
+
+
+def read_until_whole(read: Callable[[], bytes], pause: Callable[[], None]) -> bytes:
+    """Read pg_control again until its CRC holds, and return it; ``pause`` is called in between.
+
+    The server may be writing it at this moment; that takes far less than the time of all attempts.  Raises
+    ChecksumMismatch when none was whole.
+    """
+    for _ in range(_CONTROL_FILE_ATTEMPTS - 1):
+        content = read()
+        try:
+            ControlFile.decode(content)
+        except ChecksumMismatch:
+            pause()
+        else:
+            return content
+    content = read()
+    ControlFile.decode(content)
+    return content

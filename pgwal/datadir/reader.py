@@ -8,19 +8,18 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pgwal.backup.exclusion import Inclusion, excluded_relation_files, inclusion, wal_directories
-from pgwal.backup.source import SourceDirectory, SourceFile
+from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
+from pgwal.backup.source import SourceDirectory, SourceFile, extents, read_until_whole
+from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
-from pgwal.errors import ChecksumMismatch, ServerError
-from pgwal.relation import BLOCK_SIZE
+from pgwal.errors import ServerError
 
 logger = logging.getLogger(__name__)
 
 _READ_SIZE = 1 << 20
-_CONTROL_FILE_ATTEMPTS = 50
 
 
 class LocalDataDirectory:
@@ -33,28 +32,11 @@ class LocalDataDirectory:
         self.root = root
 
     def read_control_file(self) -> bytes:
-        for attempt in range(_CONTROL_FILE_ATTEMPTS):
-            chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)
-            if chunks is None:
-                raise ServerError(
-                    f"{self.root} is not a data directory: it has no {CONTROL_FILE_PATH}",
-                    hint="--pgdata names the data directory of the server that -h and -p name.",
-                )
-            content = b"".join(chunks)
-            try:
-                ControlFile.decode(content)
-            except ChecksumMismatch:
-                # The server may be writing it at this moment; that takes far less than the time of all attempts.
-                if attempt == _CONTROL_FILE_ATTEMPTS - 1:
-                    raise
-                time.sleep(0.01)
-            else:
-                return content
-        raise AssertionError
+        return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
 
     def list(self) -> Iterator[SourceDirectory | SourceFile]:
         major = ControlFile.decode(self.read_control_file()).major
-        yield from self._list("", major)
+        yield from walk(_Directories(self.root), major, _warn_skipped)
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         descriptor = self._open(path)
@@ -62,51 +44,16 @@ class LocalDataDirectory:
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         descriptor = self._open(path)
-        return None if descriptor is None else self._chunks(descriptor, path, _extents(block_numbers))
+        return None if descriptor is None else self._chunks(descriptor, path, extents(block_numbers))
 
-    # -- listing -----------------------------------------------------------------------------------------------
-
-    def _list(self, directory: str, major: int) -> Iterator[SourceDirectory | SourceFile]:
-        entries = self._scan(directory)
-        excluded = excluded_relation_files(directory, {entry.name for entry in entries}, major)
-        for entry in entries:
-            path = f"{directory}/{entry.name}" if directory else entry.name
-            if entry.name in excluded or path == CONTROL_FILE_PATH:
-                continue
-            # Only the links of tablespaces are followed; those of directories that are sent empty need not be.
-            follow = directory == "pg_tblspc"
-            try:
-                status = entry.stat(follow_symlinks=follow)
-            except FileNotFoundError:
-                continue
-            verdict = inclusion(path, major, is_directory=stat.S_ISDIR(status.st_mode))
-            if verdict is Inclusion.INCLUDED:
-                yield from self._list_entry(path, status, major)
-            elif verdict is Inclusion.EMPTY:
-                yield SourceDirectory(path)
-                if path == "pg_wal":
-                    yield from map(SourceDirectory, wal_directories(major))
-
-    def _list_entry(self, path: str, status: os.stat_result, major: int) -> Iterator[SourceDirectory | SourceFile]:
-        if stat.S_ISDIR(status.st_mode):
-            yield SourceDirectory(path)
-            yield from self._list(path, major)
-        elif stat.S_ISREG(status.st_mode):
-            yield SourceFile(path, status.st_size, status.st_mtime)
-        else:
-            logger.warning("skipping %s: it is neither a file nor a directory", path)
-
-    def _scan(self, directory: str) -> builtins.list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.root / directory) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except FileNotFoundError:
-            # A database that was dropped since; WAL has its end.
-            return []
-        except OSError as error:
-            raise self._unreadable(directory, error) from error
-
-    # -- reading -----------------------------------------------------------------------------------------------
+    def _read_control_file_once(self) -> bytes:
+        chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)
+        if chunks is None:
+            raise ServerError(
+                f"{self.root} is not a data directory: it has no {CONTROL_FILE_PATH}",
+                hint="--pgdata names the data directory of the server that -h and -p name.",
+            )
+        return b"".join(chunks)
 
     def _open(self, path: str) -> int | None:
         try:
@@ -114,12 +61,12 @@ class LocalDataDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unreadable(path, error) from error
+            raise _unreadable(self.root / path, error) from error
 
-    def _chunks(self, descriptor: int, path: str, extents: builtins.list[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the bytes of (offset, length) extents, zeros beyond the end of the file, and close it."""
+    def _chunks(self, descriptor: int, path: str, ranges: builtins.list[tuple[int, int]]) -> Iterator[bytes]:
+        """Yield the bytes of (offset, length) ranges, zeros beyond the end of the file, and close it."""
         try:
-            for start, length in extents:
+            for start, length in ranges:
                 offset, end = start, start + length
                 while offset < end:
                     data = os.pread(descriptor, min(_READ_SIZE, end - offset), offset)
@@ -129,24 +76,54 @@ class LocalDataDirectory:
                     offset += len(data)
                     yield data
         except OSError as error:
-            raise self._unreadable(path, error) from error
+            raise _unreadable(self.root / path, error) from error
         finally:
             os.close(descriptor)
 
-    def _unreadable(self, path: str, error: OSError) -> ServerError:
-        return ServerError(
-            f"cannot read {self.root / path}: {os.strerror(error.errno or 0)}",
-            hint="Run pgwal as the server's user; --pgdata names the server's data directory.",
-        )
+
+class _Directories:
+    """What the directories hold; see pgwal.backup.walk.DirectoryReader."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            with os.scandir(self._root / directory) as entries:
+                return [entry.name for entry in entries]
+        except FileNotFoundError:
+            # A database that was dropped since; WAL has its end.
+            return []
+        except OSError as error:
+            raise _unreadable(self._root / directory, error) from error
+
+    def statuses(self, directory: str, names: Sequence[str]) -> Iterator[EntryStatus | None]:
+        # Only the links of tablespaces are followed; those of directories that are sent empty need not be.
+        follow = directory == TABLESPACE_DIRECTORY
+        prefix = f"{self._root / directory}/"
+        for name in names:
+            try:
+                status = os.stat(prefix + name, follow_symlinks=follow)  # noqa: PTH116 (no Path for each of a million files)
+            except FileNotFoundError:
+                yield None
+            except OSError as error:
+                raise _unreadable(Path(prefix + name), error) from error
+            else:
+                yield EntryStatus(_kind(status.st_mode), status.st_size, status.st_mtime)
 
 
-def _extents(block_numbers: array[int]) -> list[tuple[int, int]]:
-    """Join consecutive blocks to (offset, length) in bytes."""
-    extents: list[tuple[int, int]] = []
-    for block_no in block_numbers:
-        offset = block_no * BLOCK_SIZE
-        if extents and sum(extents[-1]) == offset:
-            extents[-1] = (extents[-1][0], extents[-1][1] + BLOCK_SIZE)
-        else:
-            extents.append((offset, BLOCK_SIZE))
-    return extents
+def _kind(mode: int) -> EntryKind:
+    if stat.S_ISDIR(mode):
+        return EntryKind.DIRECTORY
+    return EntryKind.FILE if stat.S_ISREG(mode) else EntryKind.OTHER
+
+
+def _warn_skipped(path: str) -> None:
+    logger.warning("skipping %s: it is neither a file nor a directory", path)
+
+
+def _unreadable(path: Path, error: OSError) -> ServerError:
+    return ServerError(
+        f"cannot read {path}: {os.strerror(error.errno or 0)}",
+        hint="Run pgwal as the server's user; --pgdata names the server's data directory.",
+    )

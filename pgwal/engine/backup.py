@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, format_backup_id
@@ -36,13 +36,24 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
-from pgwal.postgres.server import BackupSession, BackupStop, ServerFacts, read_server_facts
+from pgwal.postgres.files import SqlDataDirectory
+from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
+from pgwal.postgres.server import (
+    BackupSession,
+    BackupStop,
+    ServerFacts,
+    backup_function_signatures,
+    read_server_facts,
+)
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.catalogue import StagedBackup
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
+
+if TYPE_CHECKING:
+    import psycopg
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +64,15 @@ _LABEL_NAME = "backup_label"
 
 @dataclass(frozen=True, slots=True)
 class BackupRequest:
-    """What to back up, and how; ``since`` is None for a full backup."""
+    """What to back up, and how.
+
+    ``data_directory`` is read locally; when it is None, the server's is read over SQL.  ``since`` is None for a full
+    backup.
+    """
 
     repository_path: Path
     parameters: ConnectionParameters
-    data_directory: Path
+    data_directory: Path | None = None
     since: Lsn | str | None = None
     label: str = "pgwal base backup"
     fast: bool = False
@@ -87,11 +102,11 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     nothing that counts.
     """
     connection = connect_sql(request.parameters)
-    with BackupSession(connection) as session:
+    with BackupSession(connection) as session, ExitStack() as resources:
         facts = read_server_facts(connection)
-        source = LocalDataDirectory(request.data_directory)
         # Everything that can be refused is refused before anything is made.
-        session.require_privileges()
+        _require_privileges(connection, request)
+        source = resources.enter_context(_opened_source(request, connection))
         _check_server(facts, ControlFile.decode(source.read_control_file()), request)
         repository = _open_repository(request, facts)
         with repository.lock_backups():
@@ -103,6 +118,24 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
             with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
                 backup = _Backup(request, repository, facts, source, prior, wal)
                 return backup.run(session, on_progress)
+
+
+def _require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
+    """Raise PrivilegeMissing, naming all that is missing, when the role may not take the backup."""
+    needed = backup_function_signatures(connection.info.server_version)
+    require_functions(connection, needed if request.data_directory is not None else (*needed, *FILE_FUNCTIONS))
+
+
+@contextmanager
+def _opened_source(request: BackupRequest, connection: psycopg.Connection) -> Iterator[BlockSource]:
+    """Open what is read from: a local directory, or the server to which ``connection`` leads."""
+    if request.data_directory is not None:
+        yield LocalDataDirectory(request.data_directory)
+        return
+    # The connection that holds the backup open does nothing else: what fails on another one leaves it alone.
+    with SqlDataDirectory(connect_sql(request.parameters)) as source:
+        source.require_same_server(connection)
+        yield source
 
 
 def _check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
@@ -218,6 +251,9 @@ class _Backup:
 
     def _check_directory(self, start_lsn: Lsn) -> None:
         """Refuse the directory of a standby, or a copy: it has the right identifier, and not yet this checkpoint."""
+        if self._request.data_directory is None:
+            # Over SQL it is the server's own.
+            return
         control = ControlFile.decode(self._source.read_control_file())
         if control.redo_lsn < start_lsn:
             raise WrongCluster(

@@ -21,7 +21,7 @@ from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
 
-_PART_BYTES = 256 << 20
+_PART_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
 
 

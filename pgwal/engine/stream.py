@@ -10,14 +10,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import tenacity
 
+from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.stop import StopRequest
-from pgwal.errors import ConnectionFailed, FormatError, ReplicationInterrupted, SlotInUse, SlotUnavailable, WalRemoved
+from pgwal.errors import (
+    ConnectionFailed,
+    FormatError,
+    ReplicationInterrupted,
+    RepositoryError,
+    SlotInUse,
+    SlotUnavailable,
+    WalRemoved,
+)
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_slot
@@ -27,6 +36,7 @@ from pgwal.replication.session import ReplicationSession
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.wal_archive import WalWriter
+from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression, SegmentCompressor
 from pgwal.segment import WAL_PAGE_SIZE, parse_segment_size
 from pgwal.summary.summarizer import Summarizer, Summary
 from pgwal.wal.page_magic import wal_format_of_major
@@ -39,6 +49,9 @@ DEFAULT_STATUS_INTERVAL_S = 10.0
 _IDLE_S = 0.1
 _SYNC_INTERVAL_S = 1.0
 _RECONNECT_MAX_S = 5.0
+# How often the receiver shows that it is alive, and how old the state that it leaves for others may get.
+_TICK_S = 1.0
+_STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
 _SILENT_INTERVALS = 6
 
@@ -60,12 +73,14 @@ class StreamOptions:
     end_lsn: Lsn | None = None
     once: bool = False
     skip_removed: bool = False
+    compression: Compression = DEFAULT_COMPRESSION
 
 
 class Receiver:
     """Receives the WAL of one cluster into one repository; at most one runs on a repository at a time.
 
-    ``on_progress`` is called with the receiver's state whenever more WAL has become durable.
+    ``on_alive`` is called, about once a second, in the receiver's own thread: while it streams, and while it waits
+    to connect again.  ``metrics`` may be read by any thread.
     """
 
     def __init__(
@@ -75,13 +90,16 @@ class Receiver:
         options: StreamOptions,
         stop: StopRequest,
         *,
-        on_progress: Callable[[ReceiverState], None] | None = None,
+        on_alive: Callable[[], None] | None = None,
     ) -> None:
         self._repository_path = repository_path
         self._parameters = parameters
         self._options = options
         self._stop = stop
-        self._on_progress = on_progress or (lambda _: None)
+        self._on_alive = on_alive or (lambda: None)
+        self._last_alive_s = 0.0
+        self._compressor: SegmentCompressor | None = None
+        self.metrics = ReceiverMetrics()
         self._repository: Repository | None = None
         self._slot_ensured = False
         self.slot = options.slot
@@ -90,7 +108,8 @@ class Receiver:
         """Set once the server streams."""
         self.level = threading.Event()
         """Set once everything is here that was on the server when the stream began."""
-        self._level_lsn = Lsn(0)
+        self.level_lsn = Lsn(0)
+        """Up to where the server had WAL when the connection was made."""
 
     def run(self) -> None:
         """Receive until asked to stop, or until the end that the options name.
@@ -103,9 +122,7 @@ class Receiver:
             wait=tenacity.wait_exponential(multiplier=0.1, max=_RECONNECT_MAX_S),
             stop=lambda _: self._stop.is_set(),
             sleep=self._pause,
-            before_sleep=lambda state: logger.warning(
-                "%s; trying again", state.outcome.exception() if state.outcome else "interrupted"
-            ),
+            before_sleep=self._note_interruption,
             reraise=True,
         )
         with ExitStack() as held:
@@ -115,8 +132,16 @@ class Receiver:
                 if not self._stop.is_set():
                     raise
 
+    def _note_interruption(self, state: tenacity.RetryCallState) -> None:
+        self.metrics.streaming = False
+        self.metrics.reconnects += 1
+        self.metrics.errors["stream"] += 1
+        logger.warning("%s; trying again", state.outcome.exception() if state.outcome else "interrupted")
+
     def _pause(self, seconds: float) -> None:
+        self.alive()
         self._stop.wait(seconds)
+        self.alive()
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         connected_before = self._repository is not None
@@ -139,7 +164,7 @@ class Receiver:
                 self._check_slot(sender)
             repository = self._hold_repository(identity, held)
             self._ensure_slot(sender)
-            self._level_lsn = system.flush_lsn
+            self.level_lsn = system.flush_lsn
             target = system.flush_lsn if self._options.once else self._options.end_lsn
             timeline_id, start = self._start_point(sender, repository, system.timeline_id, system.flush_lsn)
             while True:
@@ -170,6 +195,11 @@ class Receiver:
             repository = Repository.open_or_create(self._repository_path, identity)
             held.enter_context(repository.lock_receiver())
             self._repository = repository
+            self._compressor = held.enter_context(
+                SegmentCompressor(repository.store, repository.wal, self._options.compression)
+            )
+            before = repository.receiver_state()
+            self.metrics.level_at = before.level_at if before is not None else None
         self._repository.require(identity)
         return self._repository
 
@@ -242,14 +272,37 @@ class Receiver:
 
     def started(self, start: Lsn) -> None:
         self.streaming.set()
+        self.metrics.streaming = True
         self._note_position(start)
+        self.alive(at_once=True)
 
     def progressed(self, state: ReceiverState) -> None:
         self._note_position(state.flushed_lsn)
-        self._on_progress(state)
+
+    def alive(self, *, at_once: bool = False) -> None:
+        """Show that the receiver works; to be called as often as one likes."""
+        now = time.monotonic()
+        if not at_once and now - self._last_alive_s < _TICK_S:
+            return
+        self._last_alive_s = now
+        if self._compressor is not None:
+            self.metrics.segments_compressed = self._compressor.compressed_count
+            self.metrics.segments_uncompressed = self._compressor.waiting_count
+            self.metrics.errors["compression"] = self._compressor.failed_count
+        self._on_alive()
+
+    def segment_completed(self, name: str) -> None:
+        """As of WalObserver: the segment is handed to the compressor."""
+        self.metrics.segments_completed += 1
+        if self._compressor is not None:
+            self._compressor.add(name)
+
+    def wal_synced(self, seconds: float) -> None:
+        """As of WalObserver."""
+        self.metrics.sync.observe(seconds)
 
     def _note_position(self, flushed_lsn: Lsn) -> None:
-        if flushed_lsn >= self._level_lsn:
+        if flushed_lsn >= self.level_lsn:
             self.level.set()
 
     def reported_flush_lsn(self, sender: WalSender) -> Lsn:
@@ -283,10 +336,11 @@ class _TimelineStream:
         self._start = start
         self._target = target
         self._options = receiver.options
+        self._metrics = receiver.metrics
         self._fetch_history()
         self._summarizer: Summarizer | None = self._resumed_summarizer()
         self._summarised_lsn = start
-        self._writer = WalWriter(repository.store, repository.geometry, timeline_id, start)
+        self._writer = WalWriter(repository.store, repository.geometry, timeline_id, start, receiver)
         self._session = ReplicationSession(
             start,
             self._options.status_interval_s,
@@ -295,6 +349,7 @@ class _TimelineStream:
             unix_time_offset_s=time.time() - time.monotonic(),
         )
         self._last_sync_s = time.monotonic()
+        self._last_state_s = time.monotonic()
 
     def run(self) -> EndOfTimeline | None:
         """Stream until the timeline ends; None when there is nothing more to do."""
@@ -339,12 +394,15 @@ class _TimelineStream:
         if status is not None:
             self._sender.send(status)
         self._check_silence(now)
+        self._renew_state(now)
+        self._receiver.alive()
         return None
 
     def _wait_s(self) -> float:
         wait_s = self._session.status_wait_s(time.monotonic())
         if wait_s is None:
             wait_s = DEFAULT_STATUS_INTERVAL_S
+        wait_s = min(wait_s, _TICK_S)
         if self._is_unsynced():
             wait_s = min(wait_s, 0 if self._options.synchronous else _IDLE_S)
         return wait_s
@@ -352,6 +410,7 @@ class _TimelineStream:
     def _take(self, data: WalData) -> None:
         self._writer.write(data.data)
         self._session.written(self._writer.written_lsn)
+        self._metrics.bytes_received += len(data.data)
         self._summarise(data.lsn, data.data)
 
     def _summarise(self, lsn: Lsn, data: bytes | memoryview) -> None:
@@ -366,6 +425,7 @@ class _TimelineStream:
                 raise FormatError(f"{summarizer.end_of_wal}, but more was received")
         except FormatError as error:
             logger.error("%s; WAL is received on, but no longer summarised", error)
+            self._metrics.errors["summary"] += 1
             self._summarizer = None
 
     def _is_unsynced(self) -> bool:
@@ -382,15 +442,35 @@ class _TimelineStream:
         if self._summarizer is not None:
             self._summarised_lsn = self._summarizer.position
             self._write_summaries(self._summarizer.take_finished())
+        self._note_state()
+
+    def _note_state(self) -> None:
+        """Say where the receiver is, to the metrics and to other processes."""
+        metrics, writer = self._metrics, self._writer
+        metrics.timeline_id = self._timeline_id
+        metrics.written_lsn, metrics.flushed_lsn = writer.written_lsn, writer.flushed_lsn
+        metrics.summarised_lsn, metrics.server_lsn = self._summarised_lsn, self._session.server_end_lsn
+        if writer.flushed_lsn >= max(self._session.server_end_lsn, self._receiver.level_lsn):
+            metrics.level_at = time.time() - self._session.silence_s(time.monotonic())
         state = ReceiverState(
             self._timeline_id,
-            self._writer.written_lsn,
-            self._writer.flushed_lsn,
+            writer.written_lsn,
+            writer.flushed_lsn,
             self._summarised_lsn,
             self._options.slot,
+            updated_at=time.time(),
+            level_at=metrics.level_at,
         )
+        self._last_state_s = time.monotonic()
         self._repository.write_receiver_state(state)
         self._receiver.progressed(state)
+
+    def _renew_state(self, now: float) -> None:
+        """While nothing arrives, say now and then that nothing is missing."""
+        if now - self._last_state_s > _STATE_INTERVAL_S:
+            # Nobody loses anything if it cannot be written.
+            with suppress(RepositoryError):
+                self._note_state()
 
     def _report_if_synchronous(self, now: float) -> None:
         if self._options.synchronous:
@@ -404,6 +484,7 @@ class _TimelineStream:
     def _write_summaries(self, summaries: list[Summary]) -> None:
         for summary in summaries:
             self._repository.summaries.write(summary.range, summary.block_map)
+            self._metrics.summaries_written += 1
 
     def _fetch_history(self) -> None:
         if not self._repository.wal.has_history(self._timeline_id):
@@ -431,6 +512,7 @@ class _TimelineStream:
                 if position >= self._start or self._summarizer is None:
                     break
                 self._write_summaries(self._summarizer.take_finished())
+                self._receiver.alive()
         return self._summarizer
 
     def _summary_start(self) -> Lsn:

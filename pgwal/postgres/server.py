@@ -15,7 +15,8 @@ from psycopg.rows import dict_row
 
 from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.lsn import Lsn
-from pgwal.postgres.connection import error_text, quoted_identifier, translated_errors
+from pgwal.postgres.connection import error_text, translated_errors
+from pgwal.postgres.privileges import grant_hint
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
 from pgwal.segment import WAL_PAGE_SIZE
 
@@ -125,6 +126,42 @@ def _check_sizes(facts: ServerFacts) -> None:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class ServerCondition:
+    """What an administrator may want to change; ``settings`` are values as SHOW gives them, without units."""
+
+    settings: dict[str, str]
+    wal_sender_count: int
+    slot_count: int
+    archiving_fails: bool
+    """Whether the server's own archiving failed last time; it keeps all WAL until it succeeds."""
+
+
+CONDITION_SETTINGS = (
+    "server_version",
+    "max_wal_senders",
+    "max_replication_slots",
+    "max_slot_wal_keep_size",
+    "fsync",
+    "archive_mode",
+)
+_CONDITION = """
+    SELECT (SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name = ANY (%s)) AS settings,
+           (SELECT count(*) FROM pg_stat_replication) AS wal_sender_count,
+           (SELECT count(*) FROM pg_replication_slots) AS slot_count,
+           (SELECT coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false)
+              FROM pg_stat_archiver) AS archiving_fails
+"""
+
+
+def read_server_condition(connection: psycopg.Connection) -> ServerCondition:
+    """Read what ``pgwal check`` looks at beyond the facts; any role may."""
+    with translated_errors(connection):
+        row = connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchone()
+    assert row is not None
+    return ServerCondition(**row)
+
+
 def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
     """Return up to where WAL is durable on the server; on a standby, what it has received or replayed."""
     with translated_errors(connection):
@@ -232,18 +269,6 @@ class BackupSession:
     def __exit__(self, *exc_info: object) -> None:
         self._connection.close()
 
-    def require_privileges(self) -> None:
-        """Raise PrivilegeMissing, with what to do, when the role may not start and stop backups."""
-        for signature in self._functions.signatures:
-            with translated_errors(self._connection):
-                (granted,) = _one_row(
-                    self._connection,
-                    "SELECT has_function_privilege('pg_catalog.' || %(signature)s, 'EXECUTE')",
-                    {"signature": signature},
-                )
-            if not granted:
-                raise self._privilege_missing(f"permission denied for function {signature.partition('(')[0]}")
-
     def start(self, label: str, *, fast: bool) -> Lsn:
         """Start the backup and return its start LSN: a redo position; it waits for a checkpoint.
 
@@ -273,13 +298,7 @@ class BackupSession:
 
     def _privilege_missing(self, problem: str) -> PrivilegeMissing:
         info = self._connection.info
-        functions = ", ".join(f"pg_catalog.{signature}" for signature in self._functions.signatures)
-        return PrivilegeMissing(
-            problem,
-            # Function privileges are kept per database.
-            hint=f"A superuser can run, in database {quoted_identifier(info.dbname)}:"
-            f" GRANT EXECUTE ON FUNCTION {functions} TO {quoted_identifier(info.user)};",
-        )
+        return PrivilegeMissing(problem, hint=grant_hint(info.dbname, info.user, self._functions.signatures))
 
     def _not_possible(self, error: psycopg.Error) -> ServerError:
         (wal_level,) = _one_row(self._connection, "SELECT current_setting('wal_level')")

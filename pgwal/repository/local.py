@@ -149,6 +149,10 @@ class LocalStore:
     def preallocate(self, name: str, size_bytes: int) -> LocalAppender:
         return LocalAppender(self.path(name), size_bytes)
 
+    def delete(self, name: str) -> None:
+        with translated_errors("delete", self.path(name)):
+            self.path(name).unlink()
+
     def exists(self, name: str) -> bool:
         with translated_errors("look for", self.path(name)):
             return self.path(name).exists()

@@ -27,13 +27,19 @@ from pgwal.repository.wal_archive import WalArchive
 
 @dataclass(frozen=True, slots=True)
 class ReceiverState:
-    """What the receiver last said of itself; advisory, for people and for whoever waits for WAL."""
+    """What the receiver last said of itself; advisory, for people and for whoever waits for WAL.
+
+    Times are Unix times: ``updated_at`` of this state, ``level_at`` when the receiver was last known to have all WAL
+    that the server had.
+    """
 
     timeline_id: int
     written_lsn: Lsn
     flushed_lsn: Lsn
     summarised_lsn: Lsn
     slot: str | None
+    updated_at: float | None = None
+    level_at: float | None = None
 
     def encode(self) -> bytes:
         return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in asdict(self).items()}).encode() + b"\n"
@@ -44,7 +50,16 @@ class ReceiverState:
         try:
             document = json.loads(content)
             positions = {k: Lsn.parse(v) for k, v in document.items() if k.endswith("_lsn")}
-            return cls(timeline_id=document["timeline_id"], slot=document["slot"], **positions)
+            updated_at, level_at = (
+                None if document.get(k) is None else float(document[k]) for k in ("updated_at", "level_at")
+            )
+            return cls(
+                timeline_id=document["timeline_id"],
+                slot=document["slot"],
+                updated_at=updated_at,
+                level_at=level_at,
+                **positions,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{RECEIVER_STATE_NAME} cannot be read: {error!r}") from error
 

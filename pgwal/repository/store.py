@@ -52,6 +52,9 @@ class Store(Protocol):
     def preallocate(self, name: str, size_bytes: int) -> Appender:
         """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place."""
 
+    def delete(self, name: str) -> None:
+        """Remove an object; it may come back after a crash of the machine.  Raises ObjectNotFound."""
+
     def exists(self, name: str) -> bool:
         """Tell whether there is an object or directory of this name."""
 

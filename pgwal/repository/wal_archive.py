@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import Protocol
+
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Appender, Store
-from pgwal.repository.wal_directory import PARTIAL_SUFFIX, WalDirectory
+from pgwal.repository.wal_directory import PARTIAL_SUFFIX, WalDirectory, WalSegmentFile
 from pgwal.segment import WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
@@ -15,6 +18,16 @@ class WalArchive(WalDirectory):
 
     def __init__(self, store: Store, geometry: WalGeometry) -> None:
         super().__init__(store, WAL_DIRECTORY, geometry)
+
+    def segments(self) -> list[WalSegmentFile]:
+        """As WalDirectory's, and right while a receiver completes and compresses segments.
+
+        A file that is renamed during a look at the directory may be missed under either name; two looks together
+        do not miss it.
+        """
+        first, second = super().segments(), super().segments()
+        found = {(segment.timeline_id, segment.segment_no): segment for segment in (*first, *second)}
+        return [found[key] for key in sorted(found)]
 
     def resume_point(self) -> tuple[int, Lsn] | None:
         """Return (timeline, LSN) from which to receive on, as pg_receivewal would: a segment start."""
@@ -40,19 +53,32 @@ class WalArchive(WalDirectory):
         self._store.write(self._path(history_file_name(timeline_id)), content)
 
 
+class WalObserver(Protocol):
+    """Who wants to know what a WalWriter does."""
+
+    def segment_completed(self, name: str) -> None:
+        """Called when a segment is whole, durable, and has its final name."""
+
+    def wal_synced(self, seconds: float) -> None:
+        """Called after each sync with the time that it took."""
+
+
 class WalWriter:
     """Writes received WAL of one timeline into segments, from a segment start on.
 
     ``written_lsn`` is the end of what was written, ``flushed_lsn`` of what is durable.
     """
 
-    def __init__(self, store: Store, geometry: WalGeometry, timeline_id: int, start: Lsn) -> None:
+    def __init__(
+        self, store: Store, geometry: WalGeometry, timeline_id: int, start: Lsn, observer: WalObserver
+    ) -> None:
         assert start % geometry.segment_size == 0
         self.written_lsn = start
         self.flushed_lsn = start
         self._store = store
         self._geometry = geometry
         self._timeline_id = timeline_id
+        self._observer = observer
         self._segment: Appender | None = None
 
     def write(self, data: bytes | memoryview) -> None:
@@ -70,8 +96,10 @@ class WalWriter:
     def sync(self) -> None:
         """Make all that was written durable."""
         if self._segment is not None and self.flushed_lsn < self.written_lsn:
+            started_s = time.monotonic()
             self._segment.sync()
             self.flushed_lsn = self.written_lsn
+            self._observer.wal_synced(time.monotonic() - started_s)
 
     def close(self) -> None:
         """Sync and close; a segment that is not full stays partial."""
@@ -92,6 +120,10 @@ class WalWriter:
     def _complete_segment(self) -> None:
         assert self._segment is not None
         segment_no = self._geometry.last_segment_no(self.written_lsn)
-        self._segment.rename(self._geometry.file_name(self._timeline_id, segment_no))
+        name = self._geometry.file_name(self._timeline_id, segment_no)
+        started_s = time.monotonic()
+        self._segment.rename(name)
         self._segment = None
         self.flushed_lsn = self.written_lsn
+        self._observer.wal_synced(time.monotonic() - started_s)
+        self._observer.segment_completed(name)

@@ -146,11 +146,12 @@ class WalDirectory:
         left = self.geometry.segment_size - offset
         while left:
             data = file.read(min(_READ_SIZE, left))
-            if not data:
+            if not data and file.complete:
                 raise FormatError(
                     f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}",
                     hint="Replace it by a whole copy, if another archive holds one.",
                 )
+            data = data or bytes(min(_READ_SIZE, left))
             left -= len(data)
             yield data
 
@@ -208,7 +209,10 @@ class _SegmentReader:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> FormatError:
-        return FormatError(f"{self.path} cannot be decompressed: {error}")
+        return FormatError(
+            f"{self.path} cannot be decompressed: {error}",
+            hint="Replace it by a whole copy, if another archive holds one.",
+        )
 
 
 def split_segment_name(name: str) -> tuple[str, str, bool]:

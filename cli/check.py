@@ -1,0 +1,68 @@
+"""``pgwal check``: what server and role lack for streaming and backups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.exit_codes import FAILED
+from pgwal_cli.output import print_json
+
+if TYPE_CHECKING:
+    from pgwal.engine.check import CheckReport
+
+
+def check(
+    pgdata: options.Pgdata = None,
+    slot: options.Slot = None,
+    json: options.Json = False,
+    dbname: options.Dbname = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    username: options.Username = None,
+    no_password: options.NoPassword = False,
+    password: options.Password = False,
+) -> None:
+    """Check the server's settings and the role's privileges, before anything starts.
+
+    Exit code 1 when something is lacking without which streaming or backups are not possible.
+    """
+    from pgwal.engine.check import CheckRequest, check_server
+
+    parameters = options.connection_parameters(dbname, host, port, username, password)
+    report = options.asking_for_password(
+        parameters, no_password, lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot))
+    )
+    if json:
+        print_json(_document(report))
+    else:
+        _print_report(report)
+    if report.is_lacking:
+        raise typer.Exit(FAILED)
+
+
+def _print_report(report: CheckReport) -> None:
+    print(f"role {report.role}, database {report.database}")
+    for finding in report.findings:
+        print(f"{finding.status.value:<8} {finding.name}: {finding.message}")
+        if finding.hint is not None:
+            print(f"         {finding.hint}")
+
+
+def _document(report: CheckReport) -> dict[str, object]:
+    return {
+        "role": report.role,
+        "database": report.database,
+        "lacking": report.is_lacking,
+        "findings": [
+            {
+                "name": finding.name,
+                "status": finding.status.value,
+                "message": finding.message,
+                "hint": finding.hint,
+            }
+            for finding in report.findings
+        ],
+    }

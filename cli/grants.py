@@ -1,0 +1,45 @@
+"""``pgwal grants``: the SQL that gives a role what it lacks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.output import print_json
+
+
+def grants(
+    role: Annotated[str, typer.Option("--role", metavar="NAME", help="The role that pgwal is to connect as.")],
+    json: options.Json = False,
+    dbname: options.Dbname = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    username: options.Username = None,
+    no_password: options.NoPassword = False,
+    password: options.Password = False,
+) -> None:
+    """Print the SQL that gives a role what it lacks to stream and to take backups over SQL; run nothing.
+
+    It is for a superuser, in the database connected to; nothing but a comment when nothing is missing.
+    """
+    from pgwal.postgres.connection import ConnectionParameters, connect_sql, one_line, quoted_identifier
+    from pgwal.postgres.privileges import FILE_FUNCTIONS, missing_grants, read_role_rights
+    from pgwal.postgres.server import backup_function_signatures
+
+    def missing(connect_to: ConnectionParameters) -> tuple[str, list[str]]:
+        with connect_sql(connect_to) as connection:
+            signatures = (*backup_function_signatures(connection.info.server_version), *FILE_FUNCTIONS)
+            return connection.info.dbname, missing_grants(read_role_rights(connection, role, signatures))
+
+    parameters = options.connection_parameters(dbname, host, port, username, password)
+    database, statements = options.asking_for_password(parameters, no_password, missing)
+    if json:
+        print_json({"role": role, "database": database, "statements": statements})
+        return
+    # In one line, or what follows would be taken for SQL.
+    where = one_line(f"in database {quoted_identifier(database)}")
+    print(f"-- as a superuser, {where}:" if statements else f"-- nothing is missing {where}")
+    for statement in statements:
+        print(statement)

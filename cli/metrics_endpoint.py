@@ -1,0 +1,169 @@
+"""A receiver's metrics for Prometheus, over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from pgwal.engine.receiver_metrics import LatencyHistogram, ReceiverMetrics
+from pgwal.engine.status import ServerStatus, read_server_status
+from pgwal.errors import FormatError, PgwalError
+from pgwal.postgres.connection import ConnectionParameters
+
+# Below pgwal's own, whose messages go to stderr.
+logger = logging.getLogger("pgwal.metrics")
+
+_SERVER_INTERVAL_S = 15.0
+# While there is no stream: the slot may be made any moment, the server come back.
+_NO_STREAM_INTERVAL_S = 1.0
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read HOST:PORT, where the host may be an IPv6 address in brackets; raises FormatError."""
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise FormatError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9187")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@contextmanager
+def serving_metrics(
+    address: tuple[str, int], metrics: ReceiverMetrics, parameters: ConnectionParameters, slot: str | None
+) -> Iterator[None]:
+    """Serve a receiver's metrics while the context lasts; raises PgwalError when the address cannot be used."""
+    poller = _ServerPoller(metrics, parameters, slot)
+    registry = CollectorRegistry()
+    registry.register(_ReceiverCollector(metrics, poller))
+    ProcessCollector(registry=registry)
+    host, port = address
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise PgwalError(f"cannot serve metrics at {host}:{port}: {error.strerror or error}") from error
+    logger.info("serving metrics at %s:%d", host, server.server_port)
+    poller.start()
+    try:
+        yield
+    finally:
+        poller.stop()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _ServerPoller(threading.Thread):
+    """Asks the server now and then, so that no scrape has to wait for one that does not answer."""
+
+    def __init__(self, metrics: ReceiverMetrics, parameters: ConnectionParameters, slot: str | None) -> None:
+        super().__init__(name="pgwal-server-poller", daemon=True)
+        self._metrics = metrics
+        self._parameters = parameters
+        self._slot = slot
+        self._stopped = threading.Event()
+        self.status: ServerStatus | None = None
+        """What the server said last; None when it could not be asked."""
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            is_streaming = self._metrics.streaming
+            try:
+                self.status = read_server_status(self._parameters, self._slot, system_identifier=None)
+            except PgwalError as error:
+                # The receiver itself says what is wrong, and goes on trying.
+                logger.debug("the server's status is not known: %s", error)
+                self.status = None
+            self._stopped.wait(_SERVER_INTERVAL_S if is_streaming else _NO_STREAM_INTERVAL_S)
+
+    def stop(self) -> None:
+        """Ask it to end; it may be connecting, so nobody waits for it."""
+        self._stopped.set()
+
+
+class _ReceiverCollector(Collector):
+    def __init__(self, metrics: ReceiverMetrics, poller: _ServerPoller) -> None:
+        self._metrics = metrics
+        self._poller = poller
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _positions(self._metrics)
+        yield from _work(self._metrics)
+        yield from _server(self._poller.status)
+
+
+def _positions(metrics: ReceiverMetrics) -> Iterator[Metric]:
+    yield _gauge("streaming", "Whether the receiver is connected and streams.", int(metrics.streaming))
+    yield _gauge("timeline", "Timeline that is received.", metrics.timeline_id)
+    positions = GaugeMetricFamily("pgwal_receiver_lsn_bytes", "Positions in the WAL.", labels=["position"])
+    for name, lsn in (
+        ("written", metrics.written_lsn),
+        ("flushed", metrics.flushed_lsn),
+        ("summarised", metrics.summarised_lsn),
+        ("server", metrics.server_lsn),
+    ):
+        positions.add_metric([name], lsn)
+    yield positions
+    size_bytes = max(0, metrics.server_lsn - metrics.flushed_lsn)
+    yield _gauge("lag_bytes", "WAL that the server has told of and that is not durable here.", size_bytes)
+    if metrics.level_at is not None:
+        is_level = metrics.streaming and not size_bytes
+        seconds = 0.0 if is_level else max(0.0, time.time() - metrics.level_at)
+        yield _gauge("lag_seconds", "Time since the receiver was level with the server; 0 while it is.", seconds)
+
+
+def _work(metrics: ReceiverMetrics) -> Iterator[Metric]:
+    yield _counter("received_bytes", "WAL received.", metrics.bytes_received)
+    yield _counter("segments_completed", "Segments received whole.", metrics.segments_completed)
+    yield _counter("segments_compressed", "Segments compressed.", metrics.segments_compressed)
+    yield _gauge("segments_uncompressed", "Segments that wait for compression.", metrics.segments_uncompressed)
+    yield _counter("summaries_written", "Summary files written.", metrics.summaries_written)
+    yield _counter("reconnects", "Times the stream was taken up again.", metrics.reconnects)
+    errors = CounterMetricFamily("pgwal_receiver_errors", "Errors by what they hit.", labels=["kind"])
+    for kind, count in metrics.errors.items():
+        errors.add_metric([kind], count)
+    yield errors
+    yield _histogram("sync_seconds", "Time that a sync of received WAL took.", metrics.sync)
+
+
+def _server(status: ServerStatus | None) -> Iterator[Metric]:
+    yield GaugeMetricFamily("pgwal_server_up", "Whether the server answered when last asked.", int(status is not None))
+    if status is None:
+        return
+    yield GaugeMetricFamily("pgwal_server_flush_lsn_bytes", "Where the server is.", status.flush_lsn)
+    if status.slot is None:
+        return
+    name = status.slot.name
+    active = GaugeMetricFamily("pgwal_slot_active", "Whether the slot is in use.", labels=["slot"])
+    active.add_metric([name], int(status.slot.active))
+    yield active
+    if status.retained_bytes is not None:
+        retained = GaugeMetricFamily("pgwal_slot_retained_bytes", "WAL that the slot holds back.", labels=["slot"])
+        retained.add_metric([name], status.retained_bytes)
+        yield retained
+    wal_status = GaugeMetricFamily("pgwal_slot_wal_status", "1 for the slot's wal_status.", labels=["slot", "status"])
+    wal_status.add_metric([name, status.slot.wal_status or "none"], 1)
+    yield wal_status
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"pgwal_receiver_{name}", text, value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"pgwal_receiver_{name}", text, value)
+
+
+def _histogram(name: str, text: str, latency: LatencyHistogram) -> Metric:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, latency.BOUNDS_S), "+Inf"), latency.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return HistogramMetricFamily(f"pgwal_receiver_{name}", text, buckets=buckets, sum_value=latency.sum_s)

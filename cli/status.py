@@ -1,0 +1,223 @@
+"""``pgwal status``: how receiver, repository and slot stand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import typer
+
+from pgwal.errors import ConnectionFailed
+from pgwal_cli import options
+from pgwal_cli.exit_codes import NO_CONNECTION
+from pgwal_cli.output import print_error, print_json, size_text
+
+if TYPE_CHECKING:
+    from pgwal.backup.entry import BackupEntry
+    from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus, TimelineCoverage
+    from pgwal.lsn import LsnRange
+    from pgwal.repository.repository import ReceiverState
+
+
+def status(
+    repo: options.Repo,
+    slot: options.Slot = None,
+    json: options.Json = False,
+    dbname: options.Dbname = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    username: options.Username = None,
+    no_password: options.NoPassword = False,
+    password: options.Password = False,
+) -> None:
+    """Show how the receiver stands, how far it is behind the server, and what of the WAL is there.
+
+    Without a server it shows what the repository alone tells, and ends with exit code 3.
+    """
+    from pgwal.engine.status import lag_behind, read_repository_status, read_server_status
+    from pgwal.repository.repository import Repository
+
+    repository = Repository.open(repo)
+    found = read_repository_status(repository)
+    slot_name = slot or (found.receiver.slot if found.receiver is not None else None)
+    server, problem = None, None
+    try:
+        server = options.asking_for_password(
+            options.connection_parameters(dbname, host, port, username, password),
+            no_password,
+            lambda connect_to: read_server_status(
+                connect_to, slot_name, system_identifier=repository.identity.system_identifier
+            ),
+        )
+    except ConnectionFailed as error:
+        problem = error
+    lag = lag_behind(server, found.receiver) if server is not None and found.receiver is not None else None
+    if json:
+        print_json(_document(found, server, lag, problem))
+    else:
+        print("\n".join([*_repository_lines(found), *_server_lines(server, lag), *_coverage_lines(found)]))
+    if problem is not None:
+        print_error(problem)
+        raise typer.Exit(NO_CONNECTION)
+
+
+# ---- text ----
+
+
+def _repository_lines(found: RepositoryStatus) -> list[str]:
+    identity = found.repository.identity
+    lines = [
+        f"repository       {found.repository.store.root}: PostgreSQL {identity.major},"
+        f" system identifier {identity.system_identifier}",
+        f"receiver         {'running' if found.receiver_is_running else 'not running'}{_age_text(found.receiver)}",
+    ]
+    state = found.receiver
+    if state is not None:
+        lines += [
+            f"timeline         {state.timeline_id}",
+            f"received         {state.written_lsn}",
+            f"flushed          {state.flushed_lsn}",
+            f"summarised       {state.summarised_lsn}",
+        ]
+    return lines
+
+
+def _age_text(state: ReceiverState | None) -> str:
+    if state is None or state.updated_at is None:
+        return ""
+    return f", last heard of {_seconds_text(max(0.0, time.time() - state.updated_at))} ago"
+
+
+def _seconds_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _server_lines(server: ServerStatus | None, lag: Lag | None) -> list[str]:
+    if server is None:
+        return ["server           not reached"]
+    role = "standby" if server.in_recovery else "primary"
+    lines = [f"server           {server.flush_lsn} on timeline {server.timeline_id}, {role}"]
+    if lag is not None:
+        since = "" if lag.seconds is None else f", {_seconds_text(lag.seconds)}"
+        lines.append(f"lag              {size_text(lag.size_bytes)}{since}")
+    lines.append(f"slot             {_slot_text(server)}")
+    return lines
+
+
+def _slot_text(server: ServerStatus) -> str:
+    if server.slot_name is None:
+        return "none is used: the server may remove WAL that is not received yet"
+    if server.slot is None:
+        return f"{server.slot_name} does not exist"
+    active = "active" if server.slot.active else "not active"
+    held = "reserves no WAL" if server.retained_bytes is None else f"holds back {size_text(server.retained_bytes)}"
+    return f"{server.slot_name}: {active}, {held}, {server.slot.wal_status or 'no WAL status'}"
+
+
+def _coverage_lines(found: RepositoryStatus) -> list[str]:
+    lines = [line for timeline in found.coverage for line in _timeline_lines(timeline)]
+    newest = found.newest_backup
+    if newest is None:
+        return [*lines, "newest backup    none"]
+    lines.append(f"newest backup    {newest.backup_id}, from {newest.start_lsn} on timeline {newest.start_timeline_id}")
+    if found.chain_problem is not None:
+        lines.append(f"  no incremental can build on it: {found.chain_problem}")
+    lines += [f"  WAL is missing for an incremental: {hole}" for hole in found.missing]
+    return lines
+
+
+def _timeline_lines(timeline: TimelineCoverage) -> list[str]:
+    return [
+        f"on timeline {timeline.timeline_id}",
+        *[f"  WAL            {part.start} to {part.end}" for part in timeline.wal],
+        *[f"  WAL missing    {part.start} to {part.end}" for part in timeline.wal_holes],
+        *[f"  summaries      {part.start} to {part.end}" for part in timeline.summaries],
+        *[f"  no summaries   {part.start} to {part.end}" for part in timeline.summary_holes],
+    ]
+
+
+# ---- JSON ----
+
+
+def _document(
+    found: RepositoryStatus, server: ServerStatus | None, lag: Lag | None, problem: ConnectionFailed | None
+) -> dict[str, object]:
+    identity = found.repository.identity
+    return {
+        "repository": str(found.repository.store.root),
+        "system_identifier": str(identity.system_identifier),
+        "major": identity.major,
+        "receiver": {"running": found.receiver_is_running} | _receiver_document(found.receiver),
+        "server": None if server is None else _server_document(server),
+        "server_error": None if problem is None else str(problem),
+        "lag": None if lag is None else {"bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
+        "coverage": [_timeline_document(timeline) for timeline in found.coverage],
+        "newest_backup": None if found.newest_backup is None else _backup_document(found, found.newest_backup),
+    }
+
+
+def _receiver_document(state: ReceiverState | None) -> dict[str, object]:
+    if state is None:
+        return {}
+    return {
+        "timeline": state.timeline_id,
+        "received_lsn": str(state.written_lsn),
+        "flushed_lsn": str(state.flushed_lsn),
+        "summarised_lsn": str(state.summarised_lsn),
+        "slot": state.slot,
+        "updated_at": _rounded(state.updated_at),
+        "level_at": _rounded(state.level_at),
+    }
+
+
+def _server_document(server: ServerStatus) -> dict[str, object]:
+    slot = server.slot
+    return {
+        "timeline": server.timeline_id,
+        "flush_lsn": str(server.flush_lsn),
+        "in_recovery": server.in_recovery,
+        "slot": None
+        if server.slot_name is None
+        else {
+            "name": server.slot_name,
+            "exists": slot is not None,
+            "active": slot is not None and slot.active,
+            "restart_lsn": None if slot is None or slot.restart_lsn is None else str(slot.restart_lsn),
+            "retained_bytes": server.retained_bytes,
+            "wal_status": None if slot is None else slot.wal_status,
+        },
+    }
+
+
+def _timeline_document(timeline: TimelineCoverage) -> dict[str, object]:
+    return {
+        "timeline": timeline.timeline_id,
+        "wal": _ranges_document(timeline.wal),
+        "wal_holes": _ranges_document(timeline.wal_holes),
+        "summaries": _ranges_document(timeline.summaries),
+        "summary_holes": _ranges_document(timeline.summary_holes),
+    }
+
+
+def _backup_document(found: RepositoryStatus, newest: BackupEntry) -> dict[str, object]:
+    return {
+        "id": newest.backup_id,
+        "kind": newest.kind.value,
+        "start_lsn": str(newest.start_lsn),
+        "timeline": newest.start_timeline_id,
+        "finished": newest.finished_at,
+        "missing": [
+            {"timeline": hole.timeline_id, "start": str(hole.start), "end": str(hole.end)} for hole in found.missing
+        ],
+        "chain_problem": found.chain_problem,
+    }
+
+
+def _ranges_document(ranges: list[LsnRange]) -> list[dict[str, str]]:
+    return [{"start": str(part.start), "end": str(part.end)} for part in ranges]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

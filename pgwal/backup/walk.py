@@ -1,0 +1,97 @@
+"""Walk over a data directory: what of it belongs into a backup, for every source of files alike.
+
+A reader says what a directory holds; the rules are in ``pgwal.backup.exclusion``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from pgwal.backup.exclusion import WAL_DIRECTORY, Inclusion, excluded_relation_files, inclusion, wal_directories
+from pgwal.backup.source import SourceDirectory, SourceFile
+from pgwal.backup.stored_path import check_path
+from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.errors import FormatError
+
+
+class EntryKind(Enum):
+    """What a name in a directory stands for."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    OTHER = "neither a file nor a directory"
+
+
+class EntryStatus(NamedTuple):
+    """What a name in a directory stands for, and size and time of a file."""
+
+    kind: EntryKind
+    size_bytes: int
+    mtime_s: float
+
+
+class DirectoryReader(Protocol):
+    """Looks into directories; paths are relative to the data directory, which itself is the empty path."""
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names of what a directory holds, in any order; none when the directory is gone."""
+
+    def statuses(self, directory: str, names: Sequence[str]) -> Iterator[EntryStatus | None]:
+        """Yield the status of each name in turn, None for one that is gone.
+
+        Is asked for one after the other, with the whole walk through a directory in between.
+        """
+
+
+def walk(
+    reader: DirectoryReader, major: int, on_skipped: Callable[[str], None]
+) -> Iterator[SourceDirectory | SourceFile]:
+    """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
+
+    pg_control is not among it: it is read last.  ``on_skipped`` is told of what is neither file nor directory.
+    Raises FormatError for a name that would lead out of the directory it is listed in.
+    """
+    yield from _walk("", reader, major, on_skipped)
+
+
+def _walk(
+    directory: str, reader: DirectoryReader, major: int, on_skipped: Callable[[str], None]
+) -> Iterator[SourceDirectory | SourceFile]:
+    names = _belonging(directory, reader.names(directory), major)
+    for name, status in zip(names, reader.statuses(directory, names), strict=True):
+        if status is None:
+            # Dropped since; WAL has its end.
+            continue
+        path = _joined(directory, name)
+        verdict = inclusion(path, major, is_directory=status.kind is EntryKind.DIRECTORY)
+        if verdict is Inclusion.EMPTY:
+            yield SourceDirectory(path)
+            if path == WAL_DIRECTORY:
+                yield from map(SourceDirectory, wal_directories(major))
+        elif verdict is Inclusion.EXCLUDED:
+            continue
+        elif status.kind is EntryKind.FILE:
+            yield SourceFile(path, status.size_bytes, status.mtime_s)
+        elif status.kind is EntryKind.DIRECTORY:
+            yield SourceDirectory(path)
+            yield from _walk(path, reader, major, on_skipped)
+        else:
+            on_skipped(path)
+
+
+def _belonging(directory: str, names: list[str], major: int) -> list[str]:
+    """Return the names of one directory, sorted, but for relation files that are left out and pg_control."""
+    excluded = excluded_relation_files(directory, names, major)
+    kept = [name for name in names if name not in excluded and _joined(directory, name) != CONTROL_FILE_PATH]
+    for name in kept:
+        if "/" in name:
+            raise FormatError(f"{directory or 'the data directory'} lists {name!r}, which is not a plain name")
+        check_path(_joined(directory, name))
+    kept.sort()
+    return kept
+
+
+def _joined(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name

@@ -1,0 +1,255 @@
+"""Find out, before anything starts, what a server and a role lack for streaming and for backups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgwal.control_file import ControlFile
+from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.errors import PgwalError, ServerError, SettingRequired, UnsupportedVersion
+from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
+from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
+from pgwal.postgres.server import (
+    ServerCondition,
+    ServerFacts,
+    SlotFacts,
+    backup_function_signatures,
+    read_server_condition,
+    read_server_facts,
+    read_slot,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+class Status(Enum):
+    OK = "ok"
+    WARNING = "warning"
+    LACKING = "lacking"
+    """Streaming or backups are not possible as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and the way out where it is not in order."""
+
+    name: str
+    status: Status
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """Whom to ask, and what is meant to be done; without ``data_directory`` backups go over SQL."""
+
+    parameters: ConnectionParameters
+    data_directory: Path | None = None
+    slot: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    role: str
+    database: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_lacking(self) -> bool:
+        return any(finding.status is Status.LACKING for finding in self.findings)
+
+
+def check_server(request: CheckRequest) -> CheckReport:
+    """Look at settings and privileges, and change nothing.
+
+    Raises ConnectionFailed when there is no connection for SQL; everything else that is wrong is a finding.
+    """
+    with connect_sql(request.parameters) as connection:
+        info = connection.info
+        return CheckReport(info.user, info.dbname, tuple(_findings(connection, request)))
+
+
+def _findings(connection: psycopg.Connection, request: CheckRequest) -> Iterator[Finding]:
+    try:
+        facts = read_server_facts(connection)
+    except (UnsupportedVersion, SettingRequired) as error:
+        yield _lacking("version", error)
+        return
+    condition = read_server_condition(connection)
+    rights = read_role_rights(
+        connection, connection.info.user, (*backup_function_signatures(facts.version_num), *FILE_FUNCTIONS)
+    )
+    yield Finding("version", Status.OK, f"PostgreSQL {condition.settings['server_version']}")
+    yield _wal_level(facts)
+    yield _full_page_writes(facts)
+    yield _replication(request.parameters, rights)
+    yield _wal_senders(condition)
+    yield _slots(condition)
+    if request.slot is not None:
+        yield _slot(request.slot, read_slot(connection, request.slot))
+    yield _functions("backup functions", "start and stop backups", rights, file_functions=False)
+    if request.data_directory is None:
+        yield _functions("file functions", "read files over SQL", rights, file_functions=True)
+    else:
+        yield _data_directory(request.data_directory, facts)
+    yield from _warnings(facts, condition)
+
+
+# ---- what streaming and backups need ----
+
+
+def _lacking(name: str, error: PgwalError) -> Finding:
+    return Finding(name, Status.LACKING, str(error), error.hint)
+
+
+def _wal_level(facts: ServerFacts) -> Finding:
+    if facts.wal_level != "minimal":
+        return Finding("wal_level", Status.OK, facts.wal_level)
+    return Finding(
+        "wal_level",
+        Status.LACKING,
+        "minimal leaves changes out of WAL",
+        "Set wal_level = replica and max_wal_senders = 10, and restart the server.",
+    )
+
+
+def _full_page_writes(facts: ServerFacts) -> Finding:
+    if facts.full_page_writes:
+        return Finding("full_page_writes", Status.OK, "on")
+    return Finding(
+        "full_page_writes",
+        Status.LACKING,
+        "off: pages that are torn while they are read could not be repaired",
+        "Set full_page_writes = on and reload the server.",
+    )
+
+
+def _replication(parameters: ConnectionParameters, rights: RoleRights) -> Finding:
+    """Try a replication connection: only that shows whether pg_hba.conf and .pgpass allow it."""
+    name = "replication connection"
+    if not rights.can_replicate:
+        return Finding(
+            name,
+            Status.LACKING,
+            f"role {rights.name} may not replicate",
+            f"A superuser can run: {grant_replication(rights.name)}",
+        )
+    try:
+        connect_replication(parameters).close()
+    except ServerError as error:
+        return _lacking(name, error)
+    return Finding(name, Status.OK, f"role {rights.name} may connect for replication")
+
+
+def _wal_senders(condition: ServerCondition) -> Finding:
+    name, most, used = "max_wal_senders", int(condition.settings["max_wal_senders"]), condition.wal_sender_count
+    if used < most:
+        return Finding(name, Status.OK, f"{most}, of which {used} are in use")
+    if most == 0:
+        status, message = Status.LACKING, "0: replication is switched off"
+    else:
+        status, message = Status.WARNING, f"all {most} are in use; a receiver needs one"
+    return Finding(name, status, message, "Raise max_wal_senders and restart the server.")
+
+
+def _slots(condition: ServerCondition) -> Finding:
+    name, most, used = "max_replication_slots", int(condition.settings["max_replication_slots"]), condition.slot_count
+    if used < most:
+        return Finding(name, Status.OK, f"{most}, of which {used} are in use")
+    return Finding(
+        name,
+        Status.WARNING,
+        f"all {most} are in use: without a slot, WAL may be removed before it is received",
+        "Raise max_replication_slots and restart the server, or drop a slot that is not needed.",
+    )
+
+
+def _slot(wanted: str, slot: SlotFacts | None) -> Finding:
+    name = f"slot {wanted}"
+    if slot is None:
+        return Finding(name, Status.WARNING, "is not there yet", f"Run: pgwal stream --slot {wanted} --create-slot")
+    if slot.slot_type != "physical":
+        return Finding(name, Status.LACKING, f"is a {slot.slot_type} slot", "Name another slot: pgwal needs its own.")
+    if slot.wal_status == "lost":
+        return Finding(
+            name,
+            Status.LACKING,
+            "has lost WAL that it was to keep",
+            f"Drop it with SELECT pg_drop_replication_slot('{wanted}'), make it again, and take a full backup.",
+        )
+    return Finding(name, Status.OK, "in use" if slot.active else "not in use")
+
+
+def _functions(name: str, purpose: str, rights: RoleRights, *, file_functions: bool) -> Finding:
+    missing = [each for each in rights.missing_functions if (each in FILE_FUNCTIONS) == file_functions]
+    if not missing:
+        return Finding(name, Status.OK, f"role {rights.name} may {purpose}")
+    functions = ", ".join(signature.partition("(")[0] for signature in missing)
+    return Finding(
+        name,
+        Status.LACKING,
+        f"role {rights.name} may not {purpose}: {functions}",
+        grant_hint(rights.database, rights.name, missing),
+    )
+
+
+def _data_directory(path: Path, facts: ServerFacts) -> Finding:
+    name = "data directory"
+    try:
+        control = ControlFile.decode(LocalDataDirectory(path).read_control_file())
+    except PgwalError as error:
+        return _lacking(name, error)
+    if control.system_identifier != facts.system_identifier:
+        return Finding(
+            name,
+            Status.LACKING,
+            f"{path} has system identifier {control.system_identifier}, the server has {facts.system_identifier}",
+            "--pgdata and the connection must name the same server.",
+        )
+    return Finding(name, Status.OK, f"{path} can be read")
+
+
+# ---- what is worth knowing ----
+
+
+def _warnings(facts: ServerFacts, condition: ServerCondition) -> Iterator[Finding]:
+    settings = condition.settings
+    yield _judged(
+        "data_checksums",
+        facts.data_checksums,
+        ("on", "off: pages damaged on disk go unnoticed into backups"),
+        "Stop the server and run pg_checksums --enable; then take a full backup.",
+    )
+    yield _judged(
+        "fsync",
+        settings["fsync"] == "on",
+        ("on", "off: a crash of the machine may leave other data behind than WAL says"),
+        "Set fsync = on and reload the server.",
+    )
+    yield _judged(
+        "max_slot_wal_keep_size",
+        settings["max_slot_wal_keep_size"] != "-1",
+        (f"{settings['max_slot_wal_keep_size']} MB", "not set: while no receiver runs, a slot lets WAL fill the disk"),
+        "Set max_slot_wal_keep_size to what the disk can spare; beyond it the slot is lost, and the chain with it.",
+    )
+    archives = settings["archive_mode"] != "off"
+    yield _judged(
+        "archiving",
+        not (archives and condition.archiving_fails),
+        (
+            f"archive_mode is {settings['archive_mode']}; pgwal does without",
+            "fails: the server keeps all WAL until it succeeds",
+        ),
+        "See pg_stat_archiver and the server's log.",
+    )
+
+
+def _judged(name: str, is_good: bool, messages: tuple[str, str], hint: str) -> Finding:
+    if is_good:
+        return Finding(name, Status.OK, messages[0])
+    return Finding(name, Status.WARNING, messages[1], hint)

@@ -1,0 +1,244 @@
+"""Read a server's data directory over an ordinary SQL connection.
+
+The role needs no more than EXECUTE on ``pgwal.postgres.privileges.FILE_FUNCTIONS``; these follow symbolic links, so
+tablespaces are reached through pg_tblspc.  They tell a symbolic link from what it points to nowhere: a file or
+directory that is linked into the data directory is read as if it were there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from pgwal.backup.source import SourceDirectory, SourceFile, extents, read_until_whole
+from pgwal.backup.stored_path import decode_path, encode_path
+from pgwal.backup.walk import EntryKind, EntryStatus, walk
+from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE
+from pgwal.errors import PrivilegeMissing, ServerError, WrongCluster
+from pgwal.postgres.binary_copy import BinaryCopyReader
+from pgwal.postgres.connection import translated_errors
+from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
+
+_READ_SIZE = 256 << 10
+_READS_PER_QUERY = 500
+"""Blocks that lie apart are as many reads; the sizes together bound how long one query, and its snapshot, lasts."""
+
+_STATUSES_PER_QUERY = 1000
+_STATUSES_AGE_S = 5.0
+"""Sizes that are older are asked for again."""
+
+_DEEPEST = 32
+"""Directories within directories that are looked into; no cluster comes near, but a circular link does."""
+
+# What the server's own directory calls its sockets; SQL does not tell them from files.
+_SOCKET_NAME = re.compile(r"\.s\.PGSQL\.[0-9]+")
+
+# Names come as the bytes they are, whatever the database's encoding makes of them: a backslash, which bytea takes for
+# the start of an escape, is doubled.
+_NAMES = r"COPY (SELECT replace(name, E'\\', E'\\\\')::bytea FROM pg_ls_dir({path}, true, false) AS name)"
+_CONTENTS = (
+    "COPY (SELECT pg_read_binary_file({path}, piece.start, piece.size, true)"
+    " FROM unnest(ARRAY[{starts}]::bigint[], ARRAY[{sizes}]::bigint[]) AS piece (start, size))"
+)
+_CONTENT = "SELECT pg_read_binary_file(convert_from(%s, getdatabaseencoding()), %s::bigint, %s::bigint, true)"
+_STATUSES = """
+    SELECT status.size, extract(epoch FROM status.modification)::float8, status.isdir
+      FROM unnest(%(paths)s::bytea[]) WITH ORDINALITY AS listed (path, no),
+           pg_stat_file(convert_from(listed.path, getdatabaseencoding()), true) AS status
+     ORDER BY listed.no
+"""
+
+
+class SqlDataDirectory:
+    """A server's data directory as a source of files and blocks; see pgwal.backup.source.BlockSource.
+
+    Takes over the connection, and closes it when the context is left.  What one call has returned must be read to its
+    end, or dropped, before the next call: there is one connection.
+    Raises PrivilegeMissing, with the SQL that helps, ServerError, or FormatError for names that lead elsewhere.
+    """
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def require_same_server(self, other: psycopg.Connection) -> None:
+        """Raise WrongCluster when another connection leads to another server, as a list of hosts may make it."""
+        if _server_start(self._connection) != _server_start(other):
+            raise WrongCluster(
+                "two connections made alike lead to two servers",
+                hint="Name a single server with -h: no list of hosts, no balancer.",
+            )
+
+    def read_control_file(self) -> bytes:
+        return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
+
+    def list(self) -> Iterator[SourceDirectory | SourceFile]:
+        major = self._connection.info.server_version // 10000
+        yield from walk(_Directories(self._connection), major, lambda _: None)
+
+    def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        return self._read(path, [(0, size_bytes)])
+
+    def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
+        return self._read(path, extents(block_numbers))
+
+    def _read_control_file_once(self) -> bytes:
+        chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)
+        if chunks is None:
+            raise ServerError(f"the server's data directory has no {CONTROL_FILE_PATH}")
+        return b"".join(chunks)
+
+    def _read(self, path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes] | None:
+        chunks = self._chunks(path, _pieces(ranges))
+        # Whether the file is there shows with the first piece.
+        first = next(chunks, b"")
+        return None if first is None else chain((first,), (chunk for chunk in chunks if chunk is not None))
+
+    def _chunks(self, path: str, pieces: Iterator[tuple[int, int]]) -> Iterator[bytes | None]:
+        """Yield the bytes of (offset, length) pieces, zeros beyond the end of the file; None alone when it is gone."""
+        is_first = True
+        while wanted := list(islice(pieces, _READS_PER_QUERY)):
+            contents = _contents(self._connection, path, wanted)
+            for (_, size), content in zip(wanted, contents, strict=True):
+                if content is None and is_first:
+                    # The rest is read first, for it is cheaper than to cancel the query.
+                    for _ in contents:
+                        pass
+                    yield None
+                    return
+                is_first = False
+                # Shortened, or dropped, since it was listed: WAL says so, and replaying it makes it right.
+                yield (content or b"").ljust(size, b"\0")
+
+
+class _Directories:
+    """What the directories hold; see pgwal.backup.walk.DirectoryReader."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def names(self, directory: str) -> list[str]:
+        if directory.count("/") >= _DEEPEST:
+            raise ServerError(
+                f"directories lie more than {_DEEPEST} deep in each other: {directory}",
+                hint="Remove the symbolic link that leads back to a directory above it.",
+            )
+        path = directory or "."
+        names = _copied(self._connection, path, _NAMES.format(path=_literal(path)))
+        found = [decode_path(name) for name in names if name is not None]
+        return [name for name in found if directory or not _SOCKET_NAME.fullmatch(name)]
+
+    def statuses(self, directory: str, names: Sequence[str]) -> Iterator[EntryStatus | None]:
+        prefix = f"{directory}/" if directory else ""
+        done = 0
+        while done < len(names):
+            # A file is copied up to the size listed here, and that of a configuration file must not be from before
+            # hours of copying others.
+            expires_s = time.monotonic() + _STATUSES_AGE_S
+            for status in self._batch([prefix + name for name in names[done : done + _STATUSES_PER_QUERY]]):
+                yield status
+                done += 1
+                if time.monotonic() > expires_s:
+                    break
+
+    def _batch(self, paths: Sequence[str]) -> Iterator[EntryStatus | None]:
+        for path in paths:
+            if not path.isascii():
+                _require_encodable(self._connection, path)
+        with _translated(self._connection, paths[0]):
+            rows = self._connection.execute(_STATUSES, {"paths": [encode_path(path) for path in paths]}).fetchall()
+        return map(_status, rows)
+
+
+def _status(row: tuple[int | None, float, bool]) -> EntryStatus | None:
+    size_bytes, mtime_s, is_directory = row
+    if size_bytes is None:
+        return None
+    return EntryStatus(EntryKind.DIRECTORY if is_directory else EntryKind.FILE, size_bytes, mtime_s)
+
+
+def _pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Cut (offset, length) ranges into pieces of at most the size of one read."""
+    for start, length in ranges:
+        for offset in range(start, start + length, _READ_SIZE):
+            yield offset, min(_READ_SIZE, start + length - offset)
+
+
+# ---- queries ----
+
+
+def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:
+    """Yield the contents of (offset, length) pieces of a file, short beyond its end, None when it is gone."""
+    if len(pieces) == 1:
+        # Most files are small, and a statement that is prepared takes half the time of a COPY.
+        yield _content(connection, path, *pieces[0])
+        return
+    starts, sizes = (",".join(map(str, numbers)) for numbers in zip(*pieces, strict=True))
+    yield from _copied(connection, path, _CONTENTS.format(path=_literal(path), starts=starts, sizes=sizes))
+
+
+def _content(connection: psycopg.Connection, path: str, start: int, size: int) -> bytes | None:
+    with _translated(connection, path), connection.cursor(binary=True) as cursor:
+        row = cursor.execute(_CONTENT, (encode_path(path), start, size), prepare=True).fetchone()
+    assert row is not None
+    content: bytes | None = row[0]
+    return content
+
+
+def _literal(path: str) -> str:
+    """Return a path as SQL: COPY takes no parameters."""
+    return f"convert_from(decode('{encode_path(path).hex()}', 'hex'), getdatabaseencoding())"
+
+
+def _copied(connection: psycopg.Connection, path: str, query: str) -> Iterator[bytes | None]:
+    """Yield the values of a COPY query's single column, as they arrive."""
+    rows = BinaryCopyReader()
+    statement = f"{query} TO STDOUT (FORMAT BINARY)".encode()
+    with _translated(connection, path), connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for piece in copy:
+            yield from rows.feed(piece)
+        rows.finish()
+
+
+def _require_encodable(connection: psycopg.Connection, path: str) -> None:
+    """Raise ServerError when a path cannot be named in SQL."""
+    with _translated(connection, path):
+        connection.execute("SELECT convert_from(%s, getdatabaseencoding()) IS NULL", (encode_path(path),))
+
+
+def _server_start(connection: psycopg.Connection) -> object:
+    with translated_errors(connection):
+        return connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+
+
+@contextmanager
+def _translated(connection: psycopg.Connection, path: str) -> Iterator[None]:
+    """Turn psycopg's errors into pgwal's, with the grants that are missing."""
+    try:
+        with translated_errors(connection):
+            try:
+                yield
+            except psycopg.errors.CharacterNotInRepertoire as error:
+                raise ServerError(
+                    f"the name of {path!r} is no text in the encoding of database {connection.info.dbname}",
+                    hint="Rename or remove the file, connect to a database of encoding SQL_ASCII, or use --pgdata.",
+                ) from error
+    except PrivilegeMissing:
+        # The same SQLSTATE stands for a file that the server itself may not open.
+        require_functions(connection, FILE_FUNCTIONS)
+        raise

@@ -1,0 +1,261 @@
+"""Compression of finished WAL segments, away from the loop that receives them.
+
+A finished segment is first the plain file, durable under its own name.  It is compressed to a temporary name, synced,
+renamed and the directory synced, and only then the plain one is removed.  So a crash leaves the plain file, the
+whole compressed one, or both; what is left over is cleaned up, and plain files are compressed, at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import BinaryIO, Protocol, Self
+
+import lz4.frame
+import zstandard
+
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.repository.layout import WAL_DIRECTORY
+from pgwal.repository.store import Store
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory
+from pgwal.segment import WalGeometry, is_segment_name
+
+logger = logging.getLogger(__name__)
+
+_READ_SIZE = 1 << 20
+_RETRY_S = 60.0
+_DRAIN_S = 5.0
+_GZIP_WINDOW_BITS = 31
+_NICENESS = 10
+
+
+class CompressionMethod(StrEnum):
+    """How segments are kept; the names are those of ``--compress``."""
+
+    NONE = "none"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+    GZIP = "gzip"
+
+
+_SUFFIXES = {CompressionMethod.ZSTD: ".zst", CompressionMethod.LZ4: ".lz4", CompressionMethod.GZIP: ".gz"}
+# Method: default, lowest and highest level.  Zstandard's own default, 3, takes twice the time of 1 and makes WAL no
+# smaller.
+_LEVELS = {CompressionMethod.ZSTD: (1, 1, 22), CompressionMethod.GZIP: (6, 1, 9)}
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A method and its level; the level of a method that has none is 0."""
+
+    method: CompressionMethod = CompressionMethod.ZSTD
+    level: int = _LEVELS[CompressionMethod.ZSTD][0]
+
+    @classmethod
+    def parse(cls, text: str) -> Compression:
+        """Read ``METHOD[:LEVEL]``; raises FormatError."""
+        name, colon, level_text = text.partition(":")
+        try:
+            method = CompressionMethod(name)
+        except ValueError:
+            raise FormatError(f"unknown compression method {name!r}: zstd, lz4, gzip or none") from None
+        default, lowest, highest = _LEVELS.get(method, (0, 0, 0))
+        if not colon:
+            return cls(method, default)
+        if not highest:
+            raise FormatError(f"compression method {name} has no level")
+        if not (level_text.isascii() and level_text.isdigit()) or not lowest <= int(level_text) <= highest:
+            raise FormatError(f"the level of {name} is a number from {lowest} to {highest}, not {level_text!r}")
+        return cls(method, int(level_text))
+
+    @property
+    def suffix(self) -> str:
+        """What is added to a segment's name; not for NONE."""
+        return _SUFFIXES[self.method]
+
+
+DEFAULT_COMPRESSION = Compression()
+
+
+# ---- one segment ----
+
+
+class _Encoder(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+def _encoder(method: CompressionMethod, level: int, size_bytes: int) -> tuple[bytes, _Encoder]:
+    """Return the first bytes and the rest of a stream; every format ends with a checksum of what it holds."""
+    if method is CompressionMethod.ZSTD:
+        return b"", zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj(size=size_bytes)
+    if method is CompressionMethod.GZIP:
+        return b"", zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW_BITS)
+    assert method is CompressionMethod.LZ4
+    encoder = lz4.frame.LZ4FrameCompressor(content_checksum=True)
+    return encoder.begin(size_bytes), encoder
+
+
+def _compressed(file: BinaryIO, compression: Compression, size_bytes: int) -> Iterator[bytes]:
+    first, encoder = _encoder(compression.method, compression.level, size_bytes)
+    yield first
+    left = size_bytes
+    while data := file.read(_READ_SIZE):
+        left -= len(data)
+        yield encoder.compress(data)
+    if left:
+        raise RepositoryError(f"a segment has {size_bytes - left} bytes instead of {size_bytes}")
+    yield encoder.flush()
+
+
+def compress_segment(store: Store, geometry: WalGeometry, name: str, compression: Compression) -> None:
+    """Put the compressed form of a whole, plain segment in its place.
+
+    Raises ObjectNotFound when it is not there, RepositoryError when the storage fails; it is there whole in any case.
+    """
+    path = f"{WAL_DIRECTORY}/{name}"
+    with store.open(path) as file:
+        store.write_chunks(path + compression.suffix, _compressed(file, compression, geometry.segment_size))
+    store.delete(path)
+
+
+# ---- what a crash left ----
+
+
+def clear_temporaries(store: Store) -> None:
+    """Remove what a crash left of files that were being written; only under the receiver's lock."""
+    for name, _ in store.list(WAL_DIRECTORY):
+        if name.startswith(".") and name.endswith(".tmp"):
+            store.delete(f"{WAL_DIRECTORY}/{name}")
+
+
+def _compressed_twin(store: Store, name: str) -> str | None:
+    """Return the name of a compressed file of the segment that is there beside the plain one."""
+    twins = (name + suffix for suffix in COMPRESSION_SUFFIXES[1:])
+    return next((twin for twin in twins if store.exists(f"{WAL_DIRECTORY}/{twin}")), None)
+
+
+def _is_same(store: Store, geometry: WalGeometry, name: str, twin: str) -> bool:
+    """Tell whether two files hold the same segment; raises FormatError when the compressed one is damaged."""
+    timeline_id, segment_no = geometry.parse_file_name(name)
+    start = geometry.segment_start(segment_no)
+    plain, compressed = (
+        WalDirectory(store, WAL_DIRECTORY, geometry, only=only).read(timeline_id, start) for only in (name, twin)
+    )
+    return all(a == b for a, b in zip(plain, compressed, strict=True))
+
+
+# ---- all segments ----
+
+
+def _yield_to_others() -> None:
+    """Let the receiving thread, and the server on the same machine, have the processor first."""
+    # On Linux a thread has a niceness of its own; elsewhere it would be that of the process, or of another one.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+class SegmentCompressor:
+    """Compresses finished segments one after the other in a thread; a context, only under the receiver's lock.
+
+    Entering it removes temporary files, and takes up plain segments that are left from before.  Leaving it ends the
+    thread: what is not compressed within seconds stays plain until the next start.  A segment that cannot be
+    compressed stays plain, is logged, and tried again later; nothing is ever raised in the receiver.
+    """
+
+    def __init__(self, store: Store, archive: WalArchive, compression: Compression) -> None:
+        self.compressed_count = 0
+        self.failed_count = 0
+        self._store = store
+        self._archive = archive
+        self._compression = compression
+        self._queue = queue.SimpleQueue[str | None]()
+        self._failed: list[str] = []
+        self._deadline_s: float | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting_count(self) -> int:
+        """How many segments wait to be compressed."""
+        return self._queue.qsize() + len(self._failed)
+
+    def __enter__(self) -> Self:
+        clear_temporaries(self._store)
+        if self._compression.method is not CompressionMethod.NONE:
+            for segment in self._archive.segments():
+                if is_segment_name(segment.name):
+                    self._queue.put(segment.name)
+            self._thread = threading.Thread(target=self._run, name="pgwal-compressor", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._thread is not None:
+            self._deadline_s = time.monotonic() + _DRAIN_S
+            self._queue.put(None)
+            self._thread.join()
+
+    def add(self, name: str) -> None:
+        """Take a finished segment, whose file is durable; returns at once."""
+        if self._thread is not None:
+            self._queue.put(name)
+
+    def _run(self) -> None:
+        _yield_to_others()
+        while True:
+            try:
+                name = self._queue.get(timeout=_RETRY_S if self._failed else None)
+            except queue.Empty:
+                self._try_failed_again()
+                continue
+            if name is None or (self._deadline_s is not None and time.monotonic() > self._deadline_s):
+                return
+            self._take(name)
+
+    def _try_failed_again(self) -> None:
+        failed, self._failed = self._failed, []
+        for name in failed:
+            self._queue.put(name)
+
+    def _take(self, name: str) -> None:
+        try:
+            twin = _compressed_twin(self._store, name)
+            if twin is not None and self._is_same(name, twin):
+                self._store.delete(f"{WAL_DIRECTORY}/{name}")
+                return
+            compress_segment(self._store, self._archive.geometry, name, self._compression)
+            self.compressed_count += 1
+            if twin not in (None, name + self._compression.suffix):
+                self._store.delete(f"{WAL_DIRECTORY}/{twin}")
+        except ObjectNotFound:
+            return  # Somebody removed it: there is nothing to do.
+        except (RepositoryError, FormatError) as error:
+            self.failed_count += 1
+            self._failed.append(name)
+            logger.warning("segment %s is not compressed for now: %s", name, error)
+
+    def _is_same(self, name: str, twin: str) -> bool:
+        """Tell whether plain and compressed file hold the same; False for a damaged one, which is to be replaced.
+
+        Raises FormatError when both are whole and differ: nobody but a person can tell which is right.
+        """
+        try:
+            same = _is_same(self._store, self._archive.geometry, name, twin)
+        except FormatError:
+            # The plain file is what a crash left, or the whole copy that somebody put beside the damaged one.
+            return False
+        if not same:
+            raise FormatError(f"{name} and {twin} hold different WAL, one of them is to be removed")
+        return True
