@@ -57,8 +57,9 @@ def pristine(installation: ServerInstallation, server_templates: Templates, sess
         for _ in range(3):
             run_sql(taken.server, "UPDATE t SET i = i + 1 WHERE i % 100 = 0")
             run_sql(taken.server, "SELECT pg_switch_wal()")
+        # Plain, to be damaged at a place that is known.
         stream: list[str | Path] = ["stream", "--repo", taken.repo, "-d", taken.server.conninfo, "--once"]
-        succeed(*stream)
+        succeed(*stream, "--compress", "none")
         with taken.server.connect() as connection:
             row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
         assert row is not None
@@ -355,8 +356,13 @@ def test_full_disk(taken: Taken, small_disk: Path) -> None:
     outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
     assert_failed(outcome, FAILED, f"cannot write {repo}/backups/.*: No space left on device", "Free some space")
     assert list((repo / "backups").iterdir()) == []
-    run_sql(taken.server, "SELECT pg_switch_wal()")
-    outcome = run_pgwal("stream", "--repo", repo, "-d", taken.server.conninfo, "--once")
+    # The archive begins while there is room; then more arrives than there is room for.
+    stream: list[str | Path] = ["stream", "--repo", repo, "-d", taken.server.conninfo, "--once", "--compress", "none"]
+    succeed(*stream)
+    for _ in range(2):
+        run_sql(taken.server, "SELECT pg_logical_emit_message(true, 'pgwal', 'written')")
+        run_sql(taken.server, "SELECT pg_switch_wal()")
+    outcome = run_pgwal(*stream)
     assert_failed(outcome, FAILED, f"cannot (open|write) {repo}/.*: No space left on device", "Free some space")
     # Nothing is left that keeps a backup from being taken when there is room.
     subprocess.run(["mount", "-o", "remount,size=500m", small_disk], check=True)

@@ -7,10 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from test_main_job import pgwal, prepare, run_load
+from test_main_job import pgwal, prepare, run_load, server_streams
 
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -46,6 +47,10 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
                 environment[name] = value
             elif command.endswith(" &"):
                 receivers.append(subprocess.Popen(command.removesuffix(" &").split(), env=environment))
+                # A person types slowly enough for the receiver to be there first.
+                while not server_streams(server):
+                    assert receivers[-1].poll() is None
+                    time.sleep(0.05)
             else:
                 if "0/3000028" in command:
                     command = with_real_positions(command, repo)

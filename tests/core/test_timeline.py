@@ -91,3 +91,19 @@ def test_ranges_join_without_a_hole(steps: list[tuple[int, int]], data: st.DataO
     assert [part.timeline_id for part in found] == [t for t, _ in switches[index:]] + [newest.timeline_id]
     assert (found[0].start, found[-1].end) == (start, lsn + 50)
     assert all(earlier.end == later.start for earlier, later in pairwise(found))
+
+
+def test_ranges_between_positions_anywhere_on_the_history() -> None:
+    third = history((1, 100), (2, 200), timeline_id=3)
+    cases = {
+        (10, 20): [(1, 10, 20)],
+        (10, 100): [(1, 10, 100)],
+        (100, 101): [(2, 100, 101)],
+        (10, 150): [(1, 10, 100), (2, 100, 150)],
+        (10, 300): [(1, 10, 100), (2, 100, 200), (3, 200, 300)],
+        (200, 300): [(3, 200, 300)],
+        (150, 200): [(2, 150, 200)],
+    }
+    for (start, end), expected in cases.items():
+        assert third.ranges_between(Lsn(start), Lsn(end)) == expected
+    assert TimelineHistory(1).ranges_between(Lsn(5), Lsn(6)) == [(1, 5, 6)]

@@ -122,7 +122,17 @@ def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path
     settings = SETTINGS | ({"summarize_wal": True} if make_server.installation.major >= 17 else {})
     server = make_server(initdb_args=("-k", "--wal-segsize=1"), settings=settings)
     repo = scratch / "repo"
-    source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
+    source: list[str | Path] = [
+        "--repo",
+        repo,
+        "-d",
+        server.conninfo,
+        "--pgdata",
+        server.data_directory,
+        "-c",
+        "fast",
+        "--json",
+    ]
     prepare(server)
     with streaming(server, repo):
         full = json.loads(pgwal("full", *source))

@@ -30,7 +30,7 @@ def test_native_tools_accept_the_chain(
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
     source += ["--manifest-checksums", algorithm]
     prepare(server)
-    with streaming(server, repo, "--slot", "pgwal", "--create-slot"):
+    with streaming(server, repo, "--slot", "pgwal", "--create-slot", "--compress", "none"):
         backups = [json.loads(pgwal("full", *source))]
         for step in (1, 2):
             run_load(server, step)
