@@ -5,10 +5,12 @@ Without it, import takes the compiled form where there is one.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 from pgwal.errors import PgwalError
 
@@ -41,3 +43,6 @@ def _load_source() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module
     spec.loader.exec_module(module)
+    # What an import statement does at its end.
+    package: Any = importlib.import_module(_MODULE.rpartition(".")[0])
+    package.scan = module
