@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pgwal.backup.chain import LATEST
 from pgwal_cli import options
 from pgwal_cli.taking import run_backup
 
@@ -32,7 +31,7 @@ def backup(
 ) -> None:
     """Take an incremental backup on the latest one, or a full one, saying why, where there is nothing to build on."""
     run_backup(
-        LATEST, repo, pgdata, checkpoint, label, manifest_checksums, slot, progress, json,
+        options.LATEST, repo, pgdata, checkpoint, label, manifest_checksums, slot, progress, json,
         options.connection_parameters(dbname, host, port, username, password), no_password,
         or_full=not require_incremental,
     )  # fmt: skip

@@ -19,7 +19,7 @@ def incremental(
             metavar="LSN|ID|latest",
             help="What to build on: a backup, the newest one, or the newest that started at or before an LSN.",
         ),
-    ] = "latest",
+    ] = options.LATEST,
     checkpoint: options.Checkpoint = options.CheckpointMode.SPREAD,
     label: options.Label = options.DEFAULT_LABEL,
     manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,

@@ -70,6 +70,9 @@ class ChecksumAlgorithm(StrEnum):
 
 DEFAULT_LABEL = "pgwal base backup"
 
+LATEST = "latest"
+"""What to build on when nothing else is said: the newest backup."""
+
 # Not from PGDATA, which may be that of another server than the one connected to.
 Pgdata = Annotated[
     Path | None,
