@@ -28,7 +28,8 @@ from pgwal_cli.throwaway_server import (
 
 _Result = TypeVar("_Result")
 
-_PGWAL = [sys.executable, "-m", "pgwal_cli"]
+# -P: what is installed, not a source tree that the demo happens to be started in.
+_PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 _SLOT = "pgwal_demo"
 _PAUSE_S = 2.0
 _TIMEOUT_S = 300.0

@@ -16,7 +16,7 @@ from pgwal_cli.progress import progress_bar
 
 def restore_command(repository_path: Path) -> str:
     """Return the restore_command with which a server gets its WAL from a repository."""
-    words = [sys.executable, "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
     return shlex.join(words).replace("%", "%%") + ' "%f" "%p"'
 
 

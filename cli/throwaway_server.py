@@ -100,7 +100,7 @@ def give_to_server(path: Path) -> None:
 
 def can_execute_python() -> bool:
     """Tell whether the server's user can run this interpreter with ``pgwal_cli``; really tries, once."""
-    return _succeeds_for_server((sys.executable, "-c", "import pgwal_cli"))
+    return _succeeds_for_server((sys.executable, "-P", "-c", "import pgwal_cli"))
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PGWAL = [sys.executable, "-m", "pgwal_cli"]
+PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 TIMEOUT_S = 60
 
 

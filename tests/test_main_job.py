@@ -16,7 +16,7 @@ from fix_servers import ServerFactory
 
 from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
 
-PGWAL = [sys.executable, "-m", "pgwal_cli"]
+PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 
 LOAD = """
     INSERT INTO account SELECT i, 0, repeat('x', 100) FROM generate_series((SELECT max(id) + 1 FROM account),
