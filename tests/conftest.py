@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from pgwal.scan_choice import choose_scan
 
 pytest_plugins = ["fix_servers"]
@@ -19,3 +21,15 @@ def pytest_report_header() -> str:
     from pgwal.wal.scan import COMPILED
 
     return f"WAL scanner: {'compiled' if COMPILED else 'interpreted'}"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Use more workers than processors: tests mostly wait for their servers."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a module and a server version in one worker: they share what is costly to make."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{params.get('installation', '')}"))
