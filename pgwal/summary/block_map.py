@@ -107,10 +107,24 @@ class BlockMap:
         """Record that blocks of the fork changed."""
         self._entry(key).blocks.update(block_numbers)
 
+    def put(self, key: RelationFork, limit_block: int, blocks: BitMap) -> None:
+        """Set the entry of a fork, which must not have one; ``blocks`` belongs to the map from now on."""
+        assert key not in self._entries
+        entry = self._entry(key)
+        entry.limit_block, entry.blocks = limit_block, blocks
+
     def merge(self, later: BlockMap) -> None:
-        """Append the changes of a range that follows this one in LSN order."""
-        for key, changes in later._entries.items():
-            self._entry(key).append(changes)
+        """Append the changes of a range that follows this one in LSN order; ``later`` gives them up and is empty then.
+
+        They are not copied, which would cost as much as reading them where they are sparse.
+        """
+        entries, later._entries = later._entries, {}
+        for key, changes in entries.items():
+            if key in self._entries or self._keep_forgotten:
+                self._entry(key).append(changes)
+            else:
+                changes.forgotten = None
+                self._entries[key] = changes
 
     def forget_limits(self) -> None:
         """Count every limit as 0, so that forks which were shortened are copied whole.

@@ -22,25 +22,23 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from itertools import pairwise
 
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
+from pgwal.relation import Fork
 from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.chunks import BITMAP_USAGE, CUT_OFF, TOO_MANY_WORDS, chunk_words, roaring_of_chunks
 
 SUMMARY_MAGIC = 0x652B137B
 
-_BITMAP_USAGE = 4096
 _BITMAP_BYTES = 8192
 _MAX_CHUNKS = 1 << 16
 _ENTRY = struct.Struct("<IIIiII")
 _END_MARKER = bytes(_ENTRY.size)
 
-_ROARING_NO_RUNS = 12346
 _ROARING_WITH_RUNS = 12347
 _ROARING_ARRAY_MAX = 4096
 _ROARING_NO_OFFSET_BELOW = 4
@@ -95,6 +93,9 @@ def decode_summary(content: bytes, source: str) -> BlockMap:
 def _decode_entries(content: bytes, source: str) -> BlockMap:
     block_map = BlockMap()
     at, end = 4, len(content) - 4
+    # Everything before the CRC is made of words; an odd byte before it follows the end marker or cuts an entry off.
+    words = array("H")
+    words.frombytes(content[: end & ~1])
     previous: RelationFork | None = None
     while True:
         if end - at < _ENTRY.size:
@@ -107,72 +108,26 @@ def _decode_entries(content: bytes, source: str) -> BlockMap:
             raise FormatError(f"{source}: the entry at byte {at} has fork {key.fork} and {chunk_count} chunks")
         if previous is not None and key <= previous:
             raise FormatError(f"{source}: the entry at byte {at} is out of order")
-        at, blocks = _decode_chunks(content, at + _ENTRY.size, end, chunk_count, source)
-        if limit_block != INVALID_BLOCK_NUMBER:
-            block_map.set_limit(key, limit_block)
-        block_map.mark(key, blocks)
+        at += _ENTRY.size
+        block_map.put(key, limit_block, _decode_chunks(words, at, chunk_count, source))
+        at += 2 * chunk_words(words, at // 2, chunk_count)
         previous = key
     if at + _ENTRY.size != end:
         raise FormatError(f"{source}: {end - at - _ENTRY.size} bytes follow the end marker")
     return block_map
 
 
-def _decode_chunks(content: bytes, at: int, end: int, chunk_count: int, source: str) -> tuple[int, BitMap]:
-    """Return the position after the chunks, and the blocks they name."""
-    usages = _words(content, at, end, chunk_count, source)
-    at += 2 * chunk_count
-    containers: list[tuple[int, array[int]]] = []
-    for chunk, usage in enumerate(usages):
-        if usage > _BITMAP_USAGE:
-            raise FormatError(f"{source}: a chunk has {usage} words, at most {_BITMAP_USAGE} are possible")
-        words = _words(content, at, end, usage, source)
-        at += 2 * usage
-        if usage:
-            containers.append((chunk, words))
-    return at, BitMap.deserialize(_roaring(containers, source))
-
-
-def _words(content: bytes, at: int, end: int, count: int, source: str) -> array[int]:
-    if end - at < 2 * count:
+def _decode_chunks(words: array[int], at: int, chunk_count: int, source: str) -> BitMap:
+    """Return the blocks that the chunks at byte ``at`` name."""
+    size = chunk_words(words, at // 2, chunk_count)
+    if size == CUT_OFF:
         raise TruncatedInput(f"{source}: the chunks at byte {at} are cut off")
-    words = array("H")
-    words.frombytes(content[at : at + 2 * count])
-    return words
-
-
-def _roaring(chunks: list[tuple[int, array[int]]], source: str) -> bytes:
-    """Serialise chunks as a roaring bitmap without run containers."""
-    headers, bodies = array("H"), []
-    for chunk, words in chunks:
-        if len(words) == _BITMAP_USAGE:
-            cardinality, body = _container_of_bitmap(words)
-        else:
-            members = array("H", sorted(words))
-            cardinality, body = len(members), members.tobytes()
-            if any(left == right for left, right in pairwise(members)):
-                raise FormatError(f"{source}: a chunk names a block twice")
-        if cardinality:
-            headers.extend((chunk, cardinality - 1))
-            bodies.append(body)
-    offsets, offset = array("I"), 8 + 2 * len(headers) + 4 * len(bodies)
-    for body in bodies:
-        offsets.append(offset)
-        offset += len(body)
-    head = struct.pack("<II", _ROARING_NO_RUNS, len(bodies))
-    return b"".join((head, headers.tobytes(), offsets.tobytes(), *bodies))
-
-
-def _container_of_bitmap(words: array[int]) -> tuple[int, bytes]:
-    """Return (cardinality, container) of a bitmap chunk; a sparse one becomes an array, as roaring demands."""
-    body = words.tobytes()
-    bits = int.from_bytes(body, "little")
-    cardinality = bits.bit_count()
-    if cardinality > _ROARING_ARRAY_MAX:
-        return cardinality, body
-    members = array("H")
-    for index, word in enumerate(words):
-        members.extend(16 * index + bit for bit in range(16) if word >> bit & 1)
-    return cardinality, members.tobytes()
+    if size == TOO_MANY_WORDS:
+        raise FormatError(f"{source}: a chunk at byte {at} has more words than the {BITMAP_USAGE} that are possible")
+    roaring = roaring_of_chunks(words, at // 2, chunk_count)
+    if roaring is None:
+        raise FormatError(f"{source}: a chunk at byte {at} names a block twice")
+    return BitMap.deserialize(roaring.tobytes())
 
 
 def _encode_chunks(blocks: BitMap) -> tuple[array[int], list[bytes]]:
@@ -180,9 +135,9 @@ def _encode_chunks(blocks: BitMap) -> tuple[array[int], list[bytes]]:
     usages, data = array("H"), []
     for chunk, cardinality, body in _containers(blocks.serialize()):
         usages.extend([0] * (chunk - len(usages)))
-        usages.append(min(cardinality, _BITMAP_USAGE))
+        usages.append(min(cardinality, BITMAP_USAGE))
         # Roaring keeps 4096 offsets in an array still, PostgreSQL one less.
-        data.append(_bitmap_of_array(body) if cardinality == _BITMAP_USAGE else body)
+        data.append(_bitmap_of_array(body) if cardinality == BITMAP_USAGE else body)
     return usages, data
 
 

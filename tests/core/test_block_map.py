@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import reduce
 
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ def meaning(block_map: BlockMap, key: RelationFork) -> set[int]:
 def merged(maps: Iterable[BlockMap]) -> BlockMap:
     whole = BlockMap()
     for each in maps:
-        whole.merge(each)
+        whole.merge(deepcopy(each))
     return whole
 
 

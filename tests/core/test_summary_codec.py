@@ -234,7 +234,7 @@ def test_any_bytes_give_a_map_or_a_format_error(body: bytes, whole: bool) -> Non
             FormatError,
             "out of order",
         ),
-        (entry([4097], bytes(2 * 4097)), FormatError, "4097 words"),
+        (entry([4097], bytes(2 * 4097)), FormatError, "more words than the 4096"),
         (entry([2], struct.pack("<2H", 7, 7)), FormatError, "twice"),
         (entry([]) + bytes(24), FormatError, "24 bytes follow"),
         (entry([4096], bytes(8191)), TruncatedInput, "cut off"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,8 +139,7 @@ def test_the_map_holds_every_block_that_differs(make_server: ServerFactory, scra
 
 
 def without(block_map: BlockMap, block: Block) -> BlockMap:
-    copy = BlockMap()
-    copy.merge(block_map)
+    copy = deepcopy(block_map)
     changes = copy.get(block.key)
     if changes is not None:
         changes.blocks.discard(block.block_no)
