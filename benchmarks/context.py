@@ -1,0 +1,53 @@
+"""What every benchmark is given: the programs it runs, where it may write, and how often it repeats."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import Measurement, run_command
+from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+
+_SETTINGS: Mapping[str, str | int | bool] = {
+    # The peers' writes are what is measured, not the server's.
+    "fsync": False,
+    "synchronous_commit": False,
+    "shared_buffers": "512MB",
+    "max_wal_size": "8GB",
+    "summarize_wal": True,
+    "autovacuum": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """``scratch`` is a directory that servers can reach; it is removed at the end."""
+
+    installation: ServerInstallation
+    scratch: Path
+    rounds: int
+
+    @contextmanager
+    def server(self, name: str, **settings: str | int | bool) -> Iterator[ThrowawayServer]:
+        """Start a server with data checksums that makes WAL summaries; it is stopped at the end."""
+        with ThrowawayServer(self.installation, self.scratch / name) as server:
+            server.initdb("-k")
+            server.configure(**{**_SETTINGS, **settings})
+            server.start()
+            yield server
+
+    @property
+    def pgwal(self) -> Path:
+        """The installed command, as users run it."""
+        return Path(sys.executable).parent / "pgwal"
+
+    def run_pgwal(self, *arguments: str | Path) -> Measurement:
+        """Run and measure pgwal."""
+        return run_command([self.pgwal, *arguments])
+
+    def run_tool(self, name: str, *arguments: str | Path) -> Measurement:
+        """Run and measure one of PostgreSQL's programs."""
+        return run_command([self.installation.tool(name), *arguments], self.installation.environment())

@@ -1,0 +1,106 @@
+"""Measure processes: two sides in turn, the medians of each, and the ratio of what they take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+
+class Measurement(NamedTuple):
+    """What one run took: seconds of the clock and of processors, peak memory in bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+class CommandFailed(Exception):
+    """A measured command ended with an exit code other than 0; says what it wrote to stderr."""
+
+
+def run_command(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Measurement:
+    """Run a command to its end and measure it, with the processes that it waited for.
+
+    The peak is at least that of this process, of which the command begins as a copy.  Raises CommandFailed.
+    """
+    arguments = [str(part) for part in command]
+    with tempfile.TemporaryFile() as errors:
+        start_s = time.perf_counter()
+        process = subprocess.Popen(
+            arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start_s
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace").strip()
+            raise CommandFailed(f"{' '.join(arguments)} ended with {process.returncode}: {text[-2000:]}")
+    return Measurement(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+class Side(NamedTuple):
+    """One side of a comparison: its name, and what runs it once and measures it."""
+
+    name: str
+    run: Callable[[], Measurement]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The medians of some sides; the first is the one that the others are held against.
+
+    ``target`` is what design asks of each other side's time as a share of the first's, where it asks something.
+    """
+
+    title: str
+    medians: dict[str, Measurement]
+    bytes_processed: int = 0
+    target: float | None = None
+
+    @property
+    def peer(self) -> str:
+        return next(iter(self.medians))
+
+    def ratio(self, name: str) -> float:
+        """Return a side's time as a share of the peer's."""
+        return self.medians[name].seconds / self.medians[self.peer].seconds
+
+    def document(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        return {
+            "title": self.title,
+            "bytes": self.bytes_processed,
+            "target": self.target,
+            "sides": {
+                name: {**measured._asdict(), "ratio": self.ratio(name)} for name, measured in self.medians.items()
+            },
+        }
+
+
+def compare(
+    title: str, sides: Sequence[Side], rounds: int, *, bytes_processed: int = 0, target: float | None = None
+) -> Comparison:
+    """Run the sides in turn, once to warm the page cache and then for some rounds, and return the medians."""
+    for side in sides:
+        side.run()
+    runs: dict[str, list[Measurement]] = {side.name: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            runs[side.name].append(side.run())
+    medians = {
+        name: Measurement(
+            median(run.seconds for run in own),
+            median(run.cpu_seconds for run in own),
+            max(run.peak_bytes for run in own),
+        )
+        for name, own in runs.items()
+    }
+    return Comparison(title, medians, bytes_processed, target)

@@ -1,0 +1,73 @@
+"""A repository of pgwal that is measured: its receiver in the background, its backups taken and thrown away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.context import Context
+from benchmarks.measure import CommandFailed, Measurement
+from pgwal_cli.throwaway_server import ThrowawayServer
+
+_TIMEOUT_S = 60.0
+
+
+class BenchmarkedRepository:
+    """Runs pgwal on one repository and one server."""
+
+    def __init__(self, context: Context, server: ThrowawayServer, path: Path) -> None:
+        self.path = path
+        self._context = context
+        self._server = server
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Run ``pgwal stream`` in the background."""
+        command = [self._context.pgwal, "stream", *self._options(), "-S", "benchmark", "--create-slot", "-Z", "none"]
+        receiver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            self._wait_for_receiver(receiver)
+            yield
+        finally:
+            receiver.terminate()
+            receiver.wait()
+
+    def _wait_for_receiver(self, receiver: subprocess.Popen[bytes]) -> None:
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            if receiver.poll() is not None:
+                raise CommandFailed(f"pgwal stream ended with {receiver.returncode}")
+            with self._server.connect() as connection:
+                found = connection.execute(
+                    "SELECT FROM pg_replication_slots WHERE slot_name = 'benchmark' AND active"
+                ).fetchone()
+            if found is not None:
+                return
+            time.sleep(0.1)
+        raise CommandFailed("pgwal stream has not begun to receive")
+
+    def backup(self, command: str, *options: str | Path) -> Measurement:
+        """Take a backup, measure it, and throw it away."""
+        known = set(self.backup_ids())
+        measured = self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
+        for backup_id in set(self.backup_ids()) - known:
+            shutil.rmtree(self.path / "backups" / backup_id)
+        return measured
+
+    def keep(self, command: str, *options: str | Path) -> str:
+        """Take a backup and return its id."""
+        self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
+        return self.backup_ids()[-1]
+
+    def backup_ids(self) -> list[str]:
+        """Return the ids of its backups, oldest first."""
+        listed = subprocess.check_output([self._context.pgwal, "list", "--repo", self.path, "--json"])
+        return [backup["id"] for backup in json.loads(listed)]
+
+    def _options(self) -> list[str | Path]:
+        return ["--repo", self.path, "-d", self._server.conninfo]

@@ -1,0 +1,47 @@
+"""Summarise recorded WAL, against pg_waldump -q, which reads the same records and makes no map."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from benchmarks.context import Context
+from benchmarks.measure import Comparison, Measurement, Side, compare
+from benchmarks.recording import LOADS, recorded_wal
+
+_TARGET = 1 / 1.5
+
+
+def run(context: Context) -> list[Comparison]:
+    """Compare on WAL of transactions, of bulk loads, and of small records."""
+    comparisons = []
+    for load in LOADS:
+        wal = recorded_wal(load, context.scratch)
+        segments = sorted(path.name for path in wal.iterdir())
+        size = sum(path.stat().st_size for path in wal.iterdir())
+        waldump = partial(context.run_tool, "pg_waldump", "-q", "-p", wal, segments[0], segments[-1])
+        sides = [
+            Side("pg_waldump -q", waldump),
+            *(Side(f"pgwal summarize -j {jobs}", partial(_summarize, context, wal, jobs)) for jobs in (1, 2)),
+        ]
+        title = f"scan, {load.name} WAL"
+        comparisons.append(compare(title, sides, context.rounds, bytes_processed=size, target=_TARGET))
+    return comparisons
+
+
+def construct_walk(context: Context) -> list[Comparison]:
+    """Compare the construct walk, which is the specification, on one segment: a curiosity."""
+    wal = recorded_wal(LOADS[0], context.scratch)
+    segment = min(wal.iterdir())
+    sides = [
+        Side("pg_waldump -q", partial(context.run_tool, "pg_waldump", "-q", segment)),
+        Side("pgwal inspect --stats", partial(context.run_pgwal, "inspect", segment, "--stats")),
+    ]
+    return [compare("construct walk, one segment", sides, 1, bytes_processed=segment.stat().st_size)]
+
+
+def _summarize(context: Context, wal: Path, jobs: int) -> Measurement:
+    output = context.scratch / "summaries"
+    shutil.rmtree(output, ignore_errors=True)
+    return context.run_pgwal("summarize", wal, "-o", output, "-j", str(jobs))
