@@ -1,4 +1,4 @@
-"""Which form of the WAL scanner is in use, where PGWAL_SCAN demands one: ``compiled`` or ``interpreted``.
+"""Which form of the hot loops is in use, where PGWAL_SCAN demands one: ``compiled`` or ``interpreted``.
 
 Without it, import takes the compiled form where there is one.
 """
@@ -14,18 +14,20 @@ from typing import Any
 
 from pgwal.errors import PgwalError
 
-_MODULE = "pgwal.wal.scan"
+_SCANNER = "pgwal.wal.scan"
+_MODULES = (_SCANNER, "pgwal.summary.chunks")
 
 
 def choose_scan(wanted: str) -> None:
-    """Have ``pgwal.wal.scan`` be the form that is wanted; before anything has imported it.
+    """Have the modules that can be compiled be in the form that is wanted; before anything has imported them.
 
     Raises PgwalError when it is not to be had, or there is no such form.
     """
     if wanted == "interpreted":
-        _load_source()
+        for module in _MODULES:
+            _load_source(module)
     elif wanted == "compiled":
-        spec = importlib.util.find_spec(_MODULE)
+        spec = importlib.util.find_spec(_SCANNER)
         if spec is None or isinstance(spec.loader, SourceFileLoader):
             raise PgwalError(
                 "PGWAL_SCAN=compiled, but this installation has no compiled WAL scanner",
@@ -35,14 +37,15 @@ def choose_scan(wanted: str) -> None:
         raise PgwalError(f"PGWAL_SCAN is {wanted!r}", hint="Set it to compiled or interpreted, or unset it.")
 
 
-def _load_source() -> None:
-    path = Path(__file__).parent / "wal" / "scan.py"
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
+def _load_source(name: str) -> None:
+    path = Path(__file__).parent.parent.joinpath(*name.split(".")).with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     # What an import statement does at its end.
-    package: Any = importlib.import_module(_MODULE.rpartition(".")[0])
-    package.scan = module
+    package_name, _, short_name = name.rpartition(".")
+    package: Any = importlib.import_module(package_name)
+    setattr(package, short_name, module)
