@@ -35,7 +35,7 @@ def repo(tmp_path: Path) -> Path:
         (["map", "--repo", "/tmp/r", "--from", "nonsense", "--to", "0/1"], "invalid LSN 'nonsense'"),
         (["map", "--repo", "/tmp/r", "--from", "0/2000000", "--to", "0/1000000"], "--from 0/2000000 lies after --to"),
         (["stream", "--repo", "/tmp/r", "--create-slot"], "--create-slot needs --slot"),
-        (["stream", "--repo", "/tmp/r", "-s", "often"], "'--status-interval': .* valid number"),
+        (["stream", "--repo", "/tmp/r", "-s", "often"], "'--status-interval': .* valid (number|float)"),
         (["restore", "--repo", "/tmp/r", "-D", "/tmp/d"], "Missing argument"),
         (["restore", "latest", "--repo", "/tmp/r", "-D", "/tmp/d", "-T", "a=b"], "'a=b' is not OLD=NEW"),
     ],
