@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import NamedTuple
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile, open_wal_directory
+from pgwal.repository.wal_directory import WalChunks, WalDirectory, WalSegmentFile, open_wal_directory
+from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
@@ -268,10 +270,16 @@ def _read_parts(
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
     pending: deque[Future[_PartResult]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
+    # Several workers keep the processors busy without reading ahead.
+    with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as reader:
         try:
             for number, part in enumerate(parts):
-                pending.append(pool.submit(_read_part, directory, wal_format, part, continues=number > 0))
+                chunks = directory.read(part.timeline_id, part.start)
+                if jobs == 1:
+                    chunks = _read_ahead(chunks, reader)
+                pending.append(
+                    pool.submit(_read_part, chunks, wal_format, directory.geometry, part, continues=number > 0)
+                )
                 if len(pending) > jobs:
                     yield pending.popleft().result()
             while pending:
@@ -281,20 +289,34 @@ def _read_parts(
                 future.cancel()
 
 
-def _read_part(directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool) -> _PartResult:
-    """Read the records that start in a part."""
+def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
+    """Yield chunks, reading the next one while the caller looks at one."""
+    following = reader.submit(next, chunks, b"")
+    try:
+        while data := following.result():
+            following = reader.submit(next, chunks, b"")
+            yield data
+    finally:
+        wait([following])
+
+
+def _read_part(
+    chunks: WalChunks, wal_format: WalFormat, geometry: WalGeometry, part: LsnRange, *, continues: bool
+) -> _PartResult:
+    """Read the records that start in a part; ``chunks`` is WAL from its start on."""
     summarizer = Summarizer(
         part.timeline_id,
         wal_format,
-        directory.geometry,
+        geometry,
         part.start,
         stop=part.end,
         # Before 17 the joints are cuts.
         continues=continues and wal_format.has_checkpoint_redo,
     )
-    for data in directory.read(part.timeline_id, part.start):
-        summarizer.feed(data)
-        if summarizer.complete or summarizer.end_of_wal is not None:
-            break
+    with closing(chunks):
+        for data in chunks:
+            summarizer.feed(data)
+            if summarizer.complete or summarizer.end_of_wal is not None:
+                break
     summarizer.finish(part.end if summarizer.complete else summarizer.position)
     return _PartResult(summarizer.take_pieces(), summarizer.complete, summarizer.end_of_wal, summarizer.feed_lsn)

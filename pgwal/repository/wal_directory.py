@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import lz4.frame
 import zstandard
@@ -28,6 +28,9 @@ COMPRESSION_SUFFIXES = ("", ".zst", ".lz4", ".gz")
 
 _READ_SIZE = 1 << 20
 _LONG_HEADER_SIZE = 40
+
+WalChunks: TypeAlias = Generator[bytes, None, None]
+"""Consecutive WAL, in pieces of any size; to be closed when it is not read to its end."""
 
 
 class WalSegmentFile(NamedTuple):
@@ -87,7 +90,7 @@ class WalDirectory:
         name = self.geometry.file_name(timeline_id, segment_no)
         return any(self._store.exists(self._path(name + suffix)) for suffix in COMPRESSION_SUFFIXES)
 
-    def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
+    def read(self, timeline_id: int, start: Lsn) -> WalChunks:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
 
         No piece is of two segments.  Raises FormatError when a compressed segment cannot be decompressed, or is not
