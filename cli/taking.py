@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgwal.errors import ChainError
@@ -20,16 +19,8 @@ if TYPE_CHECKING:
 
 def run_backup(
     since: Lsn | str | None,
-    repo: Path,
-    pgdata: Path | None,
-    checkpoint: options.CheckpointMode,
-    label: str,
-    manifest_checksums: options.ChecksumAlgorithm,
-    slot: str | None,
-    progress: bool,
-    json: bool,
-    parameters: ConnectionParameters,
-    no_password: bool,
+    wanted: options.BackupOptions,
+    connection: options.ConnectionOptions,
     *,
     or_full: bool = False,
 ) -> None:
@@ -41,16 +32,16 @@ def run_backup(
 
     def take(connect_to: ConnectionParameters) -> BackupReport:
         request = BackupRequest(
-            repository_path=repo,
+            repository_path=wanted.repo,
             parameters=connect_to,
-            data_directory=pgdata,
+            data_directory=wanted.pgdata,
             since=since,
-            label=label,
-            fast=checkpoint is options.CheckpointMode.FAST,
-            manifest_checksums=manifest_checksums.value,
-            slot=slot,
+            label=wanted.label,
+            fast=wanted.checkpoint is options.CheckpointMode.FAST,
+            manifest_checksums=wanted.manifest_checksums.value,
+            slot=wanted.slot,
         )
-        with progress_bar("copying", progress) as on_progress:
+        with progress_bar("copying", wanted.progress) as on_progress:
             try:
                 return take_backup(request, on_progress)
             except ChainError as error:
@@ -60,8 +51,8 @@ def run_backup(
                 print("pgwal: taking a full backup", file=sys.stderr)
                 return take_backup(replace(request, since=None), on_progress)
 
-    report = options.asking_for_password(parameters, no_password, take)
-    if json:
+    report = connection.connecting(take)
+    if wanted.json:
         print_json(_document(report))
     else:
         _print_report(report)
