@@ -1,7 +1,7 @@
-"""What pyproject.toml cannot say of the build: the WAL scanner's compiled form, which is optional.
+"""What pyproject.toml cannot say of the build: the compiled forms of two modules, which are optional.
 
-Where there is no C compiler the install succeeds without it, and pgwal/wal/scan.py runs interpreted.  With
-PGWAL_REQUIRE_COMPILED=1 in the environment a failure to compile is a failure to build.
+Where there is no C compiler the install succeeds without them, and pgwal/wal/scan.py and pgwal/page.py run interpreted.
+With PGWAL_REQUIRE_COMPILED=1 in the environment a failure to compile is a failure to build.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from setuptools import Extension, setup
 is_required = os.environ.get("PGWAL_REQUIRE_COMPILED", "") not in ("", "0")
 
 extensions = cythonize(
-    Extension(
-        "pgwal.wal.scan",
-        ["pgwal/wal/scan.py"],
-        depends=["pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],
-        include_dirs=["pgwal/wal"],
-        extra_compile_args=["-O3", "-g0"],
-    )
+    [
+        Extension(
+            "pgwal.wal.scan",
+            ["pgwal/wal/scan.py"],
+            depends=["pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],
+            include_dirs=["pgwal/wal"],
+            extra_compile_args=["-O3", "-g0"],
+        ),
+        Extension(
+            "pgwal.page",
+            ["pgwal/page.py"],
+            depends=["pgwal/page.pxd", "pgwal/page_checksum.h"],
+            include_dirs=["pgwal"],
+            extra_compile_args=["-O3", "-funroll-loops", "-g0"],
+        ),
+    ]
 )
 for extension in extensions:
     # Not an argument above: cythonize() does not pass it on.
@@ -28,5 +37,5 @@ for extension in extensions:
 
 setup(
     ext_modules=extensions,
-    exclude_package_data={"pgwal.wal": ["*.c", "*.h", "*.pxd"]},
+    exclude_package_data={"pgwal": ["*.c", "*.h", "*.pxd"], "pgwal.wal": ["*.c", "*.h", "*.pxd"]},
 )
