@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import getpass
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -96,6 +97,49 @@ ManifestChecksums = Annotated[
     typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),
 ]
 
+Jobs = Annotated[
+    int,
+    typer.Option("-j", "--jobs", min=1, max=64, metavar="N", help="Files copied at a time, over as many connections."),
+]
+
+
+class ChecksumFailure(StrEnum):
+    """What becomes of a backup that meets a page which differs from its checksum."""
+
+    WARN = "warn"
+    ERROR = "error"
+
+
+OnChecksumFailure = Annotated[
+    ChecksumFailure,
+    typer.Option("--checksum-failure", help="What a page that differs from its checksum is: a warning, or an error."),
+]
+
+_LOWEST_RATE, _HIGHEST_RATE = 32, 1 << 20  # kB/s
+
+
+def parse_rate(text: str) -> int:
+    """Read a rate as pg_basebackup does, and return it in bytes a second; raises the usage error of a bad one."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kM]?)\s*", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no rate: a number, and k or M")
+    rate = float(match[1]) * (1024 if match[2] == "M" else 1)
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise typer.BadParameter(f"{text!r} is not between {_LOWEST_RATE}k and {_HIGHEST_RATE >> 10}M, a second")
+    return int(rate * 1024)
+
+
+MaxRate = Annotated[
+    int | None,
+    typer.Option(
+        "-r",
+        "--max-rate",
+        parser=parse_rate,
+        metavar="RATE",
+        help="Most to read a second, in kB, or with suffix k or M.",
+    ),
+]
+
 
 def parse_lsn(text: str) -> Lsn:
     """Read an LSN from an option; raises the usage error of a bad one."""
@@ -114,6 +158,9 @@ class BackupOptions:
     checkpoint: Checkpoint = CheckpointMode.SPREAD
     label: Label = DEFAULT_LABEL
     manifest_checksums: ManifestChecksums = ChecksumAlgorithm.CRC32C
+    checksum_failure: OnChecksumFailure = ChecksumFailure.WARN
+    jobs: Jobs = 1
+    max_rate: MaxRate = None
     slot: Slot = None
     progress: Progress = False
     json: Json = False

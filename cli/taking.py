@@ -40,6 +40,9 @@ def run_backup(
             fast=wanted.checkpoint is options.CheckpointMode.FAST,
             manifest_checksums=wanted.manifest_checksums.value,
             slot=wanted.slot,
+            jobs=wanted.jobs,
+            max_rate_bytes_per_s=wanted.max_rate,
+            fails_on_bad_page=wanted.checksum_failure is options.ChecksumFailure.ERROR,
         )
         with progress_bar("copying", wanted.progress) as on_progress:
             try:
@@ -89,5 +92,6 @@ def _document(report: BackupReport) -> dict[str, object]:
         "blocks": report.block_count,
         "bytes_read": report.bytes_read,
         "bytes_written": report.bytes_written,
+        "checksum_failures": entry.checksum_failures,
         "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
     }

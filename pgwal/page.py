@@ -46,6 +46,11 @@ def find_bad_pages(data: Buffer, block_number: int, lsn: int) -> list[int]:
     return _find(data, len(data) // 8192, block_number, lsn)
 
 
+def page_lsn(page: bytes) -> int:
+    """Return the end of the last record that changed a page."""
+    return int.from_bytes(page[:4], "little") << 32 | int.from_bytes(page[4:8], "little")
+
+
 def _find(data: Buffer, count: int, block_number: int, lsn: int) -> list[int]:
     found: list[int] = []
     at = 0
@@ -93,7 +98,7 @@ if not cython.compiled:
         lsn_high, lsn_low, checksum, upper = _HEADER.unpack_from(page)
         if upper == 0 or (lsn_high << 32 | lsn_low) >= lsn:
             return False
-        return ((_page_sum(page) ^ block_number & 0xFFFFFFFF) % 65535 + 1) != checksum
+        return bool((_page_sum(page) ^ block_number & 0xFFFFFFFF) % 65535 + 1 != checksum)
 
     def _page_sum(page: Buffer) -> int:
         even, odd = _COLUMN_START & _LOW_HALVES, _COLUMN_START >> 32 & _LOW_HALVES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, Protocol
 
 from pgwal.control_file import ControlFile
@@ -33,22 +33,24 @@ class BlockSource(Protocol):
     Raises PgwalError for what cannot be read.
     """
 
-    def list(self) -> Iterator[SourceDirectory | SourceFile]:
+    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
         """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
 
-        pg_control is not among it: it is read last.
+        pg_control is not among it: it is read last.  For ``emptied`` see pgwal.backup.exclusion.inclusion.
         """
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         """Yield exactly ``size_bytes`` of a file, zeros from where it has become shorter; None when it is gone.
 
+        Every item but the last holds whole blocks.
         A source may take a file of which nothing is to be read as being there.
         """
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         """Yield the blocks (ascending, relative to the file), zeros where it has become shorter; None when it is gone.
 
-        One item may hold several blocks.  A source may take a file of which nothing is to be read as being there.
+        Every item holds whole blocks, one or several.  A source may take a file of which nothing is to be read as
+        being there.
         """
 
     def read_control_file(self) -> bytes:
