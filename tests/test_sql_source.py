@@ -334,11 +334,11 @@ def test_two_connections_must_lead_to_one_server(server: ThrowawayServer, make_s
 # ---- the end of a backup under way
 
 
-def start_full(server: ThrowawayServer, repo: Path) -> subprocess.Popen[str]:
+def start_full(server: ThrowawayServer, repo: Path, jobs: str) -> subprocess.Popen[str]:
     """Start a full backup, and return it while it copies a large file."""
     with write(server, "large", b"").open("wb") as file:
         file.truncate(4 << 30)
-    process = start_pgwal("full", "--repo", repo, "-d", server.conninfo, "-c", "fast")
+    process = start_pgwal("full", "--repo", repo, "-d", server.conninfo, "-c", "fast", "-j", jobs)
     deadline = time.monotonic() + 30
     while not list(repo.glob("backups/*.unfinished/data/large")):
         assert process.poll() is None, finish(process).stderr
@@ -348,9 +348,9 @@ def start_full(server: ThrowawayServer, repo: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.postgres(13, 18)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals) -> None:
-    process = start_full(server, scratch / "repo")
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGTERM, "3")])
+def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals, jobs: str) -> None:
+    process = start_full(server, scratch / "repo", jobs)
     process.send_signal(number)
     outcome = finish(process)
     assert outcome.code == 128 + number, outcome.stderr
@@ -366,8 +366,9 @@ def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, numb
 
 
 @pytest.mark.postgres(13, 18)
-def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path) -> None:
-    process = start_full(server, scratch / "repo")
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
+    process = start_full(server, scratch / "repo", jobs)
     with server.connect() as session:
         session.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%'")
     assert_failed(finish(process), NO_CONNECTION, "the connection was lost")
