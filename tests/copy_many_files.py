@@ -1,6 +1,6 @@
 """Copy a simulated data directory of many files, full and incremental, and print the peak of resident memory in kB.
 
-    python tests/copy_many_files.py DIRECTORY COUNT
+    python tests/copy_many_files.py DIRECTORY COUNT JOBS
 
 A process of its own, because memory that Python has once had is never all given back.
 """
@@ -112,7 +112,7 @@ def main(directory: Path, count: int, jobs: int) -> None:
         print(f"{backup_id}: {time.monotonic() - start_s:.1f} s", file=sys.stderr)
     assert sum(1 for _ in catalogue.files(INCREMENTAL)) == count
     # Not that of getrusage(), which begins with the peak of whoever started this process.
-    print(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
+    print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
+import subprocess
+import sys
+import tracemalloc
 from array import array
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from core.test_page import build_page
 from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
+from pyroaring import BitMap
 
 from pgwal.backup.entry import BackupFile, decode_entry
 from pgwal.backup.incremental_file import incremental_name
 from pgwal.backup.manifest import ManifestWriter, read_manifest
-from pgwal.backup.source import SourceDirectory, SourceFile
+from pgwal.backup.plan import IncrementalFile, plan_file
+from pgwal.backup.source import SourceDirectory, SourceFile, extents
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn
 from pgwal.page import find_bad_pages
@@ -31,6 +38,7 @@ from pgwal_cli.throwaway_server import ThrowawayServer
 START_LSN = Lsn(0x5_0000_0028)
 BACKUP = "20261122T101530Z_full"
 NEWEST = (1 << 64) - 1
+MEMORY_LIMIT = 250_000_000
 
 
 def as_options(server: ThrowawayServer, source: str) -> list[str | Path]:
@@ -239,3 +247,80 @@ def test_the_blocks_of_an_incremental_are_checked_with_their_numbers(tmp_path: P
     copy, stored = copied(tmp_path, ChangingSource(*[relation_content(damaged=[0, 5])] * 20), changes)
     assert (copy.copied_block_count, copy.bad_page_count) == (4, 1)
     assert struct.unpack_from("<II", stored, 4) == (4, 10)
+
+
+# ---- memory
+
+
+def peak_of_copying(count: int) -> int:
+    """Return the peak in bytes of a process that copies ``count`` files, full and incremental."""
+    # Millions of files are to be synced, which takes hours on some disks.
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        script = Path(__file__).parent / "copy_many_files.py"
+        command = [sys.executable, str(script), directory, str(count), "2"]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_million_files_fit_into_the_memory_limit() -> None:
+    count = int(os.environ.get("PGWAL_MANY_FILES", "20000"))
+    few, many = peak_of_copying(1000), peak_of_copying(count)
+    assert many + max(0, 1_000_000 - count) * max(0, many - few) / (count - 1000) < MEMORY_LIMIT
+
+
+class LargeSource:
+    """A data directory with a single large file, which is no relation file."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+
+    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:  # noqa: ARG002
+        yield SourceFile("large", self._size_bytes, 0.0)
+
+    def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        assert path == "large"
+        return (bytes(1 << 20) for _ in range(size_bytes >> 20))
+
+    def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
+        raise NotImplementedError
+
+    def read_control_file(self) -> bytes:
+        raise NotImplementedError
+
+
+def test_the_size_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    peaks = []
+    for number, size_bytes in enumerate((32 << 20, 256 << 20)):
+        rules = CopyRules(frozenset(), "CRC32C", None, START_LSN)
+        with StagedBackup(LocalStore(tmp_path / str(number)), BACKUP) as staged:
+            tracemalloc.start()
+            with Copy([LargeSource(size_bytes)], None, staged, ManifestWriter(18, 1), rules, None) as copy:
+                copy.copy_all(list)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert copy.totals.size_bytes == size_bytes
+    assert max(peaks) < 8 << 20
+    assert peaks[1] < peaks[0] + (1 << 20)
+
+
+def test_a_relation_of_a_terabyte_is_planned_and_read_a_segment_at_a_time() -> None:
+    changes = BlockMap()
+    fork = RelationFork(1663, 5, 16384, 0)
+    changes.mark(fork, [0])
+    found = changes.get(fork)
+    assert found is not None
+    segment_count = 1024  # of which a few are planned
+    found.blocks |= BitMap(range(0, segment_count * BLOCKS_PER_FILE, 3))
+    tracemalloc.start()
+    copied_count = 0
+    for segment in range(0, segment_count, 128):
+        path = f"base/5/16384.{segment}" if segment else "base/5/16384"
+        plan = plan_file(path, 1 << 30, 1 << 30, changes)
+        assert isinstance(plan, IncrementalFile)
+        copied_count += sum(length for _, length in extents(plan.block_numbers)) // BLOCK_SIZE
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert copied_count == sum(
+        len(range(-segment * BLOCKS_PER_FILE % 3, BLOCKS_PER_FILE, 3)) for segment in range(0, segment_count, 128)
+    )
+    assert peak < 16 << 20

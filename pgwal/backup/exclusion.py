@@ -7,7 +7,7 @@ src/backend/storage/file/reinit.c, PostgreSQL 13 to 18.  Paths are relative to t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from enum import Enum
 
 from pgwal.control_file import MAJOR_BY_CATALOG_VERSION
@@ -79,7 +79,7 @@ def inclusion(path: str, major: int, *, is_directory: bool, emptied: Collection[
     return Inclusion.INCLUDED
 
 
-def excluded_relation_files(directory: str, names: Iterable[str], major: int) -> set[str]:
+def excluded_relation_files(directory: str, names: Collection[str], major: int) -> set[str]:
     """Return which ``names`` of one directory are relation files that a backup leaves out.
 
     These are temporary relations, and unlogged relations but for their init fork, from which recovery makes them
@@ -87,15 +87,18 @@ def excluded_relation_files(directory: str, names: Iterable[str], major: int) ->
     """
     if parse_database_directory(directory) is None:
         return set()
-    present = set(names)
     if directory == "global":
-        return _unlogged(present) if major >= 17 else set()
-    return {name for name in present if is_temporary_relation_name(name)} | _unlogged(present)
+        return _unlogged(names) if major >= 17 else set()
+    return {name for name in names if is_temporary_relation_name(name)} | _unlogged(names)
 
 
-def _unlogged(names: set[str]) -> set[str]:
+def _unlogged(names: Collection[str]) -> set[str]:
+    # Few have one; a set of all the names of a directory could be a million large.
+    with_init_fork = {name.removesuffix("_init") for name in names if name.endswith("_init")}
+    if not with_init_fork:
+        return set()
     matches = filter(None, map(_RELATION_NAME.fullmatch, names))
-    return {match[0] for match in matches if match[2] != "_init" and f"{match[1]}_init" in names}
+    return {match[0] for match in matches if match[2] != "_init" and match[1] in with_init_fork}
 
 
 def _is_foreign_to_cluster(path: str, major: int) -> bool:

@@ -57,16 +57,17 @@ class BlockSource(Protocol):
         """Return pg_control, read until its CRC holds."""
 
 
-def extents(block_numbers: array[int]) -> list[tuple[int, int]]:
+def extents(block_numbers: array[int]) -> Iterator[tuple[int, int]]:
     """Join consecutive blocks to (offset, length) in bytes."""
-    joined: list[tuple[int, int]] = []
-    for block_no in block_numbers:
-        offset = block_no * BLOCK_SIZE
-        if joined and sum(joined[-1]) == offset:
-            joined[-1] = (joined[-1][0], joined[-1][1] + BLOCK_SIZE)
-        else:
-            joined.append((offset, BLOCK_SIZE))
-    return joined
+    start = end = 0
+    for block_number in block_numbers:
+        if block_number != end:
+            if start < end:
+                yield start * BLOCK_SIZE, (end - start) * BLOCK_SIZE
+            start = block_number
+        end = block_number + 1
+    if start < end:
+        yield start * BLOCK_SIZE, (end - start) * BLOCK_SIZE
 
 
 def read_until_whole(read: Callable[[], bytes], pause: Callable[[], None]) -> bytes:

@@ -16,6 +16,8 @@ from pgwal.backup.stored_path import check_path
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.errors import FormatError
 
+_CONTROL_FILE_DIRECTORY, _, _CONTROL_FILE_NAME = CONTROL_FILE_PATH.rpartition("/")
+
 
 class EntryKind(Enum):
     """What a name in a directory stands for."""
@@ -120,7 +122,10 @@ def _walk(
 def _belonging(directory: str, names: list[str], major: int) -> list[str]:
     """Return the names of one directory, sorted, but for relation files that are left out and pg_control."""
     excluded = excluded_relation_files(directory, names, major)
-    kept = [name for name in names if name not in excluded and _joined(directory, name) != CONTROL_FILE_PATH]
+    if directory == _CONTROL_FILE_DIRECTORY:
+        excluded.add(_CONTROL_FILE_NAME)
+    # Not always a second list, for it may be a million long.
+    kept = [name for name in names if name not in excluded] if excluded else names
     for name in kept:
         if "/" in name:
             raise FormatError(f"{directory or 'the data directory'} lists {name!r}, which is not a plain name")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 import os
 import stat
 import time
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
@@ -63,7 +62,7 @@ class LocalDataDirectory:
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
 
-    def _chunks(self, descriptor: int, path: str, ranges: builtins.list[tuple[int, int]]) -> Iterator[bytes]:
+    def _chunks(self, descriptor: int, path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         """Yield the bytes of (offset, length) ranges, zeros beyond the end of the file, and close it."""
         try:
             for start, length in ranges:
