@@ -20,8 +20,9 @@ def incremental(
             help="What to build on: a backup, the newest one, or the newest that started at or before an LSN.",
         ),
     ] = options.LATEST,
+    dry_run: options.DryRun = False,
     *,
     connection: options.ConnectionOptions,
 ) -> None:
     """Take an incremental backup: only the blocks that changed, by WAL, since an earlier backup started."""
-    run_backup(options.parse_lsn(since) if "/" in since else since, common, connection)
+    run_backup(options.parse_lsn(since) if "/" in since else since, common, connection, dry_run=dry_run)

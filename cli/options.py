@@ -97,6 +97,9 @@ ManifestChecksums = Annotated[
     typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be copied of each relation, and touch nothing.")
+]
 Jobs = Annotated[
     int,
     typer.Option("-j", "--jobs", min=1, max=64, metavar="N", help="Files copied at a time, over as many connections."),

@@ -30,7 +30,7 @@ from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FormatError, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres.binary_copy import BinaryCopyReader
-from pgwal.postgres.connection import ConnectionParameters, connect_sql
+from pgwal.postgres.connection import ConnectionParameters, connect_sql, quoted_identifier
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.privileges import FILE_FUNCTIONS
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
@@ -459,6 +459,18 @@ def test_grants_for_a_role_that_is_not_there(server: ThrowawayServer) -> None:
     succeed("check", "-d", as_role)
     succeed("check", "-d", as_role, "--pgdata", server.data_directory)
     assert succeed("grants", "--role", "postgres", "-d", as_role).startswith("-- nothing is missing")
+
+
+@pytest.mark.postgres
+def test_names_are_quoted_where_the_server_would(server: ThrowawayServer) -> None:
+    with server.connect() as session:
+        keywords = [word for (word,) in session.execute("SELECT word FROM pg_get_keywords()")]
+        for name in [*keywords, "plain", "_1", "1a", "Upper", 'a"b', "a b", "größe", "dollar$"]:
+            (quoted,) = session.execute("SELECT quote_ident(%s)", (name,)).fetchone() or ("",)
+            if quoted != name:
+                # Of another version's keywords it may quote more.
+                assert quoted_identifier(name) == quoted
+        session.execute(succeed("grants", "--role", "user", "-d", server.conninfo))
 
 
 def findings(*args: str | Path, code: int = 0) -> dict[str, tuple[str, str]]:

@@ -21,6 +21,7 @@ from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.receiving import ReceivedWal, receiving
+from pgwal.engine.status import require_received
 from pgwal.engine.summarize import read_changes, read_history, window
 from pgwal.errors import (
     ChainError,
@@ -104,22 +105,25 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     with BackupSession(connection) as session, ExitStack() as resources:
         facts = read_server_facts(connection)
         # Everything that can be refused is refused before anything is made.
-        _require_privileges(connection, request)
+        require_privileges(connection, request)
         sources = resources.enter_context(opened_sources(request, connection))
-        _check_server(facts, ControlFile.decode(sources[0].read_control_file()), request)
+        check_server(facts, ControlFile.decode(sources[0].read_control_file()), request)
         repository = _open_repository(request, facts)
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
                 logger.info("removed what was left of the unfinished backup %s", abandoned)
             # Refused before anything else is done where there is nothing to build on.
-            prior = _choose_prior(repository, request, facts)
+            prior = choose_prior_entry(repository, request, facts)
             # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
             with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
+                if prior is not None:
+                    # Before the checkpoint, and again after it, when all of the window is known.
+                    require_received(repository, prior)
                 backup = _Backup(request, repository, facts, sources, prior, wal)
                 return backup.run(session, on_progress)
 
 
-def _require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
+def require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
     """Raise PrivilegeMissing, naming all that is missing, when the role may not take the backup."""
     needed = backup_function_signatures(connection.info.server_version)
     require_functions(connection, needed if request.data_directory is not None else (*needed, *FILE_FUNCTIONS))
@@ -161,7 +165,8 @@ def directories_to_empty(facts: ServerFacts, data_directory: Path | None) -> fro
     return frozenset(found)
 
 
-def _check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
+def check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
+    """Raise SettingRequired for a server that cannot be backed up, WrongCluster for another's data directory."""
     if facts.wal_level == "minimal":
         raise SettingRequired(
             "wal_level is minimal, which leaves changes out of WAL",
@@ -196,7 +201,8 @@ def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     return repository
 
 
-def _choose_prior(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
+def choose_prior_entry(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
+    """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
     if request.since is None:
         return None
     entries = repository.catalogue.entries()
