@@ -100,6 +100,8 @@ ManifestChecksums = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be copied of each relation, and touch nothing.")
 ]
+DEFAULT_JOBS = 2
+"""One job alone leaves the disk idle while it computes and writes; a third one gains little where reading is local."""
 Jobs = Annotated[
     int,
     typer.Option("-j", "--jobs", min=1, max=64, metavar="N", help="Files copied at a time, over as many connections."),
@@ -162,7 +164,7 @@ class BackupOptions:
     label: Label = DEFAULT_LABEL
     manifest_checksums: ManifestChecksums = ChecksumAlgorithm.CRC32C
     checksum_failure: OnChecksumFailure = ChecksumFailure.WARN
-    jobs: Jobs = 1
+    jobs: Jobs = DEFAULT_JOBS
     max_rate: MaxRate = None
     slot: Slot = None
     progress: Progress = False

@@ -34,7 +34,6 @@ def run_backup(
     With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
     """
     from pgwal.engine.backup import BackupRequest, take_backup
-    from pgwal.engine.forecast import forecast_backup
 
     def act(connect_to: ConnectionParameters, action: Callable[[BackupRequest], _Result]) -> _Result:
         request = BackupRequest(
@@ -64,6 +63,8 @@ def run_backup(
             return take_backup(request, on_progress)
 
     if dry_run:
+        from pgwal.engine.forecast import forecast_backup
+
         print_forecast(connection.connecting(lambda to: act(to, forecast_backup)), wanted.json)
         return
     report = connection.connecting(lambda to: act(to, take))

@@ -331,6 +331,31 @@ def test_two_connections_must_lead_to_one_server(server: ThrowawayServer, make_s
             source.require_same_server(other)
 
 
+@pytest.mark.postgres(13, 14, 18)
+def test_directories_that_a_base_backup_leaves_empty(server: ThrowawayServer, scratch: Path) -> None:
+    """A tablespace below the data directory comes once, by its link, and temporary statistics not at all."""
+    inside = server.data_directory / "spaces" / "inside"
+    inside.mkdir(parents=True)
+    give_to_server(inside.parent)
+    give_to_server(inside)
+    write(server, "statistics/db_0.stat", b"x")
+    with server.connect() as session:
+        session.execute(f"CREATE TABLESPACE inside LOCATION '{inside}'")
+        session.execute("CREATE TABLE t TABLESPACE inside AS SELECT 1")
+        if server.installation.major < 15:
+            session.execute("ALTER SYSTEM SET stats_temp_directory = './statistics/'")
+            session.execute("SELECT pg_reload_conf()")
+        (path,) = session.execute("SELECT pg_relation_filepath('t')").fetchone() or ("",)
+        session.execute("CHECKPOINT")
+    for source in ([], ["--pgdata", server.data_directory]):
+        taken = succeed("full", "--repo", scratch / "repo", "-d", server.conninfo, *source, "-c", "fast", "--json")
+        data = scratch / "repo" / "backups" / json.loads(taken)["id"] / "data"
+        assert (data / path).is_file()
+        assert list((data / "spaces" / "inside").iterdir()) == []
+        names = [entry.name for entry in (data / "statistics").iterdir()]
+        assert names == ([] if server.installation.major < 15 else ["db_0.stat"])
+
+
 # ---- the end of a backup under way
 
 
