@@ -118,7 +118,7 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
             with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
                 if prior is not None:
                     # Before the checkpoint, and again after it, when all of the window is known.
-                    require_received(repository, prior)
+                    require_received(repository, prior, facts.timeline_id)
                 backup = _Backup(request, repository, facts, sources, prior, wal)
                 return backup.run(session, on_progress)
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _FILE_MODE = 0o600
 _COPY_ATTEMPTS = 3
-_REREADS = 5
+_REREADS = 3
 _REREAD_PAUSE_S = 0.02
 _WARNINGS_PER_FILE = 5
 

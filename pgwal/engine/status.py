@@ -83,13 +83,14 @@ def _missing_since(
     ]
 
 
-def require_received(repository: Repository, prior: BackupEntry) -> None:
+def require_received(repository: Repository, prior: BackupEntry, timeline_id: int) -> None:
     """Raise WalGap when WAL since a backup started, and before what was received last, is not there.
 
-    Other kinds of ChainError when the positions do not lie on one history.  Damage shows only when the WAL is read.
+    Other kinds of ChainError when the positions do not lie on one history.  Damage shows only when the WAL is read,
+    and nothing does while the receiver has not come to the timeline.
     """
     receiver = repository.receiver_state()
-    if receiver is None:
+    if receiver is None or receiver.timeline_id != timeline_id:
         return
     for hole in _missing_since(repository, prior, receiver, read_coverage(repository, receiver)):
         raise wal_gap(repository, hole)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgwal.page
@@ -67,6 +67,7 @@ block_numbers = st.integers(0, 0xFFFFFFFE)
 
 
 @pytest.mark.parametrize("module", FORMS)
+@settings(deadline=None)
 @given(seed=st.integers(0, 1 << 32), block_number=block_numbers, kind=st.sampled_from([bytes, bytearray, memoryview]))
 def test_a_page_has_the_checksum_of_the_plain_algorithm(
     module: ModuleType, seed: int, block_number: int, kind: type
@@ -77,6 +78,7 @@ def test_a_page_has_the_checksum_of_the_plain_algorithm(
 
 
 @pytest.mark.parametrize("module", FORMS)
+@settings(deadline=None)
 @given(seed=st.integers(0, 1 << 32), bit=st.integers(0, PAGE_SIZE * 8 - 1))
 def test_no_flipped_bit_passes(module: ModuleType, seed: int, bit: int) -> None:
     page = build_page(seed, 7, lsn=1 << 33)
@@ -85,6 +87,7 @@ def test_no_flipped_bit_passes(module: ModuleType, seed: int, bit: int) -> None:
 
 
 @pytest.mark.parametrize("module", FORMS)
+@settings(deadline=None)
 @given(bad=st.sets(st.integers(0, 9)), first=st.integers(0, 1 << 31), rest=st.integers(0, PAGE_SIZE - 1))
 def test_bad_pages_among_many(module: ModuleType, bad: set[int], first: int, rest: int) -> None:
     pages = [build_page(number, first + number) for number in range(10)]
