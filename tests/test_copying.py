@@ -91,7 +91,8 @@ def test_the_pages_of_a_stopped_server_are_what_their_checksums_say(make_server:
         session.execute("CREATE INDEX ON t (v, i)")
         session.execute("VACUUM t")
     server.stop()
-    server.run_tool("pg_checksums", "--check", "-D", str(server.data_directory))
+    if server.installation.has_tool("pg_checksums"):
+        server.run_tool("pg_checksums", "--check", "-D", str(server.data_directory))
     checked = 0
     for path in server.data_directory.rglob("*"):
         relation_file = parse_relation_path(str(path.relative_to(server.data_directory)))
@@ -109,6 +110,8 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
     with server.connect() as session:
         session.execute("CREATE TABLE t (i int, v text) WITH (fillfactor = 50)")
         session.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 1000) AS i")
+        # Hint bits change a page as well, and are logged.
+        session.execute("SELECT count(*) FROM t")
         (path,) = session.execute("SELECT pg_relation_filepath('t')").fetchone() or ("",)
         first = json.loads(succeed("full", "--repo", repo, *as_options(server, "local"), "--json"))
         assert first["checksum_failures"] == 0
