@@ -28,6 +28,13 @@ extensions = cythonize(
             depends=["pgwal/summary/chunks.pxd"],
             extra_compile_args=["-O3", "-g0"],
         ),
+        Extension(
+            "pgwal.page",
+            ["pgwal/page.py"],
+            depends=["pgwal/page.pxd", "pgwal/page_checksum.h"],
+            include_dirs=["pgwal"],
+            extra_compile_args=["-O3", "-funroll-loops", "-g0"],
+        ),
     ]
 )
 for extension in extensions:
@@ -36,5 +43,5 @@ for extension in extensions:
 
 setup(
     ext_modules=extensions,
-    exclude_package_data={"pgwal.wal": ["*.c", "*.h", "*.pxd"], "pgwal.summary": ["*.c", "*.pxd"]},
+    exclude_package_data={name: ["*.c", "*.h", "*.pxd"] for name in ("pgwal", "pgwal.wal", "pgwal.summary")},
 )

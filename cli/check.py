@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from pgwal.engine.check import CheckReport
 
 
+@options.with_groups
 def check(
     pgdata: options.Pgdata = None,
     slot: options.Slot = None,
     json: options.Json = False,
-    dbname: options.Dbname = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    username: options.Username = None,
-    no_password: options.NoPassword = False,
-    password: options.Password = False,
+    *,
+    connection: options.ConnectionOptions,
 ) -> None:
     """Check the server's settings and the role's privileges, before anything starts.
 
@@ -31,10 +28,7 @@ def check(
     """
     from pgwal.engine.check import CheckRequest, check_server
 
-    parameters = options.connection_parameters(dbname, host, port, username, password)
-    report = options.asking_for_password(
-        parameters, no_password, lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot))
-    )
+    report = connection.connecting(lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot)))
     if json:
         print_json(_document(report))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgwal.errors import ChainError, ConnectionFailed, PgwalError, RepositoryLocked
+from pgwal.errors import ChainError, ConnectionFailed, PgwalError, RepositoryLocked, VerificationFailed
 
 FAILED = 1
 USAGE = 2
@@ -15,6 +15,7 @@ _BY_KIND: tuple[tuple[type[PgwalError], int], ...] = (
     (ConnectionFailed, NO_CONNECTION),
     (ChainError, CHAIN_BROKEN),
     (RepositoryLocked, LOCKED),
+    (VerificationFailed, VERIFICATION_FAILED),
 )
 
 

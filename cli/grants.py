@@ -10,15 +10,12 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json
 
 
+@options.with_groups
 def grants(
     role: Annotated[str, typer.Option("--role", metavar="NAME", help="The role that pgwal is to connect as.")],
     json: options.Json = False,
-    dbname: options.Dbname = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    username: options.Username = None,
-    no_password: options.NoPassword = False,
-    password: options.Password = False,
+    *,
+    connection: options.ConnectionOptions,
 ) -> None:
     """Print the SQL that gives a role what it lacks to stream and to take backups over SQL; run nothing.
 
@@ -29,12 +26,11 @@ def grants(
     from pgwal.postgres.server import backup_function_signatures
 
     def missing(connect_to: ConnectionParameters) -> tuple[str, list[str]]:
-        with connect_sql(connect_to) as connection:
-            signatures = (*backup_function_signatures(connection.info.server_version), *FILE_FUNCTIONS)
-            return connection.info.dbname, missing_grants(read_role_rights(connection, role, signatures))
+        with connect_sql(connect_to) as session:
+            signatures = (*backup_function_signatures(session.info.server_version), *FILE_FUNCTIONS)
+            return session.info.dbname, missing_grants(read_role_rights(session, role, signatures))
 
-    parameters = options.connection_parameters(dbname, host, port, username, password)
-    database, statements = options.asking_for_password(parameters, no_password, missing)
+    database, statements = connection.connecting(missing)
     if json:
         print_json({"role": role, "database": database, "statements": statements})
         return

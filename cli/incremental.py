@@ -10,9 +10,9 @@ from pgwal_cli import options
 from pgwal_cli.taking import run_backup
 
 
+@options.with_groups
 def incremental(
-    repo: options.Repo,
-    pgdata: options.Pgdata = None,
+    common: options.BackupOptions,
     since: Annotated[
         str,
         typer.Option(
@@ -20,22 +20,9 @@ def incremental(
             help="What to build on: a backup, the newest one, or the newest that started at or before an LSN.",
         ),
     ] = options.LATEST,
-    checkpoint: options.Checkpoint = options.CheckpointMode.SPREAD,
-    label: options.Label = options.DEFAULT_LABEL,
-    manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,
-    slot: options.Slot = None,
-    progress: options.Progress = False,
-    json: options.Json = False,
-    dbname: options.Dbname = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    username: options.Username = None,
-    no_password: options.NoPassword = False,
-    password: options.Password = False,
+    dry_run: options.DryRun = False,
+    *,
+    connection: options.ConnectionOptions,
 ) -> None:
     """Take an incremental backup: only the blocks that changed, by WAL, since an earlier backup started."""
-    wanted = options.parse_lsn(since) if "/" in since else since
-    run_backup(
-        wanted, repo, pgdata, checkpoint, label, manifest_checksums, slot, progress, json,
-        options.connection_parameters(dbname, host, port, username, password), no_password,
-    )  # fmt: skip
+    run_backup(options.parse_lsn(since) if "/" in since else since, common, connection, dry_run=dry_run)

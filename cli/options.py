@@ -1,13 +1,21 @@
-"""Options that several commands share; their spellings are PostgreSQL's."""
+"""Options that several commands share; their spellings are PostgreSQL's.
+
+Those that go together are a group: a dataclass whose fields are the options.  A command that ``with_groups`` is put
+on takes the group as one parameter.
+"""
 
 from __future__ import annotations
 
+import functools
 import getpass
+import inspect
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -89,6 +97,54 @@ ManifestChecksums = Annotated[
     typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be copied of each relation, and touch nothing.")
+]
+DEFAULT_JOBS = 2
+"""One job alone leaves the disk idle while it computes and writes; a third one gains little where reading is local."""
+Jobs = Annotated[
+    int,
+    typer.Option("-j", "--jobs", min=1, max=64, metavar="N", help="Files copied at a time, over as many connections."),
+]
+
+
+class ChecksumFailure(StrEnum):
+    """What becomes of a backup that meets a page which differs from its checksum."""
+
+    WARN = "warn"
+    ERROR = "error"
+
+
+OnChecksumFailure = Annotated[
+    ChecksumFailure,
+    typer.Option("--checksum-failure", help="What a page that differs from its checksum is: a warning, or an error."),
+]
+
+_LOWEST_RATE, _HIGHEST_RATE = 32, 1 << 20  # kB/s
+
+
+def parse_rate(text: str) -> int:
+    """Read a rate as pg_basebackup does, and return it in bytes a second; raises the usage error of a bad one."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kM]?)\s*", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no rate: a number, and k or M")
+    rate = float(match[1]) * (1024 if match[2] == "M" else 1)
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise typer.BadParameter(f"{text!r} is not between {_LOWEST_RATE}k and {_HIGHEST_RATE >> 10}M, a second")
+    return int(rate * 1024)
+
+
+MaxRate = Annotated[
+    int | None,
+    typer.Option(
+        "-r",
+        "--max-rate",
+        parser=parse_rate,
+        metavar="RATE",
+        help="Most to read a second, in kB, or with suffix k or M.",
+    ),
+]
+
 
 def parse_lsn(text: str) -> Lsn:
     """Read an LSN from an option; raises the usage error of a bad one."""
@@ -98,14 +154,53 @@ def parse_lsn(text: str) -> Lsn:
         raise typer.BadParameter(f"{error} {error.hint or ''}".strip()) from error
 
 
-def connection_parameters(
-    dbname: str | None, host: str | None, port: str | None, username: str | None, password: bool
-) -> ConnectionParameters:
-    """Return where to connect to; asks for the password when -W says so."""
-    from pgwal.postgres.connection import ConnectionParameters
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """What every command that takes a backup is told."""
 
-    parameters = ConnectionParameters.from_options(dbname, host=host, port=port, user=username)
-    return parameters.with_password(_ask_password()) if password else parameters
+    repo: Repo
+    pgdata: Pgdata = None
+    checkpoint: Checkpoint = CheckpointMode.SPREAD
+    label: Label = DEFAULT_LABEL
+    manifest_checksums: ManifestChecksums = ChecksumAlgorithm.CRC32C
+    checksum_failure: OnChecksumFailure = ChecksumFailure.WARN
+    jobs: Jobs = DEFAULT_JOBS
+    max_rate: MaxRate = None
+    slot: Slot = None
+    progress: Progress = False
+    json: Json = False
+
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """Where to connect to, as whom, and whether a password may be asked for."""
+
+    dbname: Dbname = None
+    host: Host = None
+    port: Port = None
+    username: Username = None
+    no_password: NoPassword = False
+    password: Password = False
+
+    def parameters(self) -> ConnectionParameters:
+        """Return where to connect to; asks for the password when -W says so."""
+        from pgwal.postgres.connection import ConnectionParameters
+
+        parameters = ConnectionParameters.from_options(self.dbname, host=self.host, port=self.port, user=self.username)
+        return parameters.with_password(_ask_password()) if self.password else parameters
+
+    def connecting(self, action: Callable[[ConnectionParameters], _Result]) -> _Result:
+        """Run an action that connects; when the server wants a password, ask for it once and run it again."""
+        parameters = self.parameters()
+        try:
+            return action(parameters)
+        except PasswordRequired:
+            if self.no_password or not sys.stdin.isatty():
+                raise
+        return action(parameters.with_password(_ask_password()))
 
 
 def _ask_password() -> str:
@@ -117,19 +212,39 @@ def _ask_password() -> str:
         ) from error
 
 
-_Result = TypeVar("_Result")
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Spell out each group of options that a command takes, so that typer sees every option of it."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _spelled_out(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
-def asking_for_password(
-    parameters: ConnectionParameters, no_password: bool, action: Callable[[ConnectionParameters], _Result]
-) -> _Result:
-    """Run an action that connects; when the server wants a password, ask for it once and run it again."""
-    try:
-        return action(parameters)
-    except PasswordRequired:
-        if no_password or not sys.stdin.isatty():
-            raise
-    return action(parameters.with_password(_ask_password()))
+def _spelled_out(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
 
 
 def require_order(start: Lsn | None, end: Lsn | None) -> None:

@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from pgwal.repository.repository import ReceiverState
 
 
+@options.with_groups
 def status(
     repo: options.Repo,
     slot: options.Slot = None,
     json: options.Json = False,
-    dbname: options.Dbname = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    username: options.Username = None,
-    no_password: options.NoPassword = False,
-    password: options.Password = False,
+    *,
+    connection: options.ConnectionOptions,
 ) -> None:
     """Show how the receiver stands, how far it is behind the server, and what of the WAL is there.
 
@@ -42,12 +39,10 @@ def status(
     slot_name = slot or (found.receiver.slot if found.receiver is not None else None)
     server, problem = None, None
     try:
-        server = options.asking_for_password(
-            options.connection_parameters(dbname, host, port, username, password),
-            no_password,
+        server = connection.connecting(
             lambda connect_to: read_server_status(
                 connect_to, slot_name, system_identifier=repository.identity.system_identifier
-            ),
+            )
         )
     except ConnectionFailed as error:
         problem = error

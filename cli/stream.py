@@ -37,6 +37,7 @@ def _parse_address(text: str) -> tuple[str, int]:
         raise typer.BadParameter(str(error)) from error
 
 
+@options.with_groups
 def stream(
     repo: options.Repo,
     slot: options.Slot = None,
@@ -62,12 +63,8 @@ def stream(
     metrics: Annotated[
         str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")
     ] = None,
-    dbname: options.Dbname = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    username: options.Username = None,
-    no_password: options.NoPassword = False,
-    password: options.Password = False,
+    *,
+    connection: options.ConnectionOptions,
 ) -> None:
     """Receive WAL continuously into the repository, and summarise it as it arrives.
 
@@ -106,9 +103,8 @@ def stream(
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 
-    parameters = options.connection_parameters(dbname, host, port, username, password)
     try:
-        options.asking_for_password(parameters, no_password, run)
+        connection.connecting(run)
     finally:
         manager.stopping()
 

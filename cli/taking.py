@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pgwal.errors import ChainError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
+from pgwal_cli.forecast_text import print_forecast
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 
@@ -17,51 +18,57 @@ if TYPE_CHECKING:
     from pgwal.engine.backup import BackupReport
     from pgwal.postgres.connection import ConnectionParameters
 
+_Result = TypeVar("_Result")
+
 
 def run_backup(
     since: Lsn | str | None,
-    repo: Path,
-    pgdata: Path | None,
-    checkpoint: options.CheckpointMode,
-    label: str,
-    manifest_checksums: options.ChecksumAlgorithm,
-    slot: str | None,
-    progress: bool,
-    json: bool,
-    parameters: ConnectionParameters,
-    no_password: bool,
+    wanted: options.BackupOptions,
+    connection: options.ConnectionOptions,
     *,
     or_full: bool = False,
+    dry_run: bool = False,
 ) -> None:
-    """Take a backup as the options say, and print what it did.
+    """Take a backup as the options say, and print what it did; with ``dry_run``, print what it would copy.
 
     With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
     """
     from pgwal.engine.backup import BackupRequest, take_backup
 
-    def take(connect_to: ConnectionParameters) -> BackupReport:
+    def act(connect_to: ConnectionParameters, action: Callable[[BackupRequest], _Result]) -> _Result:
         request = BackupRequest(
-            repository_path=repo,
+            repository_path=wanted.repo,
             parameters=connect_to,
-            data_directory=pgdata,
+            data_directory=wanted.pgdata,
             since=since,
-            label=label,
-            fast=checkpoint is options.CheckpointMode.FAST,
-            manifest_checksums=manifest_checksums.value,
-            slot=slot,
+            label=wanted.label,
+            fast=wanted.checkpoint is options.CheckpointMode.FAST,
+            manifest_checksums=wanted.manifest_checksums.value,
+            slot=wanted.slot,
+            jobs=wanted.jobs,
+            max_rate_bytes_per_s=wanted.max_rate,
+            fails_on_bad_page=wanted.checksum_failure is options.ChecksumFailure.ERROR,
         )
-        with progress_bar("copying", progress) as on_progress:
-            try:
-                return take_backup(request, on_progress)
-            except ChainError as error:
-                if not or_full:
-                    raise
-                print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)
-                print("pgwal: taking a full backup", file=sys.stderr)
-                return take_backup(replace(request, since=None), on_progress)
+        try:
+            return action(request)
+        except ChainError as error:
+            if not or_full:
+                raise
+            print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)
+            print(f"pgwal: {'this would be' if dry_run else 'taking'} a full backup", file=sys.stderr)
+            return action(replace(request, since=None))
 
-    report = options.asking_for_password(parameters, no_password, take)
-    if json:
+    def take(request: BackupRequest) -> BackupReport:
+        with progress_bar("copying", wanted.progress) as on_progress:
+            return take_backup(request, on_progress)
+
+    if dry_run:
+        from pgwal.engine.forecast import forecast_backup
+
+        print_forecast(connection.connecting(lambda to: act(to, forecast_backup)), wanted.json)
+        return
+    report = connection.connecting(lambda to: act(to, take))
+    if wanted.json:
         print_json(_document(report))
     else:
         _print_report(report)
@@ -98,5 +105,6 @@ def _document(report: BackupReport) -> dict[str, object]:
         "blocks": report.block_count,
         "bytes_read": report.bytes_read,
         "bytes_written": report.bytes_written,
+        "checksum_failures": entry.checksum_failures,
         "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
     }

@@ -69,6 +69,10 @@ class WrongCluster(RepositoryError):
     """The repository belongs to another cluster than the server or data directory at hand."""
 
 
+class VerificationFailed(PgwalError):
+    """What was read is not what its checksums say."""
+
+
 class TargetError(PgwalError):
     """The place to restore into cannot be used."""
 

@@ -23,6 +23,7 @@ VALUES = {
     "checksum": set[str](),
     "segment": {"errors", "lsn"},
     "timeline": {"errors", "lsn"},
+    "page": set[str](),
     "relation": set[str](),
     "control_file": {"checksum", "errors", "lsn"},
     "scan_choice": {"errors"},

@@ -101,12 +101,13 @@ def make_dirty(server: ThrowawayServer) -> None:
         connection.execute("CREATE TABLE dirt AS SELECT repeat('x', 1000) AS t FROM generate_series(1, 5000)")
 
 
+@pytest.mark.parametrize("jobs", ["1", "3"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_backup_interrupted_while_it_copies(
-    server: ThrowawayServer, tmp_path: Path, big_file: str, number: signal.Signals
+    server: ThrowawayServer, tmp_path: Path, big_file: str, number: signal.Signals, jobs: str
 ) -> None:
     repo = tmp_path / "repo"
-    process = start_pgwal(*full(server, repo))
+    process = start_pgwal(*full(server, repo), "--jobs", jobs)
     wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
     process.send_signal(number)
     # More than one may come for one request.

@@ -30,7 +30,7 @@ from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FormatError, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres.binary_copy import BinaryCopyReader
-from pgwal.postgres.connection import ConnectionParameters, connect_sql
+from pgwal.postgres.connection import ConnectionParameters, connect_sql, quoted_identifier
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.privileges import FILE_FUNCTIONS
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
@@ -331,14 +331,39 @@ def test_two_connections_must_lead_to_one_server(server: ThrowawayServer, make_s
             source.require_same_server(other)
 
 
+@pytest.mark.postgres(13, 14, 18)
+def test_directories_that_a_base_backup_leaves_empty(server: ThrowawayServer, scratch: Path) -> None:
+    """A tablespace below the data directory comes once, by its link, and temporary statistics not at all."""
+    inside = server.data_directory / "spaces" / "inside"
+    inside.mkdir(parents=True)
+    give_to_server(inside.parent)
+    give_to_server(inside)
+    write(server, "statistics/db_0.stat", b"x")
+    with server.connect() as session:
+        session.execute(f"CREATE TABLESPACE inside LOCATION '{inside}'")
+        session.execute("CREATE TABLE t TABLESPACE inside AS SELECT 1")
+        if server.installation.major < 15:
+            session.execute("ALTER SYSTEM SET stats_temp_directory = './statistics/'")
+            session.execute("SELECT pg_reload_conf()")
+        (path,) = session.execute("SELECT pg_relation_filepath('t')").fetchone() or ("",)
+        session.execute("CHECKPOINT")
+    for source in ([], ["--pgdata", server.data_directory]):
+        taken = succeed("full", "--repo", scratch / "repo", "-d", server.conninfo, *source, "-c", "fast", "--json")
+        data = scratch / "repo" / "backups" / json.loads(taken)["id"] / "data"
+        assert (data / path).is_file()
+        assert list((data / "spaces" / "inside").iterdir()) == []
+        names = [entry.name for entry in (data / "statistics").iterdir()]
+        assert names == ([] if server.installation.major < 15 else ["db_0.stat"])
+
+
 # ---- the end of a backup under way
 
 
-def start_full(server: ThrowawayServer, repo: Path) -> subprocess.Popen[str]:
+def start_full(server: ThrowawayServer, repo: Path, jobs: str) -> subprocess.Popen[str]:
     """Start a full backup, and return it while it copies a large file."""
     with write(server, "large", b"").open("wb") as file:
         file.truncate(4 << 30)
-    process = start_pgwal("full", "--repo", repo, "-d", server.conninfo, "-c", "fast")
+    process = start_pgwal("full", "--repo", repo, "-d", server.conninfo, "-c", "fast", "-j", jobs)
     deadline = time.monotonic() + 30
     while not list(repo.glob("backups/*.unfinished/data/large")):
         assert process.poll() is None, finish(process).stderr
@@ -348,9 +373,9 @@ def start_full(server: ThrowawayServer, repo: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.postgres(13, 18)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals) -> None:
-    process = start_full(server, scratch / "repo")
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGTERM, "3")])
+def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals, jobs: str) -> None:
+    process = start_full(server, scratch / "repo", jobs)
     process.send_signal(number)
     outcome = finish(process)
     assert outcome.code == 128 + number, outcome.stderr
@@ -366,8 +391,9 @@ def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, numb
 
 
 @pytest.mark.postgres(13, 18)
-def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path) -> None:
-    process = start_full(server, scratch / "repo")
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
+    process = start_full(server, scratch / "repo", jobs)
     with server.connect() as session:
         session.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%'")
     assert_failed(finish(process), NO_CONNECTION, "the connection was lost")
@@ -460,6 +486,18 @@ def test_grants_for_a_role_that_is_not_there(server: ThrowawayServer) -> None:
     assert succeed("grants", "--role", "postgres", "-d", as_role).startswith("-- nothing is missing")
 
 
+@pytest.mark.postgres
+def test_names_are_quoted_where_the_server_would(server: ThrowawayServer) -> None:
+    with server.connect() as session:
+        keywords = [word for (word,) in session.execute("SELECT word FROM pg_get_keywords()")]
+        for name in [*keywords, "plain", "_1", "1a", "Upper", 'a"b', "a b", "größe", "dollar$"]:
+            (quoted,) = session.execute("SELECT quote_ident(%s)", (name,)).fetchone() or ("",)
+            if quoted != name:
+                # Of another version's keywords it may quote more.
+                assert quoted_identifier(name) == quoted
+        session.execute(succeed("grants", "--role", "user", "-d", server.conninfo))
+
+
 def findings(*args: str | Path, code: int = 0) -> dict[str, tuple[str, str]]:
     outcome = run_pgwal("check", *args, "--json")
     assert (outcome.code, outcome.stderr) == (code, "")
@@ -546,7 +584,7 @@ def test_what_is_no_binary_copy_of_one_column(content: bytes) -> None:
 
 @given(st.sets(st.integers(0, 60)))
 def test_extents_are_the_blocks_joined(blocks: set[int]) -> None:
-    joined = extents(array("I", sorted(blocks)))
+    joined = list(extents(array("I", sorted(blocks))))
     assert [at // BLOCK_SIZE for start, size in joined for at in range(start, start + size, BLOCK_SIZE)] == sorted(
         blocks
     )

@@ -138,6 +138,8 @@ class BackupEntry:
     data_checksums: bool
     tablespaces: Mapping[int, str]
     totals: BackupTotals
+    checksum_failures: int = 0
+    """How many of the pages that were read differ from their checksums; 0 in entries that do not say it."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -164,6 +166,8 @@ class BackupEntry:
             return "a tablespace is not at an absolute path"
         if any(not 0 < oid <= 0xFFFFFFFF for oid in self.tablespaces):
             return "a tablespace has no valid OID"
+        if not 0 <= self.checksum_failures <= _MAX_INTEGER:
+            return "the number of checksum failures is out of range"
         return "a total is out of range" if any(not 0 <= total <= _MAX_INTEGER for total in self.totals) else None
 
 
@@ -401,6 +405,7 @@ def _head_members(entry: BackupEntry) -> dict[str, Any]:
         "data_checksums": entry.data_checksums,
         "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
         "totals": entry.totals._asdict(),
+        "checksum_failures": entry.checksum_failures,
     }
 
 
@@ -421,10 +426,13 @@ _HEAD_TYPES = {
     "data_checksums": bool,
     "tablespaces": dict,
     "totals": dict,
+    "checksum_failures": int,
 }
 
 
 def _decode_head_members(members: dict[str, Any]) -> BackupEntry:
+    # Entries of before pages were checked lack it.
+    members.setdefault("checksum_failures", 0)
     if members.keys() != _HEAD_TYPES.keys() | {"prior"}:
         odd = members.keys() ^ (_HEAD_TYPES.keys() | {"prior"})
         raise FormatError(f"catalogue entry: member {min(odd)!r} is unknown or missing")
@@ -450,6 +458,7 @@ def _decode_head_members(members: dict[str, Any]) -> BackupEntry:
         data_checksums=members["data_checksums"],
         tablespaces=_decode_tablespaces(members["tablespaces"]),
         totals=_decode_totals(members["totals"]),
+        checksum_failures=members["checksum_failures"],
     )
 
 

@@ -7,7 +7,7 @@ src/backend/storage/file/reinit.c, PostgreSQL 13 to 18.  Paths are relative to t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from enum import Enum
 
 from pgwal.control_file import MAJOR_BY_CATALOG_VERSION
@@ -60,12 +60,12 @@ def tablespace_version_directory(major: int) -> str:
     return f"PG_{major}_{catalog_version}"
 
 
-def inclusion(path: str, major: int, *, is_directory: bool, stats_temp_directory: str | None = None) -> Inclusion:
+def inclusion(path: str, major: int, *, is_directory: bool, emptied: Collection[str] = ()) -> Inclusion:
     """Decide on one entry of the data directory, given that the directories above it are included.
 
     Relation files need a second look, at their directory as a whole: ``excluded_relation_files``.  pg_control is
-    included, though it is copied last.  ``stats_temp_directory`` is that setting of 13 and 14, when it is a path
-    below the data directory.
+    included, though it is copied last.  ``emptied`` are directories below the data directory that are made and left
+    empty: the stats_temp_directory of 13 and 14, and where tablespaces are, which are reached through pg_tblspc.
     """
     name = path.rpartition("/")[2]
     if name.startswith(_EXCLUDED_PREFIXES) or name in _EXCLUDED_NAMES or _is_foreign_to_cluster(path, major):
@@ -74,12 +74,12 @@ def inclusion(path: str, major: int, *, is_directory: bool, stats_temp_directory
         return Inclusion.EMPTY if path in wal_directories(major) else Inclusion.EXCLUDED
     if name in _EMPTY_DIRECTORIES or path == WAL_DIRECTORY:
         return Inclusion.EMPTY
-    if major < 15 and is_directory and stats_temp_directory is not None and path == _plain(stats_temp_directory):
+    if is_directory and path in emptied:
         return Inclusion.EMPTY
     return Inclusion.INCLUDED
 
 
-def excluded_relation_files(directory: str, names: Iterable[str], major: int) -> set[str]:
+def excluded_relation_files(directory: str, names: Collection[str], major: int) -> set[str]:
     """Return which ``names`` of one directory are relation files that a backup leaves out.
 
     These are temporary relations, and unlogged relations but for their init fork, from which recovery makes them
@@ -87,22 +87,21 @@ def excluded_relation_files(directory: str, names: Iterable[str], major: int) ->
     """
     if parse_database_directory(directory) is None:
         return set()
-    present = set(names)
     if directory == "global":
-        return _unlogged(present) if major >= 17 else set()
-    return {name for name in present if is_temporary_relation_name(name)} | _unlogged(present)
+        return _unlogged(names) if major >= 17 else set()
+    return {name for name in names if is_temporary_relation_name(name)} | _unlogged(names)
 
 
-def _unlogged(names: set[str]) -> set[str]:
+def _unlogged(names: Collection[str]) -> set[str]:
+    # Few have one; a set of all the names of a directory could be a million large.
+    with_init_fork = {name.removesuffix("_init") for name in names if name.endswith("_init")}
+    if not with_init_fork:
+        return set()
     matches = filter(None, map(_RELATION_NAME.fullmatch, names))
-    return {match[0] for match in matches if match[2] != "_init" and f"{match[1]}_init" in names}
+    return {match[0] for match in matches if match[2] != "_init" and match[1] in with_init_fork}
 
 
 def _is_foreign_to_cluster(path: str, major: int) -> bool:
     """Tell whether a path in a tablespace is outside the directory of this cluster's version."""
     match = _TABLESPACE_PATH.fullmatch(path)
     return match is not None and match[1] != tablespace_version_directory(major)
-
-
-def _plain(path: str) -> str:
-    return path.removeprefix("./").rstrip("/")

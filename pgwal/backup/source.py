@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, Protocol
 
 from pgwal.control_file import ControlFile
@@ -33,38 +33,41 @@ class BlockSource(Protocol):
     Raises PgwalError for what cannot be read.
     """
 
-    def list(self) -> Iterator[SourceDirectory | SourceFile]:
+    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
         """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
 
-        pg_control is not among it: it is read last.
+        pg_control is not among it: it is read last.  For ``emptied`` see pgwal.backup.exclusion.inclusion.
         """
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         """Yield exactly ``size_bytes`` of a file, zeros from where it has become shorter; None when it is gone.
 
+        Every item but the last holds whole blocks.
         A source may take a file of which nothing is to be read as being there.
         """
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         """Yield the blocks (ascending, relative to the file), zeros where it has become shorter; None when it is gone.
 
-        One item may hold several blocks.  A source may take a file of which nothing is to be read as being there.
+        Every item holds whole blocks, one or several.  A source may take a file of which nothing is to be read as
+        being there.
         """
 
     def read_control_file(self) -> bytes:
         """Return pg_control, read until its CRC holds."""
 
 
-def extents(block_numbers: array[int]) -> list[tuple[int, int]]:
+def extents(block_numbers: array[int]) -> Iterator[tuple[int, int]]:
     """Join consecutive blocks to (offset, length) in bytes."""
-    joined: list[tuple[int, int]] = []
-    for block_no in block_numbers:
-        offset = block_no * BLOCK_SIZE
-        if joined and sum(joined[-1]) == offset:
-            joined[-1] = (joined[-1][0], joined[-1][1] + BLOCK_SIZE)
-        else:
-            joined.append((offset, BLOCK_SIZE))
-    return joined
+    start = end = 0
+    for block_number in block_numbers:
+        if block_number != end:
+            if start < end:
+                yield start * BLOCK_SIZE, (end - start) * BLOCK_SIZE
+            start = block_number
+        end = block_number + 1
+    if start < end:
+        yield start * BLOCK_SIZE, (end - start) * BLOCK_SIZE
 
 
 def read_until_whole(read: Callable[[], bytes], pause: Callable[[], None]) -> bytes:

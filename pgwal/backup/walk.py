@@ -5,15 +5,18 @@ A reader says what a directory holds; the rules are in ``pgwal.backup.exclusion`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from pgwal.backup.entry import BackupFile
 from pgwal.backup.exclusion import WAL_DIRECTORY, Inclusion, excluded_relation_files, inclusion, wal_directories
 from pgwal.backup.source import SourceDirectory, SourceFile
 from pgwal.backup.stored_path import check_path
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.errors import FormatError
+
+_CONTROL_FILE_DIRECTORY, _, _CONTROL_FILE_NAME = CONTROL_FILE_PATH.rpartition("/")
 
 
 class EntryKind(Enum):
@@ -46,18 +49,53 @@ class DirectoryReader(Protocol):
 
 
 def walk(
-    reader: DirectoryReader, major: int, on_skipped: Callable[[str], None]
+    reader: DirectoryReader, major: int, on_skipped: Callable[[str], None], emptied: Collection[str] = ()
 ) -> Iterator[SourceDirectory | SourceFile]:
     """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
 
     pg_control is not among it: it is read last.  ``on_skipped`` is told of what is neither file nor directory.
+    For ``emptied`` see pgwal.backup.exclusion.inclusion.
     Raises FormatError for a name that would lead out of the directory it is listed in.
     """
-    yield from _walk("", reader, major, on_skipped)
+    yield from _walk("", reader, major, on_skipped, emptied)
+
+
+def with_prior_sizes(
+    listed: Iterable[SourceDirectory | SourceFile], prior_files: Iterable[BackupFile]
+) -> Iterator[tuple[SourceDirectory | SourceFile, int | None]]:
+    """Give each file its reconstructed size in the prior backup, None when that does not hold it.
+
+    Both come in the order of ``walk``, in which a backup notes its files, so that neither is held.  A file that is out
+    of order is taken for one that the prior backup does not hold, and so is copied whole.  ``prior_files`` is taken to
+    its end: only there it is proven.
+    """
+    prior = iter(prior_files)
+    found, place = _next_place(prior)
+    for item in listed:
+        size_bytes = None
+        if isinstance(item, SourceFile):
+            wanted = item.path.split("/")
+            while found is not None and place < wanted:
+                found, place = _next_place(prior)
+            if found is not None and found.path == item.path:
+                size_bytes = found.size_bytes
+        yield item, size_bytes
+    for _ in prior:
+        pass
+
+
+def _next_place(files: Iterator[BackupFile]) -> tuple[BackupFile | None, list[str]]:
+    """Return the next file and what says where in the walk it comes."""
+    file = next(files, None)
+    return file, [] if file is None else file.path.split("/")
 
 
 def _walk(
-    directory: str, reader: DirectoryReader, major: int, on_skipped: Callable[[str], None]
+    directory: str,
+    reader: DirectoryReader,
+    major: int,
+    on_skipped: Callable[[str], None],
+    emptied: Collection[str],
 ) -> Iterator[SourceDirectory | SourceFile]:
     names = _belonging(directory, reader.names(directory), major)
     for name, status in zip(names, reader.statuses(directory, names), strict=True):
@@ -65,7 +103,7 @@ def _walk(
             # Dropped since; WAL has its end.
             continue
         path = _joined(directory, name)
-        verdict = inclusion(path, major, is_directory=status.kind is EntryKind.DIRECTORY)
+        verdict = inclusion(path, major, is_directory=status.kind is EntryKind.DIRECTORY, emptied=emptied)
         if verdict is Inclusion.EMPTY:
             yield SourceDirectory(path)
             if path == WAL_DIRECTORY:
@@ -76,7 +114,7 @@ def _walk(
             yield SourceFile(path, status.size_bytes, status.mtime_s)
         elif status.kind is EntryKind.DIRECTORY:
             yield SourceDirectory(path)
-            yield from _walk(path, reader, major, on_skipped)
+            yield from _walk(path, reader, major, on_skipped, emptied)
         else:
             on_skipped(path)
 
@@ -84,7 +122,10 @@ def _walk(
 def _belonging(directory: str, names: list[str], major: int) -> list[str]:
     """Return the names of one directory, sorted, but for relation files that are left out and pg_control."""
     excluded = excluded_relation_files(directory, names, major)
-    kept = [name for name in names if name not in excluded and _joined(directory, name) != CONTROL_FILE_PATH]
+    if directory == _CONTROL_FILE_DIRECTORY:
+        excluded.add(_CONTROL_FILE_NAME)
+    # Not always a second list, for it may be a million long.
+    kept = [name for name in names if name not in excluded] if excluded else names
     for name in kept:
         if "/" in name:
             raise FormatError(f"{directory or 'the data directory'} lists {name!r}, which is not a plain name")

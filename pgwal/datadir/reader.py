@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 import os
 import stat
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
@@ -34,9 +33,9 @@ class LocalDataDirectory:
     def read_control_file(self) -> bytes:
         return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
 
-    def list(self) -> Iterator[SourceDirectory | SourceFile]:
+    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
         major = ControlFile.decode(self.read_control_file()).major
-        yield from walk(_Directories(self.root), major, _warn_skipped)
+        yield from walk(_Directories(self.root), major, _warn_skipped, emptied)
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         descriptor = self._open(path)
@@ -63,17 +62,19 @@ class LocalDataDirectory:
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
 
-    def _chunks(self, descriptor: int, path: str, ranges: builtins.list[tuple[int, int]]) -> Iterator[bytes]:
+    def _chunks(self, descriptor: int, path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         """Yield the bytes of (offset, length) ranges, zeros beyond the end of the file, and close it."""
         try:
             for start, length in ranges:
                 offset, end = start, start + length
                 while offset < end:
-                    data = os.pread(descriptor, min(_READ_SIZE, end - offset), offset)
-                    if not data:
+                    size = min(_READ_SIZE, end - offset)
+                    data = os.pread(descriptor, size, offset)
+                    while len(data) < size:
+                        more = os.pread(descriptor, size - len(data), offset + len(data))
                         # Shortened since it was listed: WAL says so, and replaying it makes it right.
-                        data = bytes(min(_READ_SIZE, end - offset))
-                    offset += len(data)
+                        data += more or bytes(size - len(data))
+                    offset += size
                     yield data
         except OSError as error:
             raise _unreadable(self.root / path, error) from error

@@ -64,13 +64,14 @@ class GrowingFile:
 class TreeWriter:
     """Files and directories below ``root``, created 0600 and 0700; durable when ``sync`` returns.
 
-    Paths are relative to the root.  Raises TargetError for what the file system refuses.
+    Paths are relative to the root.  Files may be written by several threads.  Raises TargetError for what the file
+    system refuses.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._directories: set[Path] = set()
-        self._unsynced: list[str] = []
+        """Those with something new in them; a list of files could be a million long."""
 
     def make_directory(self, path: str) -> None:
         """Make a directory and those above it, unless they are there."""
@@ -91,14 +92,19 @@ class TreeWriter:
                         view = view[file.write(view) :]
         except OSError as error:
             raise _refused("write", target, error) from error
-        self._unsynced.append(path)
         return size_bytes
+
+    def remove(self, path: str) -> None:
+        """Remove a file that was written."""
+        try:
+            (self.root / path).unlink()
+        except OSError as error:
+            raise _refused("remove", self.root / path, error) from error
 
     def create(self, path: str) -> GrowingFile:
         """Create a file that is written piece by piece; it must not be there yet, and be closed before ``sync``."""
         target = self.root / path
         self._make(target.parent)
-        self._unsynced.append(path)
         return GrowingFile(target)
 
     def symlink(self, path: str, location: Path) -> None:
@@ -113,14 +119,15 @@ class TreeWriter:
     def sync(self) -> None:
         """Make all that was written durable: the files, then the names in each directory."""
         try:
-            for path in self._unsynced:
-                _sync(self.root / path, os.O_RDONLY)
-            for directory in self._directories:
+            for directory in self._directories | {self.root}:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        if entry.is_file(follow_symlinks=False):
+                            _sync(entry.path, os.O_RDONLY)
+            for directory in self._directories | {self.root}:
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
-            _sync(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise _refused("sync", Path(error.filename or self.root), error) from error
-        self._unsynced.clear()
         self._directories.clear()
 
     def _make(self, directory: Path) -> None:
@@ -135,7 +142,7 @@ class TreeWriter:
         self._directories.add(directory)
 
 
-def _sync(path: Path, flags: int) -> None:
+def _sync(path: Path | str, flags: int) -> None:
     descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

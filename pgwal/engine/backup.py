@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, format_backup_id
-from pgwal.backup.incremental_file import IncrementalHeader
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id
+from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
-from pgwal.backup.manifest import FileChecksum, ManifestWriter
-from pgwal.backup.plan import IncrementalFile, WholeFile, plan_file
-from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
-from pgwal.checksum import ContentDigest
-from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.source import BlockSource
+from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
-from pgwal.datadir.writer import TreeWriter
+from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.receiving import ReceivedWal, receiving
+from pgwal.engine.status import require_received
 from pgwal.engine.summarize import read_changes, read_history, window
 from pgwal.errors import (
     ChainError,
@@ -32,6 +30,7 @@ from pgwal.errors import (
     ServerError,
     SettingRequired,
     TimelineMismatch,
+    VerificationFailed,
     WrongCluster,
 )
 from pgwal.lsn import Lsn, LsnRange
@@ -45,7 +44,6 @@ from pgwal.postgres.server import (
     backup_function_signatures,
     read_server_facts,
 )
-from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.catalogue import StagedBackup
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
@@ -57,8 +55,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILE_MODE = 0o600
-_MANIFEST_NAME = "backup_manifest"
 _LABEL_NAME = "backup_label"
 
 
@@ -67,7 +63,8 @@ class BackupRequest:
     """What to back up, and how.
 
     ``data_directory`` is read locally; when it is None, the server's is read over SQL.  ``since`` is None for a full
-    backup.
+    backup.  ``max_rate_bytes_per_s`` is over all jobs together.  With ``fails_on_bad_page``, a backup that met a page
+    which differs from its checksum is none.
     """
 
     repository_path: Path
@@ -78,6 +75,9 @@ class BackupRequest:
     fast: bool = False
     manifest_checksums: str = "CRC32C"
     slot: str | None = None
+    jobs: int = 1
+    max_rate_bytes_per_s: int | None = None
+    fails_on_bad_page: bool = False
 
 
 @dataclass(slots=True)
@@ -98,47 +98,75 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     """Take a backup and return what it did; it is in the catalogue then, durable, with the WAL that it needs.
 
     ``on_progress`` is told (bytes done, bytes to do) of the copying.  Raises kinds of ServerError for what the server
-    refuses, ChainError where an incremental backup cannot be right, RepositoryError; a backup that failed leaves
-    nothing that counts.
+    refuses, ChainError where an incremental backup cannot be right, VerificationFailed for bad pages where that is
+    asked for, RepositoryError; a backup that failed leaves nothing that counts.
     """
     connection = connect_sql(request.parameters)
     with BackupSession(connection) as session, ExitStack() as resources:
         facts = read_server_facts(connection)
         # Everything that can be refused is refused before anything is made.
-        _require_privileges(connection, request)
-        source = resources.enter_context(_opened_source(request, connection))
-        _check_server(facts, ControlFile.decode(source.read_control_file()), request)
+        require_privileges(connection, request)
+        sources = resources.enter_context(opened_sources(request, connection))
+        check_server(facts, ControlFile.decode(sources[0].read_control_file()), request)
         repository = _open_repository(request, facts)
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
                 logger.info("removed what was left of the unfinished backup %s", abandoned)
             # Refused before anything else is done where there is nothing to build on.
-            prior = _choose_prior(repository, request, facts)
+            prior = choose_prior_entry(repository, request, facts)
             # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
             with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
-                backup = _Backup(request, repository, facts, source, prior, wal)
+                if prior is not None:
+                    # Before the checkpoint, and again after it, when all of the window is known.
+                    require_received(repository, prior, facts.timeline_id)
+                backup = _Backup(request, repository, facts, sources, prior, wal)
                 return backup.run(session, on_progress)
 
 
-def _require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
+def require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
     """Raise PrivilegeMissing, naming all that is missing, when the role may not take the backup."""
     needed = backup_function_signatures(connection.info.server_version)
     require_functions(connection, needed if request.data_directory is not None else (*needed, *FILE_FUNCTIONS))
 
 
 @contextmanager
-def _opened_source(request: BackupRequest, connection: psycopg.Connection) -> Iterator[BlockSource]:
-    """Open what is read from: a local directory, or the server to which ``connection`` leads."""
+def opened_sources(request: BackupRequest, connection: psycopg.Connection) -> Iterator[list[BlockSource]]:
+    """Open what is read from, a local directory or the server to which ``connection`` leads: one source to list, and,
+    for more jobs than one, another for each.
+    """
+    count = 1 if request.jobs == 1 else 1 + request.jobs
     if request.data_directory is not None:
-        yield LocalDataDirectory(request.data_directory)
+        yield [LocalDataDirectory(request.data_directory)] * count
         return
-    # The connection that holds the backup open does nothing else: what fails on another one leaves it alone.
-    with SqlDataDirectory(connect_sql(request.parameters)) as source:
-        source.require_same_server(connection)
-        yield source
+    with ExitStack() as resources:
+        sources: list[BlockSource] = []
+        for _ in range(count):
+            # The connection that holds the backup open does nothing else: what fails on another one leaves it alone.
+            source = resources.enter_context(SqlDataDirectory(connect_sql(request.parameters)))
+            source.require_same_server(connection)
+            sources.append(source)
+        yield sources
 
 
-def _check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
+def directories_to_empty(facts: ServerFacts, data_directory: Path | None) -> frozenset[str]:
+    """Return the directories below the data directory of which a backup holds the names alone.
+
+    Where the server tells the role neither setting, what they would name is copied as it lies.
+    """
+    root = facts.data_directory or (None if data_directory is None else str(data_directory.absolute()))
+    found = set()
+    for path in filter(None, (*facts.tablespaces.values(), facts.stats_temp_directory)):
+        relative = Path(path)
+        if relative.is_absolute() and root is not None and relative.is_relative_to(root):
+            relative = relative.relative_to(root)
+        # Tablespaces in place are below pg_tblspc, where they are looked for.
+        if not relative.is_absolute() and relative.parts and relative.parts[0] != TABLESPACE_DIRECTORY:
+            found.add(relative.as_posix())
+    return frozenset(found)
+
+
+def check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
+    """Raise SettingRequired for a server that cannot be backed up, WrongCluster for another's data directory."""
     if facts.wal_level == "minimal":
         raise SettingRequired(
             "wal_level is minimal, which leaves changes out of WAL",
@@ -173,7 +201,8 @@ def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     return repository
 
 
-def _choose_prior(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
+def choose_prior_entry(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
+    """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
     if request.since is None:
         return None
     entries = repository.catalogue.entries()
@@ -199,14 +228,14 @@ class _Backup:
         request: BackupRequest,
         repository: Repository,
         facts: ServerFacts,
-        source: BlockSource,
+        sources: Sequence[BlockSource],
         prior: BackupEntry | None,
         wal: ReceivedWal,
     ) -> None:
         self._request = request
         self._repository = repository
         self._facts = facts
-        self._source = source
+        self._sources = sources
         self._prior = prior
         self._wal = wal
         self._started_at = datetime.now(UTC)
@@ -219,9 +248,10 @@ class _Backup:
         logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
         self._check_directory(start_lsn)
         changes = self._changes_until(start_lsn)
-        with self._stage() as staged, _Copy(self._request, self._facts, self._source, changes, staged) as copy:
+        with self._stage() as staged, self._copy(staged, start_lsn, changes, on_progress) as copy:
             with _timed(self._seconds, "copy"):
-                copy.copy_all(self._prior_sizes(), on_progress)
+                copy.copy_all(self._prior_files)
+                self._judge(copy.bad_page_count)
                 copy.copy_control_file()
                 stop = session.stop()
                 self._write_label(copy, start_lsn, stop)
@@ -232,7 +262,7 @@ class _Backup:
                 self._wal.wait_until_safe(
                     self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery
                 )
-            entry = self._entry(staged.backup_id, start_lsn, stop, copy.totals)
+            entry = self._entry(staged.backup_id, start_lsn, stop, copy)
             if self._prior is not None:
                 check_link(entry, self._prior)
             staged.publish(entry)
@@ -254,7 +284,7 @@ class _Backup:
         if self._request.data_directory is None:
             # Over SQL it is the server's own.
             return
-        control = ControlFile.decode(self._source.read_control_file())
+        control = ControlFile.decode(self._sources[0].read_control_file())
         if control.redo_lsn < start_lsn:
             raise WrongCluster(
                 f"data directory {self._request.data_directory} is not that of this server: its last checkpoint is at"
@@ -283,11 +313,25 @@ class _Backup:
         )
         return changes
 
-    def _prior_sizes(self) -> dict[str, int]:
-        """Return the reconstructed size of each file that the prior backup holds."""
-        if self._prior is None:
-            return {}
-        return {file.path: file.size_bytes for file in self._repository.catalogue.files(self._prior.backup_id)}
+    def _prior_files(self) -> Iterator[BackupFile]:
+        return iter(()) if self._prior is None else self._repository.catalogue.files(self._prior.backup_id)
+
+    def _copy(
+        self,
+        staged: StagedBackup,
+        start_lsn: Lsn,
+        changes: BlockMap | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Copy:
+        facts, request = self._facts, self._request
+        rules = CopyRules(
+            emptied=directories_to_empty(facts, request.data_directory),
+            manifest_checksums=request.manifest_checksums,
+            max_rate_bytes_per_s=request.max_rate_bytes_per_s,
+            checked_before=start_lsn if facts.data_checksums else None,
+        )
+        manifest = ManifestWriter(facts.major, facts.system_identifier)
+        return Copy(self._sources, changes, staged, manifest, rules, on_progress)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
@@ -300,7 +344,17 @@ class _Backup:
 
     # -- after the copy ----------------------------------------------------------------------------------------
 
-    def _write_label(self, copy: _Copy, start_lsn: Lsn, stop: BackupStop) -> None:
+    def _judge(self, bad_page_count: int) -> None:
+        if not bad_page_count:
+            return
+        message = f"{bad_page_count} pages are not what their checksums say"
+        if self._request.fails_on_bad_page:
+            raise VerificationFailed(
+                message, hint="Repair them, or take the backup with --checksum-failure=warn and keep older ones."
+            )
+        logger.warning("%s: the backup holds them as they are", message)
+
+    def _write_label(self, copy: Copy, start_lsn: Lsn, stop: BackupStop) -> None:
         label = BackupLabel.decode(stop.label_file)
         if label.start_lsn != start_lsn:
             raise ServerError(f"the backup's label says that it started at {label.start_lsn}, not at {start_lsn}")
@@ -311,9 +365,9 @@ class _Backup:
             )
         if self._prior is not None:
             label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id)
-        copy.store(_LABEL_NAME, [label.encode()], time.time())
+        copy.store(_LABEL_NAME, label.encode())
 
-    def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, totals: BackupTotals) -> BackupEntry:
+    def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, copy: Copy) -> BackupEntry:
         facts = self._facts
         return BackupEntry(
             backup_id=backup_id,
@@ -332,133 +386,9 @@ class _Backup:
             data_checksums=facts.data_checksums,
             # In-place tablespaces are directories of the data directory and have no location of their own.
             tablespaces={oid: path for oid, path in facts.tablespaces.items() if path.startswith("/")},
-            totals=totals,
+            totals=copy.totals,
+            checksum_failures=copy.bad_page_count,
         )
-
-
-class _Copy:
-    """Copies files into a staged backup as planned, and notes each in manifest and catalogue entry."""
-
-    def __init__(
-        self,
-        request: BackupRequest,
-        facts: ServerFacts,
-        source: BlockSource,
-        changes: BlockMap | None,
-        staged: StagedBackup,
-    ) -> None:
-        self.writer = TreeWriter(staged.data_path)
-        self.totals = BackupTotals()
-        self.block_count = 0
-        self.copied_block_count = 0
-        self.bytes_read = 0
-        self._source = source
-        self._changes = changes
-        self._staged = staged
-        self._checksums = request.manifest_checksums
-        self._manifest = ManifestWriter(facts.major, facts.system_identifier)
-        self._manifest_file = self.writer.create(_MANIFEST_NAME)
-
-    def __enter__(self) -> Self:
-        self._manifest_file.write(self._manifest.header())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._manifest_file.__exit__(kind, error, trace)
-
-    def copy_all(self, prior_sizes: dict[str, int], on_progress: Callable[[int, int], None] | None) -> None:
-        """Copy everything but pg_control."""
-        total_bytes = done_bytes = 0
-        if on_progress is not None:
-            total_bytes = sum(item.size_bytes for item in self._source.list() if isinstance(item, SourceFile))
-        for item in self._source.list():
-            if isinstance(item, SourceDirectory):
-                self.writer.make_directory(item.path)
-                continue
-            self._copy_file(item, prior_sizes.get(item.path))
-            if on_progress is not None:
-                done_bytes += item.size_bytes
-                on_progress(min(done_bytes, total_bytes), total_bytes)
-
-    def copy_control_file(self) -> None:
-        """Copy pg_control, which must come last: it says from where to where recovery must go at least."""
-        content = self._source.read_control_file()
-        self.bytes_read += len(content)
-        self.store(CONTROL_FILE_PATH, [content], time.time())
-
-    def store(self, path: str, chunks: Iterable[bytes], mtime_s: float) -> None:
-        """Store a whole file and note it."""
-        checksum, digest = FileChecksum(self._checksums), ContentDigest()
-        size_bytes = self.writer.write(path, _passing(chunks, checksum, digest))
-        self._note(BackupFile(path, size_bytes, size_bytes, _FILE_MODE, int(mtime_s), digest.hexdigest()), checksum)
-
-    def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
-        """Finish the manifest; nothing can be stored after it."""
-        self._manifest_file.write(self._manifest.finish(wal_ranges))
-        self._manifest_file.close()
-
-    def _copy_file(self, file: SourceFile, prior_size_bytes: int | None) -> None:
-        plan = plan_file(file.path, file.size_bytes, prior_size_bytes, self._changes)
-        self.block_count += file.size_bytes // BLOCK_SIZE
-        if isinstance(plan, WholeFile):
-            chunks = self._source.read_file(file.path, file.size_bytes)
-            if chunks is not None:
-                self.copied_block_count += file.size_bytes // BLOCK_SIZE
-                self.bytes_read += file.size_bytes
-                self.store(file.path, chunks, file.mtime_s)
-        else:
-            self._copy_blocks(file, plan)
-
-    def _copy_blocks(self, file: SourceFile, plan: IncrementalFile) -> None:
-        header = IncrementalHeader(plan.truncation_block_length, plan.block_numbers)
-        blocks = self._source.read_blocks(file.path, plan.block_numbers)
-        if blocks is None:
-            return
-        checksum, digest = FileChecksum(self._checksums), ContentDigest()
-        stored = BackupFile(
-            file.path,
-            header.reconstructed_block_count * BLOCK_SIZE,
-            header.file_size,
-            _FILE_MODE,
-            int(file.mtime_s),
-            "",
-            plan.truncation_block_length,
-            len(plan.block_numbers),
-        )
-        chunks = _passing(_after(header.encode(), blocks), checksum, digest)
-        written = self.writer.write(stored.stored_path, chunks)
-        assert written == header.file_size
-        self.copied_block_count += len(plan.block_numbers)
-        self.bytes_read += len(plan.block_numbers) * BLOCK_SIZE
-        self._note(stored._replace(digest=digest.hexdigest()), checksum)
-
-    def _note(self, file: BackupFile, checksum: FileChecksum) -> None:
-        self._staged.add_file(file)
-        self.totals = self.totals.plus(file)
-        self._manifest_file.write(
-            self._manifest.file_entry(
-                file.stored_path,
-                file.stored_size_bytes,
-                file.mtime_epoch_s,
-                checksum.algorithm,
-                checksum.hexdigest(),
-            )
-        )
-
-
-def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _passing(chunks: Iterable[bytes], checksum: FileChecksum, digest: ContentDigest) -> Iterator[bytes]:
-    """Pass chunks on, and take them into both checksums."""
-    for chunk in chunks:
-        checksum.update(chunk)
-        digest.update(chunk)
-        yield chunk
 
 
 @contextmanager

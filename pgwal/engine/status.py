@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pgwal.backup.entry import BackupEntry
-from pgwal.engine.summarize import window
+from pgwal.engine.summarize import wal_gap, window
 from pgwal.errors import ChainError, ObjectNotFound, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
@@ -81,6 +81,19 @@ def _missing_since(
         for wanted in window(repository, newest.start_timeline_id, newest.start_lsn, receiver.timeline_id, end)
         for hole in subtract(wanted, there, repository.geometry)
     ]
+
+
+def require_received(repository: Repository, prior: BackupEntry, timeline_id: int) -> None:
+    """Raise WalGap when WAL since a backup started, and before what was received last, is not there.
+
+    Other kinds of ChainError when the positions do not lie on one history.  Damage shows only when the WAL is read,
+    and nothing does while the receiver has not come to the timeline.
+    """
+    receiver = repository.receiver_state()
+    if receiver is None or receiver.timeline_id != timeline_id:
+        return
+    for hole in _missing_since(repository, prior, receiver, read_coverage(repository, receiver)):
+        raise wal_gap(repository, hole)
 
 
 # ---- coverage ----

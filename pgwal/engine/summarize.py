@@ -42,19 +42,40 @@ def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap
     Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive,
     WalLevelMinimal when a part was written with wal_level = minimal, FormatError when something is damaged.
     """
+    return _read_changes(repository, ranges, to_any_end=False)[0]
+
+
+def read_received_changes(repository: Repository, ranges: Sequence[LsnRange]) -> tuple[BlockMap, list[LsnRange]]:
+    """Return the map of ranges that end where WAL was received to, which may be within a record, and what it covers.
+
+    Raises as ``read_changes`` does.
+    """
+    block_map, end = _read_changes(repository, ranges, to_any_end=True)
+    return block_map, [*ranges[:-1], ranges[-1]._replace(end=end)]
+
+
+def _read_changes(repository: Repository, ranges: Sequence[LsnRange], *, to_any_end: bool) -> tuple[BlockMap, Lsn]:
     block_map = BlockMap()
+    end = ranges[-1].end
     summaries = repository.summaries.ranges()
     # Of positions that a page header parts, a history file names the one and a summary the other.
     place = repository.geometry.first_record_position
     for index, wanted in enumerate(ranges):
         for piece, summarised in cover(wanted, summaries, repository.geometry):
-            changes = repository.summaries.read(piece) if summarised else _scan(repository, piece).block_map
+            if summarised:
+                changes = repository.summaries.read(piece)
+            else:
+                is_last = piece.timeline_id == ranges[-1].timeline_id and piece.end == ranges[-1].end
+                reader = _scan(repository, piece, to_any_end=to_any_end and is_last)
+                changes = reader.block_map
+                if not reader.complete:
+                    end = reader.position
             follows_switch = index > 0 and place(piece.start) == place(wanted.start)
             precedes_switch = index < len(ranges) - 1 and place(piece.end) == place(wanted.end)
             if follows_switch or precedes_switch:
                 changes.forget_limits()
             block_map.merge(changes)
-    return block_map
+    return block_map, end
 
 
 def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
@@ -68,8 +89,8 @@ def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> 
     return block_map
 
 
-def _scan(repository: Repository, wanted: LsnRange) -> ChangeReader:
-    """Read the WAL of a range that no summary covers."""
+def _scan(repository: Repository, wanted: LsnRange, *, to_any_end: bool = False) -> ChangeReader:
+    """Read the WAL of a range that no summary covers; with ``to_any_end`` it may stop within the last segment."""
     identity = repository.identity
     reader = ChangeReader(
         wal_format_of_major(identity.major),
@@ -88,12 +109,12 @@ def _scan(repository: Repository, wanted: LsnRange) -> ChangeReader:
             " which does not log every change",
             hint="Take a full backup.",
         )
-    if not reader.complete:
-        raise _gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
+    if not reader.complete and not (to_any_end and wanted.end - reader.position < identity.segment_size):
+        raise wal_gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
     return reader
 
 
-def _gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None) -> WalGap:
+def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None = None) -> WalGap:
     """Say what is missing of a range that could not be read, and where it can come from."""
     geometry, timeline_id = repository.geometry, unread.timeline_id
     archived = {s.segment_no: s.complete for s in repository.wal.segments() if s.timeline_id == timeline_id}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from types import TracebackType
@@ -87,9 +87,9 @@ class SqlDataDirectory:
     def read_control_file(self) -> bytes:
         return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
 
-    def list(self) -> Iterator[SourceDirectory | SourceFile]:
+    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
         major = self._connection.info.server_version // 10000
-        yield from walk(_Directories(self._connection), major, lambda _: None)
+        yield from walk(_Directories(self._connection), major, lambda _: None, emptied)
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         return self._read(path, [(0, size_bytes)])

@@ -31,7 +31,8 @@ NEWEST_MAJOR = 18
 class ServerFacts:
     """What a server is: sizes in bytes.
 
-    ``data_directory`` is None when the role may not see it.  On a standby ``full_page_writes`` and ``timeline_id``
+    ``data_directory`` is None when the role may not see it, and so is ``stats_temp_directory``, which 13 and 14
+    alone have.  On a standby ``full_page_writes`` and ``timeline_id``
     are those of the last restart point, and the primary's.  ``tablespaces`` maps the OID of each tablespace that
     was created (not pg_default, pg_global) to its location.
     """
@@ -48,6 +49,7 @@ class ServerFacts:
     full_page_writes: bool
     data_checksums: bool
     in_recovery: bool
+    stats_temp_directory: str | None
     tablespaces: dict[int, str]
 
     @property
@@ -76,7 +78,8 @@ _FACTS = """
                 ELSE current_setting('full_page_writes')::bool
            END AS full_page_writes,
            data_page_checksum_version > 0 AS data_checksums,
-           in_recovery
+           in_recovery,
+           (SELECT setting FROM pg_settings WHERE name = 'stats_temp_directory') AS stats_temp_directory
       FROM pg_control_system(),
            pg_control_init(),
            pg_control_checkpoint() AS checkpoint,

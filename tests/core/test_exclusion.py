@@ -99,11 +99,13 @@ def test_what_is_below_pg_wal(major: int) -> None:
 
 
 @pytest.mark.parametrize("major", ALL)
-@pytest.mark.parametrize("setting", ["run/stats", "./run/stats", "run/stats/"])
-def test_the_directory_of_temporary_statistics_of_old_servers(setting: str, major: int) -> None:
-    found = inclusion("run/stats", major, is_directory=True, stats_temp_directory=setting)
-    assert found is (Inclusion.EMPTY if major < 15 else Inclusion.INCLUDED)
-    assert inclusion("run", major, is_directory=True, stats_temp_directory=setting) is Inclusion.INCLUDED
+def test_directories_that_are_to_be_left_empty(major: int) -> None:
+    emptied = {"run/stats", "space"}
+    for path in emptied:
+        assert inclusion(path, major, is_directory=True, emptied=emptied) is Inclusion.EMPTY
+        # A file of that name is none of them.
+        assert inclusion(path, major, is_directory=False, emptied=emptied) is Inclusion.INCLUDED
+    assert inclusion("run", major, is_directory=True, emptied=emptied) is Inclusion.INCLUDED
 
 
 def test_only_the_clusters_own_directory_of_a_tablespace_is_included() -> None:

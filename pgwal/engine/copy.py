@@ -1,0 +1,349 @@
+"""Copy files from a source into a staged backup as planned, and note each in manifest and catalogue entry."""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from pgwal.backup.entry import BackupFile, BackupTotals
+from pgwal.backup.incremental_file import IncrementalHeader
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
+from pgwal.backup.plan import IncrementalFile, WholeFile, plan_file
+from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
+from pgwal.backup.walk import with_prior_sizes
+from pgwal.checksum import ContentDigest
+from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.datadir.writer import TreeWriter
+from pgwal.engine.workers import Pace, Workers
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.page import find_bad_pages, page_lsn
+from pgwal.relation import BLOCK_SIZE, RelationFile, parse_relation_path
+from pgwal.repository.catalogue import StagedBackup
+from pgwal.summary.block_map import BlockMap
+
+logger = logging.getLogger(__name__)
+
+_FILE_MODE = 0o600
+_COPY_ATTEMPTS = 3
+_REREADS = 3
+_REREAD_PAUSE_S = 0.02
+_WARNINGS_PER_FILE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRules:
+    """How files are copied.
+
+    Of the directories ``emptied``, nothing but their names is.  ``checked_before`` is the backup's start where data
+    pages have checksums, else None.
+    """
+
+    emptied: frozenset[str]
+    manifest_checksums: str
+    max_rate_bytes_per_s: int | None
+    checked_before: Lsn | None
+
+
+class _Item(NamedTuple):
+    file: SourceFile
+    prior_size_bytes: int | None
+
+
+class _Copied(NamedTuple):
+    """What became of one file; sizes in bytes, numbers of blocks."""
+
+    file: BackupFile
+    checksum: FileChecksum
+    block_count: int
+    copied_block_count: int
+    bytes_read: int
+    bad_page_count: int
+
+
+class Copy:
+    """One copy under way, over one source or several of the same data directory; the first one lists."""
+
+    def __init__(
+        self,
+        sources: Sequence[BlockSource],
+        changes: BlockMap | None,
+        staged: StagedBackup,
+        manifest: ManifestWriter,
+        rules: CopyRules,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.writer = TreeWriter(staged.data_path)
+        self.totals = BackupTotals()
+        self.block_count = 0
+        self.copied_block_count = 0
+        self.bytes_read = 0
+        self.bad_page_count = 0
+        self._sources = sources
+        self._changes = changes
+        self._staged = staged
+        self._rules = rules
+        self._progress = None if on_progress is None else _Progress(on_progress)
+        on_passed = None if self._progress is None else self._progress.advance
+        self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
+        self._manifest = manifest
+        self._manifest_file = self.writer.create(MANIFEST_NAME)
+
+    def __enter__(self) -> Self:
+        self._manifest_file.write(self._manifest.header())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manifest_file.__exit__(kind, error, trace)
+
+    def copy_all(self, prior_files: Callable[[], Iterable[BackupFile]]) -> None:
+        """Copy everything but pg_control; ``prior_files`` gives the files of the prior backup as often as asked."""
+        if self._progress is not None:
+            listed = self._sources[0].list(self._rules.emptied)
+            self._progress.total_bytes = planned_bytes(listed, prior_files(), self._changes)
+        # One source lists while the others read.
+        readers = self._sources[1:] or self._sources
+        # Closed before anything else is undone: until then, threads may still write.
+        with closing(Workers(readers, self._pace).map(self._copy_file, self._items(prior_files()))) as results:
+            for copied in results:
+                if copied is not None:
+                    self._count(copied)
+        if self._progress is not None:
+            self._progress.finish()
+
+    def copy_control_file(self) -> None:
+        """Copy pg_control, which must come last: it says from where to where recovery must go at least."""
+        content = self._sources[0].read_control_file()
+        self.bytes_read += len(content)
+        self.store(CONTROL_FILE_PATH, content)
+
+    def store(self, path: str, content: bytes) -> None:
+        """Store a file that is no file of the source as it is."""
+        self._count(self._write_whole(SourceFile(path, len(content), time.time()), [content], None))
+
+    def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
+        """Finish the manifest; nothing can be stored after it."""
+        self._manifest_file.write(self._manifest.finish(wal_ranges))
+        self._manifest_file.close()
+
+    # -- in the main thread ------------------------------------------------------------------------------------
+
+    def _items(self, prior_files: Iterable[BackupFile]) -> Iterator[_Item]:
+        """Yield the files to look at, and make the directories."""
+        listed = self._sources[0].list(self._rules.emptied)
+        for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
+            if isinstance(item, SourceDirectory):
+                self.writer.make_directory(item.path)
+            else:
+                yield _Item(item, prior_size_bytes)
+
+    def _count(self, copied: _Copied) -> None:
+        file, checksum = copied.file, copied.checksum
+        self._staged.add_file(file)
+        self.totals = self.totals.plus(file)
+        self.block_count += copied.block_count
+        self.copied_block_count += copied.copied_block_count
+        self.bytes_read += copied.bytes_read
+        self.bad_page_count += copied.bad_page_count
+        self._manifest_file.write(
+            self._manifest.file_entry(
+                file.stored_path,
+                file.stored_size_bytes,
+                file.mtime_epoch_s,
+                checksum.algorithm,
+                checksum.hexdigest(),
+            )
+        )
+
+    # -- in any thread -----------------------------------------------------------------------------------------
+
+    def _copy_file(self, source: BlockSource, item: _Item) -> _Copied | None:
+        """Copy one file; None when it is gone."""
+        file = item.file
+        plan = plan_file(file.path, file.size_bytes, item.prior_size_bytes, self._changes)
+        attempt = 1
+        while True:
+            check = self._page_check(file, plan)
+            copied = self._copy_as_planned(source, file, plan, check)
+            if copied is None or check is None or not check.bad_blocks:
+                return copied
+            bad_blocks, was_misread = check.read_again(source, is_last=attempt == _COPY_ATTEMPTS)
+            if not was_misread:
+                _warn_of_bad_pages(file.path, bad_blocks)
+                return copied._replace(bad_page_count=len(bad_blocks))
+            # What is stored is not what the file holds, and no WAL would make it right.
+            self.writer.remove(copied.file.stored_path)
+            attempt += 1
+
+    def _copy_as_planned(
+        self, source: BlockSource, file: SourceFile, plan: WholeFile | IncrementalFile, check: _PageCheck | None
+    ) -> _Copied | None:
+        if isinstance(plan, WholeFile):
+            chunks = source.read_file(file.path, file.size_bytes)
+            return None if chunks is None else self._write_whole(file, chunks, check)
+        chunks = source.read_blocks(file.path, plan.block_numbers)
+        return None if chunks is None else self._write_blocks(file, plan, chunks, check)
+
+    def _page_check(self, file: SourceFile, plan: WholeFile | IncrementalFile) -> _PageCheck | None:
+        relation_file = parse_relation_path(file.path)
+        if self._rules.checked_before is None or relation_file is None:
+            return None
+        block_numbers = None if isinstance(plan, WholeFile) else plan.block_numbers
+        return _PageCheck(file.path, relation_file, self._rules.checked_before, block_numbers)
+
+    def _write_whole(self, file: SourceFile, chunks: Iterable[bytes], check: _PageCheck | None) -> _Copied:
+        checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
+        size_bytes = self.writer.write(file.path, _passing(self._read(chunks, check), checksum, digest))
+        stored = BackupFile(file.path, size_bytes, size_bytes, _FILE_MODE, int(file.mtime_s), digest.hexdigest())
+        block_count = size_bytes // BLOCK_SIZE
+        return _Copied(stored, checksum, block_count, block_count, size_bytes, 0)
+
+    def _write_blocks(
+        self, file: SourceFile, plan: IncrementalFile, blocks: Iterable[bytes], check: _PageCheck | None
+    ) -> _Copied:
+        header = IncrementalHeader(plan.truncation_block_length, plan.block_numbers)
+        checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
+        stored = BackupFile(
+            file.path,
+            header.reconstructed_block_count * BLOCK_SIZE,
+            header.file_size,
+            _FILE_MODE,
+            int(file.mtime_s),
+            "",
+            plan.truncation_block_length,
+            len(plan.block_numbers),
+        )
+        chunks = chain((header.encode(),), self._read(blocks, check))
+        written = self.writer.write(stored.stored_path, _passing(chunks, checksum, digest))
+        assert written == header.file_size
+        copied_count = len(plan.block_numbers)
+        return _Copied(
+            stored._replace(digest=digest.hexdigest()),
+            checksum,
+            file.size_bytes // BLOCK_SIZE,
+            copied_count,
+            copied_count * BLOCK_SIZE,
+            0,
+        )
+
+    def _read(self, chunks: Iterable[bytes], check: _PageCheck | None) -> Iterator[bytes]:
+        """Pass on what is read, at the pace that is allowed, and look at its pages."""
+        for chunk in chunks:
+            self._pace.take(len(chunk))
+            if check is not None:
+                check.feed(chunk)
+            yield chunk
+
+
+class _PageCheck:
+    """Checks the pages of one relation file as they pass, in chunks of whole pages but for the end of the file.
+
+    ``block_numbers`` are those that pass, counted from the start of the file; None when all do.
+    """
+
+    def __init__(
+        self, path: str, relation_file: RelationFile, checked_before: Lsn, block_numbers: array[int] | None
+    ) -> None:
+        self.bad_blocks: list[int] = []
+        self._path = path
+        self._first_block = relation_file.first_block
+        self._checked_before = checked_before
+        self._block_numbers = block_numbers
+        self._passed = 0
+
+    def feed(self, chunk: bytes) -> None:
+        count = len(chunk) // BLOCK_SIZE
+        numbers: Sequence[int] = range(self._passed, self._passed + count)
+        if self._block_numbers is not None:
+            numbers = self._block_numbers[self._passed : self._passed + count]
+        self._passed += count
+        if count and numbers[-1] - numbers[0] == count - 1:
+            places = find_bad_pages(chunk, self._first_block + numbers[0], self._checked_before)
+            self.bad_blocks += [numbers[place] for place in places]
+            return
+        for number, page in zip(numbers, _pages(chunk), strict=True):
+            if find_bad_pages(page, self._first_block + number, self._checked_before):
+                self.bad_blocks.append(number)
+
+    def read_again(self, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:
+        """Return which of the bad blocks stay bad, and whether what was read first is not what the file holds.
+
+        A page that the server was writing is whole by now, and its LSN says that WAL has it.  One that is right now
+        and was not changed has been misread; with ``is_last`` it counts as bad.
+        """
+        suspected, misread = self.bad_blocks, False
+        for attempt in range(_REREADS):
+            if attempt:
+                time.sleep(_REREAD_PAUSE_S)
+            chunks = source.read_blocks(self._path, array("I", suspected))
+            if chunks is None:
+                return [], False
+            still_bad = []
+            for number, page in zip(suspected, (page for chunk in chunks for page in _pages(chunk)), strict=True):
+                is_bad = bool(find_bad_pages(page, self._first_block + number, self._checked_before))
+                was_misread = not is_bad and page_lsn(page) < self._checked_before
+                misread |= was_misread
+                if is_bad or (was_misread and is_last):
+                    still_bad.append(number)
+            suspected = still_bad
+            if not suspected:
+                break
+        return suspected, misread and not is_last
+
+
+class _Progress:
+    """Adds up what is done; told of it by one thread at a time."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self.total_bytes = 0
+        self._on_progress = on_progress
+        self._done_bytes = 0
+
+    def advance(self, size_bytes: int) -> None:
+        self._done_bytes += size_bytes
+        self._on_progress(min(self._done_bytes, self.total_bytes), self.total_bytes)
+
+    def finish(self) -> None:
+        """Say that all is done: files may have changed since they were added up."""
+        self._on_progress(self.total_bytes, self.total_bytes)
+
+
+def planned_bytes(
+    listed: Iterable[SourceDirectory | SourceFile], prior_files: Iterable[BackupFile], changes: BlockMap | None
+) -> int:
+    """Return how many bytes are to be read."""
+    total = 0
+    for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
+        if isinstance(item, SourceFile):
+            plan = plan_file(item.path, item.size_bytes, prior_size_bytes, changes)
+            total += item.size_bytes if isinstance(plan, WholeFile) else len(plan.block_numbers) * BLOCK_SIZE
+    return total
+
+
+def _pages(chunk: bytes) -> Iterator[bytes]:
+    for start in range(0, len(chunk) - BLOCK_SIZE + 1, BLOCK_SIZE):
+        yield chunk[start : start + BLOCK_SIZE]
+
+
+def _warn_of_bad_pages(path: str, bad_blocks: Sequence[int]) -> None:
+    for block in bad_blocks[:_WARNINGS_PER_FILE]:
+        logger.warning("checksum verification failed in file %s, block %d", path, block)
+    if len(bad_blocks) > _WARNINGS_PER_FILE:
+        more = len(bad_blocks) - _WARNINGS_PER_FILE
+        logger.warning("checksum verification failed in %d more blocks of file %s", more, path)
+
+
+def _passing(chunks: Iterable[bytes], checksum: FileChecksum, digest: ContentDigest) -> Iterator[bytes]:
+    """Pass chunks on, and take them into both checksums."""
+    for chunk in chunks:
+        checksum.update(chunk)
+        digest.update(chunk)
+        yield chunk

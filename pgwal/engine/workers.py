@@ -1,0 +1,108 @@
+"""Copy files in several threads at once: results in order, one limit of the rate, and one end for all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+_Tool = TypeVar("_Tool")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_WINDOW = 1000
+"""How many results may wait for an earlier one; a large file holds up that many small ones at most."""
+
+
+class Pace:
+    """Lets bytes pass no faster than a rate, over all threads together, until it is stopped.
+
+    ``bytes_per_s`` None is no limit.  ``on_passed`` is told of each number of bytes, by one thread at a time.
+    """
+
+    def __init__(self, bytes_per_s: int | None = None, on_passed: Callable[[int], None] | None = None) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._on_passed = on_passed
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._free_at_s = time.monotonic()
+
+    def take(self, size_bytes: int) -> None:
+        """Return when these bytes may be over; raises Stopped."""
+        if self._stopped.is_set():
+            raise Stopped
+        if self._bytes_per_s is None and self._on_passed is None:
+            return
+        with self._lock:
+            if self._on_passed is not None:
+                self._on_passed(size_bytes)
+            now_s = time.monotonic()
+            # Time that was not used is lost, or a pause would be followed by a rush.
+            self._free_at_s = max(self._free_at_s, now_s) + size_bytes / (self._bytes_per_s or float("inf"))
+            wait_s = self._free_at_s - now_s
+        if wait_s > 0 and self._stopped.wait(wait_s):
+            raise Stopped
+
+    def stop(self) -> None:
+        """Have every thread that takes from here end."""
+        self._stopped.set()
+
+
+class Stopped(Exception):
+    """Another thread has failed, or the user wants an end."""
+
+
+class Workers(Generic[_Tool]):
+    """Threads that work on items, one for each tool, which is for one thread at a time; none when there is one tool."""
+
+    def __init__(self, tools: Sequence[_Tool], pace: Pace) -> None:
+        self._tools = tools
+        self._pace = pace
+        self._idle: SimpleQueue[_Tool] = SimpleQueue()
+        for tool in tools:
+            self._idle.put(tool)
+        self._error: BaseException | None = None
+
+    def map(self, work: Callable[[_Tool, _Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
+        """Yield the results in the order of ``items``, of which few are taken ahead.
+
+        When work fails, or the generator is closed, what is under way is stopped and ended first.  Raises what
+        failed first.
+        """
+        if len(self._tools) == 1:
+            for item in items:
+                yield work(self._tools[0], item)
+            return
+        pool = ThreadPoolExecutor(len(self._tools), thread_name_prefix="pgwal-copy")
+        pending: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(self._run, work, item))
+                if len(pending) >= _WINDOW:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BaseException as error:
+            self._pace.stop()
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, Stopped) and self._error is not None:
+                raise self._error from None
+            raise
+        pool.shutdown()
+
+    def _run(self, work: Callable[[_Tool, _Item], _Result], item: _Item) -> _Result:
+        tool = self._idle.get()
+        try:
+            return work(tool, item)
+        except BaseException as error:
+            if not isinstance(error, Stopped) and self._error is None:
+                self._error = error
+            # At once: the result that is waited for may be hours away.
+            self._pace.stop()
+            raise
+        finally:
+            self._idle.put(tool)

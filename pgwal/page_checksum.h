@@ -1,0 +1,85 @@
+/*
+ * Checksums of data pages, for the compiled form of page.py: see there for the format.
+ *
+ * A page is 64 rows of 32 words, and each column has a sum of its own, so that the compiler makes vectors of the
+ * columns.  Where the loader can choose (GNU/Linux on x86-64), there is a second form for processors with AVX2.
+ *
+ * tests/core/test_page.py holds both forms to the algorithm written down plainly.
+ */
+#ifndef PGWAL_PAGE_CHECKSUM_H
+#define PGWAL_PAGE_CHECKSUM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PGWAL_PAGE_SIZE 8192
+#define PGWAL_COLUMNS 32
+#define PGWAL_ROWS (PGWAL_PAGE_SIZE / 4 / PGWAL_COLUMNS)
+#define PGWAL_FNV_PRIME 16777619u
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define PGWAL_FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#else
+#define PGWAL_FOR_EACH_PROCESSOR
+#endif
+
+static const uint32_t pgwal_column_start[PGWAL_COLUMNS] = {
+    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
+};
+
+static inline uint32_t pgwal_mix(uint32_t sum, uint32_t word)
+{
+    uint32_t mixed = sum ^ word;
+    return mixed * PGWAL_FNV_PRIME ^ mixed >> 17;
+}
+
+PGWAL_FOR_EACH_PROCESSOR
+static uint32_t pgwal_page_sum(const uint8_t *page)
+{
+    uint32_t sums[PGWAL_COLUMNS], words[PGWAL_COLUMNS], sum = 0;
+
+    memcpy(sums, pgwal_column_start, sizeof sums);
+    for (int row = 0; row < PGWAL_ROWS; row++) {
+        memcpy(words, page + row * sizeof words, sizeof words);
+        if (row == 0)
+            /* pd_checksum, the lower half of the third word, counts as 0 in its own sum. */
+            words[2] &= 0xFFFF0000u;
+        for (int column = 0; column < PGWAL_COLUMNS; column++)
+            sums[column] = pgwal_mix(sums[column], words[column]);
+    }
+    for (int round = 0; round < 2; round++)
+        for (int column = 0; column < PGWAL_COLUMNS; column++)
+            sums[column] = pgwal_mix(sums[column], 0);
+    for (int column = 0; column < PGWAL_COLUMNS; column++)
+        sum ^= sums[column];
+    return sum;
+}
+
+static int pgwal_is_bad_page(const uint8_t *page, uint32_t block_number, uint64_t lsn)
+{
+    uint32_t lsn_high, lsn_low;
+    uint16_t checksum, upper;
+
+    memcpy(&lsn_high, page, 4);
+    memcpy(&lsn_low, page + 4, 4);
+    memcpy(&checksum, page + 8, 2);
+    memcpy(&upper, page + 14, 2);
+    if (upper == 0 || ((uint64_t) lsn_high << 32 | lsn_low) >= lsn)
+        return 0;
+    return (pgwal_page_sum(page) ^ block_number) % 65535 + 1 != checksum;
+}
+
+/* Return the number of the first bad page from `at` on, or `count`; the first page of `data` is `block_number`. */
+static uint64_t pgwal_next_bad_page(
+    const uint8_t *data, uint64_t at, uint64_t count, uint64_t block_number, uint64_t lsn)
+{
+    while (at < count && !pgwal_is_bad_page(data + at * PGWAL_PAGE_SIZE, (uint32_t) (block_number + at), lsn))
+        at++;
+    return at;
+}
+
+#endif
