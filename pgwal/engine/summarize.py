@@ -89,11 +89,11 @@ def _scan(repository: Repository, wanted: LsnRange) -> ChangeReader:
             hint="Take a full backup.",
         )
     if not reader.complete:
-        raise _gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
+        raise missing_wal(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
     return reader
 
 
-def _gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None) -> WalGap:
+def missing_wal(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None) -> WalGap:
     """Say what is missing of a range that could not be read, and where it can come from."""
     geometry, timeline_id = repository.geometry, unread.timeline_id
     archived = {s.segment_no: s.complete for s in repository.wal.segments() if s.timeline_id == timeline_id}

@@ -130,6 +130,9 @@ class Repository:
         """Hold the right to add and remove backups; raises RepositoryLocked."""
         return self.store.lock(BACKUP_LOCK_NAME, "a backup")
 
+    def backup_is_running(self) -> bool:
+        return self.store.is_locked(BACKUP_LOCK_NAME)
+
     def receiver_is_running(self) -> bool:
         return self.store.is_locked(RECEIVER_LOCK_NAME)
 
