@@ -14,7 +14,7 @@ import psycopg
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.restore import RestoreRequest, require_empty, restore_backup
-from pgwal.errors import PgwalError, ServerError, TargetError, WrongCluster
+from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal_cli.restore import fetch_wal_words, restore_command
 from pgwal_cli.throwaway_server import (
@@ -28,8 +28,8 @@ from pgwal_cli.throwaway_server import (
 REPLAY_TIMEOUT_S = 24 * 3600
 _MAINTENANCE_DATABASE = "template1"
 
-# The restored cluster's own configuration is not used: it may want memory, files and libraries that are not here, and it
-# may archive into the real archive, or connect to the real primary or publisher.
+# The restored cluster's own configuration is not used: it may want memory, files and libraries that are not here, and
+# it may archive into the real archive, or connect to the real primary or publisher.
 _SETTINGS: dict[str, str | int | bool] = {
     "archive_mode": False,
     "autovacuum": False,
@@ -59,7 +59,7 @@ class TrialReport:
 
     backup_id: str
     problems: list[str] = field(default_factory=list)
-    end_lsn: Lsn = Lsn(0)
+    end_lsn: Lsn | None = None
     database_count: int = 0
     table_count: int = 0
     index_count: int = 0
@@ -68,7 +68,7 @@ class TrialReport:
     def document(self) -> dict[str, object]:
         return {
             "backup": self.backup_id,
-            "end_lsn": str(self.end_lsn),
+            "end_lsn": None if self.end_lsn is None else str(self.end_lsn),
             "databases": self.database_count,
             "tables": self.table_count,
             "indexes": self.index_count,
@@ -93,7 +93,7 @@ def try_restore(
     installation = _find_installation(bin_dir)
     if installation.major != entry.major:
         raise WrongCluster(
-            f"the programs in {installation.bin_dir} are of PostgreSQL {installation.major}, the backup of {entry.major}",
+            f"those in {installation.bin_dir} are of PostgreSQL {installation.major}, the backup is of {entry.major}",
             hint=f"Name the directory of PostgreSQL {entry.major} with --bindir.",
         )
     report = TrialReport(entry.backup_id)
@@ -102,7 +102,7 @@ def try_restore(
         try:
             server = _restored_server(repository_path, entry, installation, workplace, opened, on_progress)
             server.start(timeout_s=REPLAY_TIMEOUT_S)
-        except (ServerError, TargetError) as error:
+        except ServerError as error:
             report.problems.append(f"the restored server does not start: {error}")
         else:
             _check_server(server, superuser, report)
@@ -210,7 +210,7 @@ def _run(connection: psycopg.Connection, query: str, oid: int, what: str) -> lis
     """Run a check and return what it finds, or how it fails."""
     query = query.replace(" FROM ", " FROM pgwal_trial_restore.")
     try:
-        rows = connection.execute(query, (oid,)).fetchall()  # type: ignore[arg-type]
+        rows = connection.execute(query, (oid,)).fetchall()
     except psycopg.Error as error:
         return [f"{what}: {_first_line(error)}"]
     return [f"{what}: {text}" for (text,) in rows if text is not None]

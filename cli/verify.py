@@ -94,8 +94,8 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
     if trial is not None:
         lines += trial.problems
         lines.append(
-            f"restored {trial.backup_id}, replayed up to {trial.end_lsn}, checked {trial.table_count} tables and"
-            f" {trial.index_count} indexes of {trial.database_count} databases in {trial.seconds:.0f} s"
+            f"restored {trial.backup_id}, replayed up to {trial.end_lsn or 'nowhere'}, checked {trial.table_count}"
+            f" tables and {trial.index_count} indexes of {trial.database_count} databases in {trial.seconds:.0f} s"
         )
     count = len(report.problems) + (len(trial.problems) if trial is not None else 0)
     return [*lines, f"{count} problems" if count else "nothing is wrong"]

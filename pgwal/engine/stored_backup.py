@@ -117,6 +117,7 @@ class StoredBackup:
     def _entry_files(self) -> Iterator[BackupFile]:
         """Yield the files of the entry; what is wrong with it ends them."""
         with self._noting(self._root / BACKUP_ENTRY_NAME):
+            self._repository.catalogue.entry(self._backup_id)
             yield from self._repository.catalogue.files(self._backup_id)
             self._entry_is_whole = True
 
