@@ -27,6 +27,9 @@ from pgwal_cli.throwaway_server import (
 
 REPLAY_TIMEOUT_S = 24 * 3600
 _MAINTENANCE_DATABASE = "template1"
+_POLL_S = 0.1
+_NOT_READY = "the database system is "
+"""What a server answers as long as it replays WAL: starting up, not yet accepting connections, and the like."""
 
 # The restored cluster's own configuration is not used: it may want memory, files and libraries that are not here, and
 # it may archive into the real archive, or connect to the real primary or publisher.
@@ -102,10 +105,9 @@ def try_restore(
         try:
             server = _restored_server(repository_path, entry, installation, workplace, opened, on_progress)
             server.start(timeout_s=REPLAY_TIMEOUT_S)
-        except ServerError as error:
-            report.problems.append(f"the restored server does not start: {error}")
-        else:
             _check_server(server, superuser, report)
+        except ServerError as error:
+            report.problems.append(f"the restored server does not run: {error}")
     report.seconds = time.monotonic() - begin_s
     return report
 
@@ -168,14 +170,9 @@ def _restored_server(
 
 
 def _check_server(server: ThrowawayServer, superuser: str, report: TrialReport) -> None:
-    try:
-        with server.connect(user=superuser, dbname=_MAINTENANCE_DATABASE) as connection:
-            rows = connection.execute("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1").fetchall()
-            (end_lsn,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("0/0",)
-    except psycopg.OperationalError as error:
-        raise PgwalError(
-            f"cannot connect to the restored server: {error}", hint="Name a superuser of the cluster with -U."
-        ) from error
+    with _connect_after_replay(server, superuser) as connection:
+        rows = connection.execute("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1").fetchall()
+        (end_lsn,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("0/0",)
     report.end_lsn = Lsn.parse(end_lsn)
     for (name,) in rows:
         report.database_count += 1
@@ -184,6 +181,22 @@ def _check_server(server: ThrowawayServer, superuser: str, report: TrialReport) 
                 _check_database(connection, name, report)
         except psycopg.OperationalError as error:
             report.problems.append(f"database {name}: {_first_line(error)}")
+
+
+def _connect_after_replay(server: ThrowawayServer, superuser: str) -> psycopg.Connection:
+    """Wait until the server has replayed all WAL; raises ServerError when it ends instead."""
+    while True:
+        try:
+            return server.connect(user=superuser, dbname=_MAINTENANCE_DATABASE)
+        except psycopg.OperationalError as error:
+            if not server.is_running:
+                raise ServerError(f"it ended\n{server.log_tail()}") from error
+            if _NOT_READY not in str(error):
+                raise PgwalError(
+                    f"cannot connect to the restored server: {_first_line(error)}",
+                    hint="Name a superuser of the cluster with -U.",
+                ) from error
+        time.sleep(_POLL_S)
 
 
 def _check_database(connection: psycopg.Connection, name: str, report: TrialReport) -> None:
