@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,14 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
     repository = Repository.open(request.repository_path)
     with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
         report = _select(repository, request.backup_id, held)
-        _Verification(repository, report, request.jobs, on_progress).run(workers)
+        verification = _Verification(repository, report, request.jobs, on_progress)
+        try:
+            verification.run(workers)
+        except BaseException:
+            # Without this, an interruption would wait for all WAL to be read.
+            verification.is_stopping = True
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
     return report
 
 
@@ -102,6 +109,7 @@ class _Verification:
         self._jobs = jobs
         self._on_progress = on_progress
         self._total_bytes = 0
+        self.is_stopping = False
 
     def run(self, workers: Executor) -> None:
         report = self._report
@@ -122,6 +130,8 @@ class _Verification:
             report.problems += wal.problems
 
     def _tell(self, size_bytes: int) -> None:
+        if self.is_stopping:
+            raise CancelledError
         self._report.bytes_read += size_bytes
         if self._on_progress is not None:
             self._on_progress(min(self._report.bytes_read, self._total_bytes), self._total_bytes)

@@ -28,11 +28,10 @@ def ids(repo: Path) -> list[str]:
     return Repository.open(repo).catalogue.ids()
 
 
-@pytest.mark.postgres
+# The wheel of 16 comes without amcheck.
+@pytest.mark.postgres(13, 15, 18)
 def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: ServerFactory, scratch: Path) -> None:
-    server = make_server(
-        initdb_args=("-k", "--wal-segsize=1"), settings={"archive_mode": True, "archive_command": "exit 1"}
-    )
+    server = make_server(initdb_args=("-k",), settings={"archive_mode": True, "archive_command": "exit 1"})
     repo, location = scratch / "repo", scratch / "space"
     location.mkdir()
     location.chmod(0o777)

@@ -29,13 +29,20 @@ from keeping.stored_repository import (
 from keeping.stored_repository import history as parse_history
 from pgwal_process import assert_failed, run_pgwal
 
+from pgwal.engine.coverage import join
+from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.verify import VerifyReport, VerifyRequest, verify
 from pgwal.errors import ObjectNotFound
-from pgwal.lsn import Lsn
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
+from pgwal.repository.wal_directory import WalDirectory, open_wal_directory
+from pgwal.wal.layout import LongPageHeader
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
 
+ROOT = Path(__file__).parent.parent.parent
 FLIPS = int(os.environ.get("PGWAL_VERIFY_FLIPS", "150"))
 SEED = int(os.environ.get("PGWAL_VERIFY_SEED", time.time_ns() % 1_000_000_007))
 
@@ -297,3 +304,57 @@ def test_the_command_lists_what_is_wrong(stored: Stored) -> None:
     assert outcome.stdout.splitlines()[0] == f"backups/{FIRST}/data/base/5/16385: it is missing"
     assert outcome.stdout.endswith("1 problems\n")
     assert_failed(run_pgwal("verify", "x", "--repo", stored.root), FAILED, "there is no backup x", "pgwal list")
+
+
+# ---- WAL of real servers, across a change of timeline
+
+
+@pytest.mark.parametrize("major", [13, 14, 15, 16, 17, 18])
+def test_recorded_wal_and_the_servers_summaries_agree(tmp_path: Path, major: int) -> None:
+    recorded = ROOT / "fixtures" / "wal" / f"pg{major}"
+    repository = Repository.open_or_create(tmp_path / "repo", identity_of(recorded, major))
+    for name in ("wal", "summaries"):
+        source = recorded if name == "wal" else recorded / name
+        for path in (path for path in source.iterdir() if path.is_file() and path.name[0] == "0"):
+            shutil.copy(path, tmp_path / "repo" / name)
+    (switch,) = repository.wal.history(2).switches
+    summaries = repository.summaries.ranges()
+    # Around summaries that were left out lies WAL of wal_level = minimal.
+    runs = [part for timeline_id in (1, 2) for part in join(of_timeline(summaries, timeline_id), repository.geometry)]
+    assert (runs[-1].timeline_id, runs[-1].start, runs[-2].end) == (2, switch.switch_lsn, switch.switch_lsn)
+    for wanted in runs:
+        stored = StoredWal(repository, wanted)
+        stored.verify(lambda _: None)
+        assert stored.problems == []
+    for part in summaries:
+        # What says less than WAL does is found wherever it is.
+        content = repository.summaries.read(part)
+        (key, changes), *_ = [*content.entries()] or [(None, None)]
+        if key is None or changes is None:
+            continue
+        changes.blocks.add(4_000_000)
+        repository.summaries.write(part, content)
+    problems = []
+    for wanted in runs:
+        stored = StoredWal(repository, wanted)
+        stored.verify(lambda _: None)
+        problems += stored.problems
+    assert len(problems) == sum(1 for part in summaries if len(repository.summaries.read(part)))
+    assert all("what the WAL of its range says" in problem.message for problem in problems)
+
+
+def of_timeline(ranges: list[LsnRange], timeline_id: int) -> list[LsnRange]:
+    return [part for part in ranges if part.timeline_id == timeline_id]
+
+
+def identity_of(recorded: Path, major: int) -> RepositoryIdentity:
+    directory, wal_format = open_wal_directory(LocalStore(recorded))
+    assert wal_format.major == major
+    content = next(directory.read(*first_position(directory)))
+    header = LongPageHeader.parse(content[:40])
+    return RepositoryIdentity(header.system_identifier, directory.geometry.segment_size, major)
+
+
+def first_position(directory: WalDirectory) -> tuple[int, Lsn]:
+    first = directory.segments()[0]
+    return first.timeline_id, directory.geometry.segment_start(first.segment_no)
