@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +80,8 @@ def verify(
             trial = try_restore(
                 repo, report.entries[backup or report.backup_ids[-1]], restore_dir, bindir, username, on_progress
             )
+    elif restore:
+        print("pgwal: nothing is restored for a trial, because of what is wrong", file=sys.stderr)
     if json:
         print_json(_document(report, trial))
     else:
@@ -98,7 +101,7 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
             f" tables and {trial.index_count} indexes of {trial.database_count} databases in {trial.seconds:.0f} s"
         )
     count = len(report.problems) + (len(trial.problems) if trial is not None else 0)
-    return [*lines, f"{count} problems" if count else "nothing is wrong"]
+    return [*lines, f"{count} problem{'s' * (count > 1)}" if count else "nothing is wrong"]
 
 
 def _document(report: VerifyReport, trial: TrialReport | None) -> dict[str, object]:

@@ -75,7 +75,7 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     repository = Repository.open(request.repository_path)
     if request.dry_run:
         return _plan(repository, request, [] if repository.backup_is_running() else repository.catalogue.unfinished())
-    with repository.lock_backups():
+    with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
         report = _plan(repository, request, repository.catalogue.unfinished())
         for entry in report.expired:
             if repository.catalogue.is_held(entry.backup_id):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,21 +63,21 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
 def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> VerifyReport:
     """Find out what to verify, and keep it from being removed."""
     if backup_id is None:
+        held.enter_context(repository.hold_all_backups())
         wanted = repository.catalogue.ids()
     elif backup_id in repository.catalogue.ids():
         wanted = [backup_id]
     else:
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-    report, listed = VerifyReport([]), set(wanted)
+    report = VerifyReport([])
     while wanted:
         current = wanted.pop()
         if current in report.backup_ids:
             continue
-        try:
-            held.enter_context(repository.catalogue.hold([current]))
-        except ObjectNotFound:
-            if backup_id is None and current in listed and current not in repository.catalogue.ids():
-                continue  # It has been removed meanwhile.
+        if backup_id is not None:
+            # What is missing is said when its files are read.
+            with suppress(ObjectNotFound):
+                held.enter_context(repository.catalogue.hold([current]))
         report.backup_ids.append(current)
         try:
             entry = repository.catalogue.entry(current)

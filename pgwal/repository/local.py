@@ -23,6 +23,7 @@ _HINTS = {
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
 }
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -230,6 +231,10 @@ class LocalStore:
         except BlockingIOError:
             by = "being read by a restore or a verification" if exclusive else "being removed"
             raise RepositoryLocked(f"{path.parent} is {by}", hint="Wait until that has ended.") from None
+        except OSError as error:
+            # Where there are no locks, nobody can take one to remove it either; a restore must go on.
+            if exclusive or error.errno not in _NO_LOCKS:
+                raise
         # It may have been removed, or moved away, between the two calls.
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise FileNotFoundError(errno.ENOENT, "replaced")

@@ -145,6 +145,9 @@ def test_it_waits_for_nobody(repository: Repository) -> None:
         outcome = run_pgwal("expire", "--keep-full", "1", "--repo", root)
         assert_failed(outcome, LOCKED, f"{SECOND} is being read .* nothing was removed", "again")
         assert tree(repository) == before
+    with repository.hold_all_backups(), repository.hold_all_backups():
+        assert_failed(run_pgwal("expire", "--keep-full", "1", "--repo", root), LOCKED, "being read")
+        assert tree(repository) == before
     with repository.catalogue.hold([THIRD_FULL]), repository.lock_receiver():
         # Neither a receiver nor whoever reads what stays is in the way.
         assert run_pgwal("expire", "--keep-full", "1", "--repo", root).code == 0
@@ -163,6 +166,12 @@ def test_a_restore_holds_its_chain(repository: Repository, tmp_path: Path) -> No
     assert not repository.catalogue.is_held(FULL)
     verify(VerifyRequest(repository.store.root, SECOND), look)
     assert held[-1] == [FULL, FIRST, SECOND]
+
+    def expire_meanwhile(_: int, __: int) -> None:
+        with pytest.raises(RepositoryLocked):
+            run(repository, 1)
+
+    verify(VerifyRequest(repository.store.root), expire_meanwhile)
 
 
 def test_what_is_being_removed_is_not_read(repository: Repository, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_the_command_lists_what_is_wrong(stored: Stored) -> None:
     outcome = run_pgwal("verify", "--repo", stored.root)
     assert outcome.code == VERIFICATION_FAILED
     assert outcome.stdout.splitlines()[0] == f"backups/{FIRST}/data/base/5/16385: it is missing"
-    assert outcome.stdout.endswith("1 problems\n")
+    assert outcome.stdout.endswith("1 problem\n")
     assert_failed(run_pgwal("verify", "x", "--repo", stored.root), FAILED, "there is no backup x", "pgwal list")
 
 
@@ -310,7 +310,7 @@ def test_the_command_lists_what_is_wrong(stored: Stored) -> None:
 
 
 @pytest.mark.parametrize("major", [13, 14, 15, 16, 17, 18])
-def test_recorded_wal_and_the_servers_summaries_agree(tmp_path: Path, major: int) -> None:
+def test_recorded_wal_of_real_servers_and_its_summaries_agree(tmp_path: Path, major: int) -> None:
     recorded = ROOT / "fixtures" / "wal" / f"pg{major}"
     repository = Repository.open_or_create(tmp_path / "repo", identity_of(recorded, major))
     for name in ("wal", "summaries"):
