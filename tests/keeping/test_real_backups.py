@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, assert_nothing_raw, run_pgwal
+from pgwal_process import assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal
 from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.repository.repository import Repository
@@ -18,6 +18,7 @@ from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
 
 SLOT = ("--slot", "pgwal", "--create-slot", "--if-not-exists")
 DAMAGES = 40
+TRIAL_S = 300
 
 
 def source_of(server: ThrowawayServer, repo: Path) -> list[str | Path]:
@@ -67,7 +68,10 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: S
 
     bindir = make_server.installation.bin_dir
     place = scratch / "trial"
-    outcome = run_pgwal("verify", "--repo", repo, "--restore", "--restore-dir", place, "--bindir", bindir, "--json")
+    outcome = finish(
+        start_pgwal("verify", "--repo", repo, "--restore", "--restore-dir", place, "--bindir", bindir, "--json"),
+        TRIAL_S,
+    )
     assert_nothing_raw(outcome)
     assert outcome.code == 0, outcome.stdout + outcome.stderr
     trial = json.loads(outcome.stdout)["restore"]
@@ -132,7 +136,7 @@ def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactor
     )
     occupied = run_pgwal("verify", "--repo", repo, *trial, "--restore-dir", repo)
     assert_failed(occupied, FAILED, "is not empty")
-    outcome = run_pgwal("verify", "--repo", repo, *trial)
+    outcome = finish(start_pgwal("verify", "--repo", repo, *trial), TRIAL_S)
     assert outcome.code == VERIFICATION_FAILED, outcome.stdout + outcome.stderr
     (line,) = [line for line in outcome.stdout.splitlines() if "account_pkey" in line]
     assert line.startswith("postgres: index public.account_pkey: ")
