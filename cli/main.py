@@ -16,6 +16,7 @@ from pgwal_cli import (
     backup,
     check,
     demo,
+    expire,
     fetch_wal,
     full,
     grants,
@@ -24,9 +25,11 @@ from pgwal_cli import (
     list_backups,
     map_blocks,
     restore,
+    show,
     status,
     stream,
     summarize,
+    verify,
 )
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
@@ -50,10 +53,13 @@ app.command("backup")(backup.backup)
 app.command("inspect")(inspect_wal.inspect_wal)
 app.command("summarize")(summarize.summarize)
 app.command("list")(list_backups.list_backups)
+app.command("show")(show.show)
 app.command("status")(status.status)
 app.command("map")(map_blocks.map_blocks)
 app.command("restore")(restore.restore)
 app.command("fetch-wal")(fetch_wal.fetch_wal)
+app.command("verify")(verify.verify)
+app.command("expire")(expire.expire)
 app.command("check")(check.check)
 app.command("grants")(grants.grants)
 app.command("demo")(demo.demo)

@@ -14,10 +14,14 @@ from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 
 
+def fetch_wal_words(repository_path: Path) -> list[str]:
+    """Return the command that fetches WAL from a repository, without the file's name and its destination."""
+    return [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+
+
 def restore_command(repository_path: Path) -> str:
     """Return the restore_command with which a server gets its WAL from a repository."""
-    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
-    return shlex.join(words).replace("%", "%%") + ' "%f" "%p"'
+    return shlex.join(fetch_wal_words(repository_path)).replace("%", "%%") + ' "%f" "%p"'
 
 
 def restore(

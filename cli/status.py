@@ -14,7 +14,8 @@ from pgwal_cli.output import print_error, print_json, size_text
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
-    from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus, TimelineCoverage
+    from pgwal.engine.coverage import TimelineCoverage
+    from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus
     from pgwal.lsn import LsnRange
     from pgwal.repository.repository import ReceiverState
 

@@ -12,7 +12,7 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_nothing_raw, run_pgwal
 from test_main_job import pgwal, prepare, run_load, streaming
 
-from pgwal.engine.status import TimelineCoverage, join, read_coverage, subtract
+from pgwal.engine.coverage import TimelineCoverage, join, read_coverage, subtract
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository

@@ -127,6 +127,11 @@ def _require_on_history(entry: BackupEntry, history: TimelineHistory) -> None:
         raise TimelineMismatch(f"backup {entry.backup_id} {problem}", hint="Take a full backup.")
 
 
+def is_on_history(entry: BackupEntry, history: TimelineHistory) -> bool:
+    """Tell whether a backup lies on the history of a timeline altogether, and so can be recovered along it."""
+    return _off_history(entry, history) is None
+
+
 def _off_history(entry: BackupEntry, history: TimelineHistory) -> str | None:
     """Return how a backup left the history of a timeline, None when it lies on it altogether.
 

@@ -33,6 +33,12 @@ _EXCLUDED_NAMES = frozenset(
 _EMPTY_DIRECTORIES = frozenset(
     {"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
 )
+# subdirs of src/bin/initdb/initdb.c, but for pg_wal's.
+_INITIAL_DIRECTORIES = (
+    "base/1", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical/mappings", "pg_logical/snapshots",
+    "pg_multixact/members", "pg_multixact/offsets", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat",
+    "pg_stat_tmp", "pg_subtrans", TABLESPACE_DIRECTORY, "pg_twophase", "pg_xact",
+)  # fmt: skip
 _TABLESPACE_PATH = re.compile(rf"{TABLESPACE_DIRECTORY}/[1-9][0-9]*/([^/]+)(?:/.*)?", re.DOTALL)
 _RELATION_NAME = re.compile(r"([1-9][0-9]*)(_(?:fsm|vm|init))?(?:\.[1-9][0-9]*)?")
 
@@ -52,6 +58,11 @@ def wal_directories(major: int) -> tuple[str, ...]:
     """Return the directories below pg_wal that every backup holds, empty, whether the server has them or not."""
     archive_status = f"{WAL_DIRECTORY}/archive_status"
     return (archive_status, f"{WAL_DIRECTORY}/summaries") if major >= 17 else (archive_status,)
+
+
+def required_directories(major: int) -> tuple[str, ...]:
+    """Return the directories without which a server does not start, some of them empty: those that initdb makes."""
+    return (*wal_directories(major), *_INITIAL_DIRECTORIES)
 
 
 def tablespace_version_directory(major: int) -> str:

@@ -75,7 +75,8 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     for directory in (request.target, *locations.values()):
         require_empty(directory)
     try:
-        return _Restore(repository, chain, request, locations).run(on_progress)
+        with repository.catalogue.hold(entry.backup_id for entry in chain):
+            return _Restore(repository, chain, request, locations).run(on_progress)
     except BaseException:
         _make_unstartable(request.target)
         raise

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.engine.coverage import TimelineCoverage, read_coverage, subtract
 from pgwal.engine.summarize import wal_gap, window
-from pgwal.errors import ChainError, ObjectNotFound, WrongCluster
+from pgwal.errors import ChainError, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.server import SlotFacts, current_flush_lsn, read_server_facts, read_slot
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.segment import WalGeometry
-from pgwal.timeline import TimelineHistory
 
 # ---- the repository ----
-
-
-@dataclass(frozen=True, slots=True)
-class TimelineCoverage:
-    """What there is of one timeline, in LSN order; a hole is what is missing between two things that are there.
-
-    A hole in the summaries alone is no loss: the WAL of the range is read instead.
-    """
-
-    timeline_id: int
-    wal: list[LsnRange]
-    wal_holes: list[LsnRange]
-    summaries: list[LsnRange]
-    summary_holes: list[LsnRange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,98 +79,6 @@ def require_received(repository: Repository, prior: BackupEntry, timeline_id: in
         return
     for hole in _missing_since(repository, prior, receiver, read_coverage(repository, receiver)):
         raise wal_gap(repository, hole)
-
-
-# ---- coverage ----
-
-
-def read_coverage(repository: Repository, receiver: ReceiverState | None) -> list[TimelineCoverage]:
-    """Return what there is of each timeline, oldest first."""
-    geometry = repository.geometry
-    summaries = repository.summaries.ranges()
-    wal = _archived_ranges(repository, receiver)
-    history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
-    return [
-        TimelineCoverage(
-            timeline_id,
-            *_ranges_and_holes(timeline_id, wal, history, geometry),
-            *_ranges_and_holes(timeline_id, summaries, history, geometry),
-        )
-        for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)})
-    ]
-
-
-def _archived_ranges(repository: Repository, receiver: ReceiverState | None) -> list[LsnRange]:
-    """Return the range of each segment; of one that is not complete, what is known to be valid of it."""
-    geometry = repository.geometry
-    # A timeline ends where the next one of some history begins, wherever that is in a segment.
-    ends: set[tuple[int, Lsn]] = {switch for history in repository.wal.histories() for switch in history.switches}
-    if receiver is not None:
-        ends |= {(receiver.timeline_id, receiver.flushed_lsn)}
-    found = []
-    for segment in repository.wal.segments():
-        start, end = (geometry.segment_start(segment.segment_no + more) for more in (0, 1))
-        if not segment.complete:
-            known = [lsn for timeline_id, lsn in ends if timeline_id == segment.timeline_id and start < lsn <= end]
-            end = max(known, default=start)
-        if start < end:
-            found.append(LsnRange(segment.timeline_id, start, end))
-    return found
-
-
-def _newest_history(repository: Repository, timeline_ids: set[int]) -> TimelineHistory:
-    """Return the history of the newest timeline, or one that knows no other when its file is not there."""
-    newest = max(timeline_ids, default=1)
-    try:
-        return repository.wal.history(newest)
-    except ObjectNotFound:
-        return TimelineHistory(newest)
-
-
-def _ranges_and_holes(
-    timeline_id: int, parts: Sequence[LsnRange], history: TimelineHistory, geometry: WalGeometry
-) -> tuple[list[LsnRange], list[LsnRange]]:
-    """Return the parts of one timeline, joined, and what is missing between the first and the last part of all.
-
-    Parts of earlier and later timelines count where the newest timeline's history goes through them.
-    """
-    own = join((part for part in parts if part.timeline_id == timeline_id), geometry)
-    on_history = [
-        part for part in parts if part.timeline_id in {t for t, _ in history.switches} | {history.timeline_id}
-    ]
-    expected = [LsnRange(timeline_id, own[0].start, own[-1].end)] if own else []
-    if any(part.timeline_id == timeline_id for part in on_history):
-        first, last = min(part.start for part in on_history), max(part.end for part in on_history)
-        expected = [part for part in history.ranges_between(first, last) if part.timeline_id == timeline_id]
-    return own, [hole for wanted in expected for hole in subtract(wanted, own, geometry)]
-
-
-def join(parts: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
-    """Join ranges of one timeline that overlap, or have nothing but a page header between them."""
-    place = geometry.first_record_position
-    joined: list[LsnRange] = []
-    for part in sorted(parts):
-        if joined and place(part.start) <= place(joined[-1].end):
-            joined[-1] = joined[-1]._replace(end=max(joined[-1].end, part.end))
-        else:
-            joined.append(part)
-    return joined
-
-
-def subtract(wanted: LsnRange, there: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
-    """Return the parts of a range that none of some ranges, of any timelines, covers."""
-    place = geometry.first_record_position
-    missing = []
-    position = wanted.start
-    for part in join((part for part in there if part.timeline_id == wanted.timeline_id), geometry):
-        if place(part.end) <= place(position) or part.start >= wanted.end:
-            continue
-        if place(position) < place(part.start):
-            missing.append(wanted._replace(start=position, end=part.start))
-        position = max(position, part.end)
-    if place(position) < place(wanted.end):
-        missing.append(wanted._replace(start=position))
-    return missing
 
 
 # ---- the server ----

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,7 @@ from pgwal.backup.entry import (
     encode_entry,
     encode_file,
 )
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, RepositoryLocked
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -39,13 +39,15 @@ class Catalogue:
 
     def entries(self) -> list[BackupEntry]:
         """Return the finished backups, by id and so by time; raises FormatError when an entry is damaged."""
-        found = []
-        for backup_id in self._store.list_directories(BACKUP_DIRECTORY):
-            if not backup_id.endswith(UNFINISHED_SUFFIX):
-                found.append(self._read_head(backup_id))
-        return found
+        return [self.entry(backup_id) for backup_id in self.ids()]
 
-    def _read_head(self, backup_id: str) -> BackupEntry:
+    def ids(self) -> list[str]:
+        """Return the ids of the finished backups, by time, damaged ones among them."""
+        names = self._store.list_directories(BACKUP_DIRECTORY)
+        return [name for name in names if not name.endswith(UNFINISHED_SUFFIX)]
+
+    def entry(self, backup_id: str) -> BackupEntry:
+        """Return the entry of one backup; raises FormatError when it is damaged or missing."""
         path = self._store.path(self._entry_name(backup_id))
         with _naming_damage(path):
             try:
@@ -72,9 +74,42 @@ class Catalogue:
         """Return the directory with a backup's data."""
         return self._store.path(f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_DATA_DIRECTORY}")
 
+    @contextmanager
+    def hold(self, backup_ids: Iterable[str]) -> Iterator[None]:
+        """Keep backups from being removed while the context lasts; any number of processes may do so.
+
+        Raises ObjectNotFound when one is gone, RepositoryLocked when one is being removed.
+        """
+        with ExitStack() as held:
+            for backup_id in backup_ids:
+                held.enter_context(self._store.hold(self._entry_name(backup_id)))
+            yield
+
+    def is_held(self, backup_id: str) -> bool:
+        """Tell whether some process keeps a backup from being removed."""
+        try:
+            with self._store.hold(self._entry_name(backup_id), exclusive=True):
+                return False
+        except RepositoryLocked:
+            return True
+
+    def retire(self, backup_id: str) -> None:
+        """Make a backup one that does not count, durably; ``clear_unfinished`` removes it.
+
+        Only under the lock for backups, and after those that build on it.  Raises RepositoryLocked while it is held.
+        """
+        with self._store.hold(self._entry_name(backup_id), exclusive=True):
+            name = f"{BACKUP_DIRECTORY}/{backup_id}"
+            self._store.rename_directory(name, name + UNFINISHED_SUFFIX)
+
     def stage(self, backup_id: str) -> StagedBackup:
         """Begin a backup, which does not count until it is published."""
         return StagedBackup(self._store, backup_id)
+
+    def unfinished(self) -> list[str]:
+        """Return the names of what abandoned and removed backups left, or the one that is being taken."""
+        names = self._store.list_directories(BACKUP_DIRECTORY)
+        return [name for name in names if name.endswith(UNFINISHED_SUFFIX)]
 
     def clear_unfinished(self) -> list[str]:
         """Remove what abandoned backups left, and return their ids; only under the lock for backups."""

@@ -23,6 +23,7 @@ _HINTS = {
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
 }
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -209,6 +210,34 @@ class LocalStore:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
+
+    @contextlib.contextmanager
+    def hold(self, name: str, *, exclusive: bool = False) -> Iterator[None]:
+        path = self.path(name)
+        # Over NFS an exclusive lock needs a file that is open for writing; a shared one works on read-only media.
+        mode = os.O_RDWR if exclusive else os.O_RDONLY
+        with translated_errors("lock", path):
+            descriptor = os.open(path, mode | os.O_CLOEXEC)
+        try:
+            with translated_errors("lock", path):
+                self._take_hold(descriptor, path, exclusive=exclusive)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _take_hold(self, descriptor: int, path: Path, *, exclusive: bool) -> None:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            by = "being read by a restore or a verification" if exclusive else "being removed"
+            raise RepositoryLocked(f"{path.parent} is {by}", hint="Wait until that has ended.") from None
+        except OSError as error:
+            # Where there are no locks, nobody can take one to remove it either; a restore must go on.
+            if exclusive or error.errno not in _NO_LOCKS:
+                raise
+        # It may have been removed, or moved away, between the two calls.
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "replaced")
 
     def is_locked(self, name: str) -> bool:
         path = self.path(name)

@@ -130,6 +130,16 @@ class Repository:
         """Hold the right to add and remove backups; raises RepositoryLocked."""
         return self.store.lock(BACKUP_LOCK_NAME, "a backup")
 
+    def hold_all_backups(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
+        """Keep all backups from being removed, together with others who do, or exclude those to remove some.
+
+        One lock, however many backups there are.  Raises RepositoryLocked.
+        """
+        return self.store.hold(IDENTITY_NAME, exclusive=exclusive)
+
+    def backup_is_running(self) -> bool:
+        return self.store.is_locked(BACKUP_LOCK_NAME)
+
     def receiver_is_running(self) -> bool:
         return self.store.is_locked(RECEIVER_LOCK_NAME)
 

@@ -76,5 +76,11 @@ class Store(Protocol):
         Raises RepositoryLocked, naming the holder, when another process has it.
         """
 
+    def hold(self, name: str, *, exclusive: bool = False) -> AbstractContextManager[None]:
+        """Hold an object that exists until the context is left: together with others that read it, or to remove it.
+
+        Never waits.  Raises ObjectNotFound when it is gone, RepositoryLocked when another process stands against it.
+        """
+
     def is_locked(self, name: str) -> bool:
         """Tell whether some process holds the lock."""

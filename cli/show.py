@@ -1,0 +1,82 @@
+"""``pgwal show``: all that is known of one backup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.list_backups import backup_document, chain_ids, duration_s
+from pgwal_cli.output import print_json, size_text
+
+if TYPE_CHECKING:
+    from pgwal.backup.entry import BackupEntry
+    from pgwal.engine.coverage import RecoverableRange
+
+
+def show(
+    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    repo: options.Repo,
+    json: options.Json = False,
+) -> None:
+    """Show one backup: what it builds on and what on it, window, sizes, times, and what can be recovered from it."""
+    from pgwal.engine.coverage import read_recoverable_ranges
+    from pgwal.errors import ObjectNotFound
+    from pgwal.repository.repository import Repository
+
+    repository = Repository.open(repo)
+    entries = repository.catalogue.entries()
+    entry = next((entry for entry in entries if entry.backup_id == backup), None)
+    if entry is None:
+        raise ObjectNotFound(f"there is no backup {backup}", hint="List the backups with pgwal list.")
+    recoverable = read_recoverable_ranges(repository, [entry])[backup]
+    if json:
+        built_on_it = [other.backup_id for other in entries if other.prior_id == backup]
+        print_json(
+            backup_document(entry, entries, recoverable)
+            | {
+                "built_on_it": built_on_it,
+                "system_identifier": str(entry.system_identifier),
+                "major": entry.major,
+                "data_checksums": entry.data_checksums,
+                "wal_segment_size": entry.wal_segment_size,
+                "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
+            }
+        )
+    else:
+        print("\n".join(f"{name:<16} {value}" for name, value in _fields(entry, entries, recoverable)))
+
+
+def _fields(
+    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None
+) -> list[tuple[str, str]]:
+    by_id = {other.backup_id: other for other in entries}
+    prior = by_id.get(entry.prior_id) if entry.prior_id is not None else None
+    totals = entry.totals
+    fields = [
+        ("backup", f"{entry.backup_id}, {entry.kind.value}"),
+        ("label", entry.label.replace("\n", " ")),
+        ("chain", ", ".join(chain_ids(entry, by_id))),
+        ("built on it", ", ".join(o.backup_id for o in entries if o.prior_id == entry.backup_id) or "nothing"),
+        ("cluster", f"PostgreSQL {entry.major}, system identifier {entry.system_identifier}"),
+        ("data checksums", "on" if entry.data_checksums else "off"),
+        ("from", f"{entry.start_lsn} on timeline {entry.start_timeline_id}, {entry.started_at}"),
+        ("to", f"{entry.stop_lsn} on timeline {entry.stop_timeline_id}, {entry.finished_at}"),
+        ("took", f"{duration_s(entry):.0f} s"),
+        ("size", f"{size_text(totals.size_bytes)} in {totals.file_count} files"),
+        ("stored", f"{size_text(totals.stored_size_bytes)}, {totals.incremental_file_count} files by their blocks"),
+        ("recoverable", _recoverable_text(entry, recoverable)),
+    ]
+    if prior is not None:
+        fields.insert(6, ("window", f"{prior.start_lsn} on timeline {prior.start_timeline_id} to {entry.start_lsn}"))
+    fields += [("tablespace", f"{oid} at {path}") for oid, path in sorted(entry.tablespaces.items())]
+    return fields
+
+
+def _recoverable_text(entry: BackupEntry, recoverable: RecoverableRange | None) -> str:
+    if recoverable is None:
+        return "no: WAL that it needs is missing"
+    text = f"every point from {recoverable.start} ({entry.finished_at}) to {recoverable.end}"
+    text += f" on timeline {recoverable.timeline_id}"
+    return text if recoverable.is_whole else f"{text}, where WAL is missing"

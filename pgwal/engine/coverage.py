@@ -1,0 +1,168 @@
+"""What of the WAL a repository holds: ranges, holes, and up to where a backup can be recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pgwal.backup.chain import is_on_history
+from pgwal.backup.entry import BackupEntry
+from pgwal.errors import ObjectNotFound
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.repository import ReceiverState, Repository
+from pgwal.segment import WalGeometry
+from pgwal.timeline import TimelineHistory
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineCoverage:
+    """What there is of one timeline, in LSN order; a hole is what is missing between two things that are there.
+
+    A hole in the summaries alone is no loss: the WAL of the range is read instead.
+    """
+
+    timeline_id: int
+    wal: list[LsnRange]
+    wal_holes: list[LsnRange]
+    summaries: list[LsnRange]
+    summary_holes: list[LsnRange]
+
+
+def read_coverage(repository: Repository, receiver: ReceiverState | None) -> list[TimelineCoverage]:
+    """Return what there is of each timeline, oldest first."""
+    geometry = repository.geometry
+    summaries = repository.summaries.ranges()
+    wal = archived_ranges(repository, receiver)
+    history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
+    return [
+        TimelineCoverage(
+            timeline_id,
+            *_ranges_and_holes(timeline_id, wal, history, geometry),
+            *_ranges_and_holes(timeline_id, summaries, history, geometry),
+        )
+        for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)})
+    ]
+
+
+def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> list[LsnRange]:
+    """Return the range of each segment; of one that is not complete, what is known to be valid of it."""
+    geometry = repository.geometry
+    # A timeline ends where the next one of some history begins, wherever that is in a segment.
+    ends: set[tuple[int, Lsn]] = {switch for history in repository.wal.histories() for switch in history.switches}
+    if receiver is not None:
+        ends |= {(receiver.timeline_id, receiver.flushed_lsn)}
+    found = []
+    for segment in repository.wal.segments():
+        start, end = (geometry.segment_start(segment.segment_no + more) for more in (0, 1))
+        if not segment.complete:
+            known = [lsn for timeline_id, lsn in ends if timeline_id == segment.timeline_id and start < lsn <= end]
+            end = max(known, default=start)
+        if start < end:
+            found.append(LsnRange(segment.timeline_id, start, end))
+    return found
+
+
+def _newest_history(repository: Repository, timeline_ids: set[int]) -> TimelineHistory:
+    """Return the history of the newest timeline, or one that knows no other when its file is not there."""
+    newest = max(timeline_ids, default=1)
+    try:
+        return repository.wal.history(newest)
+    except ObjectNotFound:
+        return TimelineHistory(newest)
+
+
+def _ranges_and_holes(
+    timeline_id: int, parts: Sequence[LsnRange], history: TimelineHistory, geometry: WalGeometry
+) -> tuple[list[LsnRange], list[LsnRange]]:
+    """Return the parts of one timeline, joined, and what is missing between the first and the last part of all.
+
+    Parts of earlier and later timelines count where the newest timeline's history goes through them.
+    """
+    own = join((part for part in parts if part.timeline_id == timeline_id), geometry)
+    on_history = [
+        part for part in parts if part.timeline_id in {t for t, _ in history.switches} | {history.timeline_id}
+    ]
+    expected = [LsnRange(timeline_id, own[0].start, own[-1].end)] if own else []
+    if any(part.timeline_id == timeline_id for part in on_history):
+        first, last = min(part.start for part in on_history), max(part.end for part in on_history)
+        expected = [part for part in history.ranges_between(first, last) if part.timeline_id == timeline_id]
+    return own, [hole for wanted in expected for hole in subtract(wanted, own, geometry)]
+
+
+def join(parts: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
+    """Join ranges of one timeline that overlap, or have nothing but a page header between them."""
+    place = geometry.first_record_position
+    joined: list[LsnRange] = []
+    for part in sorted(parts):
+        if joined and place(part.start) <= place(joined[-1].end):
+            joined[-1] = joined[-1]._replace(end=max(joined[-1].end, part.end))
+        else:
+            joined.append(part)
+    return joined
+
+
+def subtract(wanted: LsnRange, there: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
+    """Return the parts of a range that none of some ranges, of any timelines, covers."""
+    place = geometry.first_record_position
+    missing = []
+    position = wanted.start
+    for part in join((part for part in there if part.timeline_id == wanted.timeline_id), geometry):
+        if place(part.end) <= place(position) or part.start >= wanted.end:
+            continue
+        if place(position) < place(part.start):
+            missing.append(wanted._replace(start=position, end=part.start))
+        position = max(position, part.end)
+    if place(position) < place(wanted.end):
+        missing.append(wanted._replace(start=position))
+    return missing
+
+
+# ---- what can be recovered ----
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverableRange:
+    """Every point from ``start``, where a backup ended, up to ``end`` can be recovered from it."""
+
+    timeline_id: int
+    start: Lsn
+    end: Lsn
+    is_whole: bool
+    """Whether that is all WAL of the timeline; if not, WAL behind ``end`` is missing."""
+
+
+def recoverable_range(
+    entry: BackupEntry, wal: Sequence[LsnRange], histories: Sequence[TimelineHistory], geometry: WalGeometry
+) -> RecoverableRange | None:
+    """Return what can be recovered from a backup along the newest timeline that it leads to.
+
+    ``wal`` is what is in the archive.  None when WAL is missing before the backup's end: it cannot be used.
+    """
+    known = {history.timeline_id: history for history in histories}
+    candidates = {part.timeline_id for part in wal} | {entry.stop_timeline_id}
+    lines = (known.get(timeline_id, TimelineHistory(timeline_id)) for timeline_id in candidates)
+    # A timeline that exists leads from the backup if it goes through the backup's end.
+    leading = [line for line in lines if is_on_history(entry, line)]
+    if not leading:
+        return None
+    history = max(leading, key=lambda line: line.timeline_id)
+    last = max((part.end for part in wal if part.timeline_id == history.timeline_id), default=entry.stop_lsn)
+    last = max(last, entry.stop_lsn)
+    end = last
+    for wanted in history.ranges_between(entry.start_lsn, last):
+        holes = subtract(wanted, wal, geometry)
+        if holes:
+            end = holes[0].start
+            break
+    if end < entry.stop_lsn:
+        return None
+    return RecoverableRange(history.timeline_at(end - 1), entry.stop_lsn, end, end == last)
+
+
+def read_recoverable_ranges(
+    repository: Repository, entries: Iterable[BackupEntry]
+) -> dict[str, RecoverableRange | None]:
+    """Return what can be recovered from each backup, by id; raises FormatError for a damaged history file."""
+    wal = archived_ranges(repository, repository.receiver_state())
+    histories = repository.wal.histories()
+    return {entry.backup_id: recoverable_range(entry, wal, histories, repository.geometry) for entry in entries}

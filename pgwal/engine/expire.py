@@ -1,0 +1,170 @@
+"""Remove the backups that are not to be kept, and then the WAL and the summaries that nothing needs any more.
+
+What a backup is until the end is decided by names alone: each one that goes is renamed first, those that build on
+others before these, and WAL goes only when no backup that needs it is left.  Wherever this is interrupted, every backup
+that is still one can be restored, and the next run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.retention import WalRetention, decide_retention
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryLocked
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.repository import Repository
+from pgwal.repository.store import StoredObject
+from pgwal.repository.wal_directory import split_segment_name
+from pgwal.segment import is_segment_name
+from pgwal.summary.codec import parse_summary_file_name
+from pgwal.timeline import TimelineHistory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireRequest:
+    """What to keep, as of ``decide_retention``; with ``dry_run`` nothing is changed."""
+
+    repository_path: Path
+    keep_full: int | None = None
+    keep_since: datetime | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireReport:
+    """What was removed, or would be: backups in order, WAL and summary files with their sizes in bytes.
+
+    ``wal_needed_from`` is where the WAL begins that is kept, None when there is no backup.
+    """
+
+    kept: list[BackupEntry]
+    expired: list[BackupEntry]
+    broken: list[BackupEntry]
+    unfinished: list[str]
+    wal_needed_from: Lsn | None
+    wal: list[StoredObject] = field(default_factory=list)
+    summaries: list[StoredObject] = field(default_factory=list)
+
+    @property
+    def backup_bytes(self) -> int:
+        return sum(entry.totals.stored_size_bytes for entry in self.expired)
+
+    @property
+    def wal_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.wal)
+
+    @property
+    def summary_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.summaries)
+
+
+def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | None = None) -> ExpireReport:
+    """Remove what is not to be kept, and return what that was.
+
+    Raises RepositoryLocked when a backup is being taken, or one that is to go is being read; FormatError when an entry
+    or a history file is damaged, because what it needs cannot be known then.
+    """
+    repository = Repository.open(request.repository_path)
+    if request.dry_run:
+        return _plan(repository, request, [] if repository.backup_is_running() else repository.catalogue.unfinished())
+    with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
+        report = _plan(repository, request, repository.catalogue.unfinished())
+        for entry in report.expired:
+            if repository.catalogue.is_held(entry.backup_id):
+                raise RepositoryLocked(
+                    f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
+                    hint="Run pgwal expire again when that has ended.",
+                )
+        _remove(repository, report, on_progress)
+    return report
+
+
+def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str]) -> ExpireReport:
+    histories = {history.timeline_id: history for history in repository.wal.histories()}
+    current = _current_timelines(repository)
+    entries = repository.catalogue.entries()
+    retention = decide_retention(
+        entries, histories, current, keep_full=request.keep_full, keep_since=request.keep_since
+    )
+    wal_retention = WalRetention(retention.kept, histories, current)
+    report = ExpireReport(
+        retention.kept,
+        retention.expired,
+        retention.broken,
+        unfinished,
+        wal_retention.needed_from if retention.kept else None,
+    )
+    if retention.kept:
+        report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
+        report.summaries.extend(_unneeded_summaries(repository, wal_retention))
+    return report
+
+
+def _current_timelines(repository: Repository) -> set[int]:
+    """Return the timelines on which a receiver may go on: its own, and that of the newest WAL."""
+    found = set()
+    state, resume_point = repository.receiver_state(), repository.wal.resume_point()
+    if state is not None:
+        found.add(state.timeline_id)
+    if resume_point is not None:
+        found.add(resume_point[0])
+        found.add(max(segment.timeline_id for segment in repository.wal.segments()))
+    return found
+
+
+def _unneeded_wal(
+    repository: Repository, retention: WalRetention, histories: dict[int, TimelineHistory]
+) -> list[StoredObject]:
+    """Return the segment files that nothing needs, oldest first; of each timeline that goes on, never the newest."""
+    geometry = repository.geometry
+    found: list[tuple[int, int, StoredObject]] = []
+    newest: dict[int, int] = {}
+    for file in repository.store.list(WAL_DIRECTORY):
+        base, _, _ = split_segment_name(file.name)
+        if not is_segment_name(base):
+            continue
+        try:
+            timeline_id, number = geometry.parse_file_name(base)
+        except FormatError:
+            continue
+        found.append((number, timeline_id, file))
+        newest[timeline_id] = max(number, newest.get(timeline_id, 0))
+    left = {switch.timeline_id for history in histories.values() for switch in history.switches}
+    return [
+        file
+        for number, timeline_id, file in sorted(found)
+        if not retention.needs(LsnRange(timeline_id, *map(geometry.segment_start, (number, number + 1))))
+        and (timeline_id in left or number < newest[timeline_id])
+    ]
+
+
+def _unneeded_summaries(repository: Repository, retention: WalRetention) -> list[StoredObject]:
+    named = ((parse_summary_file_name(file.name), file) for file in repository.store.list(SUMMARY_DIRECTORY))
+    unneeded = [(part, file) for part, file in named if part is not None and not retention.needs(part)]
+    return [file for _, file in sorted(unneeded)]
+
+
+def _remove(repository: Repository, report: ExpireReport, on_progress: Callable[[int, int], None] | None) -> None:
+    total = report.backup_bytes + report.wal_bytes + report.summary_bytes
+    for entry in report.expired:
+        repository.catalogue.retire(entry.backup_id)
+    repository.catalogue.clear_unfinished()
+    done = report.backup_bytes
+    for directory, files in ((SUMMARY_DIRECTORY, report.summaries), (WAL_DIRECTORY, report.wal)):
+        for file in files:
+            try:
+                repository.store.delete(f"{directory}/{file.name}")
+            except ObjectNotFound:
+                # Compressed, completed or removed meanwhile: the next run sees it.
+                logger.info("%s is gone already", file.name)
+            done += file.size_bytes
+            if on_progress is not None:
+                on_progress(done, total)

@@ -1,0 +1,307 @@
+"""Hold what is stored of one backup against what its catalogue entry and its manifest say.
+
+Everything is read once, by several threads, and everything that is wrong is told; what is held in memory grows by
+some bytes a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from pgwal.backup.chain import check_link
+from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.exclusion import required_directories
+from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
+from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestFile, ManifestReader, manifest_version
+from pgwal.backup.stored_path import encode_path
+from pgwal.checksum import ContentDigest
+from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
+from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME
+from pgwal.repository.repository import Repository
+
+_READ_SIZE = 1 << 20
+"""A multiple of the block size, so that blocks are read whole."""
+_PENDING_PER_WORKER = 4
+# Readers take other spellings of the checksums as well; what is written is this, and what differs was changed.
+_LAST_LINES = {
+    MANIFEST_NAME: re.compile(rb'"Manifest-Checksum": "[0-9a-f]{64}"\}\n'),
+    BACKUP_ENTRY_NAME: re.compile(rb'"digest": "xxh3-128:[0-9a-f]{32}"\}\n'),
+}
+_LAST_LINE_SIZE = 128
+
+
+class Problem(NamedTuple):
+    """Something that is wrong: ``path`` is relative to the repository, ``backup_id`` None for WAL and summaries."""
+
+    backup_id: str | None
+    path: str
+    message: str
+
+
+class StoredBackup:
+    """One backup to verify; ``problems`` is what was found so far."""
+
+    def __init__(self, repository: Repository, backup_id: str) -> None:
+        self.problems: list[Problem] = []
+        self._repository = repository
+        self._backup_id = backup_id
+        self._root = repository.store.path(f"{BACKUP_DIRECTORY}/{backup_id}")
+        self._data_path = repository.catalogue.data_path(backup_id)
+        self._listed = array("Q")
+        """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
+        self._entry_is_whole = self._manifest_is_whole = False
+
+    def verify(
+        self,
+        entry: BackupEntry | None,
+        prior: BackupEntry | None,
+        workers: Executor,
+        jobs: int,
+        tell: Callable[[int], None],
+    ) -> None:
+        """Look at everything; ``entry`` is None when it cannot be read, and so is ``prior``.
+
+        ``tell`` is told the size of each file that has been read.
+        """
+        self._check_files(workers, jobs, tell)
+        for name in _LAST_LINES:
+            self._check_last_line(name)
+        if self._entry_is_whole or self._manifest_is_whole:
+            self._find_extra_files()
+        if entry is not None:
+            self._check_facts(entry, prior)
+            self._check_directories(entry)
+        if entry is not None and prior is not None and self._entry_is_whole:
+            self._check_prior_files(prior)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def _check_files(self, workers: Executor, jobs: int, tell: Callable[[int], None]) -> None:
+        pending: deque[tuple[int, Future[None]]] = deque()
+
+        def finish() -> None:
+            size_bytes, future = pending.popleft()
+            future.result()
+            tell(size_bytes)
+
+        for file, listed in _paired(self._entry_files(), self._manifest_files()):
+            path = file.stored_path if file is not None else listed.path if listed is not None else ""
+            size_bytes = file.stored_size_bytes if file is not None else listed.size if listed is not None else 0
+            self._listed.append(xxh3_64_intdigest(encode_path(path)))
+            if file is None and self._entry_is_whole:
+                self._note(path, f"{MANIFEST_NAME} lists it, and {BACKUP_ENTRY_NAME} does not")
+            if listed is None and self._manifest_is_whole:
+                self._note(path, f"{BACKUP_ENTRY_NAME} lists it, and {MANIFEST_NAME} does not")
+            pending.append((size_bytes, workers.submit(self._check_file, path, size_bytes, file, listed)))
+            if len(pending) > jobs * _PENDING_PER_WORKER:
+                finish()
+        while pending:
+            finish()
+
+    def _entry_files(self) -> Iterator[BackupFile]:
+        """Yield the files of the entry; what is wrong with it ends them."""
+        with self._noting(self._root / BACKUP_ENTRY_NAME):
+            self._repository.catalogue.entry(self._backup_id)
+            yield from self._repository.catalogue.files(self._backup_id)
+            self._entry_is_whole = True
+
+    def _manifest_files(self) -> Iterator[ManifestFile]:
+        """Yield the files of the manifest; what is wrong with it ends them."""
+        path = self._data_path / MANIFEST_NAME
+        with self._noting(path):
+            reader = ManifestReader()
+            with path.open("rb") as file:
+                while data := file.read(_READ_SIZE):
+                    yield from reader.feed(data)
+            end = reader.finish()
+            identity = self._repository.identity
+            if end.version != manifest_version(identity.major):
+                self._note(MANIFEST_NAME, f"version {end.version} is not that of PostgreSQL {identity.major}")
+            if end.system_identifier not in (None, identity.system_identifier):
+                self._note(MANIFEST_NAME, f"it is of the cluster with system identifier {end.system_identifier}")
+            self._manifest_is_whole = True
+
+    def _check_file(self, path: str, size_bytes: int, file: BackupFile | None, listed: ManifestFile | None) -> None:
+        """Read one stored file, and hold it against what each list says of it."""
+        if listed is not None and listed.size != size_bytes:
+            self._note(path, f"{MANIFEST_NAME} says {listed.size} bytes, {BACKUP_ENTRY_NAME} {size_bytes}")
+        digest = ContentDigest()
+        checksum = FileChecksum(listed.checksum_algorithm if listed is not None else "NONE")
+        with self._noting(self._data_path / path):
+            descriptor = os.open(self._data_path / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb", buffering=0) as stored:  # noqa: PTH123 (a descriptor)
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise FormatError("it is no regular file")
+                if status.st_size != size_bytes:
+                    raise FormatError(f"it has {status.st_size} bytes, {size_bytes} were stored")
+                if file is not None and file.is_incremental:
+                    header = _read_header(stored.read, file)
+                    digest.update(header)
+                    checksum.update(header)
+                # What is left of a relation file are its blocks, of an incremental one those that the header numbers.
+                while data := stored.read(_READ_SIZE):
+                    digest.update(data)
+                    checksum.update(data)
+            if file is not None and digest.hexdigest() != file.digest:
+                raise FormatError("it is not what was stored: its digest does not match")
+            if listed is not None and checksum.hexdigest() != listed.checksum_hex:
+                raise FormatError(f"its {checksum.algorithm} checksum is not the one in {MANIFEST_NAME}")
+
+    # -- what lies around them ---------------------------------------------------------------------------------
+
+    def _check_last_line(self, name: str) -> None:
+        path = self._data_path / name if name == MANIFEST_NAME else self._root / name
+        if not (self._manifest_is_whole if name == MANIFEST_NAME else self._entry_is_whole):
+            return
+        with self._noting(path), path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LAST_LINE_SIZE))
+            if _LAST_LINES[name].fullmatch(file.read().splitlines(keepends=True)[-1]) is None:
+                raise FormatError("its last line is not spelled as it was written")
+
+    def _find_extra_files(self) -> None:
+        """Note what lies in the directory of the backup without being in a list."""
+        listed = array("Q", sorted(self._listed))
+        for child in sorted(self._root.iterdir()):
+            if child.name not in (BACKUP_DATA_DIRECTORY, BACKUP_ENTRY_NAME):
+                self._note_at(child, "it does not belong to the backup")
+        for parent, directories, names in os.walk(self._data_path):
+            directories.sort()
+            links = [name for name in directories if (Path(parent) / name).is_symlink()]
+            for name in sorted((*names, *links)):
+                path = os.path.relpath(os.path.join(parent, name), self._data_path)  # noqa: PTH118 (a million of them)
+                digest = xxh3_64_intdigest(os.fsencode(path))
+                at = bisect_left(listed, digest)
+                if path != MANIFEST_NAME and (at == len(listed) or listed[at] != digest):
+                    self._note(path, "it is in no list of the backup")
+
+    def _check_directories(self, entry: BackupEntry) -> None:
+        tablespaces = tuple(f"pg_tblspc/{oid}" for oid in sorted(entry.tablespaces))
+        for directory in (*required_directories(entry.major), *tablespaces):
+            path = self._data_path / directory
+            if path.is_symlink() or not path.is_dir():
+                self._note(directory, "the directory is missing")
+
+    def _check_facts(self, entry: BackupEntry, prior: BackupEntry | None) -> None:
+        """Hold the entry against the repository, pg_control, backup_label and PG_VERSION."""
+        identity = self._repository.identity
+        of_repository = (identity.system_identifier, identity.major, identity.segment_size)
+        if (entry.system_identifier, entry.major, entry.wal_segment_size) != of_repository:
+            self._note_at(self._root / BACKUP_ENTRY_NAME, "it is not of the cluster that the repository belongs to")
+        if prior is not None:
+            try:
+                check_link(entry, prior)
+            except ChainError as error:
+                self._note_at(self._root / BACKUP_ENTRY_NAME, str(error))
+        control_path = self._data_path / CONTROL_FILE_PATH
+        with self._noting(control_path):
+            control = ControlFile.decode(control_path.read_bytes())
+            of_control = (control.system_identifier, control.major, control.segment_size)
+            if of_control != (entry.system_identifier, entry.major, entry.wal_segment_size):
+                raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
+            if bool(control.data_checksum_version) != entry.data_checksums:
+                raise FormatError(f"it and {BACKUP_ENTRY_NAME} differ on whether data checksums are on")
+        label_path = self._data_path / BACKUP_LABEL_NAME
+        with self._noting(label_path):
+            label = BackupLabel.decode(label_path.read_bytes())
+            if (label.start_lsn, label.start_timeline_id) != (entry.start_lsn, entry.start_timeline_id):
+                raise FormatError(
+                    f"it says that the backup started at {label.start_lsn} on timeline {label.start_timeline_id}"
+                )
+            built_on = (prior.start_lsn, prior.start_timeline_id) if prior is not None else None
+            if (prior is not None or entry.prior_id is None) and label.incremental_from != built_on:
+                raise FormatError("it names another prior backup")
+        version_path = self._data_path / "PG_VERSION"
+        with self._noting(version_path):
+            if version_path.read_bytes() != f"{entry.major}\n".encode():
+                raise FormatError(f"it is not that of PostgreSQL {entry.major}")
+
+    def _check_prior_files(self, prior: BackupEntry) -> None:
+        """Check that the prior backup holds each file that blocks are missing of, as long as is relied on."""
+        relied_on = {
+            xxh3_64_intdigest(encode_path(file.path)): file.truncation_block_length or 0
+            for file in self._repository.catalogue.files(self._backup_id)
+            if file.is_incremental
+        }
+        try:
+            for file in self._repository.catalogue.files(prior.backup_id):
+                needed = relied_on.pop(xxh3_64_intdigest(encode_path(file.path)), 0)
+                if file.size_bytes < needed * BLOCK_SIZE:
+                    self._note(file.path, f"relies on {needed} blocks of {prior.backup_id}, which has fewer")
+        except PgwalError:
+            return  # Noted where that backup is verified.
+        for file in self._repository.catalogue.files(self._backup_id) if relied_on else ():
+            if file.is_incremental and xxh3_64_intdigest(encode_path(file.path)) in relied_on:
+                self._note(file.stored_path, f"it builds on a file that {prior.backup_id} does not hold")
+
+    # -- noting ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        """Note an error of the formats or of the file system instead of raising it."""
+        try:
+            yield
+        except (FileNotFoundError, ObjectNotFound):
+            self._note_at(path, "it is missing")
+        except PgwalError as error:
+            self._note_at(path, str(error))
+        except OSError as error:
+            self._note_at(path, f"it cannot be read: {os.strerror(error.errno or 0)}")
+
+    def _note(self, data_path: str, message: str) -> None:
+        self._note_at(self._data_path / data_path, message)
+
+    def _note_at(self, path: Path, message: str) -> None:
+        name = str(path.relative_to(self._repository.store.root))
+        self.problems.append(Problem(self._backup_id, name, message))
+
+
+def _read_header(read: Callable[[int], bytes], file: BackupFile) -> bytes:
+    """Read and check the header of an incremental file; raises FormatError unless it is as the entry says."""
+    content = read(FIXED_SIZE)
+    prefix = IncrementalHeader.decode_prefix(content)
+    content += read(prefix.header_size - len(content))
+    header = IncrementalHeader.decode(content, file.stored_size_bytes)
+    found = (header.truncation_block_length, len(header.block_numbers))
+    if found != (file.truncation_block_length, file.copied_block_count):
+        raise FormatError(f"its header says truncation block length {found[0]} and {found[1]} blocks, its entry not")
+    if header.reconstructed_block_count * BLOCK_SIZE != file.size_bytes:
+        raise FormatError(f"its header makes {header.reconstructed_block_count} blocks, its entry another size")
+    return content
+
+
+_Paired = tuple[BackupFile | None, ManifestFile | None]
+
+
+def _paired(files: Iterable[BackupFile], listed: Iterable[ManifestFile]) -> Iterator[_Paired]:
+    """Pair the files of both lists; what is in one alone comes last.  In the same order they cost no memory."""
+    files_left: dict[str, BackupFile] = {}
+    listed_left: dict[str, ManifestFile] = {}
+    for file, other in zip_longest(files, listed):
+        if file is not None:
+            files_left[file.stored_path] = file
+        if other is not None:
+            listed_left[other.path] = other
+        for path in {item for item in (file and file.stored_path, other and other.path) if item is not None}:
+            if path in files_left and path in listed_left:
+                yield files_left.pop(path), listed_left.pop(path)
+    for left in files_left.values():
+        yield left, None
+    for left_listed in listed_left.values():
+        yield None, left_listed

@@ -1,0 +1,182 @@
+"""Read the WAL and the summaries that backups need, and tell everything that is wrong with them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import lz4.frame
+import zstandard
+
+from pgwal.engine.stored_backup import Problem
+from pgwal.engine.summarize import wal_gap
+from pgwal.errors import FormatError, PgwalError
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.repository import Repository
+from pgwal.repository.wal_directory import split_segment_name
+from pgwal.summary.block_map import BlockMap
+from pgwal.summary.codec import summary_file_name
+from pgwal.summary.coverage import cover
+from pgwal.summary.summarizer import ChangeReader, Summarizer
+from pgwal.wal.page_magic import wal_format_of_major
+
+# Small, because a piece of zeros that has been compressed becomes a thousand times as large.
+_COMPRESSED_READ_SIZE = 4096
+
+
+class StoredWal:
+    """The WAL of a range of one timeline, to verify; ``problems`` is what was found so far."""
+
+    def __init__(self, repository: Repository, wanted: LsnRange) -> None:
+        self.problems: list[Problem] = []
+        self._repository = repository
+        self._geometry = repository.geometry
+        self._format = wal_format_of_major(repository.identity.major)
+        self._wanted = wanted
+        pieces = cover(wanted, repository.summaries.ranges(), repository.geometry)
+        self._summaries = {piece.range for piece in pieces if piece.summarised}
+
+    def verify(self, tell: Callable[[int], None]) -> None:
+        """Check each record's CRC and its link to the one before, and hold the summaries against what WAL says.
+
+        ``tell`` is told the sizes of WAL that has been read.
+        """
+        position, place = self._wanted.start, self._geometry.first_record_position
+        while place(position) < place(self._wanted.end):
+            position = self._read_from(position, tell)
+        for summary_range in sorted(self._summaries):
+            self._compare(summary_range, self._scan(summary_range))
+        self._check_compressed_files()
+
+    def _read_from(self, position: Lsn, tell: Callable[[int], None]) -> Lsn:
+        """Read on to the end, or to something that is wrong, and return from where to go on behind that."""
+        timeline_id, end = self._wanted.timeline_id, self._wanted.end
+        summarizer = Summarizer(
+            timeline_id,
+            self._format,
+            self._geometry,
+            position,
+            stop=end,
+            system_identifier=self._repository.identity.system_identifier,
+        )
+        try:
+            for data in self._repository.wal.read(timeline_id, position):
+                summarizer.feed(data)
+                tell(len(data))
+                self._compare_finished(summarizer)
+                if summarizer.complete or summarizer.end_of_wal is not None:
+                    break
+        except FormatError as error:
+            name = self._geometry.file_name(timeline_id, self._geometry.segment_no(summarizer.feed_lsn))
+            self._note(f"{WAL_DIRECTORY}/{name}", str(error))
+            return self._geometry.segment_start(self._geometry.segment_no(summarizer.feed_lsn) + 1)
+        if summarizer.complete:
+            summarizer.finish(end)
+            self._compare_finished(summarizer)
+            return end
+        unread = LsnRange(timeline_id, max(position, summarizer.position), end)
+        number = self._geometry.segment_no(unread.start)
+        self._note(
+            f"{WAL_DIRECTORY}/{self._geometry.file_name(timeline_id, number)}",
+            str(wal_gap(self._repository, unread, summarizer.end_of_wal)),
+        )
+        if summarizer.end_of_wal is not None:
+            return self._geometry.segment_start(self._geometry.last_segment_no(summarizer.feed_lsn) + 1)
+        return self._next_segment_start(summarizer.feed_lsn)
+
+    def _next_segment_start(self, lsn: Lsn) -> Lsn:
+        """Return where the next segment that is there begins."""
+        starts = (
+            self._geometry.segment_start(segment.segment_no)
+            for segment in self._repository.wal.segments()
+            if segment.timeline_id == self._wanted.timeline_id
+        )
+        return min((start for start in starts if start > lsn), default=self._wanted.end)
+
+    # -- summaries ---------------------------------------------------------------------------------------------
+
+    def _compare_finished(self, summarizer: Summarizer) -> None:
+        for summary in summarizer.take_finished():
+            if summary.range in self._summaries:
+                self._summaries.remove(summary.range)
+                self._compare(summary.range, summary.block_map)
+
+    def _scan(self, summary_range: LsnRange) -> BlockMap | None:
+        """Return what WAL says of a range, None where it cannot be read, which has been noted."""
+        reader = ChangeReader(
+            self._format,
+            self._geometry,
+            summary_range.start,
+            summary_range.end,
+            system_identifier=self._repository.identity.system_identifier,
+        )
+        try:
+            for data in self._repository.wal.read(summary_range.timeline_id, summary_range.start):
+                reader.feed(data)
+                if reader.complete or reader.end_of_wal is not None:
+                    break
+        except FormatError:
+            return None
+        return reader.block_map if reader.complete else None
+
+    def _compare(self, summary_range: LsnRange, changes: BlockMap | None) -> None:
+        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
+        try:
+            stored = self._repository.summaries.read(summary_range)
+        except PgwalError as error:
+            self._note(name, str(error))
+            return
+        if changes is not None and stored != changes:
+            self._note(name, "it does not hold what the WAL of its range says")
+
+    # -- compressed segments -----------------------------------------------------------------------------------
+
+    def _check_compressed_files(self) -> None:
+        """Read compressed segments to their ends: their own checksums cover what no record does."""
+        first, last = map(self._geometry.segment_no, (self._wanted.start, self._wanted.end - 1))
+        for segment in self._repository.wal.segments():
+            if segment.timeline_id != self._wanted.timeline_id or not first <= segment.segment_no <= last:
+                continue
+            _, compression, complete = split_segment_name(segment.name)
+            if compression and complete:
+                self._check_compressed_file(f"{WAL_DIRECTORY}/{segment.name}", compression)
+
+    def _check_compressed_file(self, name: str, compression: str) -> None:
+        decoder = _decoder(compression)
+        size_bytes = 0
+        try:
+            with self._repository.store.open(name) as file:
+                while data := file.read(_COMPRESSED_READ_SIZE):
+                    size_bytes += len(decoder.decompress(data))
+                    if decoder.unused_data:
+                        raise FormatError("bytes follow its end")
+            if not decoder.eof:
+                raise FormatError("it is cut off")
+            if size_bytes != self._geometry.segment_size:
+                raise FormatError(f"it holds {size_bytes} bytes, a segment has {self._geometry.segment_size}")
+        except (PgwalError, OSError, RuntimeError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            self._note(name, f"it is damaged: {error}")
+
+    def _note(self, path: str, message: str) -> None:
+        self.problems.append(Problem(None, path, message))
+
+
+class _Decoder(Protocol):
+    """What the decoders of all formats have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes | None: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _decoder(compression: str) -> _Decoder:
+    decoders: dict[str, Callable[[], _Decoder]] = {
+        ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+        ".lz4": lambda: cast(_Decoder, lz4.frame.LZ4FrameDecompressor()),
+        ".gz": lambda: zlib.decompressobj(wbits=31),
+    }
+    return decoders[compression]()

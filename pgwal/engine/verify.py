@@ -1,0 +1,187 @@
+"""Verify backups as they are stored, and the WAL and summaries that they need, and tell everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgwal.backup.entry import BackupEntry
+from pgwal.engine.coverage import join
+from pgwal.engine.stored_backup import Problem, StoredBackup
+from pgwal.engine.stored_wal import StoredWal
+from pgwal.engine.summarize import read_history, window
+from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
+from pgwal.repository.repository import Repository
+from pgwal.timeline import history_file_name
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """What to verify: one backup with all that it builds on, or all of them when ``backup_id`` is None."""
+
+    repository_path: Path
+    backup_id: str | None = None
+    jobs: int = 1
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What was looked at, and all that is wrong; sizes in bytes."""
+
+    backup_ids: list[str]
+    entries: dict[str, BackupEntry] = field(default_factory=dict)
+    wal_ranges: list[LsnRange] = field(default_factory=list)
+    bytes_read: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Verify what the request says; damage is in the report, not raised.
+
+    Backups that are being verified cannot be removed meanwhile.  Raises ObjectNotFound when there is no such
+    repository or backup, RepositoryLocked when it is being removed.
+    """
+    repository = Repository.open(request.repository_path)
+    with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
+        report = _select(repository, request.backup_id, held)
+        verification = _Verification(repository, report, request.jobs, on_progress)
+        try:
+            verification.run(workers)
+        except BaseException:
+            # Without this, an interruption would wait for all WAL to be read.
+            verification.is_stopping = True
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
+    return report
+
+
+def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> VerifyReport:
+    """Find out what to verify, and keep it from being removed."""
+    if backup_id is None:
+        held.enter_context(repository.hold_all_backups())
+        wanted = repository.catalogue.ids()
+    elif backup_id in repository.catalogue.ids():
+        wanted = [backup_id]
+    else:
+        raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
+    report = VerifyReport([])
+    while wanted:
+        current = wanted.pop()
+        if current in report.backup_ids:
+            continue
+        if backup_id is not None:
+            # What is missing is said when its files are read.
+            with suppress(ObjectNotFound):
+                held.enter_context(repository.catalogue.hold([current]))
+        report.backup_ids.append(current)
+        try:
+            entry = repository.catalogue.entry(current)
+        except PgwalError:
+            continue  # Said when its files are read.
+        report.entries[current] = entry
+        if entry.prior_id is not None:
+            wanted.append(entry.prior_id)
+    report.backup_ids.sort()
+    return report
+
+
+def _entry_problem(backup_id: str, message: str) -> Problem:
+    return Problem(backup_id, f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_ENTRY_NAME}", message)
+
+
+class _Verification:
+    """One verification under way."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        report: VerifyReport,
+        jobs: int,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._repository = repository
+        self._report = report
+        self._jobs = jobs
+        self._on_progress = on_progress
+        self._total_bytes = 0
+        self.is_stopping = False
+
+    def run(self, workers: Executor) -> None:
+        report = self._report
+        self._check_histories()
+        report.wal_ranges = self._needed_wal()
+        self._total_bytes = sum(part.end - part.start for part in report.wal_ranges)
+        self._total_bytes += sum(entry.totals.stored_size_bytes for entry in report.entries.values())
+        for backup_id in report.backup_ids:
+            entry = report.entries.get(backup_id)
+            prior = report.entries.get(entry.prior_id) if entry is not None and entry.prior_id is not None else None
+            self._check_chain(backup_id)
+            stored = StoredBackup(self._repository, backup_id)
+            stored.verify(entry, prior, workers, self._jobs, self._tell)
+            report.problems += stored.problems
+        stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
+        for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
+            future.result()
+            report.problems += wal.problems
+
+    def _tell(self, size_bytes: int) -> None:
+        if self.is_stopping:
+            raise CancelledError
+        self._report.bytes_read += size_bytes
+        if self._on_progress is not None:
+            self._on_progress(min(self._report.bytes_read, self._total_bytes), self._total_bytes)
+
+    def _check_chain(self, backup_id: str) -> None:
+        """Note a circle; that a prior backup is missing or damaged is said of that one."""
+        passed = [backup_id]
+        entry = self._report.entries.get(backup_id)
+        while entry is not None and entry.prior_id is not None:
+            if entry.prior_id in passed:
+                self._report.problems.append(
+                    _entry_problem(backup_id, f"the chain goes in a circle at {entry.prior_id}")
+                )
+                return
+            passed.append(entry.prior_id)
+            entry = self._report.entries.get(entry.prior_id)
+
+    def _check_histories(self) -> None:
+        timeline_ids = {entry.stop_timeline_id for entry in self._report.entries.values()}
+        for timeline_id in sorted(timeline_ids - {1}):
+            try:
+                read_history(self._repository, timeline_id)
+            except (PgwalError, OSError) as error:
+                name = f"{WAL_DIRECTORY}/{history_file_name(timeline_id)}"
+                self._report.problems.append(Problem(None, name, str(error)))
+
+    def _needed_wal(self) -> list[LsnRange]:
+        """Return the WAL from the start to the stop of each backup, and the windows of incremental ones, joined."""
+        parts: list[LsnRange] = []
+        for entry in self._report.entries.values():
+            parts += self._window(entry, entry.start_timeline_id, entry.start_lsn, at_stop=True)
+            prior = self._report.entries.get(entry.prior_id) if entry.prior_id is not None else None
+            if prior is not None:
+                parts += self._window(entry, prior.start_timeline_id, prior.start_lsn, at_stop=False)
+        parts = [part for part in parts if part.start < part.end]
+        timeline_ids = sorted({part.timeline_id for part in parts})
+        return [joined for timeline_id in timeline_ids for joined in self._joined(timeline_id, parts)]
+
+    def _joined(self, timeline_id: int, parts: Iterable[LsnRange]) -> list[LsnRange]:
+        return join((part for part in parts if part.timeline_id == timeline_id), self._repository.geometry)
+
+    def _window(self, entry: BackupEntry, timeline_id: int, start: Lsn, *, at_stop: bool) -> list[LsnRange]:
+        """Return the ranges that lead from a position to the start or the stop of a backup."""
+        end_timeline_id = entry.stop_timeline_id if at_stop else entry.start_timeline_id
+        try:
+            return window(
+                self._repository, timeline_id, start, end_timeline_id, entry.stop_lsn if at_stop else entry.start_lsn
+            )
+        except ChainError as error:
+            self._report.problems.append(_entry_problem(entry.backup_id, f"no WAL leads to it: {error}"))
+        except FormatError:
+            pass  # Of the history file: noted already.
+        return []
