@@ -15,6 +15,7 @@ from pgwal.scan_choice import choose_scan
 from pgwal_cli import (
     backup,
     check,
+    combine,
     demo,
     fetch_wal,
     full,
@@ -53,6 +54,7 @@ app.command("list")(list_backups.list_backups)
 app.command("status")(status.status)
 app.command("map")(map_blocks.map_blocks)
 app.command("restore")(restore.restore)
+app.command("combine")(combine.combine)
 app.command("fetch-wal")(fetch_wal.fetch_wal)
 app.command("check")(check.check)
 app.command("grants")(grants.grants)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pgwal.errors import TargetError
+from pgwal.datadir.copy_method import clone_file, copy_file_range
+from pgwal.errors import TargetError, TruncatedInput
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_HOLE_SIZE = 1 << 16
+"""What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
+_ZEROS = bytes(_HOLE_SIZE)
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -61,6 +66,94 @@ class GrowingFile:
             raise _refused("write", self._path, error) from error
 
 
+class PlacedFile:
+    """A new file whose parts are written at their places, in any order; what is not written is a hole of zeros.
+
+    As a context manager, gives it its size at the end and closes it.  Raises TargetError for what the file system
+    refuses.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+        try:
+            self._descriptor = os.open(path, _CREATE, _FILE_MODE)
+        except OSError as error:
+            raise _refused("create", path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                os.ftruncate(self._descriptor, self._size_bytes)
+        except OSError as refusal:
+            raise _refused("write", self._path, refusal) from refusal
+        finally:
+            os.close(self._descriptor)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes at an offset; long runs of zeros become holes."""
+        for start, end in _written_parts(data):
+            self._write(data[start:end], offset + start)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise _refused("write", self._path, error) from error
+
+    def clone(self, source: int, source_path: Path) -> None:
+        """Share all bytes of an open file, where the file system can do that."""
+        try:
+            clone_file(source, self._descriptor)
+        except OSError as error:
+            raise TargetError(
+                f'error while cloning file "{source_path}" to "{self._path}": {os.strerror(error.errno or 0)}',
+                hint="Both must be on one file system that can share blocks, such as Btrfs or XFS; or use --copy.",
+            ) from error
+
+    def copy_range(self, source: int, source_path: Path, source_offset: int, length: int, offset: int) -> None:
+        """Have the kernel copy a part of an open file; raises TruncatedInput when that ends before."""
+        try:
+            copy_file_range(source, self._descriptor, source_offset, length, offset)
+        except EOFError as error:
+            raise TruncatedInput(f"{source_path} is cut off: {error}", hint="Restore another backup.") from error
+        except OSError as error:
+            raise TargetError(
+                f'error while copying file range from "{source_path}" to "{self._path}":'
+                f" {os.strerror(error.errno or 0)}",
+                hint="Use --copy.",
+            ) from error
+
+
+def _written_parts(data: memoryview) -> Iterable[tuple[int, int]]:
+    """Return the ranges of ``data`` that are not long runs of zeros."""
+    size = len(data)
+    if not any(_is_zero(data, at) for at in range(0, size, _HOLE_SIZE)):
+        return ((0, size),)
+    parts: list[tuple[int, int]] = []
+    for at in range(0, size, _HOLE_SIZE):
+        if _is_zero(data, at):
+            continue
+        end = min(at + _HOLE_SIZE, size)
+        if parts and parts[-1][1] == at:
+            at, _ = parts.pop()
+        parts.append((at, end))
+    return parts
+
+
+def _is_zero(data: memoryview, at: int) -> bool:
+    # The first bytes alone tell in almost all cases: no page begins with zeros, unless all of it is.
+    end = min(at + _HOLE_SIZE, len(data))
+    return data[at : at + 16] == _ZEROS[: min(16, end - at)] and bytes(data[at:end]) == _ZEROS[: end - at]
+
+
 class TreeWriter:
     """Files and directories below ``root``, created 0600 and 0700; durable when ``sync`` returns.
 
@@ -101,6 +194,44 @@ class TreeWriter:
         self._unsynced.append(path)
         return GrowingFile(target)
 
+    def place(self, path: str, size_bytes: int) -> PlacedFile:
+        """Create a file of a known size whose parts are written at their places; several threads may do so at once."""
+        target = self.root / path
+        self._make(target.parent)
+        self._unsynced.append(path)
+        return PlacedFile(target, size_bytes)
+
+    def link(self, path: str, source: Path) -> None:
+        """Make a hard link to a file."""
+        target = self.root / path
+        self._make(target.parent)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            raise TargetError(
+                f'could not create link from "{source}" to "{target}": {os.strerror(error.errno or 0)}',
+                hint="Both must be on one file system that has hard links; or use --copy.",
+            ) from error
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other bytes into a small file that was written before, through this writer."""
+        try:
+            with (self.root / path).open("wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise _refused("write", self.root / path, error) from error
+        self._unsynced.append(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file that is durable its final name, durably."""
+        target = self.root / new
+        try:
+            (self.root / old).rename(target)
+            _sync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            _sync((self.root / old).parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise _refused("rename", self.root / old, error) from error
+
     def symlink(self, path: str, location: Path) -> None:
         """Make a symbolic link to an absolute location."""
         target = self.root / path
@@ -110,11 +241,12 @@ class TreeWriter:
         except OSError as error:
             raise _refused("link", target, error) from error
 
-    def sync(self) -> None:
-        """Make all that was written durable: the files, then the names in each directory."""
+    def sync(self, jobs: int = 1) -> None:
+        """Make all that was written durable: the files, with ``jobs`` threads, then the names in each directory."""
         try:
-            for path in self._unsynced:
-                _sync(self.root / path, os.O_RDONLY)
+            with ThreadPoolExecutor(jobs) as pool:
+                for _ in pool.map(lambda path: _sync(self.root / path, os.O_RDONLY), self._unsynced):
+                    pass
             for directory in self._directories:
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
             _sync(self.root, os.O_RDONLY | os.O_DIRECTORY)
