@@ -32,6 +32,7 @@ from pgwal_cli import (
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import log_to_stderr, print_error
+from pgwal_cli.restore_command import FATAL
 
 app = typer.Typer(
     name="pgwal",
@@ -122,7 +123,7 @@ def _report_misuse(error: TyperException, arguments: list[str]) -> int:
     else:
         print_error(PgwalError(error.format_message(), hint="See --help."))
     # A server takes an exit code below 126 of its restore_command for "there is no such file".
-    return fetch_wal.FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
+    return FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
 
 
 def _drop_output() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +23,7 @@ from pgwal_cli.rebuilding import (
     rebuild_options,
     warn_of_links,
 )
+from pgwal_cli.restore_command import restore_command
 
 if TYPE_CHECKING:
     from pgwal.backup.recovery import RecoveryTarget
@@ -38,12 +37,6 @@ class Action(StrEnum):
     PAUSE = "pause"
     PROMOTE = "promote"
     SHUTDOWN = "shutdown"
-
-
-def restore_command(repository_path: Path) -> str:
-    """Return the restore_command with which a server gets its WAL from a repository."""
-    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
-    return shlex.join(words).replace("%", "%%") + ' "%f" "%p"'
 
 
 def restore(

@@ -16,7 +16,6 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
 from pgwal.timeline import TimelineHistory
-from pgwal.wal.decoder import NEED_DATA, WalDecoder
 from pgwal.wal.record import WalRecord
 
 _END_OF_LSNS = Lsn((1 << 64) - 1)
@@ -180,6 +179,9 @@ def _record_follows(repository: Repository, history: TimelineHistory, lsn: Lsn) 
 
 def _records(repository: Repository, part: LsnRange, start: Lsn) -> Iterator[WalRecord]:
     """Yield the records of a part of one timeline's WAL that start at or after ``start``, to the end of what is there."""
+    # Late: a restore to the end of WAL need not decode any.
+    from pgwal.wal.decoder import NEED_DATA, WalDecoder
+
     decoder = WalDecoder(repository.geometry.segment_size, start)
     for data in repository.wal.read(part.timeline_id, start):
         decoder.feed(data)
