@@ -42,9 +42,7 @@ class CombineReport:
     linked_backups: tuple[str, ...]
 
 
-def combine_backups(
-    request: CombineRequest, on_progress: Callable[[int, int], None] | None = None
-) -> CombineReport:
+def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], None] | None = None) -> CombineReport:
     """Make a full backup of a backup and those it builds on; it is durable, and has its manifest, on return.
 
     All bytes of it are read for the manifest, however they are copied.  Raises TargetError when the directory is not
@@ -101,14 +99,10 @@ def _write_label(rebuild: Rebuild, file: BackupFile, manifest: ManifestWriter) -
     rebuild.writer.write(BACKUP_LABEL_NAME, [content])
     checksum = FileChecksum(_CHECKSUM_ALGORITHM)
     checksum.update(content)
-    return manifest.file_entry(
-        BACKUP_LABEL_NAME, len(content), time.time(), checksum.algorithm, checksum.hexdigest()
-    )
+    return manifest.file_entry(BACKUP_LABEL_NAME, len(content), time.time(), checksum.algorithm, checksum.hexdigest())
 
 
 def _manifest_entry(manifest: ManifestWriter, rebuilt: RebuiltFile) -> bytes:
     file, checksum = rebuilt
     assert checksum is not None
-    return manifest.file_entry(
-        file.path, file.size_bytes, file.mtime_epoch_s, checksum.algorithm, checksum.hexdigest()
-    )
+    return manifest.file_entry(file.path, file.size_bytes, file.mtime_epoch_s, checksum.algorithm, checksum.hexdigest())

@@ -360,9 +360,7 @@ class Rebuild:
         for run in plan.runs:
             if run.source is not None:
                 source = sources[run.source]
-                target.copy_range(
-                    source.descriptor, source.tree.root, run.source_offset, run.length, run.offset
-                )
+                target.copy_range(source.descriptor, source.tree.root, run.source_offset, run.length, run.offset)
             self._count(written=run.length)
 
     def _read(self, source: _Source, part: memoryview, offset: int) -> None:
@@ -392,7 +390,7 @@ class Rebuild:
 
     def _count(self, *, read: int = 0, written: int = 0) -> None:
         if self._stopping:
-            raise _Stopped
+            raise _Stopped("another file could not be written")
         with self._lock:
             self.bytes_read += read
             self.bytes_written += written
@@ -472,9 +470,7 @@ def _is_strictly_ascending(numbers: array[int]) -> bool:
 
 
 def _wrong_size(tree: _StoredTree, path: str, size: int, expected: int) -> PgwalError:
-    return TruncatedInput(
-        f"{path} of backup {tree.backup_id} has {size} bytes, not {expected}", hint=_ANOTHER_BACKUP
-    )
+    return TruncatedInput(f"{path} of backup {tree.backup_id} has {size} bytes, not {expected}", hint=_ANOTHER_BACKUP)
 
 
 def _damaged(tree: _StoredTree, path: str) -> ChecksumMismatch:

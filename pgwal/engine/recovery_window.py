@@ -74,9 +74,7 @@ def _on_history(repository: Repository, entries: list[BackupEntry], target: Reco
         else:
             problem = problem or f"backup {entry.backup_id} {problem_here}"
     if not found:
-        raise TimelineMismatch(
-            str(problem), hint="Choose another backup, or another timeline with --target-timeline."
-        )
+        raise TimelineMismatch(str(problem), hint="Choose another backup, or another timeline with --target-timeline.")
     return found
 
 
@@ -114,9 +112,7 @@ def _newest_before(repository: Repository, candidates: list[_Candidate], target:
     return candidates[0]
 
 
-def _first(
-    candidates: list[_Candidate], reaches: Callable[[BackupEntry], bool], target: RecoveryTarget
-) -> _Candidate:
+def _first(candidates: list[_Candidate], reaches: Callable[[BackupEntry], bool], target: RecoveryTarget) -> _Candidate:
     for candidate in candidates:
         if reaches(candidate.entry):
             return candidate
@@ -178,7 +174,7 @@ def _record_follows(repository: Repository, history: TimelineHistory, lsn: Lsn) 
 
 
 def _records(repository: Repository, part: LsnRange, start: Lsn) -> Iterator[WalRecord]:
-    """Yield the records of a part of one timeline's WAL that start at or after ``start``, to the end of what is there."""
+    """Yield records of a part of one timeline's WAL from ``start`` on, to the end of what is there."""
     # Late: a restore to the end of WAL need not decode any.
     from pgwal.wal.decoder import NEED_DATA, WalDecoder
 
@@ -214,9 +210,7 @@ def _require_wal(repository: Repository, history: TimelineHistory, start: Lsn, e
 # ---- the record that a name or a transaction stands for
 
 
-def _finds(
-    repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget
-) -> bool:
+def _finds(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget) -> bool:
     """Tell whether a record that ends recovery at the target starts in [start, end)."""
     pattern = _pattern(target)
     for part in history.ranges_between(start, end):
@@ -265,7 +259,14 @@ def _without_page_headers(data: bytes, position: int, geometry: WalGeometry) -> 
 
 def _is_there(repository: Repository, part: LsnRange, about: Lsn, target: RecoveryTarget) -> bool:
     """Decode the records around a place and tell whether one of them is it."""
-    start = Lsn(max(part.start, about - 4 * WAL_PAGE_SIZE))
+    before = about - 4 * WAL_PAGE_SIZE
+    # Before a segment there may be nothing but zeros, behind which records are found only from its own start on.
+    segment_start = repository.geometry.segment_start(repository.geometry.segment_no(about))
+    starts = {max(part.start, before), max(part.start, before, segment_start)}
+    return any(_is_after(repository, part, Lsn(start), about, target) for start in starts)
+
+
+def _is_after(repository: Repository, part: LsnRange, start: Lsn, about: Lsn, target: RecoveryTarget) -> bool:
     try:
         for record in _records(repository, part, start):
             if record.lsn > about + WAL_PAGE_SIZE:

@@ -69,9 +69,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     repository = Repository.open(request.repository_path)
     entries = repository.catalogue.entries()
     backup_id = _wanted_id(entries, request)
-    chosen = choose_backup(
-        repository, entries, request.recovery_target, backup_id, wal_is_here=request.wal_is_here
-    )
+    chosen = choose_backup(repository, entries, request.recovery_target, backup_id, wal_is_here=request.wal_is_here)
     chain = resolve_chain(entries, chosen.backup_id)
     locations = tablespace_locations(chain[0], request.tablespaces)
     with filling(request.target, locations.values()):

@@ -10,7 +10,7 @@ import struct
 from pgwal.errors import FormatError, WrongCluster
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry
 
-# xlp_magic, xlp_info, xlp_tli, xlp_pageaddr, xlp_rem_len, then of a long header xlp_sysid, xlp_seg_size, xlp_xlog_blcksz.
+# xlp_magic, xlp_info, xlp_tli, xlp_pageaddr, xlp_rem_len; of a long header xlp_sysid, xlp_seg_size, xlp_xlog_blcksz.
 _LONG_HEADER = struct.Struct("<HHIQI4xQII")
 
 
