@@ -11,7 +11,7 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from test_main_job import streaming
 
 from pgwal.backup.manifest import read_manifest
-from pgwal_cli.throwaway_server import ThrowawayServer
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 OF_THEIR_OWN = {"backup_manifest", "backup_label"}
 
@@ -51,9 +51,11 @@ def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> 
     native, ours = scratch / "native", scratch / "ours"
     for count in (2, 4):
         chain = [str(repo / "backups" / backup_id / "data") for backup_id in ids[:count]]
+        give_to_server(repo)
         server.run_tool("pg_combinebackup", "--no-sync", "-o", f"{native}{count}", *chain)
         succeed("combine", ids[count - 1], "--repo", repo, "-o", f"{ours}{count}", "-N")
         made = Path(f"{ours}{count}")
+        give_to_server(made)
         assert tree(made) == tree(Path(f"{native}{count}"))
         assert (made / "backup_label").read_bytes() == (Path(f"{native}{count}") / "backup_label").read_bytes()
         server.run_tool("pg_verifybackup", "-n", str(made))
