@@ -61,7 +61,7 @@ class RecoveryTarget:
             )
         if self.time is not None:
             assert self.time.tzinfo is not None
-        if self.xid is not None and self.short_xid < _FIRST_NORMAL_XID:
+        if self.xid is not None and (self.xid < 0 or self.short_xid < _FIRST_NORMAL_XID):
             raise TargetError(f"{self.xid} is not the number of a transaction")
         if self.name is not None and not 0 < len(self.name.encode()) <= _MAX_NAME_SIZE:
             raise TargetError(f"the name of a restore point has 1 to {_MAX_NAME_SIZE} bytes")

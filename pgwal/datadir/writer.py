@@ -163,6 +163,7 @@ class TreeWriter:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._directories: set[Path] = set()
+        self._names = {root}
         self._unsynced: list[str] = []
 
     def make_directory(self, path: str) -> None:
@@ -232,6 +233,19 @@ class TreeWriter:
         except OSError as error:
             raise _refused("rename", self.root / old, error) from error
 
+    def make_tablespace(self, path: str, location: Path) -> None:
+        """Make the directory of a tablespace, unless it is there, and a symbolic link to it."""
+        location = location.absolute()
+        try:
+            location.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(
+                f"cannot create tablespace directory {location}: {os.strerror(error.errno or 0)}",
+                hint="Map the tablespace to another place with -T OLD=NEW.",
+            ) from error
+        self._names.add(location)
+        self.symlink(path, location)
+
     def symlink(self, path: str, location: Path) -> None:
         """Make a symbolic link to an absolute location."""
         target = self.root / path
@@ -250,6 +264,10 @@ class TreeWriter:
             for directory in self._directories:
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
             _sync(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            for directory in self._names:
+                # Who may make a directory in another one need not be allowed to open that.
+                with suppress(PermissionError):
+                    _sync(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise _refused("sync", Path(error.filename or self.root), error) from error
         self._unsynced.clear()

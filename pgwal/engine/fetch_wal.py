@@ -35,8 +35,8 @@ def fetch(repository_path: Path, name: str, destination: Path) -> None:
     try:
         # The server takes a file of the right size for whole, so it must not be seen before it is.  Nothing is synced:
         # what was fetched before a crash is fetched again.
-        temporary.write_bytes(content)
-        temporary.chmod(0o600)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
         temporary.replace(destination)
     except OSError as error:
         with suppress(OSError):

@@ -32,7 +32,6 @@ from pgwal.errors import (
     MissingPriorBackup,
     PgwalError,
     RepositoryError,
-    TargetError,
     TruncatedInput,
 )
 from pgwal.relation import parse_relation_path
@@ -114,14 +113,7 @@ class Rebuild:
         self.writer.make_directory("")
         self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
         for oid, location in tablespaces.items():
-            try:
-                location.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise TargetError(
-                    f"cannot create tablespace directory {location}: {os.strerror(error.errno or 0)}",
-                    hint="Map the tablespace to another place with -T OLD=NEW.",
-                ) from error
-            self.writer.symlink(f"pg_tblspc/{oid}", location.absolute())
+            self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
         for path in self._stored[0].directories():
             self.writer.make_directory(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pgwal.backup.chain import off_history
@@ -106,10 +106,15 @@ def _newest_before(repository: Repository, candidates: list[_Candidate], target:
         return _first(candidates, lambda entry: entry.stop_lsn <= lsn, target)
     if target.time is not None:
         time = target.time
-        return _first(candidates, lambda entry: datetime.fromisoformat(entry.finished_at) <= time, target)
+        return _first(candidates, lambda entry: _finished_at(entry) <= time, target)
     if target.name is not None or target.xid is not None:
         return _before_record(repository, candidates, target)
     return candidates[0]
+
+
+def _finished_at(entry: BackupEntry) -> datetime:
+    """Return when a backup had ended for certain: entries leave fractions of the second away."""
+    return datetime.fromisoformat(entry.finished_at) + timedelta(seconds=1)
 
 
 def _first(candidates: list[_Candidate], reaches: Callable[[BackupEntry], bool], target: RecoveryTarget) -> _Candidate:

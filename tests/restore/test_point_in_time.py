@@ -89,6 +89,7 @@ def test_all_settings() -> None:
         {"name": ""},
         {"xid": 2},
         {"xid": 1 << 32},
+        {"xid": -5},
         {"timeline": 0},
     ],
 )
@@ -151,11 +152,11 @@ def moments(installation: ServerInstallation, server_templates: Templates, sessi
             connection.execute("CREATE TABLE t (id int)")
         moments.full = moments.back_up("full")
         # The ends of backups are noted in whole seconds.
-        time.sleep(1.1)
+        time.sleep(2.1)
         moments.add(1)
         moments.add(2)
         moments.incremental = moments.back_up("incremental")
-        time.sleep(1.1)
+        time.sleep(2.1)
         moments.add(3)
         moments.add(4, prepared=True)
         with server.connect() as connection:
