@@ -32,7 +32,7 @@ def tree(directory: Path) -> dict[str, bytes | None]:
 
 @pytest.mark.postgres(17, 18)
 def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> None:
-    server = make_server(settings={"autovacuum": False, "summarize_wal": True})
+    server = make_server(settings={"autovacuum": False, "summarize_wal": True, "wal_keep_size": "1GB"})
     repo = scratch / "repo"
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
     run_sql(server, "CREATE TABLE t AS SELECT i, repeat('x', 100) AS f FROM generate_series(1, 20000) AS i")
