@@ -9,7 +9,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import lt
@@ -42,8 +42,6 @@ INCOMPLETE_NAME = "pgwal_incomplete"
 
 _BUFFER_SIZE = 1 << 19
 _FILES_UNDER_WAY = 16
-_LARGE_FILE = 32 << 20
-_PART_SIZE = 16 << 20
 _MAX_DEFAULT_JOBS = 4
 _MAX_STORED_CONTENT = 16 << 20
 _ANOTHER_BACKUP = "Restore another backup."
@@ -163,7 +161,7 @@ class Rebuild:
     def write_all(self, files: Iterable[BackupFile]) -> Iterator[RebuiltFile]:
         """Write files with several threads, and yield each, in order, when it is there."""
         pending: deque[Future[RebuiltFile]] = deque()
-        with ThreadPoolExecutor(self._jobs) as self._helpers, ThreadPoolExecutor(self._jobs) as pool:
+        with ThreadPoolExecutor(self._jobs) as pool:
             try:
                 for file in files:
                     pending.append(pool.submit(self._write, file))
@@ -261,33 +259,9 @@ class Rebuild:
                 if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None:
                     self._copy_runs(plan, sources, target)
                     return
-                if file.size_bytes < _LARGE_FILE or checksum is not None:
-                    self._write_runs(plan.runs, sources, target, digest, checksum)
-                else:
-                    self._write_parts(plan, sources, target, digest)
+                self._write_runs(plan, sources, target, digest, checksum)
             if digest.hexdigest() != file.digest:
                 raise _damaged(self._stored[0], file.path)
-
-    def _write_parts(
-        self, plan: Reconstruction, sources: list[_Source], target: PlacedFile, digest: ContentDigest
-    ) -> None:
-        """Write the newest backup's blocks, which go through one digest, while other threads write the others'."""
-        older = [run for run in plan.runs if run.source not in (0, None)]
-        futures = [
-            self._helpers.submit(self._write_runs, part, sources, target, None, None)
-            for part in _parts(older, _PART_SIZE)
-        ]
-        try:
-            newest = [run for run in plan.runs if run.source == 0]
-            self._write_runs(newest, sources, target, digest, None)
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-            # They use what is open.
-            wait(futures)
-        self._count(written=sum(run.length for run in plan.runs if run.source is None))
 
     def _open_sources(self, file: BackupFile, opened: ExitStack) -> list[_Source]:
         """Open what each backup stores of a file, newest first, down to the whole copy."""
@@ -324,14 +298,14 @@ class Rebuild:
 
     def _write_runs(
         self,
-        runs: Iterable[Run],
+        plan: Reconstruction,
         sources: list[_Source],
         target: PlacedFile,
-        digest: ContentDigest | None,
+        digest: ContentDigest,
         checksum: FileChecksum | None,
     ) -> None:
         buffer = self._buffer()
-        for offset, pieces in _pieces(runs, len(buffer)):
+        for offset, pieces in _pieces(plan.runs, len(buffer)):
             filled = 0
             for piece in pieces:
                 part = buffer[filled : filled + piece.length]
@@ -340,7 +314,7 @@ class Rebuild:
                     part[:] = bytes(piece.length)
                     continue
                 self._read(sources[piece.source], part, piece.source_offset)
-                if piece.source == 0 and digest is not None:
+                if piece.source == 0:
                     digest.update(part)
             written = buffer[:filled]
             if checksum is not None:
@@ -412,36 +386,18 @@ def _size_of(source: _Source) -> int:
 def _pieces(runs: Iterable[Run], limit: int) -> Iterator[tuple[int, list[Run]]]:
     """Group runs that follow each other, or parts of them, into at most ``limit`` bytes, with where each group goes."""
     group: list[Run] = []
-    start = end = 0
+    start = filled = 0
     for run in runs:
         done = 0
         while done < run.length:
-            if group and (run.offset + done != end or end - start == limit):
+            size = min(run.length - done, limit - filled)
+            group.append(Run(run.offset + done, size, run.source, run.source_offset + done))
+            filled, done = filled + size, done + size
+            if filled == limit:
                 yield start, group
-                group = []
-            if not group:
-                start = end = run.offset + done
-            size = min(run.length - done, limit - (end - start))
-            group.append(Run(end, size, run.source, run.source_offset + done))
-            end, done = end + size, done + size
+                start, filled, group = start + filled, 0, []
     if group:
         yield start, group
-
-
-def _parts(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
-    """Divide runs into lists of about ``size`` bytes."""
-    part: list[Run] = []
-    filled = 0
-    for run in runs:
-        for done in range(0, run.length, size):
-            length = min(size, run.length - done)
-            part.append(Run(run.offset + done, length, run.source, run.source_offset + done))
-            filled += length
-            if filled >= size:
-                yield part
-                part, filled = [], 0
-    if part:
-        yield part
 
 
 def _read_header(path: Path, descriptor: int, size: int) -> IncrementalHeader:

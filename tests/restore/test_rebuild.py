@@ -45,14 +45,12 @@ def made_chain(directory: Path, seed: int) -> tuple[MadeRepository, bytes]:
 
 
 @pytest.mark.parametrize("method", [CopyMethod.COPY, CopyMethod.COPY_FILE_RANGE, CopyMethod.LINK])
-@pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "parts"])
+@pytest.mark.parametrize("small_buffer", [False, True], ids=["at-once", "small-buffer"])
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_every_way_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: CopyMethod, in_parts: bool, jobs: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: CopyMethod, small_buffer: bool, jobs: int
 ) -> None:
-    if in_parts:
-        monkeypatch.setattr(rebuild, "_LARGE_FILE", 1)
-        monkeypatch.setattr(rebuild, "_PART_SIZE", 5 * BLOCK_SIZE)
+    if small_buffer:
         monkeypatch.setattr(rebuild, "_BUFFER_SIZE", 3 * BLOCK_SIZE)
     made, expected = made_chain(tmp_path, 7)
     unchanged = (made.data(made.ids[0]) / UNCHANGED).read_bytes()
