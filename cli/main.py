@@ -15,6 +15,7 @@ from pgwal.scan_choice import choose_scan
 from pgwal_cli import (
     backup,
     check,
+    combine,
     demo,
     expire,
     fetch_wal,
@@ -34,6 +35,7 @@ from pgwal_cli import (
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import log_to_stderr, print_error
+from pgwal_cli.restore_command import FATAL
 
 app = typer.Typer(
     name="pgwal",
@@ -57,6 +59,7 @@ app.command("show")(show.show)
 app.command("status")(status.status)
 app.command("map")(map_blocks.map_blocks)
 app.command("restore")(restore.restore)
+app.command("combine")(combine.combine)
 app.command("fetch-wal")(fetch_wal.fetch_wal)
 app.command("verify")(verify.verify)
 app.command("expire")(expire.expire)
@@ -126,7 +129,7 @@ def _report_misuse(error: TyperException, arguments: list[str]) -> int:
     else:
         print_error(PgwalError(error.format_message(), hint="See --help."))
     # A server takes an exit code below 126 of its restore_command for "there is no such file".
-    return fetch_wal.FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
+    return FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
 
 
 def _drop_output() -> None:

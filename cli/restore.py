@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
+from pgwal_cli.rebuilding import (
+    Clone,
+    Copy,
+    CopyFileRange,
+    Jobs,
+    Link,
+    NoSync,
+    TablespaceMapping,
+    parse_tablespaces,
+    rebuild_options,
+    warn_of_links,
+)
+from pgwal_cli.restore_command import restore_command
+
+if TYPE_CHECKING:
+    from pgwal.backup.recovery import RecoveryTarget
+
+TARGET = "Recovery target options"
 
 
-def fetch_wal_words(repository_path: Path) -> list[str]:
-    """Return the command that fetches WAL from a repository, without the file's name and its destination."""
-    return [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+class Action(StrEnum):
+    """What the server can do at the target."""
 
-
-def restore_command(repository_path: Path) -> str:
-    """Return the restore_command with which a server gets its WAL from a repository."""
-    return shlex.join(fetch_wal_words(repository_path)).replace("%", "%%") + ' "%f" "%p"'
+    PAUSE = "pause"
+    PROMOTE = "promote"
+    SHUTDOWN = "shutdown"
 
 
 def restore(
-    backup: Annotated[str, typer.Argument(metavar="ID|latest", help="The backup.")],
     repo: options.Repo,
     pgdata: Annotated[
         Path,
@@ -33,24 +47,93 @@ def restore(
             "-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.", readable=False
         ),
     ],
-    tablespace_mapping: Annotated[
-        list[str] | None, typer.Option("-T", "--tablespace-mapping", metavar="OLD=NEW", help="Move a tablespace.")
+    backup: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID|latest]", help="The backup; the newest that can reach the target by default."),
     ] = None,
+    target_lsn: Annotated[
+        str | None, typer.Option("--target-lsn", metavar="LSN", help="Replay up to an LSN.", rich_help_panel=TARGET)
+    ] = None,
+    target_time: Annotated[
+        str | None,
+        typer.Option(
+            "--target-time", metavar="TIME", help="Replay up to a time, local without offset.", rich_help_panel=TARGET
+        ),
+    ] = None,
+    target_xid: Annotated[
+        int | None,
+        typer.Option("--target-xid", metavar="XID", help="Replay up to a transaction's end.", rich_help_panel=TARGET),
+    ] = None,
+    target_name: Annotated[
+        str | None,
+        typer.Option("--target-name", metavar="NAME", help="Replay up to a restore point.", rich_help_panel=TARGET),
+    ] = None,
+    target_immediate: Annotated[
+        bool, typer.Option("--target-immediate", help="Replay no more than the backup needs.", rich_help_panel=TARGET)
+    ] = False,
+    target_exclusive: Annotated[
+        bool,
+        typer.Option("--target-exclusive", help="Stop before the target, not after it.", rich_help_panel=TARGET),
+    ] = False,
+    target_timeline: Annotated[
+        str,
+        typer.Option(
+            "--target-timeline", metavar="TLI|latest|current", help="Timeline to follow.", rich_help_panel=TARGET
+        ),
+    ] = "latest",
+    target_action: Annotated[
+        Action | None,
+        typer.Option(
+            "--target-action", help="What the server does at the target; it pauses by default.", rich_help_panel=TARGET
+        ),
+    ] = None,
+    tablespace_mapping: TablespaceMapping = None,
     command: Annotated[
         str | None,
         typer.Option("--restore-command", metavar="CMD", help="restore_command to set instead of pgwal fetch-wal."),
     ] = None,
+    copy: Copy = False,
+    clone: Clone = False,
+    copy_file_range: CopyFileRange = False,
+    link: Link = False,
+    jobs: Jobs = None,
+    no_sync: NoSync = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
-    """Rebuild a data directory from a backup and those it builds on, ready to replay all WAL received since."""
+    """Rebuild a data directory from a backup and those it builds on, ready to replay WAL from the repository.
+
+    It replays all WAL received, unless a recovery target is given.
+    """
+    from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time
     from pgwal.engine.restore import RestoreRequest, restore_backup
 
+    how = rebuild_options(
+        copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
+    )
+    target = RecoveryTarget(
+        lsn=None if target_lsn is None else options.parse_lsn(target_lsn),
+        time=None if target_time is None else parse_target_time(target_time),
+        xid=target_xid,
+        name=target_name,
+        immediate=target_immediate,
+        timeline=_timeline(target_timeline),
+        action=None if target_action is None else TargetAction(target_action),
+        exclusive=target_exclusive,
+    )
     request = RestoreRequest(
-        repo, backup, pgdata, command or restore_command(repo), _tablespaces(tablespace_mapping or [])
+        repo,
+        backup,
+        pgdata,
+        command or restore_command(repo),
+        parse_tablespaces(tablespace_mapping),
+        target,
+        how,
+        wal_is_here=command is None,
     )
     with progress_bar("restoring", progress) as on_progress:
         report = restore_backup(request, on_progress)
+    warn_of_links(report.linked_backups, pgdata)
     if json:
         print_json(
             {
@@ -59,6 +142,8 @@ def restore(
                 "files": report.file_count,
                 "bytes_read": report.bytes_read,
                 "bytes_written": report.bytes_written,
+                "linked_backups": report.linked_backups,
+                "recovery": dict(target.settings()),
             }
         )
     else:
@@ -66,14 +151,26 @@ def restore(
             f"restored {report.entry.backup_id} into {pgdata}: {report.file_count} files,"
             f" {size_text(report.bytes_written)}, from {report.chain_length} backups"
         )
-        print("Start the server there: it replays WAL from the repository, and then accepts connections.")
+        print(f"Start the server there: it replays WAL {_end_text(target)}.")
 
 
-def _tablespaces(mappings: list[str]) -> dict[str, str]:
-    result = {}
-    for mapping in mappings:
-        old, _, new = mapping.partition("=")
-        if not old.startswith("/") or not new.startswith("/"):
-            raise typer.BadParameter(f"{mapping!r} is not OLD=NEW with absolute paths", param_hint="-T")
-        result[old] = new
-    return result
+def _timeline(text: str) -> int | str:
+    if text in ("latest", "current"):
+        return text
+    # As the server reads it.
+    if not text.isascii() or not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is not a timeline", param_hint="--target-timeline")
+    return int(text)
+
+
+def _end_text(target: RecoveryTarget) -> str:
+    if not target.is_set:
+        return "from the repository, and then accepts connections"
+    side = "before" if target.exclusive else "up to"
+    endings = {
+        None: "pauses: SELECT pg_wal_replay_resume() makes it accept writes",
+        "pause": "pauses: SELECT pg_wal_replay_resume() makes it accept writes",
+        "promote": "accepts connections",
+        "shutdown": "shuts down",
+    }
+    return f"{side} {target}, and then {endings[target.action]}"

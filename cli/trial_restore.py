@@ -16,7 +16,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.engine.restore import RestoreRequest, require_empty, restore_backup
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
-from pgwal_cli.restore import fetch_wal_words, restore_command
+from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.throwaway_server import (
     RestoreCommandRelay,
     ServerInstallation,

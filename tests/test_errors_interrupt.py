@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -152,14 +151,13 @@ def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, tmp_p
 def test_restore_interrupted(server: ThrowawayServer, tmp_path: Path, number: signal.Signals) -> None:
     repo, target = tmp_path / "repo", tmp_path / "target"
     backup = json.loads(succeed(*full(server, repo), "--json"))["id"]
-    # Opening this blocks, so that the restore is under way for as long as it takes.
-    blocking = repo / "backups" / backup / "data" / "PG_VERSION"
-    blocking.unlink()
-    os.mkfifo(blocking)
     process = start_pgwal("restore", backup, "--repo", repo, "-D", target)
+    # Stopped in the middle, the signal finds it there.
     wait_for(lambda: (target / "base").exists(), process)
-    time.sleep(0.2)
+    process.send_signal(signal.SIGSTOP)
+    assert not (target / "global/pg_control").exists()
     process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     outcome = finish(process)
     assert_interrupted(outcome, number)
     assert f"{target} is incomplete and cannot be started" in outcome.stderr

@@ -36,7 +36,9 @@ def repo(tmp_path: Path) -> Path:
         (["map", "--repo", "/tmp/r", "--from", "0/2000000", "--to", "0/1000000"], "--from 0/2000000 lies after --to"),
         (["stream", "--repo", "/tmp/r", "--create-slot"], "--create-slot needs --slot"),
         (["stream", "--repo", "/tmp/r", "-s", "often"], "'--status-interval': .* valid (number|float)"),
-        (["restore", "--repo", "/tmp/r", "-D", "/tmp/d"], "Missing argument"),
+        (["restore", "latest", "--repo", "/tmp/r"], "Missing option '-D'"),
+        (["restore", "--repo", "/tmp/r", "-D", "/tmp/d", "--target-action", "stop"], "'stop' is not one of"),
+        (["restore", "--repo", "/tmp/r", "-D", "/tmp/d", "--target-lsn", "x"], "invalid LSN 'x'"),
         (["restore", "latest", "--repo", "/tmp/r", "-D", "/tmp/d", "-T", "a=b"], "'a=b' is not OLD=NEW"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -62,8 +64,11 @@ def test_fetch_wal_tells_what_is_absent_from_what_failed(repo: Path, tmp_path: P
     cut_off = run_pgwal("fetch-wal", "--repo", repo, name, destination)
     assert_failed(cut_off, FATAL, f"{name} ends 16777211 bytes before", "whole copy")
     segment.write_bytes(bytes(16 << 20))
-    nowhere = tmp_path / "nowhere" / "RECOVERYXLOG"
-    assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, nowhere), FATAL, f"cannot write {nowhere}: No such file")
+    assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, destination), FATAL, f"{name} is damaged", "whole copy")
+    history = "00000002.history"
+    (repo / "wal" / history).write_text("1\t0/3000028\tpromoted\n")
+    no = tmp_path / "nowhere" / "RECOVERYXLOG"
+    assert_failed(run_pgwal("fetch-wal", "--repo", repo, history, no), FATAL, f"cannot write {no}: No such file")
     (repo / "pgwal.json").write_text("{}")
     assert_failed(run_pgwal("fetch-wal", "--repo", repo, name, destination), FATAL, "pgwal.json cannot be read")
     assert not destination.exists()

@@ -111,7 +111,7 @@ def _newest(candidates: list[BackupEntry], latest_start: Lsn | None, history: Ti
             f"no backup started at or before {latest_start}",
             hint=f"The oldest is {oldest.backup_id}, which started at {oldest.start_lsn}.",
         )
-    on_history = [entry for entry in early_enough if _off_history(entry, history) is None]
+    on_history = [entry for entry in early_enough if off_history(entry, history) is None]
     if not on_history:
         _require_on_history(max(early_enough, key=_by_start), history)
     return max(on_history, key=_by_start)
@@ -122,17 +122,17 @@ def _by_start(entry: BackupEntry) -> tuple[Lsn, str]:
 
 
 def _require_on_history(entry: BackupEntry, history: TimelineHistory) -> None:
-    problem = _off_history(entry, history)
+    problem = off_history(entry, history)
     if problem is not None:
         raise TimelineMismatch(f"backup {entry.backup_id} {problem}", hint="Take a full backup.")
 
 
 def is_on_history(entry: BackupEntry, history: TimelineHistory) -> bool:
     """Tell whether a backup lies on the history of a timeline altogether, and so can be recovered along it."""
-    return _off_history(entry, history) is None
+    return off_history(entry, history) is None
 
 
-def _off_history(entry: BackupEntry, history: TimelineHistory) -> str | None:
+def off_history(entry: BackupEntry, history: TimelineHistory) -> str | None:
     """Return how a backup left the history of a timeline, None when it lies on it altogether.
 
     The end counts as well as the start: a backup that went on after the cluster had left its timeline holds blocks

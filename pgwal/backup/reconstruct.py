@@ -72,7 +72,11 @@ def reconstruct_file(sources: Sequence[IncrementalHeader | StoredWhole]) -> Reco
             f"the whole copy that incremental copies build on has {whole.size_bytes} bytes, not a whole number of"
             " blocks"
         )
-    return _reconstruct_blocks(incrementals, whole.size_bytes // BLOCK_SIZE)
+    whole_block_count = whole.size_bytes // BLOCK_SIZE
+    if all(not header.block_numbers and header.truncation_block_length == whole_block_count for header in incrementals):
+        # Unchanged throughout, as most files are.
+        return Reconstruction(whole.size_bytes, (Run(0, whole.size_bytes, whole_at, 0),) if whole.size_bytes else ())
+    return _reconstruct_blocks(incrementals, whole_block_count)
 
 
 def _reconstruct_blocks(incrementals: list[IncrementalHeader], whole_block_count: int) -> Reconstruction:

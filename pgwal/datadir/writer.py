@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from pgwal.errors import TargetError
+from pgwal.datadir.copy_method import clone_file, copy_file_range
+from pgwal.errors import TargetError, TruncatedInput
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_HOLE_SIZE = 1 << 16
+"""What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
+_ZEROS = bytes(_HOLE_SIZE)
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -61,6 +67,94 @@ class GrowingFile:
             raise _refused("write", self._path, error) from error
 
 
+class PlacedFile:
+    """A new file whose parts are written at their places, in any order; what is not written is a hole of zeros.
+
+    As a context manager, gives it its size at the end and closes it.  Raises TargetError for what the file system
+    refuses.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+        try:
+            self._descriptor = os.open(path, _CREATE, _FILE_MODE)
+        except OSError as error:
+            raise _refused("create", path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                os.ftruncate(self._descriptor, self._size_bytes)
+        except OSError as refusal:
+            raise _refused("write", self._path, refusal) from refusal
+        finally:
+            os.close(self._descriptor)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes at an offset; long runs of zeros become holes."""
+        for start, end in _written_parts(data):
+            self._write(data[start:end], offset + start)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise _refused("write", self._path, error) from error
+
+    def clone(self, source: int, source_path: Path) -> None:
+        """Share all bytes of an open file, where the file system can do that."""
+        try:
+            clone_file(source, self._descriptor)
+        except OSError as error:
+            raise TargetError(
+                f'error while cloning file "{source_path}" to "{self._path}": {os.strerror(error.errno or 0)}',
+                hint="Both must be on one file system that can share blocks, such as Btrfs or XFS; or use --copy.",
+            ) from error
+
+    def copy_range(self, source: int, source_path: Path, source_offset: int, length: int, offset: int) -> None:
+        """Have the kernel copy a part of an open file; raises TruncatedInput when that ends before."""
+        try:
+            copy_file_range(source, self._descriptor, source_offset, length, offset)
+        except EOFError as error:
+            raise TruncatedInput(f"{source_path} is cut off: {error}", hint="Restore another backup.") from error
+        except OSError as error:
+            raise TargetError(
+                f'error while copying file range from "{source_path}" to "{self._path}":'
+                f" {os.strerror(error.errno or 0)}",
+                hint="Use --copy.",
+            ) from error
+
+
+def _written_parts(data: memoryview) -> Iterable[tuple[int, int]]:
+    """Return the ranges of ``data`` that are not long runs of zeros."""
+    size = len(data)
+    if not any(_is_zero(data, at) for at in range(0, size, _HOLE_SIZE)):
+        return ((0, size),)
+    parts: list[tuple[int, int]] = []
+    for at in range(0, size, _HOLE_SIZE):
+        if _is_zero(data, at):
+            continue
+        end = min(at + _HOLE_SIZE, size)
+        if parts and parts[-1][1] == at:
+            at, _ = parts.pop()
+        parts.append((at, end))
+    return parts
+
+
+def _is_zero(data: memoryview, at: int) -> bool:
+    # The first bytes alone tell in almost all cases: no page begins with zeros, unless all of it is.
+    end = min(at + _HOLE_SIZE, len(data))
+    return data[at : at + 16] == _ZEROS[: min(16, end - at)] and bytes(data[at:end]) == _ZEROS[: end - at]
+
+
 class TreeWriter:
     """Files and directories below ``root``, created 0600 and 0700; durable when ``sync`` returns.
 
@@ -72,6 +166,7 @@ class TreeWriter:
         self.root = root
         self._directories: set[Path] = set()
         """Those with something new in them; a list of files could be a million long."""
+        self._names = {root}
 
     def make_directory(self, path: str) -> None:
         """Make a directory and those above it, unless they are there."""
@@ -107,6 +202,56 @@ class TreeWriter:
         self._make(target.parent)
         return GrowingFile(target)
 
+    def place(self, path: str, size_bytes: int) -> PlacedFile:
+        """Create a file of a known size whose parts are written at their places; several threads may do so at once."""
+        target = self.root / path
+        self._make(target.parent)
+        return PlacedFile(target, size_bytes)
+
+    def link(self, path: str, source: Path) -> None:
+        """Make a hard link to a file."""
+        target = self.root / path
+        self._make(target.parent)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            raise TargetError(
+                f'could not create link from "{source}" to "{target}": {os.strerror(error.errno or 0)}',
+                hint="Both must be on one file system that has hard links; or use --copy.",
+            ) from error
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other bytes into a small file that was written before, through this writer."""
+        try:
+            with (self.root / path).open("wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise _refused("write", self.root / path, error) from error
+        self._directories.add((self.root / path).parent)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file that is durable its final name, durably."""
+        target = self.root / new
+        try:
+            (self.root / old).rename(target)
+            _sync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            _sync((self.root / old).parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise _refused("rename", self.root / old, error) from error
+
+    def make_tablespace(self, path: str, location: Path) -> None:
+        """Make the directory of a tablespace, unless it is there, and a symbolic link to it."""
+        location = location.absolute()
+        try:
+            location.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(
+                f"cannot create tablespace directory {location}: {os.strerror(error.errno or 0)}",
+                hint="Map the tablespace to another place with -T OLD=NEW.",
+            ) from error
+        self._names.add(location)
+        self.symlink(path, location)
+
     def symlink(self, path: str, location: Path) -> None:
         """Make a symbolic link to an absolute location."""
         target = self.root / path
@@ -116,16 +261,17 @@ class TreeWriter:
         except OSError as error:
             raise _refused("link", target, error) from error
 
-    def sync(self) -> None:
-        """Make all that was written durable: the files, then the names in each directory."""
+    def sync(self, jobs: int = 1) -> None:
+        """Make all that was written durable: the files, with ``jobs`` threads, then the names in each directory."""
+        directories = self._directories | {self.root}
         try:
-            for directory in self._directories | {self.root}:
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        if entry.is_file(follow_symlinks=False):
-                            _sync(entry.path, os.O_RDONLY)
-            for directory in self._directories | {self.root}:
+            _sync_files(directories, jobs)
+            for directory in directories:
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+            for directory in self._names:
+                # Who may make a directory in another one need not be allowed to open that.
+                with suppress(PermissionError):
+                    _sync(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise _refused("sync", Path(error.filename or self.root), error) from error
         self._directories.clear()
@@ -140,6 +286,31 @@ class TreeWriter:
         except OSError as error:
             raise _refused("create", directory, error) from error
         self._directories.add(directory)
+
+
+def _sync_files(directories: Iterable[Path], jobs: int) -> None:
+    """Make the files in some directories durable; no list of them is held."""
+    paths, turn = _files_in(directories), Lock()
+
+    def work() -> None:
+        while True:
+            with turn:
+                path = next(paths, None)
+            if path is None:
+                return
+            _sync(path, os.O_RDONLY)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for worker in [pool.submit(work) for _ in range(jobs)]:
+            worker.result()
+
+
+def _files_in(directories: Iterable[Path]) -> Iterator[str]:
+    for directory in directories:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    yield entry.path
 
 
 def _sync(path: Path | str, flags: int) -> None:

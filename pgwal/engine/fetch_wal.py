@@ -1,4 +1,7 @@
-"""Give a restored server the WAL that it asks for."""
+"""Give a restored server the WAL that it asks for.
+
+A server waits for each segment: what takes long to import is not imported here.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,96 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pgwal.errors import ObjectNotFound, TargetError
-from pgwal.repository.repository import Repository
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError
+from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
+from pgwal.repository.local import LocalStore
+from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
+from pgwal.timeline import TimelineHistory
+from pgwal.wal.segment_check import begins_with_nothing, check_segment
 
 
-def fetch(repository: Repository, name: str, destination: Path) -> None:
-    """Copy a segment or history file to ``destination``.
+def fetch(repository_path: Path, name: str, destination: Path) -> None:
+    """Copy a segment or history file to ``destination``, after a look at what it is.
 
     A segment that is not complete is given as far as it was received: everything received can be recovered.
-    Raises ObjectNotFound when the repository does not hold the file, RepositoryError or TargetError for failures.
+    Raises ObjectNotFound when the repository does not hold the file, another PgwalError for failures.
     """
-    if not is_segment_name(name) and not is_history_name(name):
+    if is_history_name(name):
+        content = _history(repository_path, name)
+    elif is_segment_name(name):
+        content = _segment(repository_path, name)
+    else:
         # Backup history files and the like: the server asks for them and goes on without.
         raise ObjectNotFound(f"{name} is neither a WAL segment nor a history file")
-    content = repository.wal.read_file(name)
     temporary = destination.with_name(f"{destination.name}.pgwal")
     try:
-        # The server takes a file of the right size for whole, so it must not be seen before it is.
-        temporary.write_bytes(content)
+        # The server takes a file of the right size for whole, so it must not be seen before it is.  Nothing is synced:
+        # what was fetched before a crash is fetched again.
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
         temporary.replace(destination)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise TargetError(f"cannot write {destination}: {os.strerror(error.errno or 0)}") from error
+
+
+def _open(repository_path: Path) -> tuple[RepositoryIdentity, WalArchive]:
+    store = LocalStore(repository_path)
+    try:
+        identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
+    except ObjectNotFound as error:
+        # Not the same as a segment that is not there, which ends recovery.
+        raise PgwalError(f"there is no repository in {repository_path}", hint="Check restore_command.") from error
+    return identity, WalArchive(store, identity.geometry)
+
+
+def _history(repository_path: Path, name: str) -> bytes:
+    content = _open(repository_path)[1].read_file(name)
+    TimelineHistory.decode(int(name[:8], 16), content)
+    return content
+
+
+def _segment(repository_path: Path, name: str) -> bytes:
+    identity, archive = _open(repository_path)
+    timeline_id, segment_no = identity.geometry.parse_file_name(name)
+    complete = archive.is_complete(timeline_id, segment_no)
+    content = archive.read_segment(name)
+    if not complete:
+        content = _with_wal_of_parent(archive, timeline_id, segment_no, content)
+        if begins_with_nothing(content):
+            raise ObjectNotFound(f"nothing of {name} has been received yet")
+    try:
+        check_segment(
+            content, identity.geometry, timeline_id, segment_no, identity.system_identifier, complete=complete
+        )
+    except FormatError as error:
+        raise FormatError(
+            f"WAL segment {name} is damaged: {error}", hint="Replace it by a whole copy, if another archive holds one."
+        ) from error
+    return content
+
+
+def _with_wal_of_parent(archive: WalArchive, timeline_id: int, segment_no: int, content: bytes) -> bytes:
+    """Return a segment that is not complete with what was received of it under the timeline before.
+
+    A timeline's first segment begins with WAL of its parent, which is received once more: as long as that lasts, more
+    of it is there under the old name.
+    """
+    try:
+        switches = archive.history(timeline_id).switches
+    except ObjectNotFound:
+        return content
+    geometry = archive.geometry
+    if not switches or geometry.segment_no(switches[-1].switch_lsn) != segment_no:
+        return content
+    offset = switches[-1].switch_lsn % geometry.segment_size
+    try:
+        before = archive.read_segment(geometry.file_name(switches[-1].timeline_id, segment_no))[:offset]
+    except ObjectNotFound:
+        return content
+    received = content[:offset].rstrip(b"\0")
+    if len(before.rstrip(b"\0")) > len(received) and before.startswith(received):
+        return before + bytes(len(content) - offset)
+    return content

@@ -7,20 +7,15 @@ follow what is valid in it.  A compressed one ends where it was last flushed; ze
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
-
-import lz4.frame
-import zstandard
 
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
-from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 
 PARTIAL_SUFFIX = ".partial"
@@ -78,6 +73,9 @@ class WalDirectory:
 
     def first_page_timeline(self, segment: WalSegmentFile) -> int | None:
         """Return the timeline that a segment's first page names, or None when the page is of another position."""
+        # Here and below what takes long to import comes late: a server waits for each segment that it fetches.
+        from pgwal.wal.layout import LongPageHeader
+
         with self._open_file(segment.name) as file:
             content = file.read(_LONG_HEADER_SIZE)
         if len(content) < _LONG_HEADER_SIZE:
@@ -171,11 +169,19 @@ class _SegmentReader:
         self._raw = raw
         # Of these, read() would drop what it has when it then meets the end of a file that is cut off.
         self._read: Callable[[int], bytes] = raw.read
+        self._errors: tuple[type[Exception], ...] = (OSError, RuntimeError, zlib.error)
         if compression == ".gz":
+            import gzip
+
             self._read = gzip.GzipFile(fileobj=raw).read1
         elif compression == ".lz4":
+            import lz4.frame
+
             self._read = lz4.frame.LZ4FrameFile(raw).read1
         elif compression == ".zst":
+            import zstandard
+
+            self._errors = (OSError, zstandard.ZstdError)
             self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
         self._is_compressed = bool(compression)
 
@@ -208,7 +214,7 @@ class _SegmentReader:
             if not self.complete:
                 return b""
             raise self._broken(error) from error
-        except (OSError, RuntimeError, zlib.error, zstandard.ZstdError) as error:
+        except self._errors as error:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> FormatError:
@@ -233,6 +239,8 @@ def open_wal_directory(store: Store, directory: str = "", *, only: str | None = 
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
     """
+    from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
+
     for name, _ in store.list(directory):
         base, compression, complete = split_segment_name(name)
         if not is_segment_name(base) or only not in (None, name):

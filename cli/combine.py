@@ -1,0 +1,69 @@
+"""``pgwal combine``: a synthetic full backup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.output import print_json, size_text
+from pgwal_cli.progress import progress_bar
+from pgwal_cli.rebuilding import (
+    Clone,
+    Copy,
+    CopyFileRange,
+    Jobs,
+    Link,
+    NoSync,
+    TablespaceMapping,
+    parse_tablespaces,
+    rebuild_options,
+    warn_of_links,
+)
+
+
+def combine(
+    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    repo: options.Repo,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+    ],
+    tablespace_mapping: TablespaceMapping = None,
+    copy: Copy = False,
+    clone: Clone = False,
+    copy_file_range: CopyFileRange = False,
+    link: Link = False,
+    jobs: Jobs = None,
+    no_sync: NoSync = False,
+    progress: options.Progress = False,
+    json: options.Json = False,
+) -> None:
+    """Make a synthetic full backup of a backup and those it builds on, with its manifest, without recovery settings."""
+    from pgwal.engine.combine import CombineRequest, combine_backups
+
+    how = rebuild_options(
+        copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
+    )
+    request = CombineRequest(repo, backup, output, parse_tablespaces(tablespace_mapping), how)
+    with progress_bar("combining", progress) as on_progress:
+        report = combine_backups(request, on_progress)
+    warn_of_links(report.linked_backups, output)
+    if json:
+        print_json(
+            {
+                "backup": report.entry.backup_id,
+                "chain_length": report.chain_length,
+                "files": report.file_count,
+                "bytes_read": report.bytes_read,
+                "bytes_written": report.bytes_written,
+                "linked_backups": report.linked_backups,
+            }
+        )
+    else:
+        print(
+            f"combined {report.chain_length} backups into {output}, a full backup as of {report.entry.backup_id}:"
+            f" {report.file_count} files, {size_text(report.bytes_written)}"
+        )

@@ -1,0 +1,76 @@
+"""What restore and combine have in common on the command line: how files are written, and where tablespaces go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pgwal.engine.rebuild import RebuildOptions
+
+logger = logging.getLogger("pgwal")
+
+TablespaceMapping = Annotated[
+    list[str] | None, typer.Option("-T", "--tablespace-mapping", metavar="OLD=NEW", help="Move a tablespace.")
+]
+Copy = Annotated[bool, typer.Option("--copy", help="Copy files; the default. All that is copied is checked.")]
+Clone = Annotated[bool, typer.Option("--clone", help="Clone files (reflinks) that come whole from one backup.")]
+CopyFileRange = Annotated[bool, typer.Option("--copy-file-range", help="Have the kernel copy, by copy_file_range.")]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "-k",
+        "--link",
+        help="Hard-link files that come whole from one backup. A server that runs on them destroys the backup.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("-j", "--jobs", metavar="N", min=1, max=64, help="Threads; one per processor, at most 4, by default."),
+]
+NoSync = Annotated[bool, typer.Option("-N", "--no-sync", help="Do not wait until all is safely on disk.")]
+
+
+def rebuild_options(
+    *, copy: bool, clone: bool, copy_file_range: bool, link: bool, jobs: int | None, no_sync: bool
+) -> RebuildOptions:
+    """Return how files are to be written; raises the usage error of two ways at once."""
+    from pgwal.datadir.copy_method import CopyMethod
+    from pgwal.engine.rebuild import RebuildOptions
+
+    if copy + clone + copy_file_range + link > 1:
+        raise typer.BadParameter("--copy, --clone, --copy-file-range and --link exclude each other")
+    method = CopyMethod.COPY
+    if clone:
+        method = CopyMethod.CLONE
+    elif copy_file_range:
+        method = CopyMethod.COPY_FILE_RANGE
+    elif link:
+        method = CopyMethod.LINK
+    return RebuildOptions(method, jobs, sync=not no_sync)
+
+
+def parse_tablespaces(mappings: list[str] | None) -> dict[str, str]:
+    """Read OLD=NEW mappings; a backslash makes an equals sign part of a path, as in pg_combinebackup."""
+    result = {}
+    for mapping in mappings or []:
+        old, _, new = (part.replace("\0", "=") for part in mapping.replace("\\=", "\0").partition("="))
+        if not old.startswith("/") or not new.startswith("/"):
+            raise typer.BadParameter(f"{mapping!r} is not OLD=NEW with absolute paths", param_hint="-T")
+        result[old] = new
+    return result
+
+
+def warn_of_links(backups: Iterable[str], directory: Path) -> None:
+    """Say which backups are lost as soon as somebody changes what was linked."""
+    if names := ", ".join(backups):
+        logger.warning(
+            "files in %s are those of the repository itself: a server that is started there changes them, and destroys"
+            " %s and all backups that build on it; pgwal verify finds that out, and nothing repairs it",
+            directory,
+            names,
+        )

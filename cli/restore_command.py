@@ -1,0 +1,53 @@
+"""The command with which a restored server gets its WAL, and a short way to run it.
+
+A server runs it for each segment that it replays; the command line in general takes several times as long to import.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+NOT_FOUND = 1
+FATAL = 126
+"""Above 125: the server stops recovery instead of taking the file as absent."""
+
+
+def fetch_wal_words(repository_path: Path) -> list[str]:
+    """Return the command that fetches WAL from a repository, without the file's name and its destination."""
+    return [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+
+
+def restore_command(repository_path: Path) -> str:
+    """Return the restore_command with which a server gets its WAL from a repository."""
+    return shlex.join(fetch_wal_words(repository_path)).replace("%", "%%") + ' "%f" "%p"'
+
+
+def run_short(arguments: Sequence[str]) -> int | None:
+    """Run a command line as ``restore_command`` makes it and return the exit code; None when it is another one."""
+    match arguments:
+        case ["fetch-wal", "--repo", repo, name, destination] if not any(a.startswith("-") for a in arguments[2:]):
+            return fetch_or_explain(Path(repo), name, Path(destination))
+    return None
+
+
+def fetch_or_explain(repository_path: Path, name: str, destination: Path) -> int:
+    """Fetch a file and return the exit code; what went wrong is on stderr."""
+    from pgwal.errors import ObjectNotFound, PgwalError
+
+    try:
+        from pgwal.engine.fetch_wal import fetch
+
+        fetch(repository_path, name, destination)
+    except ObjectNotFound:
+        print(f"pgwal: {name} is not in the repository", file=sys.stderr)
+        return NOT_FOUND
+    except Exception as error:
+        # Whatever it is: an exit code below 126 would tell the server that its WAL ends here.
+        from pgwal_cli.output import print_error
+
+        print_error(error if isinstance(error, PgwalError) else PgwalError(f"{type(error).__name__}: {error}"))
+        return FATAL
+    return 0

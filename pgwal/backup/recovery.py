@@ -1,0 +1,143 @@
+"""Recovery settings: up to where a restored server replays WAL, and how postgresql.auto.conf says so.
+
+Source of the settings: src/backend/access/transam/xlogrecovery.c (13, 14: xlog.c) and src/backend/utils/misc/
+guc-file.l, PostgreSQL 13 to 18.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pgwal.errors import TargetError
+from pgwal.lsn import Lsn
+
+LATEST_TIMELINE = "latest"
+CURRENT_TIMELINE = "current"
+
+_MAX_NAME_SIZE = 63
+_FIRST_NORMAL_XID = 3
+_XID_MASK = 0xFFFFFFFF
+
+
+class TargetAction(StrEnum):
+    """What the server does when it has reached the target."""
+
+    PAUSE = "pause"
+    PROMOTE = "promote"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryTarget:
+    """Up to where WAL is replayed: to its end when nothing is set, else to the one place that is.
+
+    ``time`` has its offset.  ``timeline`` is a number, "latest" or "current".  Raises TargetError for what the server
+    would refuse.
+    """
+
+    lsn: Lsn | None = None
+    time: datetime | None = None
+    xid: int | None = None
+    name: str | None = None
+    immediate: bool = False
+    timeline: int | str = LATEST_TIMELINE
+    action: TargetAction | None = None
+    exclusive: bool = False
+
+    def __post_init__(self) -> None:
+        given = [target for target in (self.lsn, self.time, self.xid, self.name) if target is not None]
+        if len(given) + self.immediate > 1:
+            raise TargetError("more than one recovery target is given", hint="Give one of the --target options.")
+        if not self.is_set and self.action is not None:
+            raise TargetError("a target action needs a target", hint="Give one of the --target options.")
+        if self.exclusive and (not given or self.name is not None):
+            raise TargetError(
+                "only an LSN, a time or a transaction can be excluded",
+                hint="Leave --target-exclusive away, or give --target-lsn, --target-time or --target-xid.",
+            )
+        if self.time is not None:
+            assert self.time.tzinfo is not None
+        if self.xid is not None and (self.xid < 0 or self.short_xid < _FIRST_NORMAL_XID):
+            raise TargetError(f"{self.xid} is not the number of a transaction")
+        if self.name is not None and not 0 < len(self.name.encode()) <= _MAX_NAME_SIZE:
+            raise TargetError(f"the name of a restore point has 1 to {_MAX_NAME_SIZE} bytes")
+        if isinstance(self.timeline, int) and not 0 < self.timeline <= _XID_MASK:
+            raise TargetError(f"{self.timeline} is not the number of a timeline")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether recovery stops before the end of WAL."""
+        return self.immediate or any(t is not None for t in (self.lsn, self.time, self.xid, self.name))
+
+    @property
+    def short_xid(self) -> int:
+        """The transaction as WAL names it: without the epoch."""
+        assert self.xid is not None
+        return self.xid & _XID_MASK
+
+    def __str__(self) -> str:
+        if self.lsn is not None:
+            return f"LSN {self.lsn}"
+        if self.time is not None:
+            return f"time {_time_text(self.time)}"
+        if self.xid is not None:
+            return f"transaction {self.xid}"
+        return f"restore point {self.name!r}" if self.name is not None else "the end of the backup"
+
+    def settings(self) -> Iterator[tuple[str, str]]:
+        """Yield the server's settings; none of them when recovery goes to the end of the newest timeline."""
+        if self.lsn is not None:
+            yield "recovery_target_lsn", str(self.lsn)
+        if self.time is not None:
+            yield "recovery_target_time", _time_text(self.time)
+        if self.xid is not None:
+            yield "recovery_target_xid", str(self.short_xid)
+        if self.name is not None:
+            yield "recovery_target_name", self.name
+        if self.immediate:
+            yield "recovery_target", "immediate"
+        if self.exclusive:
+            yield "recovery_target_inclusive", "off"
+        if self.timeline != LATEST_TIMELINE:
+            yield "recovery_target_timeline", str(self.timeline)
+        if self.action is not None:
+            yield "recovery_target_action", self.action.value
+
+
+def _time_text(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
+
+
+def parse_target_time(text: str) -> datetime:
+    """Read an ISO 8601 time; without an offset it is local time.  Raises TargetError."""
+    try:
+        time = datetime.fromisoformat(text)
+        # An absurd year has no local time.
+        return time if time.tzinfo is not None else time.astimezone()
+    except (ValueError, OverflowError) as error:
+        raise TargetError(
+            f"{text!r} is not a time", hint="Write it as 2026-11-22 10:15:30+01; without an offset it is local time."
+        ) from error
+
+
+_RECOVERY_SETTING = re.compile(rb"[ \t]*(?:recovery_target\w*|restore_command)\b", re.IGNORECASE)
+
+
+def with_recovery_settings(content: bytes, settings: Iterator[tuple[str, str]]) -> bytes:
+    """Return a postgresql.auto.conf in place of ``content``, whose own recovery settings are left out.
+
+    They are those of an earlier restore: two targets stop a server from starting, and an old one stops recovery early.
+    """
+    lines = [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
+    kept = [line for line in lines if _RECOVERY_SETTING.match(line) is None]
+    return b"".join(kept) + b"".join(_setting_line(name, value) for name, value in settings)
+
+
+def _setting_line(name: str, value: str) -> bytes:
+    # The server's lexer wants one line, and takes the escapes of C.
+    quoted = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{name} = '{quoted}'\n".encode("utf-8", "surrogateescape")

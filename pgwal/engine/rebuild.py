@@ -1,0 +1,494 @@
+"""Write the files that a chain of backups holds: each block once, from the newest backup that has it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import lt
+from pathlib import Path
+from typing import NamedTuple
+
+from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.file_table import FileTable, StoredFile
+from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader, incremental_name
+from pgwal.backup.manifest import FileChecksum
+from pgwal.backup.reconstruct import Reconstruction, Run, StoredWhole, reconstruct_file
+from pgwal.checksum import ContentDigest
+from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.datadir.copy_method import CopyMethod
+from pgwal.datadir.writer import PlacedFile, TreeWriter
+from pgwal.errors import (
+    ChainError,
+    ChecksumMismatch,
+    FormatError,
+    MissingPriorBackup,
+    PgwalError,
+    RepositoryError,
+    TruncatedInput,
+)
+from pgwal.relation import parse_relation_path
+from pgwal.repository.repository import Repository
+
+INCOMPLETE_NAME = "pgwal_incomplete"
+"""The file in a data directory that is being written, or was left half done; it becomes pg_control at the end."""
+
+_BUFFER_SIZE = 1 << 19
+_FILES_UNDER_WAY = 16
+_MAX_DEFAULT_JOBS = 4
+_MAX_STORED_CONTENT = 16 << 20
+_ANOTHER_BACKUP = "Restore another backup."
+
+
+def default_jobs() -> int:
+    """Return how many threads copy when nothing is said: one for each processor, at most four."""
+    return min(os.cpu_count() or 1, _MAX_DEFAULT_JOBS)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildOptions:
+    """How files are written: ``method`` is for those that come whole from one backup."""
+
+    method: CopyMethod = CopyMethod.COPY
+    jobs: int | None = None
+    sync: bool = True
+
+
+class RebuiltFile(NamedTuple):
+    """A file that was written; the checksum is None unless one was asked for."""
+
+    file: BackupFile
+    checksum: FileChecksum | None
+
+
+class Rebuild:
+    """Writes the files of the newest backup of a chain, all of them incremental or whole, below a directory.
+
+    The digests of all bytes that belong to the newest backup are checked, and of those of an older one where all of a
+    file is read.  Nothing that a backup says leads out of the target.  pg_control comes last, by a rename of what
+    marks the directory as incomplete.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        chain: Sequence[BackupEntry],
+        target: Path,
+        options: RebuildOptions,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        checksum_algorithm: str | None = None,
+    ) -> None:
+        self.writer = TreeWriter(target)
+        self.file_count = 0
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self.linked_backups: set[str] = set()
+        self._entry = chain[0]
+        self._options = options
+        self._jobs = options.jobs or default_jobs()
+        self._catalogue = repository.catalogue
+        self._stored = [_StoredTree(repository.catalogue.data_path(e.backup_id), e.backup_id) for e in chain]
+        self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
+        self._on_progress = on_progress
+        self._checksum_algorithm = checksum_algorithm
+        self._buffers = threading.local()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._control_file: BackupFile | None = None
+
+    # -- the directory -----------------------------------------------------------------------------------------
+
+    def make_directories(self, tablespaces: Mapping[int, Path]) -> None:
+        """Make all directories, and the symbolic links to those of tablespaces; mark the tree as incomplete."""
+        self.writer.make_directory("")
+        self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
+        for oid, location in tablespaces.items():
+            self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
+        for path in self._stored[0].directories():
+            self.writer.make_directory(path)
+
+    def files(self) -> Iterator[BackupFile]:
+        """Yield the files of the newest backup but pg_control; they are proven right only at the end."""
+        for file in self._catalogue.files(self._entry.backup_id):
+            if file.path == CONTROL_FILE_PATH:
+                self._control_file = file
+            else:
+                yield file
+        if self._control_file is None:
+            raise FormatError(f"backup {self._entry.backup_id} holds no {CONTROL_FILE_PATH}", hint=_ANOTHER_BACKUP)
+
+    @property
+    def control_file(self) -> BackupFile:
+        """pg_control; known when all other files have been yielded."""
+        assert self._control_file is not None, "all files come first"
+        return self._control_file
+
+    def finish(self) -> None:
+        """Make all of it durable, unless told otherwise, and then give pg_control its place and name."""
+        content = self.content(self.control_file)
+        self._sync()
+        self.writer.replace(INCOMPLETE_NAME, content)
+        self._sync()
+        self.writer.rename(INCOMPLETE_NAME, CONTROL_FILE_PATH)
+        self.file_count += 1
+
+    def _sync(self) -> None:
+        if self._options.sync:
+            self.writer.sync(self._jobs)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def content(self, file: BackupFile) -> bytes:
+        """Return a small file that is stored whole, checked against its digest."""
+        if file.is_incremental or file.size_bytes > _MAX_STORED_CONTENT:
+            raise FormatError(f"{file.path} of backup {self._entry.backup_id} cannot be a file of its name")
+        with self._stored[0].opened(file.stored_path) as source:
+            content = b"".join(iter(lambda: os.read(source, _MAX_STORED_CONTENT), b""))
+        digest = ContentDigest()
+        digest.update(content)
+        self._check(self._stored[0], file.path, len(content), file.size_bytes, digest, file.digest)
+        self._count(read=len(content))
+        return content
+
+    def write_all(self, files: Iterable[BackupFile]) -> Iterator[RebuiltFile]:
+        """Write files with several threads, and yield each, in order, when it is there."""
+        pending: deque[Future[RebuiltFile]] = deque()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                for file in files:
+                    pending.append(pool.submit(self._write, file))
+                    if len(pending) > self._jobs * _FILES_UNDER_WAY:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                self._stopping = True
+                for future in pending:
+                    future.cancel()
+        self._stopping = False
+
+    def _write(self, file: BackupFile) -> RebuiltFile:
+        checksum = self._new_checksum()
+        if file.is_incremental:
+            self._write_incremental(file, checksum)
+        else:
+            stored = StoredFile(False, file.stored_size_bytes, file.digest)
+            self._write_whole(file, self._stored[0], stored, checksum)
+        with self._lock:
+            self.file_count += 1
+        return RebuiltFile(file, checksum)
+
+    def _new_checksum(self) -> FileChecksum | None:
+        return None if self._checksum_algorithm is None else FileChecksum(self._checksum_algorithm)
+
+    def _write_whole(
+        self, file: BackupFile, tree: _StoredTree, stored: StoredFile, checksum: FileChecksum | None
+    ) -> None:
+        """Write a file that comes whole from one backup."""
+        if stored.stored_size_bytes != file.size_bytes:
+            raise _wrong_size(tree, file.path, stored.stored_size_bytes, file.size_bytes)
+        method = self._options.method
+        with tree.opened(file.path) as source:
+            size = os.fstat(source).st_size
+            if size != file.size_bytes:
+                raise _wrong_size(tree, file.path, size, file.size_bytes)
+            # Files that are not of relations are small and may be edited: each gets its own.
+            if method is CopyMethod.LINK and parse_relation_path(file.path) is not None:
+                self.writer.link(file.path, tree.path(file.path))
+                self.linked_backups.add(tree.backup_id)
+            else:
+                with self.writer.place(file.path, size) as target:
+                    if method is CopyMethod.CLONE:
+                        target.clone(source, tree.path(file.path))
+                    elif method is CopyMethod.COPY_FILE_RANGE:
+                        target.copy_range(source, tree.path(file.path), 0, size, 0)
+                    else:
+                        self._copy_checked(tree, file, stored.digest, source, target, checksum)
+                        return
+            if checksum is not None:
+                # A manifest promises what the bytes are.
+                self._copy_checked(tree, file, stored.digest, source, None, checksum)
+            else:
+                self._count(written=size)
+
+    def _copy_checked(
+        self,
+        tree: _StoredTree,
+        file: BackupFile,
+        expected_digest: str,
+        source: int,
+        target: PlacedFile | None,
+        checksum: FileChecksum | None,
+    ) -> None:
+        digest = ContentDigest()
+        buffer = self._buffer()
+        offset = 0
+        while size := os.preadv(source, [buffer], offset):
+            part = buffer[:size]
+            digest.update(part)
+            if checksum is not None:
+                checksum.update(bytes(part))
+            if target is not None:
+                target.write(part, offset)
+            offset += size
+            self._count(read=size, written=size)
+        self._check(tree, file.path, offset, file.size_bytes, digest, expected_digest)
+
+    def _write_incremental(self, file: BackupFile, checksum: FileChecksum | None) -> None:
+        with ExitStack() as opened:
+            sources = self._open_sources(file, opened)
+            headers = [source.header for source in sources]
+            plan = reconstruct_file(headers)
+            if plan.size_bytes != file.size_bytes:
+                raise _wrong_size(self._stored[0], file.path, plan.size_bytes, file.size_bytes)
+            whole = sources[-1]
+            if plan.runs == (Run(0, file.size_bytes, len(sources) - 1, 0),) and _size_of(whole) == file.size_bytes:
+                self._check_header(file, sources[0])
+                self._write_whole(file, whole.tree, whole.stored, checksum)
+                return
+            digest = self._header_digest(sources[0])
+            with self.writer.place(file.path, file.size_bytes) as target:
+                if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None:
+                    self._copy_runs(plan, sources, target)
+                    return
+                self._write_runs(plan, sources, target, digest, checksum)
+            if digest.hexdigest() != file.digest:
+                raise _damaged(self._stored[0], file.path)
+
+    def _open_sources(self, file: BackupFile, opened: ExitStack) -> list[_Source]:
+        """Open what each backup stores of a file, newest first, down to the whole copy."""
+        found: list[_Source] = []
+        stored: StoredFile | None = StoredFile(True, file.stored_size_bytes, file.digest)
+        for number, tree in enumerate(self._stored):
+            if number:
+                stored = self._tables[number - 1].find(file.path)
+            if stored is None:
+                raise MissingPriorBackup(
+                    f"backup {tree.backup_id} holds no {file.path}, which a later one builds on", hint=_ANOTHER_BACKUP
+                )
+            path = incremental_name(file.path) if stored.is_incremental else file.path
+            descriptor = opened.enter_context(tree.opened(path))
+            size = os.fstat(descriptor).st_size
+            if size != stored.stored_size_bytes:
+                raise _wrong_size(tree, path, size, stored.stored_size_bytes)
+            header = _read_header(tree.path(path), descriptor, size) if stored.is_incremental else StoredWhole(size)
+            found.append(_Source(tree, stored, descriptor, header))
+            if not stored.is_incremental:
+                break
+        return found
+
+    def _header_digest(self, newest: _Source) -> ContentDigest:
+        """Begin the digest of the newest backup's incremental file, each block of which is used, in stored order."""
+        assert isinstance(newest.header, IncrementalHeader)
+        digest = ContentDigest()
+        digest.update(newest.header.encode())
+        return digest
+
+    def _check_header(self, file: BackupFile, newest: _Source) -> None:
+        if self._header_digest(newest).hexdigest() != file.digest:
+            raise _damaged(newest.tree, file.path)
+
+    def _write_runs(
+        self,
+        plan: Reconstruction,
+        sources: list[_Source],
+        target: PlacedFile,
+        digest: ContentDigest,
+        checksum: FileChecksum | None,
+    ) -> None:
+        buffer = self._buffer()
+        for offset, pieces in _pieces(plan.runs, len(buffer)):
+            filled = 0
+            for piece in pieces:
+                part = buffer[filled : filled + piece.length]
+                filled += piece.length
+                if piece.source is None:
+                    part[:] = bytes(piece.length)
+                    continue
+                self._read(sources[piece.source], part, piece.source_offset)
+                if piece.source == 0:
+                    digest.update(part)
+            written = buffer[:filled]
+            if checksum is not None:
+                checksum.update(bytes(written))
+            target.write(written, offset)
+            self._count(written=filled)
+
+    def _copy_runs(self, plan: Reconstruction, sources: list[_Source], target: PlacedFile) -> None:
+        for run in plan.runs:
+            if run.source is not None:
+                source = sources[run.source]
+                target.copy_range(source.descriptor, source.tree.root, run.source_offset, run.length, run.offset)
+            self._count(written=run.length)
+
+    def _read(self, source: _Source, part: memoryview, offset: int) -> None:
+        self._count(read=len(part))
+        while part:
+            size = os.preadv(source.descriptor, [part], offset)
+            if not size:
+                raise TruncatedInput(
+                    f"a file of backup {source.tree.backup_id} ends at byte {offset}", hint=_ANOTHER_BACKUP
+                )
+            part, offset = part[size:], offset + size
+
+    def _check(
+        self, tree: _StoredTree, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
+    ) -> None:
+        if size != expected_size:
+            raise _wrong_size(tree, path, size, expected_size)
+        if digest.hexdigest() != expected:
+            raise _damaged(tree, path)
+
+    def _buffer(self) -> memoryview:
+        """Return this thread's buffer."""
+        if not hasattr(self._buffers, "view"):
+            self._buffers.view = memoryview(bytearray(_BUFFER_SIZE))
+        view: memoryview = self._buffers.view
+        return view
+
+    def _count(self, *, read: int = 0, written: int = 0) -> None:
+        if self._stopping:
+            raise _Stopped("another file could not be written")
+        with self._lock:
+            self.bytes_read += read
+            self.bytes_written += written
+            if self._on_progress is not None and written:
+                total = self._entry.totals.size_bytes
+                self._on_progress(min(self.bytes_written, total), total)
+
+
+class _Stopped(PgwalError):
+    """Ends a thread when another one has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one backup stores of a file, opened."""
+
+    tree: _StoredTree
+    stored: StoredFile
+    descriptor: int
+    header: IncrementalHeader | StoredWhole
+
+
+def _size_of(source: _Source) -> int:
+    return source.stored.stored_size_bytes
+
+
+def _pieces(runs: Iterable[Run], limit: int) -> Iterator[tuple[int, list[Run]]]:
+    """Group runs that follow each other, or parts of them, into at most ``limit`` bytes, with where each group goes."""
+    group: list[Run] = []
+    start = filled = 0
+    for run in runs:
+        done = 0
+        while done < run.length:
+            size = min(run.length - done, limit - filled)
+            group.append(Run(run.offset + done, size, run.source, run.source_offset + done))
+            filled, done = filled + size, done + size
+            if filled == limit:
+                yield start, group
+                start, filled, group = start + filled, 0, []
+    if group:
+        yield start, group
+
+
+def _read_header(path: Path, descriptor: int, size: int) -> IncrementalHeader:
+    try:
+        prefix = IncrementalHeader.decode_prefix(os.pread(descriptor, FIXED_SIZE, 0))
+        header = IncrementalHeader.decode(os.pread(descriptor, prefix.header_size, 0), size)
+        if not _is_strictly_ascending(header.block_numbers):
+            raise FormatError("incremental file: its block numbers do not ascend")
+    except FormatError as error:
+        raise type(error)(f"{path}: {error}", hint=_ANOTHER_BACKUP) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return header
+
+
+def _is_strictly_ascending(numbers: array[int]) -> bool:
+    return all(map(lt, numbers, numbers[1:]))
+
+
+def _wrong_size(tree: _StoredTree, path: str, size: int, expected: int) -> PgwalError:
+    return TruncatedInput(f"{path} of backup {tree.backup_id} has {size} bytes, not {expected}", hint=_ANOTHER_BACKUP)
+
+
+def _damaged(tree: _StoredTree, path: str) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"{path} of backup {tree.backup_id} is damaged: its digest does not match", hint=_ANOTHER_BACKUP
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot open {path}: {os.strerror(error.errno or 0)}",
+        hint="Run pgwal as the user that owns the repository.",
+    )
+
+
+class _StoredTree:
+    """The data of one backup; links and whatever else is not a file or directory of its own are refused."""
+
+    def __init__(self, root: Path, backup_id: str) -> None:
+        self.root = root
+        self.backup_id = backup_id
+        self._real_directories = {""}
+
+    def path(self, path: str) -> Path:
+        return self.root / path
+
+    def directories(self) -> Iterator[str]:
+        """Yield the directories, each before those in it."""
+        for parent, names, _ in os.walk(self.root):
+            for name in names:
+                path = os.path.relpath(Path(parent) / name, self.root)
+                self._require_real_directory(path)
+                yield path
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[int]:
+        """Open a file for reading and give its descriptor; raises MissingPriorBackup, FormatError, RepositoryError."""
+        self._require_real_directory(path.rpartition("/")[0])
+        try:
+            # Without waiting for the other end of what is no file.
+            descriptor = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise MissingPriorBackup(f"{self.path(path)} is missing", hint=_ANOTHER_BACKUP) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._foreign(path) from error
+            raise _unreadable(self.path(path), error) from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise self._foreign(path)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _require_real_directory(self, path: str) -> None:
+        if path in self._real_directories:
+            return
+        self._require_real_directory(path.rpartition("/")[0])
+        try:
+            if not stat.S_ISDIR(self.path(path).lstat().st_mode):
+                raise self._foreign(path)
+        except FileNotFoundError as error:
+            raise MissingPriorBackup(f"{self.path(path)} is missing", hint=_ANOTHER_BACKUP) from error
+        except NotADirectoryError as error:
+            raise self._foreign(path) from error
+        except OSError as error:
+            raise _unreadable(self.path(path), error) from error
+        self._real_directories.add(path)
+
+    def _foreign(self, path: str) -> PgwalError:
+        return ChainError(
+            f"{self.path(path)} is not what pgwal stores: a link, or neither file nor directory", hint=_ANOTHER_BACKUP
+        )

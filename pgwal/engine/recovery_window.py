@@ -1,0 +1,312 @@
+"""Which backup can reach a recovery target, and whether the WAL for that has been received."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from pgwal.backup.chain import off_history
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget
+from pgwal.errors import FormatError, ObjectNotFound, TargetError, TimelineMismatch, WalGap
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.repository import Repository
+from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
+from pgwal.timeline import TimelineHistory
+from pgwal.wal.record import WalRecord
+
+_END_OF_LSNS = Lsn((1 << 64) - 1)
+_RM_XLOG, _RM_XACT = 0, 1
+_RESTORE_POINT = 0x70
+_COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
+_MAX_MATCH = 128
+_XINFO_DBINFO, _XINFO_SUBXACTS, _XINFO_DROPPED, _XINFO_INVALS, _XINFO_TWOPHASE, _XINFO_STATS = 1, 2, 4, 8, 16, 256
+
+
+def choose_backup(
+    repository: Repository,
+    entries: Sequence[BackupEntry],
+    target: RecoveryTarget,
+    backup_id: str | None,
+    *,
+    wal_is_here: bool = True,
+) -> BackupEntry:
+    """Return the backup that is to be restored: ``backup_id``, or the newest one from which the target can be reached.
+
+    Unless ``wal_is_here``, what WAL the repository holds tells nothing, and only positions and times are compared.
+
+    Raises ObjectNotFound when there is none, TargetError when the target lies before a backup's end or is not in the
+    WAL received, TimelineMismatch when the backup is not on the target's timeline, WalGap when WAL is missing between
+    its start and the target.
+    """
+    candidates = [entry for entry in entries if backup_id in (None, entry.backup_id)]
+    if not candidates and backup_id is not None:
+        raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
+    if not candidates:
+        raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
+    newest_first = sorted(candidates, key=lambda entry: (entry.stop_lsn, entry.backup_id), reverse=True)
+    on_history = _on_history(repository, newest_first, target)
+    if not wal_is_here and (target.name is not None or target.xid is not None):
+        return on_history[0].entry
+    chosen, history = _newest_before(repository, on_history, target)
+    if wal_is_here:
+        end = _require_target(repository, chosen, history, target)
+        _require_wal(repository, history, chosen.start_lsn, end)
+    return chosen
+
+
+class _Candidate(NamedTuple):
+    entry: BackupEntry
+    history: TimelineHistory
+
+
+def _on_history(repository: Repository, entries: list[BackupEntry], target: RecoveryTarget) -> list[_Candidate]:
+    """Return the backups that lie on the timeline that recovery is to follow, with its history."""
+    found, problem = [], None
+    for entry in entries:
+        history = _target_history(repository, target.timeline, entry)
+        problem_here = off_history(entry, history)
+        if problem_here is None:
+            found.append(_Candidate(entry, history))
+        else:
+            problem = problem or f"backup {entry.backup_id} {problem_here}"
+    if not found:
+        raise TimelineMismatch(str(problem), hint="Choose another backup, or another timeline with --target-timeline.")
+    return found
+
+
+def _target_history(repository: Repository, timeline: int | str, entry: BackupEntry) -> TimelineHistory:
+    if timeline == CURRENT_TIMELINE:
+        timeline = entry.stop_timeline_id
+    elif timeline == LATEST_TIMELINE:
+        # As the server looks for it: by the history files that follow each other.
+        timeline = entry.stop_timeline_id
+        while repository.wal.has_history(timeline + 1):
+            timeline += 1
+    assert isinstance(timeline, int)
+    try:
+        return repository.wal.history(timeline)
+    except ObjectNotFound as error:
+        if timeline == entry.stop_timeline_id:
+            return TimelineHistory(timeline)
+        known = sorted({1, *(history.timeline_id for history in repository.wal.histories())})
+        raise TimelineMismatch(
+            f"timeline {timeline} is unknown: the repository has no history file of it",
+            hint=f"The timelines known are: {', '.join(map(str, known))}.",
+        ) from error
+
+
+def _newest_before(repository: Repository, candidates: list[_Candidate], target: RecoveryTarget) -> _Candidate:
+    """Return the newest backup that ended before the target; raises TargetError."""
+    if target.lsn is not None:
+        lsn = target.lsn
+        return _first(candidates, lambda entry: entry.stop_lsn <= lsn, target)
+    if target.time is not None:
+        time = target.time
+        return _first(candidates, lambda entry: _finished_at(entry) <= time, target)
+    if target.name is not None or target.xid is not None:
+        return _before_record(repository, candidates, target)
+    return candidates[0]
+
+
+def _finished_at(entry: BackupEntry) -> datetime:
+    """Return when a backup had ended for certain: entries leave fractions of the second away."""
+    return datetime.fromisoformat(entry.finished_at) + timedelta(seconds=1)
+
+
+def _first(candidates: list[_Candidate], reaches: Callable[[BackupEntry], bool], target: RecoveryTarget) -> _Candidate:
+    for candidate in candidates:
+        if reaches(candidate.entry):
+            return candidate
+    raise _too_early(candidates[-1].entry, target)
+
+
+def _too_early(oldest: BackupEntry, target: RecoveryTarget) -> TargetError:
+    return TargetError(
+        f"{target} lies before the end of backup {oldest.backup_id}, which is at {oldest.stop_lsn}"
+        f" ({oldest.finished_at}): a server is consistent only from there on",
+        hint="Choose an older backup, or a later target.",
+    )
+
+
+def _before_record(repository: Repository, candidates: list[_Candidate], target: RecoveryTarget) -> _Candidate:
+    """Look for the record that ends recovery: in WAL since the newest backup, then since the one before it, and so on.
+
+    Each part of WAL is read at most once.
+    """
+    end = _END_OF_LSNS
+    for candidate in candidates:
+        stop = candidate.entry.stop_lsn
+        if _finds(repository, candidate.history, stop, end, target):
+            return candidate
+        end = stop
+    oldest = candidates[-1].entry
+    raise TargetError(
+        f"{target} is not in the WAL received since backup {oldest.backup_id} ended at {oldest.stop_lsn}",
+        hint="A receiver must have got that far, and the backup be older; pgwal status shows what was received.",
+    )
+
+
+# ---- positions
+
+
+def _require_target(
+    repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
+) -> Lsn:
+    """Return up to where WAL is needed at least; raises TargetError when the target's WAL has not been received."""
+    if target.lsn is None:
+        return chosen.stop_lsn
+    _require_wal(repository, history, chosen.start_lsn, chosen.stop_lsn)
+    if not _record_follows(repository, history, target.lsn):
+        state = repository.receiver_state()
+        received = "" if state is None else f"; up to {state.flushed_lsn} of timeline {state.timeline_id} is"
+        raise TargetError(
+            f"{target} has not been received{received}",
+            hint="Choose an earlier one, or replay all WAL by giving no target.",
+        )
+    return target.lsn
+
+
+def _record_follows(repository: Repository, history: TimelineHistory, lsn: Lsn) -> bool:
+    """Tell whether a record starts at or after a position: only then does recovery stop there."""
+    for part in history.ranges_between(lsn, _END_OF_LSNS):
+        for record in _records(repository, part, part.start):
+            return record.lsn < part.end
+    return False
+
+
+def _records(repository: Repository, part: LsnRange, start: Lsn) -> Iterator[WalRecord]:
+    """Yield records of a part of one timeline's WAL from ``start`` on, to the end of what is there."""
+    # Late: a restore to the end of WAL need not decode any.
+    from pgwal.wal.decoder import NEED_DATA, WalDecoder
+
+    decoder = WalDecoder(repository.geometry.segment_size, start)
+    for data in repository.wal.read(part.timeline_id, start):
+        decoder.feed(data)
+        while isinstance(record := decoder.next_record(), WalRecord):
+            if record.lsn >= part.end:
+                return
+            yield record
+        if record is not NEED_DATA:
+            return
+
+
+def _require_wal(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn) -> None:
+    """Raise WalGap unless there are segments of all of [start, end); that of a switch may be of either timeline."""
+    geometry = repository.geometry
+    there = {(segment.timeline_id, segment.segment_no) for segment in repository.wal.segments()}
+    timelines = [switch.timeline_id for switch in history.switches] + [history.timeline_id]
+    for part in history.ranges_between(start, end):
+        if part.start >= part.end:
+            continue
+        later = timelines[timelines.index(part.timeline_id) :]
+        for number in range(geometry.segment_no(part.start), geometry.last_segment_no(part.end) + 1):
+            if not any((timeline_id, number) in there for timeline_id in later):
+                name = geometry.file_name(part.timeline_id, number)
+                raise WalGap(
+                    f"WAL segment {name} is missing, which recovery needs: it runs from {start} to {end} at least",
+                    hint="Restore another backup, or bring the segment back; pgwal combine needs no WAL.",
+                )
+
+
+# ---- the record that a name or a transaction stands for
+
+
+def _finds(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget) -> bool:
+    """Tell whether a record that ends recovery at the target starts in [start, end)."""
+    pattern = _pattern(target)
+    for part in history.ranges_between(start, end):
+        for candidate in _candidates(repository, part, pattern):
+            if _is_there(repository, part, candidate, target):
+                return True
+    return False
+
+
+def _pattern(target: RecoveryTarget) -> re.Pattern[bytes]:
+    """Return what the bytes of such a record contain; other bytes may look like that too."""
+    if target.name is not None:
+        return re.compile(re.escape(target.name.encode() + b"\0"))
+    # Transaction, link, info, resource manager, padding, CRC, then what begins data that no block belongs to.  The end
+    # of a prepared transaction is not written by that transaction.
+    header = rb"%s[\s\S]{8}[%s]\x01\0\0[\s\S]{4}[\xfc-\xff]"
+    xid = re.escape(struct.pack("<I", target.short_xid))
+    own, prepared = header % (xid, rb"\x00\x20\x80\xa0"), header % (rb"\0\0\0\0", rb"\x30\x40\xb0\xc0")
+    return re.compile(own + b"|" + prepared)
+
+
+def _candidates(repository: Repository, part: LsnRange, pattern: re.Pattern[bytes]) -> Iterator[Lsn]:
+    """Yield about where the pattern occurs in the bytes of records, which are those of pages without their headers."""
+    position = Lsn(part.start - part.start % WAL_PAGE_SIZE)
+    tail = b""
+    for data in repository.wal.read(part.timeline_id, part.start):
+        if position >= part.end:
+            return
+        text = tail + _without_page_headers(data, position, repository.geometry)
+        for match in pattern.finditer(text):
+            # Each page has lost its header.
+            lost = (match.start() // (WAL_PAGE_SIZE - LONG_PAGE_HEADER_SIZE) + 1) * SHORT_PAGE_HEADER_SIZE
+            yield Lsn(max(0, position - len(tail)) + match.start() + lost)
+        position = Lsn(position + len(data))
+        tail = text[-_MAX_MATCH:]
+
+
+def _without_page_headers(data: bytes, position: int, geometry: WalGeometry) -> bytes:
+    pages = []
+    for at in range(0, len(data), WAL_PAGE_SIZE):
+        begins_segment = (position + at) % geometry.segment_size == 0
+        header_size = LONG_PAGE_HEADER_SIZE if begins_segment else SHORT_PAGE_HEADER_SIZE
+        pages.append(data[at + header_size : at + WAL_PAGE_SIZE])
+    return b"".join(pages)
+
+
+def _is_there(repository: Repository, part: LsnRange, about: Lsn, target: RecoveryTarget) -> bool:
+    """Decode the records around a place and tell whether one of them is it."""
+    before = about - 4 * WAL_PAGE_SIZE
+    # Before a segment there may be nothing but zeros, behind which records are found only from its own start on.
+    segment_start = repository.geometry.segment_start(repository.geometry.segment_no(about))
+    starts = {max(part.start, before), max(part.start, before, segment_start)}
+    return any(_is_after(repository, part, Lsn(start), about, target) for start in starts)
+
+
+def _is_after(repository: Repository, part: LsnRange, start: Lsn, about: Lsn, target: RecoveryTarget) -> bool:
+    try:
+        for record in _records(repository, part, start):
+            if record.lsn > about + WAL_PAGE_SIZE:
+                return False
+            if _ends_recovery(record, target, repository.identity.major):
+                return True
+    except FormatError:
+        return False
+    return False
+
+
+def _ends_recovery(record: WalRecord, target: RecoveryTarget, major: int) -> bool:
+    if target.name is not None:
+        is_point = record.rmid == _RM_XLOG and record.info & 0xF0 == _RESTORE_POINT
+        return is_point and record.main_data[8:].partition(b"\0")[0] == target.name.encode()
+    if record.rmid != _RM_XACT:
+        return False
+    kind = record.info & 0x70
+    if kind in (_COMMIT, _ABORT):
+        return record.xid == target.short_xid
+    return kind in (_COMMIT_PREPARED, _ABORT_PREPARED) and _prepared_xid(record, major) == target.short_xid
+
+
+def _prepared_xid(record: WalRecord, major: int) -> int | None:
+    """Return the transaction that a record ends which was prepared (ParseCommitRecord, ParseAbortRecord)."""
+    data = record.main_data
+    try:
+        (xinfo,) = struct.unpack_from("<I", data, 8)
+        at = 12 + (8 if xinfo & _XINFO_DBINFO else 0)
+        item_sizes = (
+            (_XINFO_SUBXACTS, 4), (_XINFO_DROPPED, 12), (_XINFO_STATS, 16 if major >= 18 else 12), (_XINFO_INVALS, 16),
+        )  # fmt: skip
+        for bit, item_size in item_sizes:
+            if xinfo & bit:
+                at += 4 + item_size * int(struct.unpack_from("<i", data, at)[0])
+        return int(struct.unpack_from("<I", data, at)[0]) if xinfo & _XINFO_TWOPHASE else None
+    except struct.error:
+        return None

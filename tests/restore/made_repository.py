@@ -1,0 +1,113 @@
+"""Repositories made by hand, without a server: what they hold can be anything, true or not."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, encode_entry, format_backup_id
+from pgwal.backup.incremental_file import IncrementalHeader
+from pgwal.checksum import ContentDigest
+from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.lsn import Lsn
+from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.repository import Repository
+
+SYSTEM_IDENTIFIER = 7_000_000_000_000_000_001
+SEGMENT_SIZE = 1 << 20
+LABEL = b"""START WAL LOCATION: 0/100028 (file 000000010000000000000001)
+CHECKPOINT LOCATION: 0/100080
+BACKUP METHOD: streamed
+BACKUP FROM: primary
+START TIME: 2026-11-22 12:49:32 UTC
+LABEL: made
+START TIMELINE: 1
+"""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An incremental copy: the length that still counts, and blocks by number."""
+
+    truncation_block_length: int
+    blocks: Mapping[int, bytes]
+
+    def header(self) -> IncrementalHeader:
+        return IncrementalHeader(self.truncation_block_length, array("I", sorted(self.blocks)))
+
+    def content(self) -> bytes:
+        return self.header().encode() + b"".join(self.blocks[number] for number in sorted(self.blocks))
+
+
+Content = bytes | Blocks
+
+
+def block(letter: str) -> bytes:
+    return letter.encode() * BLOCK_SIZE
+
+
+@dataclass
+class MadeRepository:
+    """A repository with as many backups as are added, each built on the one before, and WAL for all of them."""
+
+    path: Path
+    ids: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        Repository.open_or_create(self.path, RepositoryIdentity(SYSTEM_IDENTIFIER, SEGMENT_SIZE, 18))
+
+    def data(self, backup_id: str) -> Path:
+        return self.path / "backups" / backup_id / "data"
+
+    def add(self, files: Mapping[str, Content], *, tablespaces: Mapping[int, str] | None = None) -> str:
+        """Add a backup with these files, and those that every backup has."""
+        number = len(self.ids)
+        kind = BackupKind.INCREMENTAL if number else BackupKind.FULL
+        backup_id = format_backup_id(1_800_000_000 + number, kind)
+        every = {"PG_VERSION": b"18\n", "backup_label": LABEL, CONTROL_FILE_PATH: b"control" * 100}
+        stored = [self._store(backup_id, path, content) for path, content in {**every, **files}.items()]
+        totals = BackupTotals()
+        for file in stored:
+            totals = totals.plus(file)
+        start = Lsn((number + 1) * SEGMENT_SIZE + 40)
+        entry = BackupEntry(
+            backup_id=backup_id,
+            kind=kind,
+            prior_id=self.ids[-1] if number else None,
+            system_identifier=SYSTEM_IDENTIFIER,
+            major=18,
+            start_lsn=start,
+            start_timeline_id=1,
+            stop_lsn=Lsn(start + 200),
+            stop_timeline_id=1,
+            label="made",
+            started_at=f"2026-11-22T10:00:{number:02}+00:00",
+            finished_at=f"2026-11-22T10:00:{number:02}+00:00",
+            wal_segment_size=SEGMENT_SIZE,
+            data_checksums=True,
+            tablespaces=tablespaces or {},
+            totals=totals,
+        )
+        (self.path / "backups" / backup_id / "backup.json").write_bytes(b"".join(encode_entry(entry, stored)))
+        with (self.path / "wal" / f"0000000100000000{number + 1:08X}").open("wb") as segment:
+            segment.truncate(SEGMENT_SIZE)
+        self.ids.append(backup_id)
+        return backup_id
+
+    def _store(self, backup_id: str, path: str, content: Content) -> BackupFile:
+        if isinstance(content, Blocks):
+            stored, header = content.content(), content.header()
+            size, extra = header.reconstructed_block_count * BLOCK_SIZE, (header.truncation_block_length,)
+            counts: tuple[int, ...] = (*extra, len(header.block_numbers))
+        else:
+            stored, size, counts = content, len(content), ()
+        digest = ContentDigest()
+        digest.update(stored)
+        file = BackupFile(path, size, len(stored), 0o600, 1_800_000_000, digest.hexdigest(), *counts)
+        place = self.data(backup_id) / file.stored_path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(stored)
+        return file

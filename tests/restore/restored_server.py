@@ -1,0 +1,50 @@
+"""Servers on restored data directories, and what is checked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from differential.test_safety import assert_sound
+from fix_servers import ServerFactory
+from pgwal_process import PGWAL, succeed
+from test_main_job import checksums, wait_until_promoted
+
+from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer, give_to_server
+
+Rows = dict[str, tuple[int, str]]
+
+__all__ = ["Rows", "Scene", "assert_sound", "checksums"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A repository, and the servers that are made of it."""
+
+    repo: Path
+    make_server: ServerFactory
+
+    def restore(self, target: Path, *args: str | Path, tablespaces: Mapping[Path, Path] | None = None) -> Path:
+        """Restore as the command line does."""
+        mappings = [f"--tablespace-mapping={old}={new}" for old, new in (tablespaces or {}).items()]
+        succeed("restore", "--repo", self.repo, "-D", target, "-N", *mappings, *args)
+        for new in (tablespaces or {}).values():
+            give_to_server(new)
+        return target
+
+    @contextmanager
+    def started(self, data_directory: Path, *, promoted: bool = True) -> Iterator[ThrowawayServer]:
+        """Start a server on a restored directory, which gets its WAL by pgwal fetch-wal, and close it at the end."""
+        command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
+        with RestoreCommandRelay(command, self.repo.parent / "relay", data_directory) as relay:
+            with (data_directory / "postgresql.auto.conf").open("a") as settings:
+                settings.write(f"restore_command = '{relay.restore_command}'\nsynchronous_standby_names = ''\n")
+            server = self.make_server(adopt=data_directory)
+            if promoted:
+                wait_until_promoted(server)
+            try:
+                yield server
+            finally:
+                server.kill()

@@ -1,0 +1,179 @@
+"""What fetch-wal hands out: whole segments that are what they are called, partial ones, and nothing that is broken."""
+
+from __future__ import annotations
+
+import lzma
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import lz4.frame
+import pytest
+import zstandard
+from pgwal_process import run_pgwal
+from restore.made_repository import SEGMENT_SIZE, SYSTEM_IDENTIFIER, MadeRepository
+
+from pgwal.lsn import Lsn
+from pgwal_cli.restore_command import FATAL, NOT_FOUND, restore_command
+
+PAGE = 8192
+NAME = "000000010000000000000003"
+OF_TIMELINE_2 = "000000020000000000000003"
+
+
+def segment(timeline_id: int = 1, *, number: int = 3, pages: int = SEGMENT_SIZE // PAGE, identifier: int = 0) -> bytes:
+    """Return a segment with right page headers; what follows ``pages`` pages is zeros."""
+    rng = random.Random(number)
+    made = []
+    for page in range(pages):
+        address = number * SEGMENT_SIZE + page * PAGE
+        header = struct.pack("<HHIQI4x", 0xD118, 0 if page else 2, timeline_id, address, 0)
+        if not page:
+            header += struct.pack("<QII", identifier or SYSTEM_IDENTIFIER, SEGMENT_SIZE, PAGE)
+        made.append(header + rng.randbytes(PAGE - len(header)))
+    return b"".join(made).ljust(SEGMENT_SIZE, b"\0")
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    return MadeRepository(tmp_path / "repo").path
+
+
+def fetch(repo: Path, name: str = NAME) -> tuple[int, bytes | None, str]:
+    """Fetch a file and return the exit code, what is there afterwards, and the messages."""
+    destination = repo.parent / "RECOVERYXLOG"
+    destination.unlink(missing_ok=True)
+    outcome = run_pgwal("fetch-wal", "--repo", repo, name, destination)
+    assert [path.name for path in repo.parent.iterdir() if path != repo and path != destination] == []
+    return outcome.code, destination.read_bytes() if destination.exists() else None, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        ("", bytes),
+        (".zst", lambda content: zstandard.ZstdCompressor().compress(content)),
+        (".lz4", lz4.frame.compress),
+    ],
+    ids=["plain", "zstd", "lz4"],
+)
+def test_whole_segment(repo: Path, suffix: str, compress: type[bytes]) -> None:
+    (repo / "wal" / f"{NAME}{suffix}").write_bytes(compress(segment()))
+    # What was whole is preferred.
+    (repo / "wal" / f"{NAME}.partial").write_bytes(segment(pages=2))
+    assert fetch(repo)[:2] == (0, segment())
+
+
+def test_segment_that_ends_with_a_switch(repo: Path) -> None:
+    (repo / "wal" / NAME).write_bytes(segment(pages=5))
+    assert fetch(repo)[:2] == (0, segment(pages=5))
+
+
+def test_partial_segment_is_handed_out_at_full_size(repo: Path) -> None:
+    content = segment(pages=7)
+    (repo / "wal" / f"{NAME}.partial").write_bytes(content)
+    assert fetch(repo)[:2] == (0, content)
+
+
+def test_partial_segment_without_anything_in_it_is_not_there(repo: Path) -> None:
+    (repo / "wal" / f"{NAME}.partial").write_bytes(bytes(SEGMENT_SIZE))
+    assert fetch(repo)[:2] == (NOT_FOUND, None)
+
+
+def test_what_the_parent_timeline_has_more_of_a_segment(repo: Path) -> None:
+    """The new timeline's first segment begins with WAL of the old one, which is received a second time."""
+    switch = Lsn(3 * SEGMENT_SIZE + 20 * PAGE + 500)
+    old = segment(pages=40)
+    (repo / "wal" / "00000002.history").write_bytes(f"1\t{switch}\tno recovery target specified\n".encode())
+    (repo / "wal" / f"{NAME}.partial").write_bytes(old)
+    (repo / "wal" / f"{OF_TIMELINE_2}.partial").write_bytes(old[: 10 * PAGE].ljust(SEGMENT_SIZE, b"\0"))
+    cut = 20 * PAGE + 500
+    assert fetch(repo, OF_TIMELINE_2)[:2] == (0, old[:cut].ljust(SEGMENT_SIZE, b"\0"))
+    beyond = old[:cut] + segment(2)[cut : 30 * PAGE]
+    (repo / "wal" / f"{OF_TIMELINE_2}.partial").write_bytes(beyond.ljust(SEGMENT_SIZE, b"\0"))
+    assert fetch(repo, OF_TIMELINE_2)[:2] == (0, beyond.ljust(SEGMENT_SIZE, b"\0"))
+
+
+def test_history_file(repo: Path) -> None:
+    content = b"1\t0/3000028\tno recovery target specified\n"
+    (repo / "wal" / "00000002.history").write_bytes(content)
+    assert fetch(repo, "00000002.history")[:2] == (0, content)
+    assert fetch(repo, "00000003.history")[:2] == (NOT_FOUND, None)
+    (repo / "wal" / "00000003.history").write_bytes(b"rubbish\n")
+    assert fetch(repo, "00000003.history")[:2] == (FATAL, None)
+
+
+@pytest.mark.parametrize("name", ["000000010000000000000003.00000028.backup", "postgresql.conf", "../pgwal.json"])
+def test_other_files_are_not_there(repo: Path, name: str) -> None:
+    assert fetch(repo, name)[:2] == (NOT_FOUND, None)
+
+
+def changed(at: int, new: bytes) -> bytes:
+    content = segment()
+    return content[:at] + new + content[at + len(new) :]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (segment()[:-1], "ends 1 bytes before the end"),
+        (b"", "before the end of a segment"),
+        (segment(number=4), "not that of the segment at 0/300000"),
+        (segment(identifier=5), "of the cluster with system identifier 5"),
+        (segment(2), "is of timeline 2"),
+        (changed(9 * PAGE + 8, b"\xff"), f"page at byte {9 * PAGE}"),
+        (changed(9 * PAGE, bytes(PAGE)), f"page at byte {9 * PAGE}"),
+        (changed(50 * PAGE, b"\0"), f"page at byte {50 * PAGE}"),
+        (bytes(SEGMENT_SIZE), "not that of the segment"),
+    ],
+    ids=["short", "empty", "another", "cluster", "timeline", "address", "zeros-between", "magic", "zeros"],
+)
+def test_broken_segments_stop_recovery(repo: Path, content: bytes, message: str) -> None:
+    (repo / "wal" / NAME).write_bytes(content)
+    code, fetched, messages = fetch(repo)
+    assert (code, fetched) == (FATAL, None)
+    assert message in messages
+    assert "Traceback" not in messages
+
+
+def test_broken_compression_stops_recovery(repo: Path) -> None:
+    content = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(segment()))
+    content[len(content) // 2] ^= 1
+    (repo / "wal" / f"{NAME}.zst").write_bytes(content)
+    assert fetch(repo)[:2] == (FATAL, None)
+    (repo / "wal" / f"{NAME}.zst").write_bytes(lzma.compress(segment()))
+    assert fetch(repo)[:2] == (FATAL, None)
+
+
+def test_repository_that_is_not_there_stops_recovery(tmp_path: Path) -> None:
+    outcome = run_pgwal("fetch-wal", "--repo", tmp_path / "nowhere", NAME, tmp_path / "x")
+    assert outcome.code == FATAL
+    assert "there is no repository" in outcome.errors[0]
+
+
+def test_destination_that_cannot_be_written_stops_recovery(repo: Path) -> None:
+    (repo / "wal" / NAME).write_bytes(segment())
+    outcome = run_pgwal("fetch-wal", "--repo", repo, NAME, repo / "nowhere" / "x")
+    assert outcome.code == FATAL
+    assert "cannot write" in outcome.errors[0]
+
+
+def test_the_long_command_line_does_the_same(repo: Path) -> None:
+    (repo / "wal" / NAME).write_bytes(segment())
+    destination = repo.parent / "x"
+    assert run_pgwal("fetch-wal", NAME, destination, env={"PGWAL_REPO": str(repo)}).code == 0
+    assert destination.read_bytes() == segment()
+    assert run_pgwal("fetch-wal", NAME, env={"PGWAL_REPO": str(repo)}).code == FATAL
+
+
+def test_restore_command_imports_no_more_than_it_needs(repo: Path) -> None:
+    """A server waits for each segment: the whole command line would take several times as long."""
+    (repo / "wal" / NAME).write_bytes(segment())
+    command = restore_command(repo).replace("%f", NAME).replace("%p", str(repo.parent / "x"))
+    command = command.replace(f"{sys.executable} ", f"{sys.executable} -X importtime ", 1)
+    finished = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "pgwal.engine.fetch_wal" in imported
+    assert not imported & {"typer", "rich", "psycopg", "construct", "pydantic", "pyroaring", "hashlib", "logging"}

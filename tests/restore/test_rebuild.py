@@ -1,0 +1,167 @@
+"""Chains of files, rebuilt in any way, are what they were: by copies, kernel copies, links, in parts, with holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pgwal_process import assert_failed, run_pgwal
+from restore.made_repository import Blocks, MadeRepository, block
+
+from pgwal.backup.entry import BackupFile
+from pgwal.backup.file_table import FileTable, StoredFile
+from pgwal.datadir.copy_method import CopyMethod
+from pgwal.datadir.writer import TreeWriter
+from pgwal.engine import rebuild
+from pgwal.engine.combine import CombineRequest, combine_backups
+from pgwal.engine.rebuild import RebuildOptions
+from pgwal.engine.restore import RestoreRequest, restore_backup
+from pgwal.errors import TargetError
+from pgwal.relation import BLOCK_SIZE
+
+TABLE = "base/5/16384"
+UNCHANGED = "base/5/16385"
+
+
+def made_chain(directory: Path, seed: int) -> tuple[MadeRepository, bytes]:
+    """Make a chain of three backups of a table, and return what the table is at its end."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    content = [block(rng.choice("abcd")) if rng.random() < 0.8 else bytes(BLOCK_SIZE) for _ in range(200)]
+    content[20:60] = [bytes(BLOCK_SIZE)] * 40
+    made = MadeRepository(directory / "repo")
+    made.add({TABLE: b"".join(content), UNCHANGED: b"".join(content[:70]), "pg_hba.conf": b"local all all trust\n"})
+    for letter in "yz":
+        blocks = {number: block(letter) for number in rng.sample([*range(20), *range(60, 200)], 30)}
+        for number, new in blocks.items():
+            content[number] = new
+        made.add({TABLE: Blocks(200, blocks), UNCHANGED: Blocks(70, {}), "pg_hba.conf": b"local all all trust\n"})
+    return made, b"".join(content)
+
+
+@pytest.mark.parametrize("method", [CopyMethod.COPY, CopyMethod.COPY_FILE_RANGE, CopyMethod.LINK])
+@pytest.mark.parametrize("small_buffer", [False, True], ids=["at-once", "small-buffer"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_way_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: CopyMethod, small_buffer: bool, jobs: int
+) -> None:
+    if small_buffer:
+        monkeypatch.setattr(rebuild, "_BUFFER_SIZE", 3 * BLOCK_SIZE)
+    made, expected = made_chain(tmp_path, 7)
+    unchanged = (made.data(made.ids[0]) / UNCHANGED).read_bytes()
+    options = RebuildOptions(method, jobs, sync=False)
+    seen: list[tuple[int, int]] = []
+    report = restore_backup(
+        RestoreRequest(made.path, "latest", tmp_path / "restored", "false", options=options),
+        lambda done, total: seen.append((done, total)),
+    )
+    combine_backups(CombineRequest(made.path, made.ids[-1], tmp_path / "combined", options=options))
+    for place in ("restored", "combined"):
+        assert (tmp_path / place / TABLE).read_bytes() == expected
+        assert (tmp_path / place / UNCHANGED).read_bytes() == unchanged
+    assert seen == sorted(seen)
+    assert all(done <= total for done, total in seen)
+    linked = (tmp_path / "restored" / UNCHANGED).samefile(made.data(made.ids[0]) / UNCHANGED)
+    assert linked == (method is CopyMethod.LINK)
+    assert report.linked_backups == ((made.ids[0],) if linked else ())
+    # What people edit is never a link.
+    assert (tmp_path / "restored/pg_hba.conf").stat().st_nlink == 1
+    assert report.bytes_read == 0 or method is not CopyMethod.COPY or report.bytes_read < 2 * report.bytes_written
+
+
+def test_each_block_is_read_once(tmp_path: Path) -> None:
+    made, expected = made_chain(tmp_path, 3)
+    report = restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    small = sum((tmp_path / "restored" / name).stat().st_size for name in ("PG_VERSION", "pg_hba.conf"))
+    small += (tmp_path / "restored/global/pg_control").stat().st_size + (
+        tmp_path / "restored/backup_label"
+    ).stat().st_size
+    assert report.bytes_read == len(expected) + 70 * BLOCK_SIZE + small
+
+
+def test_runs_of_zeros_become_holes(tmp_path: Path) -> None:
+    made, expected = made_chain(tmp_path, 5)
+    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    assert bytes(8 * BLOCK_SIZE) in expected
+    (made.path / "probe").write_bytes(expected)
+    written = (made.path / "probe").stat().st_blocks
+    assert (tmp_path / "restored" / TABLE).stat().st_blocks < written
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=st.lists(st.tuples(st.sampled_from([0, 1, 255]), st.integers(1, 150_000)), max_size=6))
+def test_placed_file_holds_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]]
+) -> None:
+    content = b"".join(bytes([value]) * length for value, length in pieces)
+    directory = tmp_path_factory.mktemp("placed")
+    writer = TreeWriter(directory)
+    with writer.place("file", len(content)) as file:
+        for at in reversed(range(0, len(content), 100_000)):
+            file.write(memoryview(content)[at : at + 100_000], at)
+    assert (directory / "file").read_bytes() == content
+
+
+def supports_clones(directory: Path) -> bool:
+    (directory / "probe").write_bytes(b"probe")
+    try:
+        with TreeWriter(directory).place("clone", 5) as clone:
+            source = os.open(directory / "probe", os.O_RDONLY)
+            clone.clone(source, directory / "probe")
+    except TargetError:
+        return False
+    return True
+
+
+def test_clone_where_the_file_system_cannot(tmp_path: Path) -> None:
+    if supports_clones(tmp_path):
+        pytest.skip("this file system can")
+    made, _ = made_chain(tmp_path, 1)
+    outcome = run_pgwal("restore", "--repo", made.path, "-D", tmp_path / "target", "--clone")
+    unsupported = {os.strerror(number) for number in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV)}
+    assert_failed(outcome, 1, f'error while cloning file ".*" to ".*": ({"|".join(unsupported)})', "--copy")
+    assert not (tmp_path / "target/global/pg_control").exists()
+
+
+def test_clone_where_it_can(tmp_path: Path) -> None:
+    if not supports_clones(tmp_path):
+        pytest.skip("this file system cannot")
+    made, expected = made_chain(tmp_path, 1)
+    options = RebuildOptions(CopyMethod.CLONE)
+    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false", options=options))
+    assert (tmp_path / "restored" / TABLE).read_bytes() == expected
+
+
+def test_links_come_with_a_warning(tmp_path: Path) -> None:
+    made, _ = made_chain(tmp_path, 1)
+    outcome = run_pgwal("restore", "--repo", made.path, "-D", tmp_path / "target", "--link")
+    assert outcome.code == 0, outcome.stderr
+    assert "destroys" in outcome.stderr
+    assert made.ids[0] in outcome.stderr
+
+
+def test_two_ways_at_once_are_a_usage_error(tmp_path: Path) -> None:
+    outcome = run_pgwal("restore", "--repo", tmp_path, "-D", tmp_path / "target", "--clone", "-k")
+    assert_failed(outcome, 2, "exclude each other")
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1, max_size=8),
+        st.tuples(st.booleans(), st.integers(0, (1 << 63) - 1), st.binary(min_size=16, max_size=16)),
+        max_size=50,
+    )
+)
+def test_file_table_finds_what_it_was_given(files: dict[str, tuple[bool, int, bytes]]) -> None:
+    table = FileTable(
+        BackupFile(path, size, size, 0o600, 0, digest.hex(), *((0, 0) if incremental else ()))
+        for path, (incremental, size, digest) in files.items()
+    )
+    for path, (incremental, size, digest) in files.items():
+        assert table.find(path) == StoredFile(incremental, size, digest.hex())
+    assert table.find("another/path") is None
