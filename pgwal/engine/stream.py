@@ -69,9 +69,9 @@ _SILENT_INTERVALS = 6
 class StreamOptions:
     """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
 
-    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up an
-    interrupted stream again, ``wait_for_room`` also one that a full disk has ended.  ``for_backup`` is the receiver that
-    a backup command runs itself: any other one waits for it to end.
+    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up
+    an interrupted stream again, ``wait_for_room`` also one that a full disk has ended.  ``for_backup`` is the receiver
+    that a backup command runs itself: any other one waits for it to end.
     """
 
     slot: str | None = None
