@@ -30,15 +30,19 @@ def create_slot(server: ThrowawayServer, name: str) -> None:
 
 
 def write_wal(server: ThrowawayServer, first_step: int) -> Lsn:
-    """Make changes, an end of a segment among them, and return where the server is."""
+    """Make changes, an end of a segment among them, and return a position that a little more is written after.
+
+    pg_receivewal ends only when it gets something behind its ``--endpos``.
+    """
     run_load(server, first_step)
     with server.connect() as connection:
         connection.execute("SELECT pg_switch_wal()")
     run_load(server, first_step + 1)
+    end = flush_lsn(server)
     with server.connect() as connection:
         connection.execute("CREATE TABLE last_words ()")
         connection.execute("DROP TABLE last_words")
-    return flush_lsn(server)
+    return end
 
 
 def receive(server: ThrowawayServer, repo: Path, end: Lsn) -> None:
