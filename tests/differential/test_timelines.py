@@ -263,9 +263,7 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
 
 
 @pytest.mark.postgres(13, 15, 18)
-def test_a_receiver_that_is_ahead_of_the_new_primary(
-    pair: Pair, make_server: ServerFactory, scratch: Path
-) -> None:
+def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """It got segments that the standby did not: it follows from where the standby left, and keeps what it has."""
     prepare(pair.primary)
     with receiver(pair.primary.conninfo, pair.repo):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -168,7 +169,7 @@ def assert_same_map(server: ThrowawayServer, repo: Path) -> None:
     repository = Repository.open(repo)
     ours = repository.summaries.ranges()
     assert len(ours) > 1
-    for before, after in zip(ours, ours[1:], strict=False):
+    for before, after in pairwise(ours):
         place = repository.geometry.first_record_position
         assert place(before.end) == place(after.start), f"{before}, {after}"
     if server.installation.major < 17:

@@ -17,8 +17,8 @@ _ABORT = struct.pack("ii", 1, 0)
 class Proxy:
     """Passes connections on to a port of 127.0.0.1, as a context.
 
-    ``delay_s`` is slept for each chunk that comes from the server; while ``frozen`` is set nothing passes, and nobody is
-    told.  ``cut_after`` bytes from the server, wherever in a message that is, all connections are reset.
+    ``delay_s`` is slept for each chunk that comes from the server; while ``frozen`` is set nothing passes, and nobody
+    is told.  ``cut_after`` bytes from the server, wherever in a message that is, all connections are reset.
     """
 
     def __init__(self, port: int) -> None:

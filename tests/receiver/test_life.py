@@ -90,9 +90,7 @@ def test_a_full_disk_is_waited_for(make_server: ServerFactory, small_disk: Path)
     assert_same_wal(server, repo, end)
     assert_whole_segments_are_the_servers(server, repo)
     bounds = ["--from", str(Repository.open(repo).summaries.ranges()[0].start), "--to", str(held), "--json"]
-    assert succeed("map", "--repo", repo, *bounds) == succeed(
-        "map", "--wal", server.data_directory / "pg_wal", *bounds
-    )
+    assert succeed("map", "--repo", repo, *bounds) == succeed("map", "--wal", server.data_directory / "pg_wal", *bounds)
 
 
 @pytest.mark.postgres(18)
