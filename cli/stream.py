@@ -91,6 +91,7 @@ def stream(
         create_slot=create_slot,
         if_not_exists=if_not_exists,
         reconnect=not no_loop,
+        wait_for_room=not no_loop and not once,
         status_interval_s=status_interval,
         synchronous=synchronous,
         end_lsn=endpos,
@@ -123,5 +124,6 @@ def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:
     if metrics.streaming:
         status = f"receiving WAL on timeline {metrics.timeline_id}, durable up to {metrics.flushed_lsn}"
     else:
-        status = "connecting to the server"
-    manager.alive(status, ready=receiver.streaming.is_set())
+        status = receiver.waits_for or "connecting to the server"
+    # A backup that receives WAL itself does this receiver's work.
+    manager.alive(status, ready=receiver.streaming.is_set() or receiver.waits_for_backup)

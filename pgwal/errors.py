@@ -57,8 +57,16 @@ class RepositoryError(PgwalError):
     """The repository cannot do what is asked of it."""
 
 
+class StorageFull(RepositoryError):
+    """There is no room left where the repository is."""
+
+
 class RepositoryLocked(RepositoryError):
     """Another process holds the lock that this one needs."""
+
+
+class ReceivedByBackup(RepositoryLocked):
+    """A backup's own receiver holds the lock, and gives it back when the backup ends."""
 
 
 class ObjectNotFound(RepositoryError):

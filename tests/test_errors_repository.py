@@ -47,7 +47,7 @@ class Taken:
 def pristine(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Taken]:
     directory = session_scratch / f"damage-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
-        taken = Taken(factory(), directory / "repo", {}, {}, "")
+        taken = Taken(factory(settings={"wal_keep_size": "1GB"}), directory / "repo", {}, {}, "")
         run_sql(
             taken.server, "CREATE TABLE t AS SELECT i, repeat('x', 500) AS filler FROM generate_series(1, 20000) AS i"
         )

@@ -47,5 +47,7 @@ class ReceiverMetrics:
     segments_uncompressed: int = 0
     summaries_written: int = 0
     reconnects: int = 0
-    errors: Counter[str] = field(default_factory=lambda: Counter({"stream": 0, "summary": 0, "compression": 0}))
+    errors: Counter[str] = field(
+        default_factory=lambda: Counter({"stream": 0, "storage": 0, "summary": 0, "compression": 0})
+    )
     sync: LatencyHistogram = field(default_factory=LatencyHistogram)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream import Receiver, StreamOptions
-from pgwal.errors import PgwalError, WalGap
+from pgwal.errors import PgwalError, RepositoryLocked, WalGap
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.repository import Repository
@@ -82,6 +82,11 @@ class _ReceiverThread(threading.Thread):
         except BaseException as error:  # raised again where the backup waits for WAL
             self._error = error
 
+    @property
+    def came_too_late(self) -> bool:
+        """Whether another receiver has begun meanwhile, so that this one ended at once."""
+        return isinstance(self._error, RepositoryLocked)
+
     def check(self) -> None:
         """Raise what ended the receiver, if it has ended."""
         if self._error is not None:
@@ -103,16 +108,16 @@ def receiving(
         return
     stop = StopRequest()
     # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.
-    options = StreamOptions(slot=slot, temporary_slot=slot is None, skip_removed=skip_removed)
+    options = StreamOptions(slot=slot, temporary_slot=slot is None, skip_removed=skip_removed, for_backup=True)
     receiver = Receiver(repository.store.root, parameters, options, stop)
     thread = _ReceiverThread(receiver)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")
     thread.start()
     try:
         # A new temporary slot keeps WAL from the last checkpoint on. What is older must be here before the next one.
-        while not receiver.level.wait(_POLL_S):
+        while not receiver.level.wait(_POLL_S) and not thread.came_too_late:
             thread.check()
-        yield ReceivedWal(repository, thread)
+        yield ReceivedWal(repository, None if thread.came_too_late else thread)
     finally:
         stop.set()
         thread.join()

@@ -1,7 +1,8 @@
 """Receive WAL continuously, keep it, and summarise it as it arrives.
 
 The order of durability is here, in one place: write to the segment, sync it, and only then report the position
-to the server as flushed; a summary is written when the WAL it speaks of is durable.
+to the server as flushed; a summary is written when the WAL it speaks of is durable.  Whenever the stream begins again,
+its last segment is received again from the start, so nothing is built on what a failed write or sync has left.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from pgwal.engine.stop import StopRequest
 from pgwal.errors import (
     ConnectionFailed,
     FormatError,
+    PgwalError,
+    ReceivedByBackup,
     ReplicationInterrupted,
     RepositoryError,
+    ServerError,
     SlotInUse,
     SlotUnavailable,
+    StorageFull,
+    TimelineMismatch,
     WalRemoved,
 )
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_slot
-from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, WalSender
+from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, SystemIdentity, WalSender
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.layout import RepositoryIdentity
@@ -39,6 +45,7 @@ from pgwal.repository.wal_archive import WalWriter
 from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression, SegmentCompressor
 from pgwal.segment import WAL_PAGE_SIZE, parse_segment_size
 from pgwal.summary.summarizer import Summarizer, Summary
+from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
 
 logger = logging.getLogger(__name__)
@@ -48,7 +55,9 @@ DEFAULT_STATUS_INTERVAL_S = 10.0
 # WAL that was written is synced when the server pauses for this long, or after SYNC_INTERVAL_S without a pause.
 _IDLE_S = 0.1
 _SYNC_INTERVAL_S = 1.0
-_RECONNECT_MAX_S = 5.0
+# With --synchronous somebody waits for it, however busy the server is otherwise.
+_SYNCHRONOUS_INTERVAL_S = 0.05
+_RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
 # How often the receiver shows that it is alive, and how old the state that it leaves for others may get.
 _TICK_S = 1.0
 _STATE_INTERVAL_S = 5.0
@@ -60,7 +69,9 @@ _SILENT_INTERVALS = 6
 class StreamOptions:
     """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
 
-    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.
+    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up
+    an interrupted stream again, ``wait_for_room`` also one that a full disk has ended.  ``for_backup`` is the receiver
+    that a backup command runs itself: any other one waits for it to end.
     """
 
     slot: str | None = None
@@ -68,6 +79,8 @@ class StreamOptions:
     create_slot: bool = False
     if_not_exists: bool = False
     reconnect: bool = True
+    wait_for_room: bool = False
+    for_backup: bool = False
     status_interval_s: float = DEFAULT_STATUS_INTERVAL_S
     synchronous: bool = False
     end_lsn: Lsn | None = None
@@ -102,6 +115,12 @@ class Receiver:
         self.metrics = ReceiverMetrics()
         self._repository: Repository | None = None
         self._slot_ensured = False
+        self._failures = 0
+        self._furthest_lsn = Lsn(0)
+        self.waits_for: str | None = None
+        """What it waits for, in words, while nothing is received."""
+        self.waits_for_backup = False
+        """Whether that is the end of a backup, whose receiver does the work."""
         self.slot = options.slot
         """The slot that holds back WAL at present."""
         self.streaming = threading.Event()
@@ -115,11 +134,12 @@ class Receiver:
         """Receive until asked to stop, or until the end that the options name.
 
         An interrupted stream is taken up again, unless the options say otherwise; an error of the first
-        connection is raised.  Raises RepositoryLocked, WrongCluster, WalRemoved, ServerError and its kinds.
+        connection is raised.  The end of a backup that receives WAL itself is waited for in any case.
+        Raises RepositoryLocked, WrongCluster, WalRemoved, ServerError and its kinds.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._is_worth_retrying),
-            wait=tenacity.wait_exponential(multiplier=0.1, max=_RECONNECT_MAX_S),
+            wait=self._wait_s,
             stop=lambda _: self._stop.is_set(),
             sleep=self._pause,
             before_sleep=self._note_interruption,
@@ -128,15 +148,32 @@ class Receiver:
         with ExitStack() as held:
             try:
                 retrying(self._receive_once, held)
-            except (ConnectionFailed, ReplicationInterrupted, SlotInUse):
+            except (ConnectionFailed, ReplicationInterrupted, SlotInUse, ReceivedByBackup, StorageFull):
                 if not self._stop.is_set():
                     raise
 
+    def _wait_s(self, _: tenacity.RetryCallState) -> float:
+        """Return how long to wait: longer with each attempt since the last one that received something new."""
+        self._failures += 1
+        return float(min(_RETRY_MAX_S, _RETRY_MIN_S * 2 ** min(self._failures, 10)))
+
     def _note_interruption(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
         self.metrics.streaming = False
+        if isinstance(error, ReceivedByBackup):
+            if not self.waits_for_backup:
+                logger.warning("%s: waiting for the backup, which receives WAL itself, to end", error)
+            self.waits_for_backup, self.waits_for = True, "waiting for a backup that receives WAL itself"
+            return
         self.metrics.reconnects += 1
+        if isinstance(error, StorageFull):
+            self.waits_for = "waiting for room in the repository"
+            self.metrics.errors["storage"] += 1
+            logger.error("%s; receiving pauses until there is room", error)
+            return
+        self.waits_for = "connecting to the server"
         self.metrics.errors["stream"] += 1
-        logger.warning("%s; trying again", state.outcome.exception() if state.outcome else "interrupted")
+        logger.warning("%s; trying again", error)
 
     def _pause(self, seconds: float) -> None:
         self.alive()
@@ -148,6 +185,10 @@ class Receiver:
         transient = isinstance(error, (ConnectionFailed, ReplicationInterrupted))
         # After the connection broke, the server may take a while to notice, and hold the slot for it.
         transient = transient or (isinstance(error, SlotInUse) and self.streaming.is_set())
+        if isinstance(error, ReceivedByBackup):
+            return not self._options.for_backup
+        if isinstance(error, StorageFull):
+            return connected_before and self._options.wait_for_room
         return transient and connected_before and self._options.reconnect
 
     def _receive_once(self, held: ExitStack) -> None:
@@ -166,7 +207,7 @@ class Receiver:
             self._ensure_slot(sender)
             self.level_lsn = system.flush_lsn
             target = system.flush_lsn if self._options.once else self._options.end_lsn
-            timeline_id, start = self._start_point(sender, repository, system.timeline_id, system.flush_lsn)
+            timeline_id, start = self._start_point(sender, repository, system)
             while True:
                 logger.info("receiving WAL from %s on timeline %d", start, timeline_id)
                 stream = _TimelineStream(self, sender, repository, timeline_id, start, target)
@@ -175,7 +216,7 @@ class Receiver:
                 except WalRemoved as error:
                     present = repository.geometry.segment_start(repository.geometry.segment_no(system.flush_lsn))
                     if not self._options.skip_removed or start >= present:
-                        raise
+                        raise self._missing(error, sender, start, present) from error
                     logger.warning("%s; going on at %s, so that WAL from %s on is missing", error, present, start)
                     timeline_id, start = system.timeline_id, present
                     # The error has ended the temporary slot.
@@ -189,11 +230,19 @@ class Receiver:
                 timeline_id = end.next_timeline_id
                 start = repository.geometry.segment_start(repository.geometry.segment_no(end.switch_lsn))
 
+    def _missing(self, error: WalRemoved, sender: WalSender, start: Lsn, present: Lsn) -> WalRemoved:
+        """Name the range that is known to be missing: up to where the server is, or holds WAL back by the slot."""
+        position = self._slot_position(sender) if self._options.slot is not None else None
+        end = position.restart_lsn if position is not None and position.restart_lsn is not None else present
+        if end <= start:
+            return error
+        return WalRemoved(f"{error}; missing is WAL from {start} on, up to {end} at most", hint=error.hint)
+
     def _hold_repository(self, identity: RepositoryIdentity, held: ExitStack) -> Repository:
         """Open the repository and take its receiver lock, once; check that the server is the same every time."""
         if self._repository is None:
             repository = Repository.open_or_create(self._repository_path, identity)
-            held.enter_context(repository.lock_receiver())
+            held.enter_context(repository.lock_receiver(for_backup=self._options.for_backup))
             self._repository = repository
             self._compressor = held.enter_context(
                 SegmentCompressor(repository.store, repository.wal, self._options.compression)
@@ -221,28 +270,69 @@ class Receiver:
 
     def _ensure_slot(self, sender: WalSender) -> None:
         slot = self._options.slot
-        if slot is not None and self._options.create_slot and not self._slot_ensured:
-            if sender.create_physical_slot(slot, if_not_exists=self._options.if_not_exists):
+        if slot is not None and self._options.create_slot:
+            # Each time: after a failover, the new primary has not had it yet.
+            may_exist = self._options.if_not_exists or self._slot_ensured
+            if sender.create_physical_slot(slot, if_not_exists=may_exist):
                 logger.info("created replication slot %s", slot)
             self._slot_ensured = True
         if slot is None and self._options.temporary_slot:
             self.slot = sender.create_temporary_slot()
 
-    def _start_point(
-        self, sender: WalSender, repository: Repository, timeline_id: int, flush_lsn: Lsn
-    ) -> tuple[int, Lsn]:
+    def _start_point(self, sender: WalSender, repository: Repository, system: SystemIdentity) -> tuple[int, Lsn]:
         """Return (timeline, segment start) to receive from: what the archive has, else the slot, else the server.
 
         A temporary slot, which begins at the last checkpoint, does not count: nobody waits for WAL that old.
         """
         resume = repository.wal.resume_point()
         if resume is not None:
-            return resume
+            return self._on_servers_history(resume, sender, repository, system.timeline_id)
+        timeline_id, flush_lsn = system.timeline_id, system.flush_lsn
         position = self._slot_position(sender) if self._options.slot is not None else None
         if position is not None and position.restart_lsn is not None:
             timeline_id = position.restart_timeline_id or timeline_id
             flush_lsn = position.restart_lsn
         return timeline_id, repository.geometry.segment_start(repository.geometry.segment_no(flush_lsn))
+
+    def _on_servers_history(
+        self, resume: tuple[int, Lsn], sender: WalSender, repository: Repository, timeline_id: int
+    ) -> tuple[int, Lsn]:
+        """Return where to receive on from a server that may be on another timeline than the archive's newest WAL.
+
+        A server that was promoted need not have all that is here of the timeline it left: it is followed from where
+        it left.  Nothing is removed or overwritten by that, for the files of another timeline have other names.
+        """
+        resume_timeline_id, position = resume
+        if resume_timeline_id == timeline_id:
+            return resume
+        if resume_timeline_id > timeline_id:
+            raise ServerError(
+                f"the repository holds WAL of timeline {resume_timeline_id}, this server is still on timeline"
+                f" {timeline_id}",
+                hint="It looks like the primary from before a failover, or a standby that lags behind: connect to the"
+                " present primary, or use another repository.",
+            )
+        history = TimelineHistory.decode(timeline_id, sender.timeline_history(timeline_id))
+        found = repository.wal.resume_point(history)
+        if found is None:
+            raise TimelineMismatch(
+                f"none of the WAL in the repository is in the history of timeline {timeline_id}, which this server"
+                " is on",
+                hint="Check the connection; if it is the right server, use another repository for it, and take a full"
+                " backup.",
+            )
+        if found[0] != resume_timeline_id or found[1] < position:
+            logger.warning(
+                "this server never had all WAL that is here of timeline %d, up to segment %s at least: following"
+                " timeline %d, and receiving from %s of timeline %d on; what is here of timeline %d is kept",
+                resume_timeline_id,
+                repository.geometry.file_name(resume_timeline_id, repository.geometry.last_segment_no(position)),
+                timeline_id,
+                found[1],
+                found[0],
+                resume_timeline_id,
+            )
+        return found
 
     def _slot_position(self, sender: WalSender) -> SlotPosition | None:
         """Return where the slot is, None without a slot; raises SlotUnavailable when it does not exist."""
@@ -271,6 +361,7 @@ class Receiver:
         return self._stop
 
     def started(self, start: Lsn) -> None:
+        self.waits_for, self.waits_for_backup = None, False
         self.streaming.set()
         self.metrics.streaming = True
         self._note_position(start)
@@ -302,6 +393,9 @@ class Receiver:
         self.metrics.sync.observe(seconds)
 
     def _note_position(self, flushed_lsn: Lsn) -> None:
+        if flushed_lsn > self._furthest_lsn:
+            self._furthest_lsn = flushed_lsn
+            self._failures = 0
         if flushed_lsn >= self.level_lsn:
             self.level.set()
 
@@ -348,6 +442,8 @@ class _TimelineStream:
             reported_flush_lsn=receiver.reported_flush_lsn(sender),
             unix_time_offset_s=time.time() - time.monotonic(),
         )
+        self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._options.synchronous else _SYNC_INTERVAL_S
+        self._reported_lsn: Lsn | None = None
         self._last_sync_s = time.monotonic()
         self._last_state_s = time.monotonic()
 
@@ -363,8 +459,13 @@ class _TimelineStream:
                     self._sender.finish()
                     return None
                 end = self._step()
-        finally:
             self._sync()
+        except PgwalError as error:
+            # After an error of the storage it is not known what a sync would mean: see WalWriter.
+            if not isinstance(error, RepositoryError):
+                self._sync()
+            raise
+        finally:
             self._writer.close()
         if self._summarizer is not None:
             self._summarizer.finish(end.switch_lsn)
@@ -387,11 +488,11 @@ class _TimelineStream:
                 self._take(event)
         elif self._is_unsynced():
             self._sync()
-            self._report_if_synchronous(now)
-        if self._session.reply_due or now - self._last_sync_s > _SYNC_INTERVAL_S:
+        if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
             self._sync()
-        status = self._session.status_due(now)
+        status = self._session.status_now(now) if self._is_awaited() else self._session.status_due(now)
         if status is not None:
+            self._reported_lsn = self._session.flushed_lsn
             self._sender.send(status)
         self._check_silence(now)
         self._renew_state(now)
@@ -406,6 +507,10 @@ class _TimelineStream:
         if self._is_unsynced():
             wait_s = min(wait_s, 0 if self._options.synchronous else _IDLE_S)
         return wait_s
+
+    def _is_awaited(self) -> bool:
+        """Tell whether commits may wait to hear of what was synced since the last status."""
+        return self._options.synchronous and self._session.flushed_lsn != self._reported_lsn
 
     def _take(self, data: WalData) -> None:
         self._writer.write(data.data)
@@ -435,6 +540,8 @@ class _TimelineStream:
     def _sync(self) -> None:
         """Make what was written durable, then note it, then write the summaries that it completes."""
         self._last_sync_s = time.monotonic()
+        # An error may have come between writing and saying so.
+        self._session.written(self._writer.written_lsn)
         self._writer.sync()
         if self._session.flushed_lsn == self._writer.flushed_lsn:
             return
@@ -462,19 +569,15 @@ class _TimelineStream:
             level_at=metrics.level_at,
         )
         self._last_state_s = time.monotonic()
-        self._repository.write_receiver_state(state)
+        # Advisory: where there is no room for it, there still is in the segment, which was made at full size.
+        with suppress(RepositoryError):
+            self._repository.write_receiver_state(state)
         self._receiver.progressed(state)
 
     def _renew_state(self, now: float) -> None:
         """While nothing arrives, say now and then that nothing is missing."""
         if now - self._last_state_s > _STATE_INTERVAL_S:
-            # Nobody loses anything if it cannot be written.
-            with suppress(RepositoryError):
-                self._note_state()
-
-    def _report_if_synchronous(self, now: float) -> None:
-        if self._options.synchronous:
-            self._sender.send(self._session.status_now(now))
+            self._note_state()
 
     def _check_silence(self, now: float) -> None:
         interval_s = self._options.status_interval_s
@@ -506,6 +609,7 @@ class _TimelineStream:
         )
         position = Lsn(begin - begin % WAL_PAGE_SIZE)
         if position < self._start:
+            logger.info("summarising WAL that is here, from %s to %s", begin, self._start)
             for data in self._repository.wal.read(self._timeline_id, begin):
                 self._summarise(position, data[: self._start - position])
                 position = Lsn(position + len(data))
@@ -513,6 +617,9 @@ class _TimelineStream:
                     break
                 self._write_summaries(self._summarizer.take_finished())
                 self._receiver.alive()
+                if self._receiver.stop.is_set():
+                    # It has not seen all, so it must not come to finish what it has.
+                    return None
         return self._summarizer
 
     def _summary_start(self) -> Lsn:

@@ -8,34 +8,40 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
 from pgwal.repository.store import StoredObject
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HINTS = {
-    errno.ENOSPC: "Free some space; what was reported as received is safe.",
-    errno.EDQUOT: "Free some space; what was reported as received is safe.",
+    **dict.fromkeys(_FULL, "Free some space; what was reported as received is safe."),
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
 }
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
+_TEMPORARY_SUFFIX = ".tmp"
+# Whoever looks whether a lock is held has it for an instant.
+_LOOK_S = 0.1
+
 
 @contextlib.contextmanager
 def translated_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into ObjectNotFound or RepositoryError, with the path and a way out."""
+    """Turn what the file system refuses into ObjectNotFound, StorageFull or RepositoryError, with path and way out."""
     try:
         yield
     except FileNotFoundError as error:
         raise ObjectNotFound(f"cannot {action} {path}: it does not exist") from error
     except OSError as error:
         hint = _HINTS.get(error.errno or 0)
-        raise RepositoryError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
+        kind = StorageFull if error.errno in _FULL else RepositoryError
+        raise kind(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
 
 
 def sync_directory(path: Path) -> None:
@@ -56,24 +62,30 @@ class LocalAppender:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
             try:
                 self._allocate(size_bytes)
+                # One that is there already may be what a receiver left that was killed before it came to this.
+                os.fsync(self._descriptor)
+                sync_directory(path.parent)
             except BaseException:
                 os.close(self._descriptor)
                 raise
 
     def _allocate(self, size_bytes: int) -> None:
         size = os.fstat(self._descriptor).st_size
-        if size == size_bytes:
-            return
         if size > size_bytes:
             raise RepositoryError(f"{self._path} has {size} bytes, at most {size_bytes} were expected")
-        # Zeros are written, not only reserved: no later write may fail for want of space, or change metadata.
+        try:
+            self._fill(size, size_bytes)
+        except OSError:
+            # Of use to nobody, and in the way of pg_receivewal; what somebody else left there stays.
+            if size == 0:
+                self._path.unlink()
+            raise
+
+    def _fill(self, position: int, size_bytes: int) -> None:
+        """Write zeros, not only reserve room: no later write may fail for want of space, or change metadata."""
         zeros = bytes(1 << 20)
-        for offset in range(0, size_bytes, len(zeros)):
-            if offset + len(zeros) > size:
-                start = max(offset, size)
-                os.pwrite(self._descriptor, zeros[: min(offset + len(zeros), size_bytes) - start], start)
-        os.fsync(self._descriptor)
-        sync_directory(self._path.parent)
+        while position < size_bytes:
+            position += os.pwrite(self._descriptor, zeros[: size_bytes - position], position)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -100,6 +112,19 @@ class LocalAppender:
             self._descriptor = -1
 
 
+def _is_taken(descriptor: int) -> bool:
+    """Take the lock of an open file; False when another process keeps it."""
+    deadline = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_S / 10)
+
+
 class LocalStore:
     """A directory; see pgwal.repository.store.Store.  Files are created 0600, directories 0700."""
 
@@ -108,6 +133,11 @@ class LocalStore:
 
     def path(self, name: str) -> Path:
         return self.root / name
+
+    def sync_directory(self, name: str) -> None:
+        path = self.path(name)
+        with translated_errors("sync", path):
+            sync_directory(path)
 
     def create_directory(self, name: str) -> None:
         """Make a directory and its parents, durably; it may be there already."""
@@ -131,7 +161,7 @@ class LocalStore:
 
     def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
         path = self.path(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
         with translated_errors("write", path):
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
@@ -149,6 +179,12 @@ class LocalStore:
 
     def preallocate(self, name: str, size_bytes: int) -> LocalAppender:
         return LocalAppender(self.path(name), size_bytes)
+
+    def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
+        prefix = "." if of is None else f".{of}."
+        for name, _ in self.list(directory):
+            if name.startswith(prefix) and name.endswith(_TEMPORARY_SUFFIX):
+                self.delete(f"{directory}/{name}" if directory else name)
 
     def delete(self, name: str) -> None:
         with translated_errors("delete", self.path(name)):
@@ -200,14 +236,12 @@ class LocalStore:
             os.close(descriptor)
 
     def _take_lock(self, descriptor: int, path: Path, holder: str) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_taken(descriptor):
             other = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise RepositoryLocked(
                 f"{path} is held by {other}",
                 hint="Only one can work on a repository at a time: wait until that one has ended, or stop it.",
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, WrongCluster
+from pgwal.errors import (
+    FormatError,
+    ObjectNotFound,
+    ReceivedByBackup,
+    RepositoryError,
+    RepositoryLocked,
+    WrongCluster,
+)
 from pgwal.lsn import Lsn
 from pgwal.repository.catalogue import Catalogue
 from pgwal.repository.layout import (
@@ -23,6 +31,8 @@ from pgwal.repository.layout import (
 from pgwal.repository.local import LocalStore
 from pgwal.repository.summaries import SummaryFiles
 from pgwal.repository.wal_archive import WalArchive
+
+_RECEIVER_OF_BACKUP = "a backup's receiver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +132,29 @@ class Repository:
                 hint="Use another repository after an upgrade.",
             )
 
-    def lock_receiver(self) -> AbstractContextManager[None]:
-        """Hold the right to write WAL and summaries; raises RepositoryLocked."""
-        return self.store.lock(RECEIVER_LOCK_NAME, "a receiver")
+    @contextmanager
+    def lock_receiver(self, *, for_backup: bool = False) -> Iterator[None]:
+        """Hold the right to write WAL and summaries, which whoever comes next finds as a crash left it.
+
+        Raises ReceivedByBackup when one holds it that was taken ``for_backup``, RepositoryLocked for any other.
+        """
+        holder = _RECEIVER_OF_BACKUP if for_backup else "a receiver"
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.store.lock(RECEIVER_LOCK_NAME, holder))
+            except RepositoryLocked as error:
+                if f"held by {_RECEIVER_OF_BACKUP}" in str(error):
+                    raise ReceivedByBackup(str(error), hint=error.hint) from None
+                raise
+            self._recover()
+            yield
+
+    def _recover(self) -> None:
+        """Remove what a killed receiver was writing, and make durable what it had given its name but not more."""
+        self.store.clear_temporaries("", of=RECEIVER_STATE_NAME)
+        for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY):
+            self.store.clear_temporaries(directory)
+            self.store.sync_directory(directory)
 
     def lock_backups(self) -> AbstractContextManager[None]:
         """Hold the right to add and remove backups; raises RepositoryLocked."""

@@ -52,11 +52,20 @@ class Store(Protocol):
     def preallocate(self, name: str, size_bytes: int) -> Appender:
         """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place."""
 
+    def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
+        """Remove what a crash left of objects directly in a directory, or of one, that were being written.
+
+        For whoever alone writes them.
+        """
+
     def delete(self, name: str) -> None:
         """Remove an object; it may come back after a crash of the machine.  Raises ObjectNotFound."""
 
     def exists(self, name: str) -> bool:
         """Tell whether there is an object or directory of this name."""
+
+    def sync_directory(self, name: str) -> None:
+        """Make the names in a directory durable, whoever gave them."""
 
     def list(self, directory: str) -> builtins.list[StoredObject]:
         """Return the objects directly in a directory, by name; an absent directory is empty."""

@@ -29,14 +29,34 @@ class WalArchive(WalDirectory):
         found = {(segment.timeline_id, segment.segment_no): segment for segment in (*first, *second)}
         return [found[key] for key in sorted(found)]
 
-    def resume_point(self) -> tuple[int, Lsn] | None:
-        """Return (timeline, LSN) from which to receive on, as pg_receivewal would: a segment start."""
+    def resume_point(self, history: TimelineHistory | None = None) -> tuple[int, Lsn] | None:
+        """Return (timeline, LSN) from which to receive on, as pg_receivewal would: a segment start.
+
+        With a ``history``, only what lies on it counts: not what was written to a timeline after it was left.
+        """
         segments = self.segments()
+        if history is not None:
+            segments = [segment for segment in segments if self._is_on(history, segment)]
         if not segments:
             return None
         newest = max(segments, key=lambda s: (s.segment_no, s.timeline_id, s.complete))
         number = newest.segment_no + 1 if newest.complete else newest.segment_no
-        return newest.timeline_id, self.geometry.segment_start(number)
+        start = self.geometry.segment_start(number)
+        if history is not None:
+            switch = next((lsn for number, lsn in history.switches if number == newest.timeline_id), None)
+            if switch is not None and start > switch:
+                # Whole, with the switch in it: the next timeline begins with a copy of it up to there.
+                start = self.geometry.segment_start(self.geometry.segment_no(switch))
+                return history.timeline_at(switch), start
+        return newest.timeline_id, start
+
+    def _is_on(self, history: TimelineHistory, segment: WalSegmentFile) -> bool:
+        """Tell whether a history goes through the start of a segment."""
+        start = self.geometry.segment_start(segment.segment_no)
+        left = {switch.timeline_id: switch.switch_lsn for switch in history.switches}
+        if segment.timeline_id in left:
+            return start < left[segment.timeline_id]
+        return segment.timeline_id == history.timeline_id
 
     def read_file(self, name: str) -> bytes:
         """Return a segment or history file as the server wants it back; a partial segment if there is no whole one.
@@ -66,7 +86,8 @@ class WalObserver(Protocol):
 class WalWriter:
     """Writes received WAL of one timeline into segments, from a segment start on.
 
-    ``written_lsn`` is the end of what was written, ``flushed_lsn`` of what is durable.
+    ``written_lsn`` is the end of what was written, ``flushed_lsn`` of what is durable.  After an error of the storage
+    nothing may be done but close it: what a failed sync has not made durable, the next one may pass over in silence.
     """
 
     def __init__(
@@ -102,13 +123,10 @@ class WalWriter:
             self._observer.wal_synced(time.monotonic() - started_s)
 
     def close(self) -> None:
-        """Sync and close; a segment that is not full stays partial."""
-        try:
-            self.sync()
-        finally:
-            if self._segment is not None:
-                self._segment.close()
-                self._segment = None
+        """Close, without a sync; a segment that is not full stays partial."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
 
     def _open_segment(self) -> Appender:
         if self._segment is None:

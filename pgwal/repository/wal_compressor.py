@@ -133,13 +133,6 @@ def compress_segment(store: Store, geometry: WalGeometry, name: str, compression
 # ---- what a crash left ----
 
 
-def clear_temporaries(store: Store) -> None:
-    """Remove what a crash left of files that were being written; only under the receiver's lock."""
-    for name, _ in store.list(WAL_DIRECTORY):
-        if name.startswith(".") and name.endswith(".tmp"):
-            store.delete(f"{WAL_DIRECTORY}/{name}")
-
-
 def _compressed_twin(store: Store, name: str) -> str | None:
     """Return the name of a compressed file of the segment that is there beside the plain one."""
     twins = (name + suffix for suffix in COMPRESSION_SUFFIXES[1:])
@@ -192,7 +185,7 @@ class SegmentCompressor:
         return self._queue.qsize() + len(self._failed)
 
     def __enter__(self) -> Self:
-        clear_temporaries(self._store)
+        self._store.clear_temporaries(WAL_DIRECTORY)
         if self._compression.method is not CompressionMethod.NONE:
             for segment in self._archive.segments():
                 if is_segment_name(segment.name):

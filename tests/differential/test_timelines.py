@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import psycopg
@@ -262,14 +263,16 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(15, 18)
-def test_wal_that_the_new_primary_never_had_is_not_passed_over(pair: Pair) -> None:
-    """The receiver got segments that the standby did not: it says so, and leaves them alone."""
+@pytest.mark.postgres(13, 15, 18)
+def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
+    """It got segments that the standby did not: it follows from where the standby left, and keeps what it has."""
     prepare(pair.primary)
-    wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-    pair.standby.configure(primary_conninfo="")
-    pair.standby.reload()
     with receiver(pair.primary.conninfo, pair.repo):
+        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+        pair.standby.configure(primary_conninfo="")
+        pair.standby.reload()
+        wait_for(lambda: one_value(pair.standby, "SELECT count(*) FROM pg_stat_wal_receiver") == "0", "the standby")
         for step in (1, 2):
             run_load(pair.primary, step)
             one_value(pair.primary, "SELECT pg_switch_wal()")
@@ -277,8 +280,51 @@ def test_wal_that_the_new_primary_never_had_is_not_passed_over(pair: Pair) -> No
         wait_for(lambda: has_received(pair.repo, 1, insert_lsn(pair.primary)), "the receiver")
     pair.primary.kill()
     pair.standby.promote()
-    before = {path.name: path.read_bytes() for path in (pair.repo / "wal").iterdir()}
-    outcome = run_pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    before = repository_wal(pair.repo)
+    follow = ["stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once"]
+    followed = run_pgwal(*follow)
+    assert followed.code == 0, followed.stderr
+    assert "this server never had all WAL that is here of timeline 1" in followed.stderr
+    # Again, when the newest segment is still of the old timeline; and when it is not.
+    for step in range(80, 84):
+        run_load(pair.standby, step)
+        one_value(pair.standby, "SELECT pg_switch_wal()")
+        pgwal(*follow)
+    after = repository_wal(pair.repo)
+    assert {name: after.get(name) for name in before} == before
+    assert_all_of_the_new_timeline_is_here(pair)
+    back_up_and_restore(pair, full, make_server, scratch)
+
+
+def repository_wal(repo: Path) -> dict[str, str]:
+    """Return a digest of each segment that the archive gives back of timeline 1, however it is kept."""
+    repository = Repository.open(repo)
+    segments = [segment for segment in repository.wal.segments() if segment.timeline_id == 1]
+    names = [repository.geometry.file_name(1, segment.segment_no) for segment in segments]
+    return {name: sha256(repository.wal.read_segment(name)).hexdigest() for name in names}
+
+
+def assert_all_of_the_new_timeline_is_here(pair: Pair) -> None:
+    repository = Repository.open(pair.repo)
+    geometry = repository.geometry
+    segments = [segment for segment in repository.wal.segments() if segment.timeline_id == 2]
+    numbers = [segment.segment_no for segment in segments]
+    assert numbers == list(range(geometry.segment_no(switch_point(pair)), numbers[-1] + 1))
+    for segment in segments:
+        name = geometry.file_name(2, segment.segment_no)
+        if segment.complete:
+            theirs = (pair.standby.data_directory / "pg_wal" / name).read_bytes()
+            assert sha256(repository.wal.read_segment(name)).digest() == sha256(theirs).digest(), name
+
+
+@pytest.mark.postgres(18)
+def test_the_primary_from_before_a_failover_is_refused(pair: Pair) -> None:
+    prepare(pair.primary)
+    wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+    pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    pair.standby.promote()
+    pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    outcome = run_pgwal("stream", "--repo", pair.repo, "-d", pair.primary.conninfo, "--once")
     assert outcome.code == 1
-    assert "on timeline 1 is not in this server's history" in outcome.stderr
-    assert {path.name: path.read_bytes() for path in (pair.repo / "wal").iterdir()} == before
+    assert "holds WAL of timeline 2, this server is still on timeline 1" in outcome.stderr
+    assert "the primary from before a failover" in outcome.hints[0]

@@ -1,0 +1,201 @@
+"""What is reported as flushed would survive a power cut at that moment: bytes, and the names that lead to them.
+
+No power is cut here.  What the receiver asks of the operating system is followed instead: written bytes count when
+their file was synced after it, names when their directory was; and every report is held against what counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fix_servers import ServerFactory
+from receiver.oracle import flush_lsn, keeping_server, one_lsn, wait_for
+from test_main_job import prepare, run_load
+
+from pgwal.engine.stop import StopRequest
+from pgwal.engine.stream import Receiver, StreamOptions
+from pgwal.errors import PgwalError
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import ConnectionParameters
+from pgwal.postgres.walsender import WalSender
+from pgwal.replication.messages import decode_status_update
+from pgwal.repository.repository import Repository
+from pgwal.repository.wal_compressor import Compression, CompressionMethod
+from pgwal.segment import WalGeometry
+from pgwal_cli.throwaway_server import ThrowawayServer
+
+GEOMETRY = WalGeometry(1 << 20)
+SYNCED = bytes(range(256)).replace(b"\1", b"\2")
+"""A translation that makes 2, durable, of each 1, written."""
+
+
+class Disk:
+    """What of a WAL directory a power cut would leave; at first nothing, whatever is there.
+
+    ``begin`` is from where reports are held against it.  ``failing`` is an error for the next sync of a file.
+    """
+
+    def __init__(self, directory: Path, begin: Lsn, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begin = begin
+        self.reports: list[Lsn] = []
+        self.lies: list[str] = []
+        self.failing: OSError | None = None
+        self._directory = directory
+        self._contents: dict[int, bytearray] = {}
+        self._names: dict[str, int] = {}
+        self._pwrite, self._fsync, self._send = os.pwrite, os.fsync, WalSender.send
+        monkeypatch.setattr(os, "pwrite", self._noted_pwrite)
+        monkeypatch.setattr(os, "fsync", self._noted_fsync)
+        monkeypatch.setattr(WalSender, "send", lambda sender, payload: self._noted_send(sender, payload))
+
+    def _noted_pwrite(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        count = self._pwrite(descriptor, data, offset)
+        content = self._contents.setdefault(os.fstat(descriptor).st_ino, bytearray(GEOMETRY.segment_size))
+        content[offset : offset + count] = b"\1" * count
+        return count
+
+    def _noted_fsync(self, descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        if self.failing is not None and inode in self._contents:
+            # As Linux has it: what could not be written counts as clean after that, and the next sync succeeds.
+            error, self.failing = self.failing, None
+            self._contents[inode] = self._contents[inode].replace(b"\1", b"\0")
+            raise error
+        self._fsync(descriptor)
+        if inode in self._contents:
+            self._contents[inode] = self._contents[inode].translate(SYNCED)
+        elif self._directory.exists() and inode == self._directory.stat().st_ino:
+            with os.scandir(self._directory) as entries:
+                self._names = {entry.name: entry.inode() for entry in entries}
+
+    def _noted_send(self, sender: WalSender, payload: bytes) -> None:
+        flushed = Lsn(decode_status_update(payload).flushed_lsn)
+        if flushed:
+            self.reports.append(flushed)
+            self.lies += self.missing(flushed)
+        self._send(sender, payload)
+
+    def missing(self, flushed: Lsn) -> list[str]:
+        """Return what is not durable of what lies before a position."""
+        position, found = self.begin, []
+        if not self._names:
+            found.append(f"{flushed}: the names in the directory are not durable")
+        while position < flushed:
+            number = GEOMETRY.segment_no(position)
+            name, length = GEOMETRY.file_name(1, number), min(flushed - GEOMETRY.segment_start(number), 1 << 20)
+            inode = self._names.get(name, self._names.get(f"{name}.partial", 0))
+            if self._contents.get(inode, b"")[:length] != b"\2" * length:
+                found.append(f"{flushed}: {name} is not durable")
+            position = GEOMETRY.segment_start(number + 1)
+        return found
+
+
+@contextmanager
+def receiving(
+    server: ThrowawayServer, repo: Path, *, synchronous: bool, errors: list[PgwalError] | None = None
+) -> Iterator[Receiver]:
+    """Run a receiver in this process; what ends it goes to ``errors``, or is none."""
+    stop, found = StopRequest(), [] if errors is None else errors
+    options = StreamOptions(
+        slot="pgwal",
+        create_slot=True,
+        if_not_exists=True,
+        status_interval_s=0.1,
+        synchronous=synchronous,
+        compression=Compression(CompressionMethod.NONE, 0),
+    )
+    receiver = Receiver(repo, ConnectionParameters(server.conninfo), options, stop)
+
+    def run() -> None:
+        try:
+            receiver.run()
+        except PgwalError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_for(lambda: receiver.streaming.is_set() or not thread.is_alive(), "the stream")
+        yield receiver
+    finally:
+        stop.set()
+        thread.join()
+        stop.close()
+    assert errors is not None or not found
+
+
+def create_slot(server: ThrowawayServer) -> None:
+    with server.connect() as connection:
+        connection.execute("SELECT pg_create_physical_replication_slot('pgwal', true)")
+
+
+def switch_wal(server: ThrowawayServer) -> None:
+    with server.connect() as connection:
+        connection.execute("SELECT pg_switch_wal()")
+
+
+def slot_lsn(server: ThrowawayServer) -> Lsn:
+    return one_lsn(server, "(SELECT restart_lsn FROM pg_replication_slots)")
+
+
+@pytest.mark.postgres(18)
+@pytest.mark.parametrize("synchronous", [False, True], ids=["lazy", "synchronous"])
+def test_what_is_reported_is_durable(
+    make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch, synchronous: bool
+) -> None:
+    server, repo = keeping_server(make_server), scratch / "repo"
+    prepare(server)
+    create_slot(server)
+    # The second one finds a segment of full size, and whole ones, that count as not durable.
+    for number in range(3):
+        with monkeypatch.context() as patched:
+            resume = Repository.open(repo).wal.resume_point() if number else None
+            begin = resume[1] if resume else GEOMETRY.segment_start(GEOMETRY.segment_no(slot_lsn(server)))
+            disk = Disk(repo / "wal", begin, patched)
+            with receiving(server, repo, synchronous=synchronous) as receiver:
+                run_load(server, 2 * number)
+                switch_wal(server)
+                if number != 1:
+                    # The third one begins behind a whole segment.
+                    run_load(server, 2 * number + 1)
+                end = flush_lsn(server)
+                wait_for(lambda lsn=end: slot_lsn(server) >= lsn, "the report")
+                assert receiver.metrics.segments_completed
+        assert disk.lies == []
+        assert disk.reports == sorted(disk.reports)
+
+
+@pytest.mark.postgres(18)
+def test_a_sync_that_failed_is_not_taken_back_by_the_next_one(
+    make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, repo = keeping_server(make_server), scratch / "repo"
+    prepare(server)
+    create_slot(server)
+    begin = GEOMETRY.segment_start(GEOMETRY.segment_no(slot_lsn(server)))
+    disk = Disk(repo / "wal", begin, monkeypatch)
+    errors: list[PgwalError] = []
+    with receiving(server, repo, synchronous=False, errors=errors):
+        run_load(server, 1)
+        wait_for(lambda: slot_lsn(server) >= flush_lsn(server), "the report")
+        disk.failing = OSError(errno.EIO, "the disk is broken")
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE written ()")
+        wait_for(lambda: disk.failing is None, "the sync")
+        wait_for(lambda: errors, "the end")
+    assert str(errors[0]).endswith(": Input/output error")
+    state = Repository.open(repo).receiver_state()
+    assert state is not None
+    assert disk.missing(state.flushed_lsn) == []
+    assert disk.lies == []
+    # The next one receives that segment again from its start.
+    with receiving(server, repo, synchronous=False):
+        end = flush_lsn(server)
+        wait_for(lambda: slot_lsn(server) >= end, "the report")
+    assert disk.lies == []
