@@ -37,6 +37,8 @@ _READ_SIZE = 1 << 20
 _LABEL_NAME = "backup_label"
 _AUTO_CONF_NAME = "postgresql.auto.conf"
 _SIGNAL_NAME = "recovery.signal"
+# A backup of a standby holds it; with it, a server never ends recovery by itself.
+_STANDBY_SIGNAL_NAME = "standby.signal"
 _FIXED_HEADER_SIZE = 12
 
 
@@ -145,10 +147,10 @@ class _Restore:
                 control_file = file
             elif file.path == _LABEL_NAME:
                 self._write_label(file)
-            elif file.path != _AUTO_CONF_NAME:
-                self._restore_file(file)
-            else:
+            elif file.path == _AUTO_CONF_NAME:
                 self._write_settings(file)
+            elif file.path != _STANDBY_SIGNAL_NAME:
+                self._restore_file(file)
             if on_progress is not None:
                 on_progress(min(self._bytes_written, self._total_bytes), self._total_bytes)
         if control_file is None:
