@@ -269,6 +269,19 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
 
 
 @pytest.mark.postgres(13, 18)
+def test_promotion_while_no_receiver_runs(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
+    """The incremental backup fetches the new timeline's history itself, with the WAL of both timelines."""
+    prepare(pair.primary)
+    full = json.loads(pgwal("full", *pair.source(pair.primary)))
+    run_load(pair.primary, 1)
+    wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+    pair.primary.kill()
+    pair.standby.promote()
+    run_load(pair.standby, 2)
+    back_up_and_restore(pair, full, make_server, scratch)
+
+
+@pytest.mark.postgres(13, 18)
 def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The backup holds standby.signal, as the server's own would; the restored server ends recovery all the same."""
     prepare(pair.primary)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
-from randomised.operations import MADE_TABLES, WEIGHTS, Session, make_table
+from randomised.operations import MADE_TABLES, STEADY_TABLES, WEIGHTS, Session, make_steady_table, make_table
 
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -29,12 +29,14 @@ def prepare(server: ThrowawayServer, chance: random.Random, tablespaces: list[st
         if has_visibility:
             connection.execute("CREATE EXTENSION pg_visibility")
         connection.execute("CREATE DATABASE shape")
-    for database, count in (("postgres", MADE_TABLES), ("shape", 3)):
+    for database, count, steady_count in (("postgres", MADE_TABLES, STEADY_TABLES), ("shape", 3, 1)):
         with server.connect(dbname=database) as connection:
             major = server.installation.major
             session = Session(connection, chance, major, 0, tablespaces, server.conninfo, has_visibility)
             for number in range(count):
                 make_table(session, f"t{number}")
+            for number in range(steady_count):
+                make_steady_table(session, number)
             connection.execute("VACUUM")
 
 

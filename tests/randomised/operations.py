@@ -1,5 +1,9 @@
 """What the sessions of the load do: each operation is a few statements, chosen by a session's own random numbers.
 
+There are two sorts of tables.  The small ones, t0 and so on, are made, rewritten, moved and dropped all the time, and
+their files are mostly copied whole.  The steady ones, steady0 and so on, are larger, and each change is to a few of
+their blocks: those are what an incremental backup must pick out.
+
 An operation may fail at any statement, because another session has dropped or locked what it works on: the session
 then goes on with another one.  Names come from small pools, so that sessions get in each other's way.
 """
@@ -16,11 +20,13 @@ from psycopg.rows import TupleRow
 
 TABLES = 8
 MADE_TABLES = 6
+STEADY_TABLES = 3
+STEADY_ROWS = 8000
 EXTRA_DATABASES = 3
 
 COLUMNS = "id int, h int, tags int[], at point, place text, doc text"
-ROW = """i AS id, i % 50 AS h, ARRAY[i % 7, i % 11, i % 100] AS tags, point(i % 40, i % 90) AS at, md5(i::text) AS place,
-    repeat(md5(i::text), {width}) AS doc"""
+ROW = """i AS id, i % 50 AS h, ARRAY[i % 7, i % 11, i % 100] AS tags, point(i % 40, i % 90) AS at,
+    md5(i::text) AS place, repeat(md5(i::text), {width}) AS doc"""
 
 INDEXES = {
     "btree": "btree (id)",
@@ -73,20 +79,27 @@ class Session:
     def table(self) -> str:
         return f"t{self.chance.randrange(TABLES)}"
 
+    def any_table(self) -> str:
+        return self.table() if self.chance.random() < 0.3 else f"steady{self.chance.randrange(STEADY_TABLES)}"
+
     def rows(self, *, most: int = 400, width: int | None = None) -> str:
         """Return a query of new rows."""
-        first, count = self.chance.randrange(100_000), self.chance.randint(1, most)
+        first, count = self.chance.randrange(STEADY_ROWS), self.chance.randint(1, most)
         width = self.chance.choice([1, 2, 5, 20]) if width is None else width
         return f"SELECT {ROW.format(width=width)} FROM generate_series({first}, {first + count}) AS i"
 
-    def some(self) -> str:
-        """Return a condition that is true of some rows."""
+    def some(self, table: str) -> str:
+        """Return a condition that is true of some rows, which lie close together in a steady table."""
+        if table.startswith("steady"):
+            first = self.chance.randrange(STEADY_ROWS)
+            return f"id BETWEEN {first} AND {first + self.chance.choice([0, 3, 40])}"
         divisor = self.chance.choice([2, 3, 5, 17, 97])
         return f"id % {divisor} = {self.chance.randrange(divisor)}"
 
-    def tail(self) -> str:
+    def tail(self, table: str) -> str:
         """Return a condition that is true of the rows at the end of the file."""
-        return f"ctid >= '({self.chance.choice([0, 1, 3, 10, 30])},0)'"
+        first = self.chance.choice([80, 150, 180, 200] if table.startswith("steady") else [0, 1, 3, 10, 30])
+        return f"ctid >= '({first},0)'"
 
     def tablespace(self) -> str:
         return self.chance.choice(["pg_default", *self.tablespaces])
@@ -105,44 +118,53 @@ def make_table(session: Session, name: str, kind: str = "") -> None:
         session.run(f"CREATE INDEX ON {name} USING {INDEXES[index]}")
 
 
+def make_steady_table(session: Session, number: int) -> None:
+    """Make a larger table; together they have all kinds of indexes."""
+    name = f"steady{number}"
+    rows = f"SELECT {ROW.format(width=3)} FROM generate_series(1, {STEADY_ROWS}) AS i"
+    session.run(f"CREATE TABLE {name} ({COLUMNS})", f"INSERT INTO {name} {rows}")
+    for kind in ("btree", *sorted(INDEXES)[number::STEADY_TABLES]):
+        session.run(f"CREATE INDEX ON {name} USING {INDEXES[kind]}")
+
+
 # ---- rows
 
 
 def insert(session: Session) -> None:
-    session.run(f"INSERT INTO {session.table()} {session.rows()}")
+    session.run(f"INSERT INTO {session.any_table()} {session.rows(most=100)}")
 
 
 def insert_long(session: Session) -> None:
-    session.run(f"INSERT INTO {session.table()} {session.rows(most=10, width=600)}")
+    session.run(f"INSERT INTO {session.any_table()} {session.rows(most=10, width=600)}")
 
 
 def insert_incompressible(session: Session) -> None:
     long = "(SELECT string_agg(md5(random()::text || i || j), '') FROM generate_series(1, 300) AS j)"
-    session.run(
-        f"INSERT INTO {session.table()} SELECT i, 1, NULL, NULL, 'toast', {long} FROM generate_series(1, 5) AS i"
-    )
+    row = f"{session.chance.randrange(STEADY_ROWS)} + i, 1, NULL, NULL, 'toast', {long}"
+    session.run(f"INSERT INTO {session.any_table()} SELECT {row} FROM generate_series(1, 5) AS i")
 
 
 def update(session: Session) -> None:
-    change = session.chance.choice(["h = h + 1", "doc = 'hot'", "tags = tags || h", "at = at + point(1, 1)", "id = -id"])
-    session.run(f"UPDATE {session.table()} SET {change} WHERE {session.some()}")
+    changes = ["h = h + 1", "doc = 'hot'", "tags = tags || h", "at = at + point(1, 1)", "doc = doc || place"]
+    table = session.any_table()
+    session.run(f"UPDATE {table} SET {session.chance.choice(changes)} WHERE {session.some(table)}")
 
 
 def delete(session: Session) -> None:
-    condition = session.some() if session.chance.random() < 0.5 else session.tail()
-    session.run(f"DELETE FROM {session.table()} WHERE {condition}")
+    table = session.any_table()
+    session.run(f"DELETE FROM {table} WHERE {session.some(table)}")
 
 
 def shrink(session: Session) -> None:
     """Have vacuum cut a file, and often have it grow again."""
-    table = session.table()
-    session.run(f"DELETE FROM {table} WHERE {session.tail()}", f"VACUUM {table}")
+    table = session.any_table()
+    session.run(f"DELETE FROM {table} WHERE {session.tail(table)}", f"VACUUM {table}")
     if session.chance.random() < 0.6:
         copy_rows(session, table, session.chance.choice([50, 1000, 4000]))
 
 
 def copy(session: Session) -> None:
-    copy_rows(session, session.table(), session.chance.choice([10, 500, 3000]))
+    copy_rows(session, session.any_table(), session.chance.choice([10, 100, 1000]))
 
 
 def copy_rows(session: Session, table: str, count: int, options: str = "") -> None:
@@ -160,24 +182,24 @@ def copy_freeze(session: Session) -> None:
 
 def lock_rows(session: Session) -> None:
     kind = session.chance.choice(["UPDATE", "SHARE", "KEY SHARE", "NO KEY UPDATE"])
-    table = session.table()
+    table = session.any_table()
     with session.transaction(session.chance.choice(["COMMIT", "ROLLBACK"])):
-        session.run(f"SELECT 1 FROM {table} WHERE {session.some()} FOR {kind}", "SAVEPOINT one")
-        session.run(f"UPDATE {table} SET doc = 'locked' WHERE {session.some()}")
+        session.run(f"SELECT 1 FROM {table} WHERE {session.some(table)} FOR {kind}", "SAVEPOINT one")
+        session.run(f"UPDATE {table} SET doc = 'locked' WHERE {session.some(table)}")
 
 
 def read(session: Session) -> None:
     """Set hint bits, and prune."""
-    session.run(f"SELECT count(doc) FROM {session.table()}")
+    session.run(f"SELECT count(doc) FROM {session.any_table()}")
 
 
 def savepoints(session: Session) -> None:
-    table, made = session.table(), f"brief{session.number}"
+    table, made = session.any_table(), f"brief{session.number}"
     with session.transaction(session.chance.choice(["COMMIT", "ROLLBACK"])):
         session.run("SAVEPOINT one", f"INSERT INTO {table} {session.rows()}")
         make_table(session, made)
-        session.run("SAVEPOINT two", f"DELETE FROM {table} WHERE {session.some()}")
-        if session.chance.random() < 0.5:
+        session.run("SAVEPOINT two", f"DELETE FROM {table} WHERE {session.some(table)}")
+        if session.chance.random() < 0.3:
             session.run(f"TRUNCATE {table}")
         session.run(f"ROLLBACK TO {session.chance.choice(['one', 'two'])}", f"INSERT INTO {table} {session.rows()}")
         session.run(f"DROP TABLE IF EXISTS {made}")
@@ -217,8 +239,7 @@ def truncate(session: Session) -> None:
 
 def vacuum(session: Session) -> None:
     options = ["FREEZE", "ANALYZE", "TRUNCATE off", "INDEX_CLEANUP off", "INDEX_CLEANUP on", "DISABLE_PAGE_SKIPPING"]
-    chosen = session.chance.choice([*options, "FULL", "FREEZE", "TRUNCATE on"])
-    session.run(f"VACUUM ({chosen}) {session.table()}")
+    session.run(f"VACUUM ({session.chance.choice(options)}) {session.any_table()}")
 
 
 def rewrite(session: Session) -> None:
@@ -245,9 +266,7 @@ def change_columns(session: Session) -> None:
 def reindex(session: Session) -> None:
     table, concurrently = session.table(), session.chance.choice(["", "", "CONCURRENTLY"])
     session.run(
-        session.chance.choice(
-            [f"REINDEX TABLE {concurrently} {table}", f"REINDEX INDEX {concurrently} {table}_id_idx"]
-        )
+        session.chance.choice([f"REINDEX TABLE {concurrently} {table}", f"REINDEX INDEX {concurrently} {table}_id_idx"])
     )
 
 
@@ -280,7 +299,7 @@ def move(session: Session) -> None:
     kind, name = session.chance.choice([("TABLE", table), ("TABLE", table), ("INDEX", f"{table}_id_idx")])
     session.run(f"ALTER {kind} {name} SET TABLESPACE {session.tablespace()}")
     if session.chance.random() < 0.5:
-        session.run(f"UPDATE {table} SET doc = 'moved' WHERE {session.some()}")
+        session.run(f"UPDATE {table} SET doc = 'moved' WHERE {session.some(table)}")
 
 
 def change_persistence(session: Session) -> None:
@@ -348,7 +367,7 @@ def partition(session: Session) -> None:
             [
                 f"CREATE INDEX IF NOT EXISTS parted_id ON {parent} (id)",
                 f"INSERT INTO {parent} {session.rows()}",
-                f"UPDATE {parent} SET id = id + 1 WHERE {session.some()}",
+                f"UPDATE {parent} SET id = id + 1 WHERE {session.some(parent)}",
                 f"ALTER TABLE {parent} DETACH PARTITION {parent}{part}",
                 f"DROP TABLE {parent}{part}",
                 f"TRUNCATE {parent}",
@@ -362,16 +381,16 @@ def partition(session: Session) -> None:
 
 def prepare(session: Session) -> None:
     """Leave a transaction prepared; ``settle`` ends it, now or much later."""
-    table, made = session.table(), f"prepared{session.chance.randrange(4)}"
+    table, made = session.any_table(), f"prepared{session.chance.randrange(4)}"
     with session.transaction(f"PREPARE TRANSACTION 'g{session.number}_{session.chance.randrange(1000)}'"):
         make_table(session, made)
         session.run(
             session.chance.choice(
                 [
                     f"INSERT INTO {table} {session.rows()}",
-                    f"DELETE FROM {table} WHERE {session.some()}",
-                    f"DROP TABLE {table}",
-                    f"TRUNCATE {table}",
+                    f"DELETE FROM {table} WHERE {session.some(table)}",
+                    f"DROP TABLE {session.table()}",
+                    f"TRUNCATE {session.table()}",
                 ]
             )
         )
@@ -440,17 +459,17 @@ def visibility_map(session: Session) -> None:
 
 
 WEIGHTS: dict[Callable[[Session], None], int] = {
-    insert: 12,
+    insert: 20,
     insert_long: 2,
     insert_incompressible: 3,
-    update: 12,
-    delete: 8,
-    shrink: 8,
+    update: 30,
+    delete: 15,
+    shrink: 5,
     copy: 5,
     copy_freeze: 4,
-    lock_rows: 4,
+    lock_rows: 8,
     read: 4,
-    savepoints: 4,
+    savepoints: 6,
     create_table: 4,
     create_table_as: 2,
     drop_table: 4,
@@ -471,7 +490,7 @@ WEIGHTS: dict[Callable[[Session], None], int] = {
     prepare: 4,
     settle: 5,
     database: 5,
-    use_database: 6,
+    use_database: 8,
     catalogs: 2,
     wal: 3,
     visibility_map: 2,

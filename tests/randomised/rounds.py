@@ -1,4 +1,4 @@
-"""One round: a server under a load of every kind, backups at random moments, and one of them restored to a random point.
+"""One round: a server under a load of every kind, backups at random moments, and restores of some to random points.
 
 Everything is drawn from the round's seed: the version, the cluster's and the server's settings, what the load and the
 round do.  What two sessions do at the same time is as it comes, so that a seed repeats a round closely, not exactly.
@@ -23,12 +23,15 @@ from pgwal_process import PGWAL, Outcome, assert_nothing_raw, finish, start_pgwa
 from randomised.cluster_state import State, damage, differences, read_state
 from randomised.load import Load, prepare
 
+from pgwal.engine.fetch_wal import fetch
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
+from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.throwaway_server import RestoreCommandRelay, ServerInstallation, ThrowawayServer, give_to_server
 
 WAIT_S = 60.0
 CHAIN_BROKEN = 4
+MOST_FETCHED_ONE_BY_ONE = 8
 
 
 def major_of(seed: int) -> int:
@@ -75,7 +78,7 @@ class Choices:
             settings["allow_in_place_tablespaces"] = True
         if major >= 17:
             settings["summarize_wal"] = chance.random() < 0.3
-        return cls(tuple(initdb_args), settings, use_slot, has_standby, chance.randint(1, 3), chance.randint(3, 6))
+        return cls(tuple(initdb_args), settings, use_slot, has_standby, chance.randint(1, 3), chance.randint(1, 4))
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,7 @@ class Round:
             query = "SELECT FROM pg_available_extensions WHERE name = 'pg_visibility'"
             has_visibility = connection.execute(query).fetchone() is not None
         prepare(self.server, random.Random(f"prepare {self.seed}"), tablespaces, has_visibility)
-        self.load = Load(
-            self.server, f"load {self.seed}", self.choices.session_count, tablespaces, has_visibility
-        )
+        self.load = Load(self.server, f"load {self.seed}", self.choices.session_count, tablespaces, has_visibility)
 
     def make_standby(self) -> None:
         """Make a cold copy follow the primary."""
@@ -268,20 +269,18 @@ class Round:
             return
         slot = ["--slot", "pgwal"] if self.choices.use_slot else []
         compression = self.chance.choice(["zstd", "lz4", "gzip", "none"])
-        self.note("start the receiver")
-        self.receiver = start_pgwal(
-            "stream", "--repo", self.repo, "-d", self.server.conninfo, "-Z", compression, *slot
-        )
+        source = self.standby if self.standby is not None and self.chance.random() < 0.3 else self.server
+        self.note(f"start the receiver, from the {source.directory.name}")
+        self.receiver = start_pgwal("stream", "--repo", self.repo, "-d", source.conninfo, "-Z", compression, *slot)
         self.cleanup.callback(self.receiver.kill)
         if self.chance.random() < 0.8:
-            _wait_for(self._is_received_from, "the receiver")
+            _wait_for(lambda: self._receives_from(source), "the receiver")
 
-    def _is_received_from(self) -> bool:
+    def _receives_from(self, source: ThrowawayServer) -> bool:
         assert self.receiver is not None
         assert self.receiver.poll() is None, finish(self.receiver).stderr
-        with self.server.connect() as connection:
-            query = "SELECT FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
-            return connection.execute(query).fetchone() is not None
+        receivers = "count(*) FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
+        return bool(_value(source, receivers))
 
     def kill_receiver(self) -> None:
         """Kill the receiver with the means that lets it do nothing any more."""
@@ -386,14 +385,14 @@ class Round:
         restored = self.directory / f"restored{number}"
         mapping = {location: self.directory / f"{restored.name}_{location.name}" for location in self.locations}
         if combine and backup.is_incremental:
-            self.combine(backup, restored, mapping)
+            self.combine(backup, restored)
         else:
             moved = [word for old, new in mapping.items() for word in ("-T", f"{old}={new}")]
             _succeeded(finish(start_pgwal("restore", backup.backup_id, "--repo", self.repo, "-D", restored, *moved)))
         with self.running(restored, target) as server:
             self.compare(server, target)
         for directory in (restored, *mapping.values()):
-            shutil.rmtree(directory)
+            shutil.rmtree(directory, ignore_errors=True)
 
     def choose_target(self, backup: Backup) -> Target:
         targets = [Target({"recovery_target": "immediate"}, backup.state)]
@@ -418,22 +417,43 @@ class Round:
         for data in self.chain(backup):
             self.server.run_tool("pg_verifybackup", "-n", str(data))
 
-    def combine(self, backup: Backup, restored: Path, mapping: dict[Path, Path]) -> None:
-        moved = [word for old, new in mapping.items() for word in ("-T", f"{old}={new}")]
-        self.server.run_tool(
-            "pg_combinebackup", "--no-sync", "-o", str(restored), *moved, *map(str, self.chain(backup))
-        )
+    def combine(self, backup: Backup, restored: Path) -> None:
+        """Have the server's own tool restore a chain; tablespaces end up in the data directory."""
+        chain = map(str, self.chain(backup))
+        self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *chain)
         (restored / "recovery.signal").touch()
         # That of a standby, which pgwal restore leaves out.
         (restored / "standby.signal").unlink(missing_ok=True)
 
     @contextmanager
+    def restore_command(self, restored: Path) -> Iterator[str]:
+        """Give a restore_command: the real one at times, mostly WAL that was fetched before, for it is quicker."""
+        fetched = self.directory / "fetched"
+        if not fetched.exists():
+            self.fetch_all(fetched)
+        if len(list(fetched.iterdir())) <= MOST_FETCHED_ONE_BY_ONE and self.chance.random() < 0.3:
+            command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
+            with RestoreCommandRelay(command, self.directory / "relay", restored) as relay:
+                yield relay.restore_command
+        else:
+            yield f'cp "{fetched}/%f" "%p"'
+
+    def fetch_all(self, directory: Path) -> None:
+        """Fetch all WAL of the repository, as fetch-wal does for one name."""
+        directory.mkdir()
+        repository = Repository.open(self.repo)
+        for path in (self.repo / "wal").iterdir():
+            name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
+            if is_history_name(name) or is_segment_name(name):
+                fetch(repository, name, directory / name)
+        give_to_server(directory)
+
+    @contextmanager
     def running(self, restored: Path, target: Target) -> Iterator[ThrowawayServer]:
         """Run a restored cluster until it is a primary."""
-        command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
         server = ThrowawayServer(self.installation, self.directory / f"{restored.name}_server")
-        with RestoreCommandRelay(command, self.directory / "relay", restored) as relay:
-            settings = {"restore_command": relay.restore_command, "primary_conninfo": ""} | target.settings
+        with self.restore_command(restored) as command:
+            settings = {"restore_command": command, "primary_conninfo": ""} | target.settings
             settings |= {"recovery_target_action": "promote", "autovacuum": "off"}
             with (restored / "postgresql.auto.conf").open("a") as file:
                 file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())

@@ -15,7 +15,12 @@ ROUNDS = int(os.environ.get("PGWAL_RANDOM_ROUNDS") or 20)
 FIRST_SEED = int(os.environ.get("PGWAL_RANDOM_SEED") or 1)
 
 
-@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + ROUNDS))
+def name_of(seed: int) -> str:
+    # What is before the colons is the scope by which pytest-xdist spreads tests with --dist loadscope.
+    return f"pg{major_of(seed)}::{seed}"
+
+
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + ROUNDS), ids=name_of)
 def test_round(seed: int, session_scratch: Path) -> None:
     major = major_of(seed)
     found = find_installation(major)
