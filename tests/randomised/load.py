@@ -32,7 +32,8 @@ def prepare(server: ThrowawayServer, chance: random.Random, tablespaces: list[st
     for database, count, steady_count in (("postgres", MADE_TABLES, STEADY_TABLES), ("shape", 3, 1)):
         with server.connect(dbname=database) as connection:
             major = server.installation.major
-            session = Session(connection, chance, major, 0, tablespaces, server.conninfo, has_visibility)
+            conninfo, copying_files = server.conninfo, threading.Lock()
+            session = Session(connection, chance, major, 0, tablespaces, conninfo, has_visibility, copying_files)
             for number in range(count):
                 make_table(session, f"t{number}")
             for number in range(steady_count):
@@ -48,6 +49,8 @@ class Load:
     ) -> None:
         self.server = server
         """Where the sessions connect to; can be changed while they are paused."""
+        self.copying_files = threading.Lock()
+        """While it is held from outside, no session copies the files of a database."""
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._tablespaces = tablespaces
@@ -127,7 +130,16 @@ class Load:
             connection.execute(SETTINGS)
             major = server.installation.major
             tablespaces, conninfo = self._tablespaces, server.conninfo
-            session = Session(connection, chance, major, number, tablespaces, conninfo, self._has_visibility)
+            session = Session(
+                connection,
+                chance,
+                major,
+                number,
+                tablespaces,
+                conninfo,
+                self._has_visibility,
+                self.copying_files,
+            )
             operations: list[Callable[[Session], None]] = list(WEIGHTS)
             weights = list(WEIGHTS.values())
             while self._park() and server is self.server:

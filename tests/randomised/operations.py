@@ -11,9 +11,10 @@ then goes on with another one.  Names come from small pools, so that sessions ge
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -52,6 +53,8 @@ class Session:
     tablespaces: list[str]
     conninfo: str
     has_visibility: bool
+    copying_files: threading.Lock
+    """Held by whoever copies the files of a database, or wants none to be copied."""
 
     def run(self, *statements: str) -> None:
         for statement in statements:
@@ -72,7 +75,7 @@ class Session:
     @contextmanager
     def other_database(self, name: str) -> Iterator[Session]:
         with psycopg.connect(self.conninfo, dbname=name, autocommit=True) as connection:
-            yield Session(connection, self.chance, self.major, self.number, self.tablespaces, self.conninfo, False)
+            yield replace(self, connection=connection, has_visibility=False)
 
     # -- choices
 
@@ -410,21 +413,22 @@ def settle(session: Session) -> None:
 
 def database(session: Session) -> None:
     name = f"extra{session.chance.randrange(EXTRA_DATABASES)}"
-    strategy = ""
-    if session.major >= 15:
-        strategy = f"STRATEGY {session.chance.choice(['file_copy', 'wal_log'])}"
-    template = session.chance.choice(["shape", "shape", "template0"])
-    create = f"CREATE DATABASE {name} TEMPLATE {template} {strategy} TABLESPACE {session.tablespace()}"
-    session.run(
-        session.chance.choice(
-            [
-                create,
-                create,
-                f"ALTER DATABASE {name} SET TABLESPACE {session.tablespace()}",
-                f"DROP DATABASE {name}",
-            ]
-        )
-    )
+    template, tablespace = session.chance.choice(["shape", "shape", "template0"]), session.tablespace()
+    create = f"CREATE DATABASE {name} TEMPLATE {template} TABLESPACE {tablespace}"
+    move = f"ALTER DATABASE {name} SET TABLESPACE {tablespace}"
+    kind = session.chance.choice(["create", "create", "create logged", "move", "drop"])
+    if kind == "drop":
+        session.run(f"DROP DATABASE {name}")
+    elif kind == "create logged" and session.major >= 15:
+        session.run(f"{create} STRATEGY wal_log")
+    elif session.copying_files.acquire(blocking=False):
+        # Not while a backup is taken: what else is done to the template, or was done to the old directory, during the
+        # backup, gets into the copy when it is replayed (a caveat of PostgreSQL's documentation of base backups).
+        try:
+            strategy = " STRATEGY file_copy" if session.major >= 15 else ""
+            session.run(move if kind == "move" else create + strategy)
+        finally:
+            session.copying_files.release()
 
 
 def use_database(session: Session) -> None:

@@ -66,7 +66,7 @@ class Choices:
             "max_prepared_transactions": 20,
             "autovacuum": chance.random() < 0.5,
             "autovacuum_naptime": "1s",
-            "shared_buffers": chance.choice(["1MB", "4MB", "16MB", "64MB"]),
+            "shared_buffers": chance.choice(["1MB", "16MB", "128MB", "128MB"]),
             "max_wal_size": chance.choice(["32MB", "1GB"]),
             "wal_keep_size": 0 if use_slot else "2GB",
             "wal_level": chance.choice(["replica", "logical"]),
@@ -206,6 +206,8 @@ class Round:
             self.kill_backup: 2,
             self.promote: 2 if self.standby is not None else 0,
         }
+        if self.choices.has_standby:
+            self.load.copying_files.acquire()
         with self.load:
             if self.chance.random() < 0.7:
                 self.start_receiver()
@@ -316,7 +318,8 @@ class Round:
         source = self.server
         if self.standby is not None and state is None and self.backups and self.chance.random() < 0.4:
             source = self.standby
-        outcome = finish(self.start_backup(command, source))
+        with self.no_database_copied():
+            outcome = finish(self.start_backup(command, source))
         if source is not self.server and outcome.code == CHAIN_BROKEN and "no restart point" in outcome.stderr:
             self.note("the standby has no restart point")
             return
@@ -326,6 +329,15 @@ class Round:
         self.backups[made["id"]] = Backup(made["id"], made["prior"], start, stop, state)
         copied = f"{made['copied_blocks']} of {made['blocks']} blocks"
         self.note(f"backup {made['id']} on {made['prior']} from {start} to {stop}: {copied}, {made['seconds']}")
+
+    @contextmanager
+    def no_database_copied(self) -> Iterator[None]:
+        """Have no files of a database copied while a backup may be under way; that of a standby starts long before."""
+        if self.choices.has_standby:
+            yield
+        else:
+            with self.load.copying_files:
+                yield
 
     def start_backup(self, command: str, source: ThrowawayServer) -> Popen[str]:
         arguments: list[str | Path] = ["--repo", self.repo, "-d", source.conninfo, "--json", "-c", "fast"]
@@ -348,23 +360,25 @@ class Round:
         return self.chance.choice(["latest", "latest", backup.backup_id, str(backup.start_lsn), *lsns[-1:]])
 
     def kill_backup(self) -> None:
-        process = self.start_backup("backup", self.server)
-        time.sleep(self.chance.uniform(0.2, 1.5))
-        process.kill()
-        outcome = finish(process)
+        with self.no_database_copied():
+            process = self.start_backup("backup", self.server)
+            time.sleep(self.chance.uniform(0.2, 1.5))
+            process.kill()
+            outcome = finish(process)
         self.note(f"kill -9 the backup: {outcome.code}")
-        self.forget_unnoticed()
+        self.note_unreported()
 
     def crash_during_backup(self) -> None:
-        process = self.start_backup("backup", self.server)
-        time.sleep(self.chance.uniform(0.3, 1.0))
-        self.crash()
-        outcome = finish(process)
+        with self.no_database_copied():
+            process = self.start_backup("backup", self.server)
+            time.sleep(self.chance.uniform(0.3, 1.0))
+            self.crash()
+            outcome = finish(process)
         self.note(f"the backup ended with {outcome.code} {outcome.stderr}")
         assert_nothing_raw(outcome)
-        self.forget_unnoticed()
+        self.note_unreported()
 
-    def forget_unnoticed(self) -> None:
+    def note_unreported(self) -> None:
         """Note a backup that was finished before it could say so: it counts as any other."""
         if not (self.repo / "pgwal.json").exists():
             return
