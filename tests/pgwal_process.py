@@ -55,10 +55,10 @@ def start_pgwal(
     )
 
 
-def finish(process: subprocess.Popen[str]) -> Outcome:
+def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Outcome:
     """Wait for a process that was started."""
     try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+        stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

@@ -18,7 +18,7 @@ from pgwal_cli.throwaway_server import ThrowawayServer
 
 PAUSE_TIMEOUT_S = 90.0
 RECONNECT_S = 0.05
-LONGEST_REST_S = 0.1
+LONGEST_REST_S = 0.15
 # A lock of another session's, or of a prepared transaction, is not worth waiting for.
 SETTINGS = "SET lock_timeout = '200ms'; SET statement_timeout = '20s'; SET deadlock_timeout = '100ms'"
 

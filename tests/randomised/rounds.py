@@ -19,7 +19,8 @@ from subprocess import Popen
 from typing import Any
 
 from fix_servers import BASE_SETTINGS, MAJORS
-from pgwal_process import PGWAL, Outcome, assert_nothing_raw, finish, start_pgwal
+from pgwal_process import PGWAL, Outcome, assert_nothing_raw, start_pgwal
+from pgwal_process import finish as finish_process
 from randomised.cluster_state import State, damage, differences, read_state
 from randomised.load import Load, prepare
 
@@ -29,7 +30,8 @@ from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.throwaway_server import RestoreCommandRelay, ServerInstallation, ThrowawayServer, give_to_server
 
-WAIT_S = 60.0
+# The load takes all of the machine that it can get.
+WAIT_S = 180.0
 CHAIN_BROKEN = 4
 MOST_FETCHED_ONE_BY_ONE = 8
 
@@ -496,6 +498,10 @@ def _discard(server: ThrowawayServer) -> None:
     # Nothing is read from it any more, so there is nothing to finish cleanly.
     server.kill()
     server.close()
+
+
+def finish(process: Popen[str]) -> Outcome:
+    return finish_process(process, WAIT_S)
 
 
 def _succeeded(outcome: Outcome) -> None:
