@@ -80,7 +80,7 @@ class Choices:
             settings["allow_in_place_tablespaces"] = True
         if major >= 17:
             settings["summarize_wal"] = chance.random() < 0.3
-        return cls(tuple(initdb_args), settings, use_slot, has_standby, chance.randint(1, 3), chance.randint(1, 4))
+        return cls(tuple(initdb_args), settings, use_slot, has_standby, chance.randint(1, 3), chance.randint(1, 3))
 
 
 @dataclass(frozen=True)
