@@ -468,7 +468,7 @@ WEIGHTS: dict[Callable[[Session], None], int] = {
     insert_incompressible: 3,
     update: 30,
     delete: 15,
-    shrink: 5,
+    shrink: 10,
     copy: 5,
     copy_freeze: 4,
     lock_rows: 8,
