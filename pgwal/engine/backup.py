@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from pgwal.errors import (
     SettingRequired,
     TimelineMismatch,
     VerificationFailed,
+    WalGap,
     WrongCluster,
 )
 from pgwal.lsn import Lsn, LsnRange
@@ -112,10 +113,15 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
                 logger.info("removed what was left of the unfinished backup %s", abandoned)
+            prior = None
             # Refused before anything else is done where there is nothing to build on.
-            prior = choose_prior_entry(repository, request, facts)
+            with suppress(WalGap):
+                prior = choose_prior_entry(repository, request, facts)
             # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
-            with receiving(repository, request.parameters, request.slot, skip_removed=prior is None) as wal:
+            with receiving(repository, request.parameters, request.slot, skip_removed=request.since is None) as wal:
+                if prior is None:
+                    # After a promotion, the history of the server's timeline comes with its WAL.
+                    prior = choose_prior_entry(repository, request, facts)
                 if prior is not None:
                     # Before the checkpoint, and again after it, when all of the window is known.
                     require_received(repository, prior, facts.timeline_id)

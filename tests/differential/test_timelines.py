@@ -178,7 +178,13 @@ def back_up_and_restore(pair: Pair, full: dict[str, str], make_server: ServerFac
     run_load(pair.standby, 90)
     expected = checksums(pair.standby)
     pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    restore_and_compare(pair, expected, make_server, scratch)
 
+
+def restore_and_compare(
+    pair: Pair, expected: dict[str, tuple[int, str]], make_server: ServerFactory, scratch: Path
+) -> None:
+    """Restore the latest backup and all WAL: a primary that holds what is expected."""
     target = scratch / "restored"
     pgwal("restore", "latest", "--repo", pair.repo, "-D", target)
     with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(pair.repo)], scratch / "relay", target) as relay:
@@ -261,6 +267,34 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
         wait_for_native(pair)
     assert_summaries_keep_to_their_timelines(pair)
     back_up_and_restore(pair, full, make_server, scratch)
+
+
+@pytest.mark.postgres(13, 18)
+def test_promotion_while_no_receiver_runs(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
+    """The incremental backup fetches the new timeline's history itself, with the WAL of both timelines."""
+    prepare(pair.primary)
+    full = json.loads(pgwal("full", *pair.source(pair.primary)))
+    run_load(pair.primary, 1)
+    wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+    pair.primary.kill()
+    pair.standby.promote()
+    run_load(pair.standby, 2)
+    back_up_and_restore(pair, full, make_server, scratch)
+
+
+@pytest.mark.postgres(13, 18)
+def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
+    """The backup holds standby.signal, as the server's own would; the restored server ends recovery all the same."""
+    prepare(pair.primary)
+    with receiver(pair.primary.conninfo, pair.repo):
+        one_value(pair.primary, "SELECT pg_switch_wal()")
+        wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+        backup = json.loads(pgwal("full", *pair.source(pair.standby)))
+        assert (pair.repo / "backups" / backup["id"] / "data" / "standby.signal").exists()
+        run_load(pair.primary, 1)
+        expected = checksums(pair.primary)
+        wait_for(lambda: has_received(pair.repo, 1, insert_lsn(pair.primary)), "the receiver")
+    restore_and_compare(pair, expected, make_server, scratch)
 
 
 @pytest.mark.postgres(13, 15, 18)
