@@ -40,6 +40,7 @@ def show(
                 "system_identifier": str(entry.system_identifier),
                 "major": entry.major,
                 "data_checksums": entry.data_checksums,
+                "checksum_failures": entry.checksum_failures,
                 "wal_segment_size": entry.wal_segment_size,
                 "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
             }
@@ -60,7 +61,7 @@ def _fields(
         ("chain", ", ".join(chain_ids(entry, by_id))),
         ("built on it", ", ".join(o.backup_id for o in entries if o.prior_id == entry.backup_id) or "nothing"),
         ("cluster", f"PostgreSQL {entry.major}, system identifier {entry.system_identifier}"),
-        ("data checksums", "on" if entry.data_checksums else "off"),
+        ("data checksums", _checksums_text(entry)),
         ("from", f"{entry.start_lsn} on timeline {entry.start_timeline_id}, {entry.started_at}"),
         ("to", f"{entry.stop_lsn} on timeline {entry.stop_timeline_id}, {entry.finished_at}"),
         ("took", f"{duration_s(entry):.0f} s"),
@@ -72,6 +73,12 @@ def _fields(
         fields.insert(6, ("window", f"{prior.start_lsn} on timeline {prior.start_timeline_id} to {entry.start_lsn}"))
     fields += [("tablespace", f"{oid} at {path}") for oid, path in sorted(entry.tablespaces.items())]
     return fields
+
+
+def _checksums_text(entry: BackupEntry) -> str:
+    if not entry.data_checksums:
+        return "off"
+    return f"on, {entry.checksum_failures} pages differed from theirs" if entry.checksum_failures else "on"
 
 
 def _recoverable_text(entry: BackupEntry, recoverable: RecoverableRange | None) -> str:

@@ -135,6 +135,13 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
             assert report["checksum_failures"] == len(blocks)
             with (repo / "backups" / report["id"] / "backup.json").open("rb") as lines:
                 assert decode_entry(lines)[0].checksum_failures == len(blocks)
+            verified = run_pgwal("verify", report["id"], "--repo", repo)
+            assert verified.code == 5
+            assert (
+                f"block {', '.join(map(str, blocks))} differed from its checksum" in verified.stdout + verified.stderr
+            )
+            shown = json.loads(succeed("show", report["id"], "--repo", repo, "--json"))
+            assert shown["checksum_failures"] == len(blocks)
 
 
 def assert_no_backup(repo: Path, taking: list[str | Path], cause: str) -> None:

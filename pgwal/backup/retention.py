@@ -88,6 +88,7 @@ def decide_retention(
     *,
     keep_full: int | None = None,
     keep_since: datetime | None = None,
+    unusable_ids: Collection[str] = (),
 ) -> Retention:
     """Decide what to keep: what either rule keeps, and always a chain from which to go on.
 
@@ -95,19 +96,21 @@ def decide_retention(
     reachable: all chains with a backup that ended later are kept, and the newest full backup that had ended by then,
     on any timeline and on the history of each one that still matters.  The newest chain of all, and the newest of
     each current timeline, are never removed.  Without a rule, everything is kept.
+
+    ``unusable_ids`` are backups that cannot be recovered, because WAL is missing.  A chain that has no other does not
+    stand in for one that has: the rules hold for the usable chains alone as well.
     """
     chains, broken = find_chains(entries)
     if keep_full is None and keep_since is None:
         return Retention([entry for chain in chains for entry in chain.members], [], broken)
-    kept = _newest_of_each(chains, histories, current_timeline_ids)
-    if keep_full is not None:
-        kept |= {chain.full.backup_id for chain in chains[-keep_full:]}
-    if keep_since is not None:
-        recent = [chain for chain in chains if chain.last_finished >= keep_since]
-        kept |= {chain.full.backup_id for chain in recent}
-        alive = {entry.stop_timeline_id for chain in recent for entry in chain.members}
-        before = [chain for chain in chains if _finished(chain.full) <= keep_since]
-        kept |= _newest_of_each(before, histories, alive | set(current_timeline_ids))
+    usable = [chain for chain in chains if any(m.backup_id not in unusable_ids for m in chain.members)]
+    kept: set[str] = set()
+    for candidates in (chains, usable):
+        kept |= _newest_of_each(candidates, histories, current_timeline_ids)
+        if keep_full is not None:
+            kept |= {chain.full.backup_id for chain in candidates[-keep_full:]}
+        if keep_since is not None:
+            kept |= _reaching_back(candidates, histories, current_timeline_ids, keep_since)
     retention = Retention(broken=broken)
     for chain in chains:
         if chain.full.backup_id in kept:
@@ -115,6 +118,20 @@ def decide_retention(
         else:
             retention.expired.extend(reversed(chain.members))
     return retention
+
+
+def _reaching_back(
+    chains: list[Chain],
+    histories: Mapping[int, TimelineHistory],
+    current_timeline_ids: Collection[int],
+    keep_since: datetime,
+) -> set[str]:
+    """Return the full backups of the chains from which every point since some time can be reached."""
+    recent = [chain for chain in chains if chain.last_finished >= keep_since]
+    alive = {entry.stop_timeline_id for chain in recent for entry in chain.members}
+    before = [chain for chain in chains if _finished(chain.full) <= keep_since]
+    reaching = _newest_of_each(before, histories, alive | set(current_timeline_ids))
+    return reaching | {chain.full.backup_id for chain in recent}
 
 
 def _newest_of_each(

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 from pgwal.backup.entry import BackupFile, BackupTotals
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
+from pgwal.backup.page_check import PageCheck, pages
 from pgwal.backup.plan import IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
 from pgwal.backup.walk import with_prior_sizes
@@ -23,8 +24,8 @@ from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.workers import Pace, Workers
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.page import find_bad_pages, page_lsn
-from pgwal.relation import BLOCK_SIZE, RelationFile, parse_relation_path
+from pgwal.page import page_lsn
+from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.catalogue import StagedBackup
 from pgwal.summary.block_map import BlockMap
 
@@ -175,7 +176,7 @@ class Copy:
             copied = self._copy_as_planned(source, file, plan, check)
             if copied is None or check is None or not check.bad_blocks:
                 return copied
-            bad_blocks, was_misread = check.read_again(source, is_last=attempt == _COPY_ATTEMPTS)
+            bad_blocks, was_misread = _read_again(check, file.path, source, is_last=attempt == _COPY_ATTEMPTS)
             if not was_misread:
                 _warn_of_bad_pages(file.path, bad_blocks)
                 return copied._replace(bad_page_count=len(bad_blocks))
@@ -184,7 +185,7 @@ class Copy:
             attempt += 1
 
     def _copy_as_planned(
-        self, source: BlockSource, file: SourceFile, plan: WholeFile | IncrementalFile, check: _PageCheck | None
+        self, source: BlockSource, file: SourceFile, plan: WholeFile | IncrementalFile, check: PageCheck | None
     ) -> _Copied | None:
         if isinstance(plan, WholeFile):
             chunks = source.read_file(file.path, file.size_bytes)
@@ -192,14 +193,14 @@ class Copy:
         chunks = source.read_blocks(file.path, plan.block_numbers)
         return None if chunks is None else self._write_blocks(file, plan, chunks, check)
 
-    def _page_check(self, file: SourceFile, plan: WholeFile | IncrementalFile) -> _PageCheck | None:
+    def _page_check(self, file: SourceFile, plan: WholeFile | IncrementalFile) -> PageCheck | None:
         relation_file = parse_relation_path(file.path)
         if self._rules.checked_before is None or relation_file is None:
             return None
         block_numbers = None if isinstance(plan, WholeFile) else plan.block_numbers
-        return _PageCheck(file.path, relation_file, self._rules.checked_before, block_numbers)
+        return PageCheck(relation_file, self._rules.checked_before, block_numbers)
 
-    def _write_whole(self, file: SourceFile, chunks: Iterable[bytes], check: _PageCheck | None) -> _Copied:
+    def _write_whole(self, file: SourceFile, chunks: Iterable[bytes], check: PageCheck | None) -> _Copied:
         checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
         size_bytes = self.writer.write(file.path, _passing(self._read(chunks, check), checksum, digest))
         stored = BackupFile(file.path, size_bytes, size_bytes, _FILE_MODE, int(file.mtime_s), digest.hexdigest())
@@ -207,7 +208,7 @@ class Copy:
         return _Copied(stored, checksum, block_count, block_count, size_bytes, 0)
 
     def _write_blocks(
-        self, file: SourceFile, plan: IncrementalFile, blocks: Iterable[bytes], check: _PageCheck | None
+        self, file: SourceFile, plan: IncrementalFile, blocks: Iterable[bytes], check: PageCheck | None
     ) -> _Copied:
         header = IncrementalHeader(plan.truncation_block_length, plan.block_numbers)
         checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
@@ -234,7 +235,7 @@ class Copy:
             0,
         )
 
-    def _read(self, chunks: Iterable[bytes], check: _PageCheck | None) -> Iterator[bytes]:
+    def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""
         for chunk in chunks:
             self._pace.take(len(chunk))
@@ -243,60 +244,30 @@ class Copy:
             yield chunk
 
 
-class _PageCheck:
-    """Checks the pages of one relation file as they pass, in chunks of whole pages but for the end of the file.
+def _read_again(check: PageCheck, path: str, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:
+    """Return which of the bad blocks stay bad, and whether what was read first is not what the file holds.
 
-    ``block_numbers`` are those that pass, counted from the start of the file; None when all do.
+    A page that the server was writing is whole by now, and its LSN says that WAL has it.  One that is right now and was
+    not changed has been misread; with ``is_last`` it counts as bad.
     """
-
-    def __init__(
-        self, path: str, relation_file: RelationFile, checked_before: Lsn, block_numbers: array[int] | None
-    ) -> None:
-        self.bad_blocks: list[int] = []
-        self._path = path
-        self._first_block = relation_file.first_block
-        self._checked_before = checked_before
-        self._block_numbers = block_numbers
-        self._passed = 0
-
-    def feed(self, chunk: bytes) -> None:
-        count = len(chunk) // BLOCK_SIZE
-        numbers: Sequence[int] = range(self._passed, self._passed + count)
-        if self._block_numbers is not None:
-            numbers = self._block_numbers[self._passed : self._passed + count]
-        self._passed += count
-        if count and numbers[-1] - numbers[0] == count - 1:
-            places = find_bad_pages(chunk, self._first_block + numbers[0], self._checked_before)
-            self.bad_blocks += [numbers[place] for place in places]
-            return
-        for number, page in zip(numbers, _pages(chunk), strict=True):
-            if find_bad_pages(page, self._first_block + number, self._checked_before):
-                self.bad_blocks.append(number)
-
-    def read_again(self, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:
-        """Return which of the bad blocks stay bad, and whether what was read first is not what the file holds.
-
-        A page that the server was writing is whole by now, and its LSN says that WAL has it.  One that is right now
-        and was not changed has been misread; with ``is_last`` it counts as bad.
-        """
-        suspected, misread = self.bad_blocks, False
-        for attempt in range(_REREADS):
-            if attempt:
-                time.sleep(_REREAD_PAUSE_S)
-            chunks = source.read_blocks(self._path, array("I", suspected))
-            if chunks is None:
-                return [], False
-            still_bad = []
-            for number, page in zip(suspected, (page for chunk in chunks for page in _pages(chunk)), strict=True):
-                is_bad = bool(find_bad_pages(page, self._first_block + number, self._checked_before))
-                was_misread = not is_bad and page_lsn(page) < self._checked_before
-                misread |= was_misread
-                if is_bad or (was_misread and is_last):
-                    still_bad.append(number)
-            suspected = still_bad
-            if not suspected:
-                break
-        return suspected, misread and not is_last
+    suspected, misread = check.bad_blocks, False
+    for attempt in range(_REREADS):
+        if attempt:
+            time.sleep(_REREAD_PAUSE_S)
+        chunks = source.read_blocks(path, array("I", suspected))
+        if chunks is None:
+            return [], False
+        still_bad = []
+        for number, page in zip(suspected, (page for chunk in chunks for page in pages(chunk)), strict=True):
+            is_bad = check.is_bad(number, page)
+            was_misread = not is_bad and page_lsn(page) < check.checked_before
+            misread |= was_misread
+            if is_bad or (was_misread and is_last):
+                still_bad.append(number)
+        suspected = still_bad
+        if not suspected:
+            break
+    return suspected, misread and not is_last
 
 
 class _Progress:
@@ -326,11 +297,6 @@ def planned_bytes(
             plan = plan_file(item.path, item.size_bytes, prior_size_bytes, changes)
             total += item.size_bytes if isinstance(plan, WholeFile) else len(plan.block_numbers) * BLOCK_SIZE
     return total
-
-
-def _pages(chunk: bytes) -> Iterator[bytes]:
-    for start in range(0, len(chunk) - BLOCK_SIZE + 1, BLOCK_SIZE):
-        yield chunk[start : start + BLOCK_SIZE]
 
 
 def _warn_of_bad_pages(path: str, bad_blocks: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention import WalRetention, decide_retention
+from pgwal.engine.coverage import read_recoverable_ranges
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryLocked
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -91,8 +92,14 @@ def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str])
     histories = {history.timeline_id: history for history in repository.wal.histories()}
     current = _current_timelines(repository)
     entries = repository.catalogue.entries()
+    recoverable = read_recoverable_ranges(repository, entries)
     retention = decide_retention(
-        entries, histories, current, keep_full=request.keep_full, keep_since=request.keep_since
+        entries,
+        histories,
+        current,
+        keep_full=request.keep_full,
+        keep_since=request.keep_since,
+        unusable_ids={backup_id for backup_id, found in recoverable.items() if found is None},
     )
     wal_retention = WalRetention(retention.kept, histories, current)
     report = ExpireReport(

@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -27,11 +27,13 @@ from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestFile, ManifestReader, manifest_version
+from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
-from pgwal.relation import BLOCK_SIZE
+from pgwal.lsn import Lsn
+from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME
 from pgwal.repository.repository import Repository
 
@@ -44,6 +46,7 @@ _LAST_LINES = {
     BACKUP_ENTRY_NAME: re.compile(rb'"digest": "xxh3-128:[0-9a-f]{32}"\}\n'),
 }
 _LAST_LINE_SIZE = 128
+_BLOCKS_NAMED = 5
 
 
 class Problem(NamedTuple):
@@ -79,7 +82,7 @@ class StoredBackup:
 
         ``tell`` is told the size of each file that has been read.
         """
-        self._check_files(workers, jobs, tell)
+        self._check_files(entry, workers, jobs, tell)
         for name in _LAST_LINES:
             self._check_last_line(name)
         if self._entry_is_whole or self._manifest_is_whole:
@@ -92,8 +95,11 @@ class StoredBackup:
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    def _check_files(self, workers: Executor, jobs: int, tell: Callable[[int], None]) -> None:
+    def _check_files(
+        self, entry: BackupEntry | None, workers: Executor, jobs: int, tell: Callable[[int], None]
+    ) -> None:
         pending: deque[tuple[int, Future[None]]] = deque()
+        checked_before = entry.start_lsn if entry is not None and entry.data_checksums else None
 
         def finish() -> None:
             size_bytes, future = pending.popleft()
@@ -108,7 +114,9 @@ class StoredBackup:
                 self._note(path, f"{MANIFEST_NAME} lists it, and {BACKUP_ENTRY_NAME} does not")
             if listed is None and self._manifest_is_whole:
                 self._note(path, f"{BACKUP_ENTRY_NAME} lists it, and {MANIFEST_NAME} does not")
-            pending.append((size_bytes, workers.submit(self._check_file, path, size_bytes, file, listed)))
+            pending.append(
+                (size_bytes, workers.submit(self._check_file, path, size_bytes, file, listed, checked_before))
+            )
             if len(pending) > jobs * _PENDING_PER_WORKER:
                 finish()
         while pending:
@@ -137,8 +145,15 @@ class StoredBackup:
                 self._note(MANIFEST_NAME, f"it is of the cluster with system identifier {end.system_identifier}")
             self._manifest_is_whole = True
 
-    def _check_file(self, path: str, size_bytes: int, file: BackupFile | None, listed: ManifestFile | None) -> None:
-        """Read one stored file, and hold it against what each list says of it."""
+    def _check_file(
+        self,
+        path: str,
+        size_bytes: int,
+        file: BackupFile | None,
+        listed: ManifestFile | None,
+        checked_before: Lsn | None,
+    ) -> None:
+        """Read one stored file, and hold it against what each list says of it, and pages against their checksums."""
         if listed is not None and listed.size != size_bytes:
             self._note(path, f"{MANIFEST_NAME} says {listed.size} bytes, {BACKUP_ENTRY_NAME} {size_bytes}")
         digest = ContentDigest()
@@ -151,18 +166,14 @@ class StoredBackup:
                     raise FormatError("it is no regular file")
                 if status.st_size != size_bytes:
                     raise FormatError(f"it has {status.st_size} bytes, {size_bytes} were stored")
-                if file is not None and file.is_incremental:
-                    header = _read_header(stored.read, file)
-                    digest.update(header)
-                    checksum.update(header)
-                # What is left of a relation file are its blocks, of an incremental one those that the header numbers.
-                while data := stored.read(_READ_SIZE):
-                    digest.update(data)
-                    checksum.update(data)
+                pages = _read_stored(stored, file, checked_before, (digest, checksum))
             if file is not None and digest.hexdigest() != file.digest:
                 raise FormatError("it is not what was stored: its digest does not match")
             if listed is not None and checksum.hexdigest() != listed.checksum_hex:
                 raise FormatError(f"its {checksum.algorithm} checksum is not the one in {MANIFEST_NAME}")
+            if pages is not None and pages.bad_blocks:
+                # The file is as it was stored: this is what the server had.
+                raise FormatError(_bad_pages_text(pages.bad_blocks))
 
     # -- what lies around them ---------------------------------------------------------------------------------
 
@@ -272,7 +283,36 @@ class StoredBackup:
         self.problems.append(Problem(self._backup_id, name, message))
 
 
-def _read_header(read: Callable[[int], bytes], file: BackupFile) -> bytes:
+def _read_stored(
+    stored: BinaryIO, file: BackupFile | None, checked_before: Lsn | None, sums: Iterable[ContentDigest | FileChecksum]
+) -> PageCheck | None:
+    """Read a stored file through the sums, and return what was seen of its pages, None when they are not checked."""
+    relation_file = parse_relation_path(file.path) if file is not None else None
+    block_numbers = None
+    if file is not None and file.is_incremental:
+        content, header = _read_header(stored.read, file)
+        block_numbers = header.block_numbers
+        for each in sums:
+            each.update(content)
+    check = None
+    if relation_file is not None and checked_before is not None:
+        check = PageCheck(relation_file, checked_before, block_numbers)
+    # What is left of a relation file are its blocks, of an incremental one those that the header numbers.
+    while data := stored.read(_READ_SIZE):
+        for each in sums:
+            each.update(data)
+        if check is not None:
+            check.feed(data)
+    return check
+
+
+def _bad_pages_text(blocks: list[int]) -> str:
+    more = f" and {len(blocks) - _BLOCKS_NAMED} more" if len(blocks) > _BLOCKS_NAMED else ""
+    named = ", ".join(map(str, blocks[:_BLOCKS_NAMED]))
+    return f"the server's data page in block {named}{more} differed from its checksum when it was backed up"
+
+
+def _read_header(read: Callable[[int], bytes], file: BackupFile) -> tuple[bytes, IncrementalHeader]:
     """Read and check the header of an incremental file; raises FormatError unless it is as the entry says."""
     content = read(FIXED_SIZE)
     prefix = IncrementalHeader.decode_prefix(content)
@@ -283,7 +323,7 @@ def _read_header(read: Callable[[int], bytes], file: BackupFile) -> bytes:
         raise FormatError(f"its header says truncation block length {found[0]} and {found[1]} blocks, its entry not")
     if header.reconstructed_block_count * BLOCK_SIZE != file.size_bytes:
         raise FormatError(f"its header makes {header.reconstructed_block_count} blocks, its entry another size")
-    return content
+    return content, header
 
 
 _Paired = tuple[BackupFile | None, ManifestFile | None]

@@ -136,6 +136,25 @@ def test_every_point_of_the_last_days_stays_reachable(cluster: Cluster, keep_day
     assert {e.backup_id for e in cluster.entries if datetime.fromisoformat(e.finished_at) >= since} <= set(ids(kept))
 
 
+@given(clusters(), rules, st.data())
+def test_the_last_chain_that_can_be_recovered_is_never_removed(
+    cluster: Cluster, rule: tuple[int | None, int | None], data: st.DataObject
+) -> None:
+    unusable = data.draw(st.sets(st.sampled_from(ids(cluster.entries)))) if cluster.entries else set()
+    since = None if rule[1] is None else NOW - rule[1] * DAY
+    found = decide_retention(
+        cluster.entries,
+        cluster.histories,
+        {cluster.timeline_id},
+        keep_full=rule[0],
+        keep_since=since,
+        unusable_ids=unusable,
+    )
+    chains = [c for c in find_chains(cluster.entries)[0] if set(ids(c.members)) - unusable]
+    wanted = chains[-(rule[0] or 1) :]
+    assert {c.full.backup_id for c in wanted} <= set(ids(found.kept))
+
+
 @given(clusters())
 def test_without_a_rule_everything_is_kept(cluster: Cluster) -> None:
     assert sorted(ids(decide(cluster, None, None).kept)) == sorted(ids(cluster.entries))
