@@ -144,6 +144,16 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
             assert shown["checksum_failures"] == len(blocks)
 
 
+@pytest.mark.postgres(18)
+def test_configuration_elsewhere_is_noted(make_server: ServerFactory, scratch: Path) -> None:
+    server = make_server()
+    for name in ("pg_hba.conf", "pg_ident.conf"):
+        (server.data_directory / name).unlink()
+    outcome = run_pgwal("full", "--repo", scratch / "repo", *as_options(server, "sql"))
+    assert outcome.code == 0
+    assert "not in the data directory, and so not in the backup: pg_hba.conf, pg_ident.conf;" in outcome.stderr
+
+
 def assert_no_backup(repo: Path, taking: list[str | Path], cause: str) -> None:
     before = set((repo / "backups").iterdir())
     outcome = run_pgwal(*taking, "--checksum-failure", "error")

@@ -258,6 +258,7 @@ class _Backup:
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_files)
                 self._judge(copy.bad_page_count)
+                _note_absent_configuration(copy.absent_configuration)
                 copy.copy_control_file()
                 stop = session.stop()
                 self._write_label(copy, start_lsn, stop)
@@ -394,6 +395,15 @@ class _Backup:
             tablespaces={oid: path for oid, path in facts.tablespaces.items() if path.startswith("/")},
             totals=copy.totals,
             checksum_failures=copy.bad_page_count,
+        )
+
+
+def _note_absent_configuration(names: set[str]) -> None:
+    """Say which configuration is not in the backup because it lies elsewhere, as Debian's does."""
+    if names:
+        logger.warning(
+            "not in the data directory, and so not in the backup: %s; back the server's configuration up as well",
+            ", ".join(sorted(names)),
         )
 
 

@@ -32,6 +32,7 @@ from pgwal.summary.block_map import BlockMap
 logger = logging.getLogger(__name__)
 
 _FILE_MODE = 0o600
+_CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 _COPY_ATTEMPTS = 3
 _REREADS = 3
 _REREAD_PAUSE_S = 0.02
@@ -86,6 +87,8 @@ class Copy:
         self.copied_block_count = 0
         self.bytes_read = 0
         self.bad_page_count = 0
+        self.absent_configuration = set(_CONFIGURATION_NAMES)
+        """Files of the server's configuration that have not been seen in the data directory."""
         self._sources = sources
         self._changes = changes
         self._staged = staged
@@ -144,6 +147,7 @@ class Copy:
             if isinstance(item, SourceDirectory):
                 self.writer.make_directory(item.path)
             else:
+                self.absent_configuration.discard(item.path)
                 yield _Item(item, prior_size_bytes)
 
     def _count(self, copied: _Copied) -> None:

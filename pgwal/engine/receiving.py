@@ -17,7 +17,7 @@ from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.05
+_POLL_S = 0.01
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 

@@ -18,13 +18,14 @@ import psycopg
 import pytest
 from differential.test_summaries import last_cut, native_summaries, wait_for_both
 from fix_servers import ServerFactory
-from pgwal_process import run_pgwal
+from pgwal_process import assert_failed, run_pgwal
 from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, wait_until_promoted
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 from pgwal.summary.codec import decode_summary
 from pgwal.timeline import TimelineHistory
+from pgwal_cli.exit_codes import CHAIN_BROKEN
 from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
 
 WAIT_S = 60
@@ -292,6 +293,30 @@ def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: S
         backup = json.loads(pgwal("full", *pair.source(pair.standby)))
         assert (pair.repo / "backups" / backup["id"] / "data" / "standby.signal").exists()
         run_load(pair.primary, 1)
+        expected = checksums(pair.primary)
+        wait_for(lambda: has_received(pair.repo, 1, insert_lsn(pair.primary)), "the receiver")
+    restore_and_compare(pair, expected, make_server, scratch)
+
+
+@pytest.mark.postgres(13, 18)
+def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
+    """A standby starts a backup at its last restart point: without a new one there is no window, and it says so."""
+    prepare(pair.primary)
+    with receiver(pair.primary.conninfo, pair.repo):
+        one_value(pair.primary, "SELECT pg_switch_wal()")
+        wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+        full = json.loads(pgwal("full", *pair.source(pair.standby)))
+        run_load(pair.primary, 1)
+        outcome = run_pgwal("incremental", "--since", full["id"], *pair.source(pair.standby))
+        assert_failed(outcome, CHAIN_BROKEN, "the standby has made no restart point since", "CHECKPOINT")
+        for step in (2, 3):
+            run_load(pair.primary, step)
+            with pair.primary.connect() as session:
+                session.execute("CHECKPOINT")
+            wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
+            incremental = json.loads(pgwal("incremental", "--since", "latest", *pair.source(pair.standby)))
+            assert Lsn.parse(incremental["start_lsn"]) > Lsn.parse(full["start_lsn"])
+        run_load(pair.primary, 4)
         expected = checksums(pair.primary)
         wait_for(lambda: has_received(pair.repo, 1, insert_lsn(pair.primary)), "the receiver")
     restore_and_compare(pair, expected, make_server, scratch)
