@@ -197,13 +197,13 @@ class WalDecoder:
         if on_page >= layout.RECORD_HEADER_SIZE:
             raw = yield from self._peek(layout.RECORD_HEADER_SIZE)
             self._check_prev_link(lsn, layout.RecordHeader.parse(raw))
-        data = yield from self._take(on_page)
+        data = bytearray((yield from self._take(on_page)))
         while len(data) < total_length:
-            data = yield from self._continuation(lsn, data, total_length)
+            yield from self._continuation(lsn, data, total_length)
         yield from self._take(-self._at % 8)
-        return self._checked_record(lsn, data)
+        return self._checked_record(lsn, bytes(data))
 
-    def _continuation(self, lsn: int, data: bytes, total_length: int) -> Generator[Need, None, bytes]:
+    def _continuation(self, lsn: int, data: bytearray, total_length: int) -> Generator[Need, None, None]:
         """Append what the next page holds of the record (XLogDecodeNextRecord)."""
         page_lsn = self._at
         try:
@@ -219,8 +219,7 @@ class WalDecoder:
         had_header = len(data) >= layout.RECORD_HEADER_SIZE
         data += yield from self._take(min(header.remaining_length, self._left_on_page()))
         if not had_header and page_lsn:
-            self._check_prev_link(lsn, layout.RecordHeader.parse(data))
-        return data
+            self._check_prev_link(lsn, layout.RecordHeader.parse(bytes(data)))
 
     def _check_prev_link(self, lsn: int, header: Any) -> None:
         fits = header.prev_lsn == self._prev_lsn if self._synced or self._prev_lsn else header.prev_lsn < lsn
