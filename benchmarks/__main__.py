@@ -30,6 +30,7 @@ class Benchmark(StrEnum):
     RESTORE = "restore"
     PLAN = "plan"
     GROWTH = "growth"
+    CONSTRUCT = "construct"
 
 
 def main(

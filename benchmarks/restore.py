@@ -11,7 +11,7 @@ from benchmarks.context import Context
 from benchmarks.measure import CommandFailed, Comparison, Measurement, Side, compare
 from benchmarks.repository import BenchmarkedRepository
 
-_SCALE = 100
+_SCALE = 200
 _METHODS = ("--copy", "--clone", "--copy-file-range", "--link")
 
 

@@ -30,17 +30,6 @@ def run(context: Context) -> list[Comparison]:
     return comparisons
 
 
-def construct_walk(context: Context) -> list[Comparison]:
-    """Compare the construct walk, which is the specification, on one segment: a curiosity."""
-    wal = recorded_wal(LOADS[0], context.scratch)
-    segment = min(wal.iterdir())
-    sides = [
-        Side("pg_waldump -q", partial(context.run_tool, "pg_waldump", "-q", segment)),
-        Side("pgwal inspect --stats", partial(context.run_pgwal, "inspect", segment, "--stats")),
-    ]
-    return [compare("construct walk, one segment", sides, 1, bytes_processed=segment.stat().st_size)]
-
-
 def _summarize(context: Context, wal: Path, jobs: int) -> Measurement:
     output = context.scratch / "summaries"
     shutil.rmtree(output, ignore_errors=True)

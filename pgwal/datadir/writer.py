@@ -21,6 +21,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _HOLE_SIZE = 1 << 16
 """What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
 _ZEROS = bytes(_HOLE_SIZE)
+_SYNC_THREADS = 16
+"""They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -261,11 +263,11 @@ class TreeWriter:
         except OSError as error:
             raise _refused("link", target, error) from error
 
-    def sync(self, jobs: int = 1) -> None:
-        """Make all that was written durable: the files, with ``jobs`` threads, then the names in each directory."""
+    def sync(self) -> None:
+        """Make all that was written durable: the files, then the names in each directory."""
         directories = self._directories | {self.root}
         try:
-            _sync_files(directories, jobs)
+            _sync_files(directories)
             for directory in directories:
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
             for directory in self._names:
@@ -288,7 +290,7 @@ class TreeWriter:
         self._directories.add(directory)
 
 
-def _sync_files(directories: Iterable[Path], jobs: int) -> None:
+def _sync_files(directories: Iterable[Path]) -> None:
     """Make the files in some directories durable; no list of them is held."""
     paths, turn = _files_in(directories), Lock()
 
@@ -300,8 +302,8 @@ def _sync_files(directories: Iterable[Path], jobs: int) -> None:
                 return
             _sync(path, os.O_RDONLY)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for worker in [pool.submit(work) for _ in range(jobs)]:
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        for worker in [pool.submit(work) for _ in range(_SYNC_THREADS)]:
             worker.result()
 
 

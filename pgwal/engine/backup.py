@@ -264,7 +264,7 @@ class _Backup:
                 self._write_label(copy, start_lsn, stop)
                 copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
             with _timed(self._seconds, "sync"):
-                copy.writer.sync(self._request.jobs)
+                copy.writer.sync()
             with _timed(self._seconds, "wait for WAL"):
                 self._wal.wait_until_safe(
                     self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery

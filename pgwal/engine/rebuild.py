@@ -142,7 +142,7 @@ class Rebuild:
 
     def _sync(self) -> None:
         if self._options.sync:
-            self.writer.sync(self._jobs)
+            self.writer.sync()
 
     # -- files -------------------------------------------------------------------------------------------------
 
