@@ -7,7 +7,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,11 +29,17 @@ class CommandFailed(Exception):
 
 
 def run_command(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Measurement:
-    """Run a command to its end and measure it, with the processes that it waited for.
+    """Run a command to its end and measure it, with the processes that it waited for.  Raises CommandFailed."""
+    return _runner().submit(_run, [str(part) for part in command], environment).result()
 
-    The peak is at least that of this process, of which the command begins as a copy.  Raises CommandFailed.
-    """
-    arguments = [str(part) for part in command]
+
+@cache
+def _runner() -> ProcessPoolExecutor:
+    """Return a process that starts the commands: each begins as a copy of it, and its memory counts as theirs."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def _run(arguments: list[str], environment: Mapping[str, str] | None) -> Measurement:
     with tempfile.TemporaryFile() as errors:
         start_s = time.perf_counter()
         process = subprocess.Popen(

@@ -392,7 +392,8 @@ class Round:
 
     def restore_one(self, number: int) -> None:
         incremental = [backup for backup in self.backups.values() if backup.is_incremental]
-        backup = self.chance.choice(incremental if self.chance.random() < 0.9 else list(self.backups.values()))
+        takes_incremental = self.chance.random() < 0.9 and incremental
+        backup = self.chance.choice(incremental if takes_incremental else list(self.backups.values()))
         target = self.choose_target(backup)
         combine = self.installation.major >= 17 and self.chance.random() < 0.4
         self.note(f"restore {backup.backup_id} to {target.settings}{' by pg_combinebackup' if combine else ''}")
@@ -457,11 +458,10 @@ class Round:
     def fetch_all(self, directory: Path) -> None:
         """Fetch all WAL of the repository, as fetch-wal does for one name."""
         directory.mkdir()
-        repository = Repository.open(self.repo)
         for path in (self.repo / "wal").iterdir():
             name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
             if is_history_name(name) or is_segment_name(name):
-                fetch(repository, name, directory / name)
+                fetch(self.repo, name, directory / name)
         give_to_server(directory)
 
     @contextmanager
