@@ -21,7 +21,8 @@ from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 PARTIAL_SUFFIX = ".partial"
 COMPRESSION_SUFFIXES = ("", ".zst", ".lz4", ".gz")
 
-_READ_SIZE = 1 << 20
+_READ_SIZE = 2 << 20
+"""Handing pieces from thread to thread costs as much as reading half a megabyte; larger ones leave the caches."""
 _LONG_HEADER_SIZE = 40
 
 WalChunks: TypeAlias = Generator[bytes, None, None]

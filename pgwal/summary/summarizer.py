@@ -24,6 +24,8 @@ _CUTTING_OPERATIONS = (
     layout.XLOG_PARAMETER_CHANGE,
     layout.XLOG_END_OF_RECOVERY,
 )
+_MANY_BLOCKS = 1 << 15
+"""Moving blocks into a map costs by the take as well as by the block; that many fit what the scanner has anyway."""
 
 
 class Summary(NamedTuple):
@@ -136,7 +138,7 @@ class Summarizer:
 
     @property
     def position(self) -> Lsn:
-        """Up to where every record is in a map, finished or not."""
+        """Up to where every record will be in a summary when that is finished."""
         return Lsn(self._scanner.position)
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -161,7 +163,8 @@ class Summarizer:
                 return
             self._cut(stopped_at)
             self._set_next_stop(stopped_at)
-        _absorb_blocks(self._scanner, self._block_map)
+        if self._scanner.untaken_count >= _MANY_BLOCKS:
+            _absorb_blocks(self._scanner, self._block_map)
 
     def take_finished(self) -> list[Summary]:
         """Return the usable summaries finished since the last call, in LSN order."""
@@ -174,6 +177,7 @@ class Summarizer:
 
     def finish(self, end: Lsn) -> None:
         """Finish the last summary at ``end``, where the timeline or what is known of it ends."""
+        _absorb_blocks(self._scanner, self._block_map)
         self._cut(end)
 
     def _take_special(self) -> None:

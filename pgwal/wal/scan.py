@@ -362,6 +362,11 @@ class WalScanner:
         self._stop = lsn
 
     @property
+    def untaken_count(self) -> int:
+        """How many blocks, some of them more than once, ``take_blocks`` would return."""
+        return self._log_count
+
+    @property
     def end_reason(self) -> EndReason | None:
         """Why WAL ends, after END_OF_WAL."""
         return EndReason(self._reason) if self._reason else None
