@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from pgwal.errors import PgwalError, TargetError
 from pgwal_cli.demo_load import WriteLoad, create_tables, table_checksums
 from pgwal_cli.output import size_text, table_lines
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import (
-    RestoreCommandRelay,
     ServerInstallation,
     ThrowawayServer,
     embedded_installation,

@@ -17,8 +17,8 @@ from pgwal.engine.restore import RestoreRequest, require_empty, restore_backup
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import (
-    RestoreCommandRelay,
     ServerInstallation,
     ThrowawayServer,
     make_reachable,

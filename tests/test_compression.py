@@ -25,7 +25,8 @@ from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, SegmentCompressor, compress_segment
 from pgwal.segment import WalGeometry
 from pgwal_cli.exit_codes import USAGE
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 GEOMETRY = WalGeometry(1 << 20)
 NAME = "000000010000000000000003"

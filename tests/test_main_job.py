@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from fix_servers import ServerFactory
 
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from pgwal.errors import PgwalError, ServerError
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import (
-    RestoreCommandRelay,
     ServerInstallation,
     ThrowawayServer,
     give_to_server,

@@ -35,7 +35,11 @@ from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.privileges import FILE_FUNCTIONS
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal_cli.exit_codes import FAILED, NO_CONNECTION
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer, give_to_server
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import (
+    ThrowawayServer,
+    give_to_server,
+)
 
 ROLE = "backup role"
 FILE_NAMES = ["a name with blanks", 'it\'s "quoted"', "back\\slash", r"\x41", "größe.conf", ".hidden", "percent %s"]

@@ -19,7 +19,8 @@ from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 from pgwal.segment import WalGeometry
 from pgwal.summary.codec import decode_summary
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 MB = 1 << 20
 SEGMENT = WalGeometry(MB)

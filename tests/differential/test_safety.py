@@ -32,7 +32,8 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, Fork
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap, RelationFork
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 SMALL_SEGMENTS = ("--wal-segsize=1",)
 SEGMENT_SIZE = 1 << 20

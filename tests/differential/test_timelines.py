@@ -26,7 +26,8 @@ from pgwal.repository.repository import Repository
 from pgwal.summary.codec import decode_summary
 from pgwal.timeline import TimelineHistory
 from pgwal_cli.exit_codes import CHAIN_BROKEN
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 WAIT_S = 60
 

@@ -14,7 +14,8 @@ from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming,
 
 from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 SLOT = ("--slot", "pgwal", "--create-slot", "--if-not-exists")
 DAMAGES = 40

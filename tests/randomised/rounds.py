@@ -28,7 +28,12 @@ from pgwal.engine.fetch_wal import fetch
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ServerInstallation, ThrowawayServer, give_to_server
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import (
+    ServerInstallation,
+    ThrowawayServer,
+    give_to_server,
+)
 
 # The load takes all of the machine that it can get.
 WAIT_S = 180.0

@@ -15,7 +15,8 @@ from pgwal_process import PGWAL, finish, start_pgwal, succeed
 from receiver.oracle import SLOT, seeded, wait_for
 from test_main_job import prepare, wait_until_promoted
 
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 SETTINGS: dict[str, str | int | bool] = {"synchronous_commit": "on", "wal_keep_size": "1GB"}
 NAME = "archive"

@@ -12,7 +12,11 @@ from fix_servers import ServerFactory
 from pgwal_process import PGWAL, succeed
 from test_main_job import checksums, wait_until_promoted
 
-from pgwal_cli.throwaway_server import RestoreCommandRelay, ThrowawayServer, give_to_server
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import (
+    ThrowawayServer,
+    give_to_server,
+)
 
 Rows = dict[str, tuple[int, str]]
 
