@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _FILE_MODE = 0o600
 _CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
+_GROUP_BYTES = 1 << 20
+_GROUP_FILES = 32
 _COPY_ATTEMPTS = 3
 _REREADS = 3
 _REREAD_PAUSE_S = 0.02
@@ -116,10 +118,11 @@ class Copy:
         # One source lists while the others read.
         readers = self._sources[1:] or self._sources
         # Closed before anything else is undone: until then, threads may still write.
-        with closing(Workers(readers, self._pace).map(self._copy_file, self._items(prior_files()))) as results:
-            for copied in results:
-                if copied is not None:
-                    self._count(copied)
+        with closing(
+            Workers(readers, self._pace).map(self._copy_files, _grouped(self._items(prior_files())))
+        ) as results:
+            for copied in chain.from_iterable(results):
+                self._count(copied)
         if self._progress is not None:
             self._progress.finish()
 
@@ -169,6 +172,10 @@ class Copy:
         )
 
     # -- in any thread -----------------------------------------------------------------------------------------
+
+    def _copy_files(self, source: BlockSource, items: Sequence[_Item]) -> list[_Copied]:
+        """Copy some files, and return what became of those that were still there."""
+        return [copied for item in items if (copied := self._copy_file(source, item)) is not None]
 
     def _copy_file(self, source: BlockSource, item: _Item) -> _Copied | None:
         """Copy one file; None when it is gone."""
@@ -246,6 +253,20 @@ class Copy:
             if check is not None:
                 check.feed(chunk)
             yield chunk
+
+
+def _grouped(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Put consecutive small files together: handing one over to a thread would cost more than copying it."""
+    group: list[_Item] = []
+    size_bytes = 0
+    for item in items:
+        group.append(item)
+        size_bytes += item.file.size_bytes
+        if size_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
 
 
 def _read_again(check: PageCheck, path: str, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:

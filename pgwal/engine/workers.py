@@ -14,8 +14,8 @@ _Tool = TypeVar("_Tool")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_WINDOW = 1000
-"""How many results may wait for an earlier one; a large file holds up that many small ones at most."""
+_WINDOW = 100
+"""How many results may wait for an earlier one; what takes long holds up that many others at most."""
 
 
 class Pace:
