@@ -161,7 +161,7 @@ def test_backup_of_another_timeline_is_refused(story: Story, scratch: Path) -> N
     assert not (scratch / "x").exists()
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres
 @pytest.mark.skipif("PGWAL_LARGE_TESTS" not in os.environ, reason="writes two gigabytes; PGWAL_LARGE_TESTS=1 runs it")
 def test_relation_grown_over_a_gigabyte(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(settings=SETTINGS | {"max_wal_size": "4GB", "wal_compression": "off"})
