@@ -19,6 +19,7 @@ from pgwal_cli.rebuilding import (
     NoSync,
     TablespaceMapping,
     parse_tablespaces,
+    rebuild_document,
     rebuild_options,
     warn_of_links,
 )
@@ -52,16 +53,7 @@ def combine(
         report = combine_backups(request, on_progress)
     warn_of_links(report.linked_backups, output)
     if json:
-        print_json(
-            {
-                "backup": report.entry.backup_id,
-                "chain_length": report.chain_length,
-                "files": report.file_count,
-                "bytes_read": report.bytes_read,
-                "bytes_written": report.bytes_written,
-                "linked_backups": report.linked_backups,
-            }
-        )
+        print_json(rebuild_document(report))
     else:
         print(
             f"combined {report.chain_length} backups into {output}, a full backup as of {report.entry.backup_id}:"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pgwal.engine.rebuild import RebuildOptions
+    from pgwal.engine.rebuild import RebuildOptions, RebuildReport
 
 logger = logging.getLogger("pgwal")
 
@@ -74,3 +74,15 @@ def warn_of_links(backups: Iterable[str], directory: Path) -> None:
             directory,
             names,
         )
+
+
+def rebuild_document(report: RebuildReport) -> dict[str, object]:
+    """Return what --json prints of it."""
+    return {
+        "backup": report.entry.backup_id,
+        "chain_length": report.chain_length,
+        "files": report.file_count,
+        "bytes_read": report.bytes_read,
+        "bytes_written": report.bytes_written,
+        "linked_backups": report.linked_backups,
+    }

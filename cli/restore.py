@@ -20,6 +20,7 @@ from pgwal_cli.rebuilding import (
     NoSync,
     TablespaceMapping,
     parse_tablespaces,
+    rebuild_document,
     rebuild_options,
     warn_of_links,
 )
@@ -135,17 +136,7 @@ def restore(
         report = restore_backup(request, on_progress)
     warn_of_links(report.linked_backups, pgdata)
     if json:
-        print_json(
-            {
-                "backup": report.entry.backup_id,
-                "chain_length": report.chain_length,
-                "files": report.file_count,
-                "bytes_read": report.bytes_read,
-                "bytes_written": report.bytes_written,
-                "linked_backups": report.linked_backups,
-                "recovery": dict(target.settings()),
-            }
-        )
+        print_json(rebuild_document(report) | {"recovery": dict(target.settings())})
     else:
         print(
             f"restored {report.entry.backup_id} into {pgdata}: {report.file_count} files,"

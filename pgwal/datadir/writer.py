@@ -41,10 +41,7 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._file = open(os.open(path, _CREATE, _FILE_MODE), "wb")  # noqa: PTH123, SIM115 (a descriptor, kept)
-        except OSError as error:
-            raise _refused("create", path, error) from error
+        self._file = open(_created(path), "wb")  # noqa: SIM115 (a descriptor, kept)
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +76,7 @@ class PlacedFile:
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
         self._size_bytes = size_bytes
-        try:
-            self._descriptor = os.open(path, _CREATE, _FILE_MODE)
-        except OSError as error:
-            raise _refused("create", path, error) from error
+        self._descriptor = _created(path)
 
     def __enter__(self) -> Self:
         return self
@@ -288,6 +282,14 @@ class TreeWriter:
         except OSError as error:
             raise _refused("create", directory, error) from error
         self._directories.add(directory)
+
+
+def _created(path: Path) -> int:
+    """Create a file, which must not be there yet, and return its descriptor."""
+    try:
+        return os.open(path, _CREATE, _FILE_MODE)
+    except OSError as error:
+        raise _refused("create", path, error) from error
 
 
 def _sync_files(directories: Iterable[Path]) -> None:

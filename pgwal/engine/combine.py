@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgwal.backup.chain import resolve_chain
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.entry import BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
-from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuiltFile
+from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations
 from pgwal.lsn import LsnRange
 from pgwal.repository.repository import Repository
@@ -30,19 +30,7 @@ class CombineRequest:
     options: RebuildOptions = field(default_factory=RebuildOptions)
 
 
-@dataclass(frozen=True, slots=True)
-class CombineReport:
-    """What was made; sizes in bytes.  Changes to the output would change files of ``linked_backups``."""
-
-    entry: BackupEntry
-    chain_length: int
-    file_count: int
-    bytes_read: int
-    bytes_written: int
-    linked_backups: tuple[str, ...]
-
-
-def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], None] | None = None) -> CombineReport:
+def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
     """Make a full backup of a backup and those it builds on; it is durable, and has its manifest, on return.
 
     All bytes of it are read for the manifest, however they are copied.  Raises TargetError when the directory is not
@@ -69,14 +57,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
             wal_range = LsnRange(entry.start_timeline_id, entry.start_lsn, entry.stop_lsn)
             manifest_file.write(manifest.finish([wal_range]))
         rebuild.finish()
-    return CombineReport(
-        entry,
-        len(chain),
-        rebuild.file_count,
-        rebuild.bytes_read,
-        rebuild.bytes_written,
-        tuple(sorted(rebuild.linked_backups)),
-    )
+    return rebuild.report()
 
 
 def _all_but_label(rebuild: Rebuild, labels: list[BackupFile]) -> Iterator[BackupFile]:

@@ -68,6 +68,18 @@ class RebuiltFile(NamedTuple):
     checksum: FileChecksum | None
 
 
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What was rebuilt; sizes in bytes.  A change to what was made would change files of ``linked_backups``."""
+
+    entry: BackupEntry
+    chain_length: int
+    file_count: int
+    bytes_read: int
+    bytes_written: int
+    linked_backups: tuple[str, ...]
+
+
 class Rebuild:
     """Writes the files of the newest backup of a chain, all of them incremental or whole, below a directory.
 
@@ -139,6 +151,17 @@ class Rebuild:
         self._sync()
         self.writer.rename(INCOMPLETE_NAME, CONTROL_FILE_PATH)
         self.file_count += 1
+
+    def report(self) -> RebuildReport:
+        """Return what was done."""
+        return RebuildReport(
+            self._entry,
+            len(self._stored),
+            self.file_count,
+            self.bytes_read,
+            self.bytes_written,
+            tuple(sorted(self.linked_backups)),
+        )
 
     def _sync(self) -> None:
         if self._options.sync:

@@ -14,7 +14,7 @@ from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
 from pgwal.control_file import CONTROL_FILE_PATH
-from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions
+from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions, RebuildReport
 from pgwal.engine.recovery_window import choose_backup
 from pgwal.errors import ObjectNotFound, TargetError
 from pgwal.repository.repository import Repository
@@ -47,19 +47,7 @@ class RestoreRequest:
     wal_is_here: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore did; sizes in bytes.  A server on the target would change files of ``linked_backups``."""
-
-    entry: BackupEntry
-    chain_length: int
-    file_count: int
-    bytes_read: int
-    bytes_written: int
-    linked_backups: tuple[str, ...] = ()
-
-
-def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RestoreReport:
+def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
     """Rebuild a data directory; it is durable, and starts recovery from the repository, when this returns.
 
     pg_control comes last, so that a restore that was interrupted cannot be started.  Raises TargetError when the
@@ -79,14 +67,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
             pass
         rebuild.writer.write(_SIGNAL_NAME, [])
         rebuild.finish()
-    return RestoreReport(
-        chain[0],
-        len(chain),
-        rebuild.file_count,
-        rebuild.bytes_read,
-        rebuild.bytes_written,
-        tuple(sorted(rebuild.linked_backups)),
-    )
+    return rebuild.report()
 
 
 def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | None:
