@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from pgwal.scan_choice import choose_scan
 
 pytest_plugins = ["fix_servers"]
+
+# In CI the same examples each time, so that a change is judged by what it changes; by hand new ones in each run.
+# No deadline: machines are shared, and what must be fast is measured elsewhere.
+settings.register_profile("pgwal", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("pgwal")
 
 
 def pytest_configure() -> None:
