@@ -13,19 +13,19 @@ from benchmarks.measure import Comparison, Measurement, Side, compare
 from benchmarks.repository import BenchmarkedRepository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
-_SCALE = 200
+SCALE = 200
 """Of pgbench: some 3 GB."""
 
-_SHARES = (1, 10)
+SHARES = (1, 10)
 """Percent of the blocks that change before an incremental."""
 
 
 def run(context: Context) -> list[Comparison]:
     """Compare full backups, then incremental ones after one and after ten percent of the blocks have changed."""
     with context.server("backup") as server, _receiving(context, server) as repository:
-        server.run_tool("pgbench", "-i", "-q", "-s", str(_SCALE))
+        server.run_tool("pgbench", "-i", "-q", "-s", str(SCALE))
         comparisons = _full(context, server, repository)
-        for percent in _SHARES:
+        for percent in SHARES:
             comparisons += _incremental(context, server, repository, percent)
         return comparisons
 

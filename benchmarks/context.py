@@ -17,7 +17,6 @@ _SETTINGS: Mapping[str, str | int | bool] = {
     "synchronous_commit": False,
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",
-    "summarize_wal": True,
     "autovacuum": False,
 }
 
@@ -32,10 +31,11 @@ class Context:
 
     @contextmanager
     def server(self, name: str, **settings: str | int | bool) -> Iterator[ThrowawayServer]:
-        """Start a server with data checksums that makes WAL summaries; it is stopped at the end."""
+        """Start a server with data checksums that makes WAL summaries if it can; it is stopped at the end."""
         with ThrowawayServer(self.installation, self.scratch / name) as server:
             server.initdb("-k")
-            server.configure(**{**_SETTINGS, **settings})
+            summarizing = {"summarize_wal": True} if self.installation.major >= 17 else {}
+            server.configure(**{**_SETTINGS, **summarizing, **settings})
             server.start()
             yield server
 

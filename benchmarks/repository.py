@@ -15,6 +15,7 @@ from benchmarks.measure import CommandFailed, Measurement
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 _TIMEOUT_S = 60.0
+_HAS_ALL = "SELECT restart_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'benchmark'"
 
 
 class BenchmarkedRepository:
@@ -50,6 +51,17 @@ class BenchmarkedRepository:
                 return
             time.sleep(0.1)
         raise CommandFailed("pgwal stream has not begun to receive")
+
+    def complete_segment(self) -> None:
+        """Have the server switch to a new segment, and wait until the receiver has the old one."""
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        with self._server.connect() as connection:
+            connection.execute("SELECT pg_switch_wal()")
+            while time.monotonic() < deadline_s:
+                if connection.execute(_HAS_ALL).fetchone() == (True,):
+                    return
+                time.sleep(0.1)
+        raise CommandFailed("pgwal stream does not keep up")
 
     def backup(self, command: str, *options: str | Path) -> Measurement:
         """Take a backup, measure it, and throw it away."""

@@ -15,10 +15,13 @@ def fetch_wal(
     name: Annotated[str, typer.Argument(help="File that the server wants (%f).")],
     destination: Annotated[Path, typer.Argument(help="Where it goes (%p).", readable=False)],
     repo: options.Repo,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Have the whole segments that follow at hand in DESTINATION.pgwal.")
+    ] = False,
 ) -> None:
     """Copy a WAL segment or history file out of the repository.
 
     Exit code 0 when it is there, 1 when it is not, 126 when it cannot be had though it should.
     """
-    if code := fetch_or_explain(repo, name, destination):
+    if code := fetch_or_explain(repo, name, destination, prefetch=prefetch):
         raise typer.Exit(code)

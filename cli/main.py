@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -12,60 +14,56 @@ from typer.exceptions import TyperException
 from pgwal import __version__
 from pgwal.errors import PgwalError
 from pgwal.scan_choice import choose_scan
-from pgwal_cli import (
-    backup,
-    check,
-    combine,
-    demo,
-    expire,
-    fetch_wal,
-    full,
-    grants,
-    incremental,
-    inspect_wal,
-    list_backups,
-    map_blocks,
-    restore,
-    show,
-    status,
-    stream,
-    summarize,
-    verify,
-)
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import log_to_stderr, print_error
 from pgwal_cli.restore_command import FATAL
 
-app = typer.Typer(
-    name="pgwal",
-    help="Incremental backups of PostgreSQL 13 to 18, driven by WAL alone.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    # Plain help: every command would pay for the import of what draws boxes.
-    rich_markup_mode=None,
-    # -h is the host, as in every PostgreSQL tool.
-    context_settings={"help_option_names": ["-?", "--help"]},
-)
-app.command("stream")(stream.stream)
-app.command("full")(full.full)
-app.command("incremental")(incremental.incremental)
-app.command("backup")(backup.backup)
-app.command("inspect")(inspect_wal.inspect_wal)
-app.command("summarize")(summarize.summarize)
-app.command("list")(list_backups.list_backups)
-app.command("show")(show.show)
-app.command("status")(status.status)
-app.command("map")(map_blocks.map_blocks)
-app.command("restore")(restore.restore)
-app.command("combine")(combine.combine)
-app.command("fetch-wal")(fetch_wal.fetch_wal)
-app.command("verify")(verify.verify)
-app.command("expire")(expire.expire)
-app.command("check")(check.check)
-app.command("grants")(grants.grants)
-app.command("demo")(demo.demo)
+_COMMANDS = {
+    "stream": "stream",
+    "full": "full",
+    "incremental": "incremental",
+    "backup": "backup",
+    "inspect": "inspect_wal",
+    "summarize": "summarize",
+    "list": "list_backups",
+    "show": "show",
+    "status": "status",
+    "map": "map_blocks",
+    "restore": "restore",
+    "combine": "combine",
+    "fetch-wal": "fetch_wal",
+    "verify": "verify",
+    "expire": "expire",
+    "check": "check",
+    "grants": "grants",
+    "demo": "demo",
+}
+"""The module of each command, whose function has its name, in the order in which help lists them."""
+
+
+def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Return the command line: with the command that ``arguments`` begin with alone, if they do, or with all.
+
+    Importing the others would take longer than some commands run.
+    """
+    app = typer.Typer(
+        name="pgwal",
+        help="Incremental backups of PostgreSQL 13 to 18, driven by WAL alone.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Plain help: every command would pay for the import of what draws boxes.
+        rich_markup_mode=None,
+        # -h is the host, as in every PostgreSQL tool.
+        context_settings={"help_option_names": ["-?", "--help"]},
+    )
+    app.callback()(_options)
+    wanted = arguments[:1] if arguments[:1] and arguments[0] in _COMMANDS else list(_COMMANDS)
+    for name in wanted:
+        module_name = _COMMANDS[name]
+        app.command(name)(getattr(import_module(f"pgwal_cli.{module_name}"), module_name))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -76,7 +74,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -102,7 +99,7 @@ def run(arguments: list[str]) -> int:
     try:
         if "PGWAL_SCAN" in os.environ:
             choose_scan(os.environ["PGWAL_SCAN"])
-        code = app(arguments, standalone_mode=False) or 0
+        code = make_app(arguments)(arguments, standalone_mode=False) or 0
         # Here, where it can still be reported that standard output takes no more.
         sys.stdout.flush()
     except PgwalError as error:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgwal.engine.prefetch_wal import SPOOL_SUFFIX
+
 NOT_FOUND = 1
 FATAL = 126
 """Above 125: the server stops recovery instead of taking the file as absent."""
@@ -21,26 +23,32 @@ def fetch_wal_words(repository_path: Path) -> list[str]:
 
 
 def restore_command(repository_path: Path) -> str:
-    """Return the restore_command with which a server gets its WAL from a repository."""
-    return shlex.join(fetch_wal_words(repository_path)).replace("%", "%%") + ' "%f" "%p"'
+    """Return the restore_command with which a server gets its WAL from a repository.
+
+    It looks first where ``fetch-wal --prefetch`` puts what it fetches ahead.
+    """
+    words = [*fetch_wal_words(repository_path), "--prefetch"]
+    look = f'mv -f "%p{SPOOL_SUFFIX}/%f" "%p" 2>/dev/null'
+    return f'{look} || {shlex.join(words).replace("%", "%%")} "%f" "%p"'
 
 
 def run_short(arguments: Sequence[str]) -> int | None:
     """Run a command line as ``restore_command`` makes it and return the exit code; None when it is another one."""
     match arguments:
-        case ["fetch-wal", "--repo", repo, name, destination] if not any(a.startswith("-") for a in arguments[2:]):
-            return fetch_or_explain(Path(repo), name, Path(destination))
+        case ["fetch-wal", "--repo", repo, *flags, name, destination] if flags in ([], ["--prefetch"]):
+            if not any(value.startswith("-") for value in (repo, name, destination)):
+                return fetch_or_explain(Path(repo), name, Path(destination), prefetch=bool(flags))
     return None
 
 
-def fetch_or_explain(repository_path: Path, name: str, destination: Path) -> int:
+def fetch_or_explain(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False) -> int:
     """Fetch a file and return the exit code; what went wrong is on stderr."""
     from pgwal.errors import ObjectNotFound, PgwalError
 
     try:
         from pgwal.engine.fetch_wal import fetch
 
-        fetch(repository_path, name, destination)
+        fetch(repository_path, name, destination, prefetch=prefetch)
     except ObjectNotFound:
         print(f"pgwal: {name} is not in the repository", file=sys.stderr)
         return NOT_FOUND

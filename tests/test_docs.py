@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from pgwal_cli.main import app
+from pgwal_cli.main import make_app
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = get_command(make_app()).commands  # type: ignore[attr-defined]
 CONNECTION_OPTIONS = {"-d", "-h", "-p", "-U", "-w", "-W"}
 
 

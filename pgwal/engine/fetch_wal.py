@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
 from pgwal.repository.local import LocalStore
@@ -18,20 +19,30 @@ from pgwal.timeline import TimelineHistory
 from pgwal.wal.segment_check import begins_with_nothing, check_segment
 
 
-def fetch(repository_path: Path, name: str, destination: Path) -> None:
+def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False) -> None:
     """Copy a segment or history file to ``destination``, after a look at what it is.
 
     A segment that is not complete is given as far as it was received: everything received can be recovered.
+    With ``prefetch``, the whole ones that follow are put where the caller looks first; see pgwal.engine.prefetch_wal.
     Raises ObjectNotFound when the repository does not hold the file, another PgwalError for failures.
     """
     if is_history_name(name):
-        content = _history(repository_path, name)
+        if prefetch:
+            Spool(destination).clear_leftovers()
+        content = _Segments(repository_path).history(name)
     elif is_segment_name(name):
-        content = _segment(repository_path, name)
+        segments = _Segments(repository_path)
+        if prefetch:
+            Spool(destination).fill_behind(name, segments.geometry, segments.whole)
+        content = segments.whole_or_partial(name)
     else:
         # Backup history files and the like: the server asks for them and goes on without.
         raise ObjectNotFound(f"{name} is neither a WAL segment nor a history file")
-    temporary = destination.with_name(f"{destination.name}.pgwal")
+    _place(content, destination)
+
+
+def _place(content: bytes, destination: Path) -> None:
+    temporary = destination.with_name(f"{destination.name}.unfinished")
     try:
         # The server takes a file of the right size for whole, so it must not be seen before it is.  Nothing is synced:
         # what was fetched before a crash is fetched again.
@@ -44,53 +55,65 @@ def fetch(repository_path: Path, name: str, destination: Path) -> None:
         raise TargetError(f"cannot write {destination}: {os.strerror(error.errno or 0)}") from error
 
 
-def _open(repository_path: Path) -> tuple[RepositoryIdentity, WalArchive]:
-    store = LocalStore(repository_path)
-    try:
-        identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
-    except ObjectNotFound as error:
-        # Not the same as a segment that is not there, which ends recovery.
-        raise PgwalError(f"there is no repository in {repository_path}", hint="Check restore_command.") from error
-    return identity, WalArchive(store, identity.geometry)
+class _Segments:
+    """The WAL of a repository, checked when it is read."""
 
+    def __init__(self, repository_path: Path) -> None:
+        store = LocalStore(repository_path)
+        try:
+            self._identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
+        except ObjectNotFound as error:
+            # Not the same as a segment that is not there, which ends recovery.
+            raise PgwalError(f"there is no repository in {repository_path}", hint="Check restore_command.") from error
+        self.geometry = self._identity.geometry
+        self._archive = WalArchive(store, self.geometry)
 
-def _history(repository_path: Path, name: str) -> bytes:
-    content = _open(repository_path)[1].read_file(name)
-    TimelineHistory.decode(int(name[:8], 16), content)
-    return content
+    def history(self, name: str) -> bytes:
+        content = self._archive.read_file(name)
+        TimelineHistory.decode(int(name[:8], 16), content)
+        return content
 
+    def whole(self, name: str) -> bytes | None:
+        """Return a complete segment; None when there is none."""
+        if not self._archive.is_complete(*self.geometry.parse_file_name(name)):
+            return None
+        return self._checked(name, self._archive.read_segment(name), complete=True)
 
-def _segment(repository_path: Path, name: str) -> bytes:
-    identity, archive = _open(repository_path)
-    timeline_id, segment_no = identity.geometry.parse_file_name(name)
-    complete = archive.is_complete(timeline_id, segment_no)
-    content = archive.read_segment(name)
-    if not complete:
-        content = _with_wal_of_parent(archive, timeline_id, segment_no, content)
+    def whole_or_partial(self, name: str) -> bytes:
+        content = self.whole(name)
+        if content is not None:
+            return content
+        content = _with_wal_of_parent(self._archive, name, self._archive.read_segment(name))
         if begins_with_nothing(content):
             raise ObjectNotFound(f"nothing of {name} has been received yet")
-    try:
-        check_segment(
-            content, identity.geometry, timeline_id, segment_no, identity.system_identifier, complete=complete
-        )
-    except FormatError as error:
-        raise FormatError(
-            f"WAL segment {name} is damaged: {error}", hint="Replace it by a whole copy, if another archive holds one."
-        ) from error
-    return content
+        return self._checked(name, content, complete=False)
+
+    def _checked(self, name: str, content: bytes, *, complete: bool) -> bytes:
+        timeline_id, segment_no = self.geometry.parse_file_name(name)
+        try:
+            check_segment(
+                content, self.geometry, timeline_id, segment_no, self._identity.system_identifier, complete=complete
+            )
+        except FormatError as error:
+            raise FormatError(
+                f"WAL segment {name} is damaged: {error}",
+                hint="Replace it by a whole copy, if another archive holds one.",
+            ) from error
+        return content
 
 
-def _with_wal_of_parent(archive: WalArchive, timeline_id: int, segment_no: int, content: bytes) -> bytes:
+def _with_wal_of_parent(archive: WalArchive, name: str, content: bytes) -> bytes:
     """Return a segment that is not complete with what was received of it under the timeline before.
 
     A timeline's first segment begins with WAL of its parent, which is received once more: as long as that lasts, more
     of it is there under the old name.
     """
+    geometry = archive.geometry
+    timeline_id, segment_no = geometry.parse_file_name(name)
     try:
         switches = archive.history(timeline_id).switches
     except ObjectNotFound:
         return content
-    geometry = archive.geometry
     if not switches or geometry.segment_no(switches[-1].switch_lsn) != segment_no:
         return content
     offset = switches[-1].switch_lsn % geometry.segment_size

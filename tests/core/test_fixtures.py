@@ -38,7 +38,7 @@ from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 from pgwal.wal.record import EndOfWal, EndReason, WalRecord
 from pgwal.wal.scan import END_OF_WAL, SPECIAL, WalScanner
 from pgwal.wal.scan import NEED_DATA as SCAN_NEEDS_DATA
-from pgwal_cli.main import app
+from pgwal_cli.main import make_app
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 MAJORS = (13, 14, 15, 16, 17, 18)
@@ -289,7 +289,7 @@ def test_pgwal_map_prints_the_expected_text(directory: Path) -> None:
     for timeline in timelines(directory):
         for kind, start, stop, expected in expected_maps(timeline):
             options = ["--timeline", str(timeline.timeline_id), "--from", start, "--to", stop]
-            result = CliRunner().invoke(app, ["map", "--wal", str(directory), *options])
+            result = CliRunner().invoke(make_app(), ["map", "--wal", str(directory), *options])
             if kind == "minimal":
                 assert isinstance(result.exception, errors.WalLevelMinimal)
             else:

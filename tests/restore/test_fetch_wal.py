@@ -7,6 +7,8 @@ import random
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lz4.frame
@@ -177,3 +179,143 @@ def test_restore_command_imports_no_more_than_it_needs(repo: Path) -> None:
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert "pgwal.engine.fetch_wal" in imported
     assert not imported & {"typer", "rich", "psycopg", "construct", "pydantic", "pyroaring", "hashlib", "logging"}
+
+
+# ---- ahead of what is asked for
+
+
+class ServerInRecovery:
+    """Asks for segments as a server does: through a shell, in its data directory, for pg_wal/RECOVERYXLOG."""
+
+    def __init__(self, repo: Path) -> None:
+        self.directory = repo.parent / "data"
+        (self.directory / "pg_wal").mkdir(parents=True)
+        self.spool = self.directory / "pg_wal" / "RECOVERYXLOG.pgwal"
+        (self.directory / "recovery.signal").touch()
+        self._command = restore_command(repo)
+
+    def ask(self, name: str, file_name: str = "RECOVERYXLOG", *, without_python: bool = False) -> tuple[int, bytes]:
+        """Return the exit code, and what is there afterwards."""
+        destination = self.directory / "pg_wal" / file_name
+        destination.unlink(missing_ok=True)
+        command = self._command.replace("%f", name).replace("%p", f"pg_wal/{file_name}")
+        if without_python:
+            command = command.replace(sys.executable, "false")
+        finished = subprocess.run(command, shell=True, cwd=self.directory, capture_output=True, timeout=60)
+        return finished.returncode, destination.read_bytes() if destination.exists() else b""
+
+    def waiting(self) -> list[str]:
+        """Return the segments that are at hand."""
+        try:
+            return sorted(path.name for path in self.spool.iterdir() if len(path.name) == 24)
+        except FileNotFoundError:
+            return []
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, f"at hand are {self.waiting()}"
+            time.sleep(0.01)
+
+    def end_recovery(self) -> None:
+        (self.directory / "recovery.signal").unlink()
+        self.wait_until(lambda: not self.spool.exists())
+
+
+@pytest.fixture
+def server(repo: Path) -> Iterator[ServerInRecovery]:
+    server = ServerInRecovery(repo)
+    yield server
+    (server.directory / "recovery.signal").unlink(missing_ok=True)
+    server.wait_until(lambda: not server.spool.exists())
+
+
+def segment_name(number: int, timeline_id: int = 1) -> str:
+    return f"{timeline_id:08X}00000000{number:08X}"
+
+
+def archive(repo: Path, *numbers: int) -> None:
+    for number in numbers:
+        (repo / "wal" / segment_name(number)).write_bytes(segment(number=number))
+
+
+def test_segments_that_follow_are_at_hand(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, *range(3, 90))
+    assert server.ask(segment_name(3)) == (0, segment(number=3))
+    # 64 MB ahead, and not more; what is taken is replaced.
+    server.wait_until(lambda: server.waiting() == [segment_name(n) for n in range(4, 68)])
+    for number in range(4, 20):
+        assert server.ask(segment_name(number), without_python=True) == (0, segment(number=number))
+    server.wait_until(lambda: server.waiting() == [segment_name(n) for n in range(20, 84)])
+    server.end_recovery()
+
+
+def test_nothing_partial_and_nothing_behind_a_gap_is_fetched_ahead(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, 3, 4, 5, 7)
+    (repo / "wal" / f"{segment_name(6)}.partial").write_bytes(segment(number=6, pages=3))
+    assert server.ask(segment_name(3))[0] == 0
+    server.wait_until(lambda: server.waiting() == [segment_name(4), segment_name(5)])
+    assert server.ask(segment_name(4), without_python=True)[0] == 0
+    assert server.ask(segment_name(5), without_python=True)[0] == 0
+    # With nothing more to be had the process ends, and leaves nothing.
+    server.wait_until(lambda: not server.spool.exists())
+    assert server.ask(segment_name(6)) == (0, segment(number=6, pages=3))
+    assert server.ask(segment_name(7)) == (0, segment(number=7))
+    assert server.ask(segment_name(8))[0] == NOT_FOUND
+
+
+def test_damage_ahead_is_met_when_it_is_asked_for(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, 3, 4, 6)
+    (repo / "wal" / segment_name(5)).write_bytes(segment(number=6))
+    for number in (3, 4):
+        assert server.ask(segment_name(number)) == (0, segment(number=number))
+    assert server.ask(segment_name(5)) == (FATAL, b"")
+    assert server.ask(segment_name(6)) == (0, segment(number=6))
+
+
+def test_process_ahead_follows_to_where_the_server_goes(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, *range(3, 200))
+    (repo / "wal" / segment_name(100, 2)).write_bytes(segment(2, number=100))
+    (repo / "wal" / segment_name(101, 2)).write_bytes(segment(2, number=101))
+    server.ask(segment_name(3))
+    server.wait_until(lambda: len(server.waiting()) == 64)
+    server.ask(segment_name(100, 2))
+    server.wait_until(lambda: server.waiting() == [segment_name(101, 2)])
+    assert server.ask(segment_name(60)) == (0, segment(number=60))
+    server.wait_until(lambda: server.waiting() == [segment_name(n) for n in range(61, 125)])
+
+
+def test_what_a_killed_process_left_is_removed(repo: Path, server: ServerInRecovery) -> None:
+    server.spool.mkdir()
+    for name in (segment_name(9), f"{segment_name(10)}.unfinished", "asked"):
+        (server.spool / name).write_bytes(b"left")
+    assert server.ask("00000002.history", "RECOVERYHISTORY")[0] == NOT_FOUND
+    assert not server.spool.exists()
+    server.spool.mkdir()
+    (server.spool / segment_name(9)).write_bytes(b"left")
+    archive(repo, 3, 4)
+    assert server.ask(segment_name(3)) == (0, segment(number=3))
+    server.wait_until(lambda: server.waiting() == [segment_name(4)])
+
+
+def test_process_ahead_ends_when_nobody_takes_anything(repo: Path, server: ServerInRecovery) -> None:
+    """A server that was killed leaves all the signs of recovery."""
+    archive(repo, 3, 4)
+    server.ask(segment_name(3))
+    server.wait_until(lambda: server.waiting() == [segment_name(4)])
+    server.wait_until(lambda: not server.spool.exists())
+
+
+def test_nothing_is_fetched_ahead_for_who_does_not_look(repo: Path, server: ServerInRecovery) -> None:
+    """pg_rewind wants each file under its own name."""
+    archive(repo, 3, 4, 5)
+    assert server.ask(segment_name(3), segment_name(3)) == (0, segment(number=3))
+    assert [path.name for path in (server.directory / "pg_wal").iterdir()] == [segment_name(3)]
+
+
+def test_spool_that_cannot_be_made_is_done_without(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, 3, 4)
+    server.spool.touch()
+    for number in (3, 4):
+        assert server.ask(segment_name(number)) == (0, segment(number=number))
+    server.spool.unlink()

@@ -1,0 +1,189 @@
+"""Have the next WAL segments at hand before a server asks for them, so that replay does not wait.
+
+A server runs restore_command once for each segment, and replays nothing meanwhile.  Whoever is asked for a segment
+leaves a process behind that puts the following ones into a spool beside the destination, ``RECOVERYXLOG.pgwal`` in
+pg_wal; restore_command looks there first, which takes no Python.  The spool holds
+
+- segments under their own names: whole, checked and durable.  One that a power cut had emptied would end recovery
+  early and in silence, as the server does not ask again for what is there;
+- ``asked``, the last segment that was not found there.
+
+That process keeps the spool's lock, and removes all of it when it ends: when nothing more is to be had, when the
+server is gone or no longer in recovery, when something fails, or when nobody took anything for some time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pgwal.errors import PgwalError
+from pgwal.segment import WalGeometry, is_segment_name
+
+SPOOL_SUFFIX = ".pgwal"
+_DESTINATION_NAME = "RECOVERYXLOG"
+_ASKED = "asked"
+
+_AHEAD_BYTES = 64 << 20
+_SPARE_FACTOR = 4
+"""Nothing is fetched ahead unless so many times the room that it takes is free: the server comes first."""
+_IDLE_S = 10.0
+_POLL_S = 0.01
+
+WholeSegment = Callable[[str], bytes | None]
+"""Returns the content of a segment, checked; None when there is no whole one."""
+
+
+class Spool:
+    """The spool beside a destination, and the decision who fills it."""
+
+    def __init__(self, destination: Path) -> None:
+        self.path = destination.with_name(_DESTINATION_NAME + SPOOL_SUFFIX)
+        # A server in recovery names it so.  Others, as pg_rewind, do not look into a spool.
+        self._is_looked_into = destination.name == _DESTINATION_NAME
+
+    def clear_leftovers(self) -> None:
+        """Remove what a process left that was killed."""
+        with suppress(OSError):
+            self._lock_and(lambda _: self.remove())
+
+    def fill_behind(self, name: str, geometry: WalGeometry, whole_segment: WholeSegment) -> None:
+        """See to it that what follows a segment is fetched ahead, by a process that may run already.
+
+        Failures are nobody's: without a spool, each segment is fetched when the server asks for it.
+        """
+        if not self._is_looked_into:
+            return
+        with suppress(OSError):
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            prefetching = _Prefetching(self, name, geometry, whole_segment)
+            if not self._lock_and(lambda lock: _leave_behind(prefetching.run, lock)):
+                self.write(_ASKED, name.encode())
+
+    def asked(self) -> str | None:
+        try:
+            return (self.path / _ASKED).read_text()
+        except FileNotFoundError:
+            return None
+
+    def segments(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir() if is_segment_name(path.name))
+
+    def write(self, name: str, content: bytes, *, durable: bool = False) -> None:
+        """Write a file that is not seen before it is whole."""
+        unfinished = self.path / f"{name}.unfinished"
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        unfinished.replace(self.path / name)
+
+    def drop(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        for path in self.path.iterdir():
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.clear()
+        self.path.rmdir()
+
+    def _lock_and(self, act: Callable[[int], None]) -> bool:
+        """Do something with the lock, which is an open file; False when another process has it."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            act(descriptor)
+            return True
+        finally:
+            os.close(descriptor)
+
+
+class _Prefetching:
+    """Keeps a spool filled with what follows the last segment that was asked for."""
+
+    def __init__(self, spool: Spool, name: str, geometry: WalGeometry, whole_segment: WholeSegment) -> None:
+        self._spool = spool
+        self._geometry = geometry
+        self._whole_segment = whole_segment
+        self._depth = max(1, _AHEAD_BYTES // geometry.segment_size)
+        self._timeline_id, self._asked_no = geometry.parse_file_name(name)
+        self._next_no = self._asked_no + 1
+        # They go when recovery ends, or the server does.
+        signs = (Path("postmaster.pid"), Path("recovery.signal"), Path("standby.signal"))
+        self._signs_of_recovery = [sign for sign in signs if sign.exists()]
+
+    def run(self) -> None:
+        try:
+            self._spool.clear()
+            seen: list[str] = []
+            last_change_s = time.monotonic()
+            while time.monotonic() - last_change_s < _IDLE_S and all(s.exists() for s in self._signs_of_recovery):
+                self._follow_what_is_asked()
+                waiting = self._spool.segments()
+                if waiting != seen:
+                    seen, last_change_s = waiting, time.monotonic()
+                if len(waiting) < self._depth and self._has_room():
+                    if self._fetch_next():
+                        continue
+                    if not waiting:
+                        return
+                time.sleep(_POLL_S)
+        finally:
+            self._spool.remove()
+
+    def _follow_what_is_asked(self) -> None:
+        """Go on behind a segment that the server asked for before it was there, or on another timeline."""
+        name = self._spool.asked()
+        if name is None:
+            return
+        self._spool.drop(_ASKED)
+        timeline_id, asked_no = self._geometry.parse_file_name(name)
+        is_close = timeline_id == self._timeline_id and self._asked_no < asked_no <= self._next_no + self._depth
+        self._timeline_id, self._asked_no = timeline_id, asked_no
+        self._next_no = max(self._next_no, asked_no + 1) if is_close else asked_no + 1
+        for waiting in self._spool.segments():
+            if not is_close or waiting <= name:
+                self._spool.drop(waiting)
+
+    def _has_room(self) -> bool:
+        status = os.statvfs(self._spool.path)
+        return status.f_bavail * status.f_frsize >= _SPARE_FACTOR * self._depth * self._geometry.segment_size
+
+    def _fetch_next(self) -> bool:
+        name = self._geometry.file_name(self._timeline_id, self._next_no)
+        content = self._whole_segment(name)
+        if content is None:
+            return False
+        self._spool.write(name, content, durable=True)
+        self._next_no += 1
+        return True
+
+
+def _leave_behind(work: Callable[[], None], lock: int) -> None:
+    """Have a process do ``work`` that nobody waits for, and that keeps ``lock`` open and nothing else."""
+    if os.fork():
+        return
+    try:
+        # Of the server's session, pipes and files nothing may stay open: it waits for the ends of some.
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.closerange(3, lock)
+        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+        work()
+    except (OSError, PgwalError):
+        # Who asks for the segment next meets the cause, and says it.
+        pass
+    finally:
+        os._exit(0)
