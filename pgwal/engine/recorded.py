@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Semaphore
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
@@ -25,6 +27,9 @@ from pgwal.wal.record import EndOfWal
 
 _PART_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
+
+_CHUNKS_AHEAD = 3
+"""Of them one more would leave the caches; with fewer, reading and scanning wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,14 +295,31 @@ def _read_parts(
 
 
 def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
-    """Yield chunks, reading the next one while the caller looks at one."""
-    following = reader.submit(next, chunks, b"")
+    """Yield chunks, reading the next ones while the caller looks at one."""
+    ready = SimpleQueue[bytes]()
+    room = Semaphore(_CHUNKS_AHEAD)
+    abandoned = Event()
+
+    def read() -> None:
+        try:
+            for data in chunks:
+                room.acquire()
+                if abandoned.is_set():
+                    return
+                ready.put(data)
+        finally:
+            ready.put(b"")
+
+    reading = reader.submit(read)
     try:
-        while data := following.result():
-            following = reader.submit(next, chunks, b"")
+        while data := ready.get():
             yield data
+            room.release()
+        reading.result()
     finally:
-        wait([following])
+        abandoned.set()
+        room.release()
+        wait([reading])
 
 
 def _read_part(

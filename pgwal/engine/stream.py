@@ -434,7 +434,9 @@ class _TimelineStream:
         self._fetch_history()
         self._summarizer: Summarizer | None = self._resumed_summarizer()
         self._summarised_lsn = start
-        self._writer = WalWriter(repository.store, repository.geometry, timeline_id, start, receiver)
+        self._writer = WalWriter(
+            repository.store, repository.geometry, timeline_id, start, receiver, synchronous=self._options.synchronous
+        )
         self._session = ReplicationSession(
             start,
             self._options.status_interval_s,
@@ -473,7 +475,7 @@ class _TimelineStream:
         return end
 
     def _is_done(self) -> bool:
-        reached = self._target is not None and self._writer.written_lsn >= self._target
+        reached = self._target is not None and self._session.received_lsn >= self._target
         return reached or self._receiver.stop.is_set()
 
     def _step(self) -> EndOfTimeline | None:
@@ -534,15 +536,14 @@ class _TimelineStream:
             self._summarizer = None
 
     def _is_unsynced(self) -> bool:
-        """Tell whether something was written and is not noted as durable; a full segment is synced, but not noted."""
-        return self._session.flushed_lsn is None or self._session.flushed_lsn < self._writer.written_lsn
+        """Tell whether something was received and is not noted as durable."""
+        return self._session.flushed_lsn is None or self._session.flushed_lsn < self._session.received_lsn
 
     def _sync(self) -> None:
-        """Make what was written durable, then note it, then write the summaries that it completes."""
+        """Make what was received durable, then note it, then write the summaries that it completes."""
         self._last_sync_s = time.monotonic()
-        # An error may have come between writing and saying so.
-        self._session.written(self._writer.written_lsn)
         self._writer.sync()
+        self._session.written(self._writer.written_lsn)
         if self._session.flushed_lsn == self._writer.flushed_lsn:
             return
         self._session.flushed(self._writer.flushed_lsn)

@@ -24,6 +24,7 @@ _HINTS = {
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
 }
+_NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _TEMPORARY_SUFFIX = ".tmp"
@@ -56,33 +57,45 @@ def sync_directory(path: Path) -> None:
 class LocalAppender:
     """A preallocated file; see pgwal.repository.store.Appender."""
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, size_bytes: int, *, zeroed: bool) -> None:
         self._path = path
+        self._name_is_durable = False
         with translated_errors("open", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
             try:
-                self._allocate(size_bytes)
-                # One that is there already may be what a receiver left that was killed before it came to this.
-                os.fsync(self._descriptor)
-                sync_directory(path.parent)
+                self._allocate(size_bytes, zeroed=zeroed)
+                if zeroed:
+                    self._sync()
             except BaseException:
                 os.close(self._descriptor)
                 raise
 
-    def _allocate(self, size_bytes: int) -> None:
+    def _allocate(self, size_bytes: int, *, zeroed: bool) -> None:
+        """Take all room now: no later write may fail for want of it."""
         size = os.fstat(self._descriptor).st_size
         if size > size_bytes:
             raise RepositoryError(f"{self._path} has {size} bytes, at most {size_bytes} were expected")
+        if size == size_bytes:
+            return
         try:
-            self._fill(size, size_bytes)
+            if zeroed or not self._reserve(size, size_bytes):
+                self._fill(size, size_bytes)
         except OSError:
             # Of use to nobody, and in the way of pg_receivewal; what somebody else left there stays.
             if size == 0:
                 self._path.unlink()
             raise
 
+    def _reserve(self, position: int, size_bytes: int) -> bool:
+        try:
+            os.posix_fallocate(self._descriptor, position, size_bytes - position)
+        except OSError as error:
+            if error.errno in _NO_RESERVING:
+                return False
+            raise
+        return True
+
     def _fill(self, position: int, size_bytes: int) -> None:
-        """Write zeros, not only reserve room: no later write may fail for want of space, or change metadata."""
         zeros = bytes(1 << 20)
         while position < size_bytes:
             position += os.pwrite(self._descriptor, zeros[: size_bytes - position], position)
@@ -97,10 +110,18 @@ class LocalAppender:
 
     def sync(self) -> None:
         with translated_errors("sync", self._path):
-            os.fsync(self._descriptor)
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._descriptor)
+        # Once, and for a file that was there as well: a receiver that was killed may not have come to this.
+        if not self._name_is_durable:
+            sync_directory(self._path.parent)
+            self._name_is_durable = True
 
     def rename(self, name: str) -> None:
-        self.sync()
+        with translated_errors("sync", self._path):
+            os.fsync(self._descriptor)
         with translated_errors("rename", self._path):
             self._path.rename(self._path.with_name(name))
             sync_directory(self._path.parent)
@@ -177,8 +198,8 @@ class LocalStore:
                 temporary.unlink(missing_ok=True)
                 raise
 
-    def preallocate(self, name: str, size_bytes: int) -> LocalAppender:
-        return LocalAppender(self.path(name), size_bytes)
+    def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> LocalAppender:
+        return LocalAppender(self.path(name), size_bytes, zeroed=zeroed)
 
     def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
         prefix = "." if of is None else f".{of}."

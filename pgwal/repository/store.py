@@ -49,8 +49,12 @@ class Store(Protocol):
     def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
         """As ``write``, from pieces."""
 
-    def preallocate(self, name: str, size_bytes: int) -> Appender:
-        """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place."""
+    def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> Appender:
+        """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place.
+
+        With ``zeroed`` the zeros are really written, so that each later sync is of data alone: worth the double
+        writing where somebody waits for each of them.
+        """
 
     def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
         """Remove what a crash left of objects directly in a directory, or of one, that were being written.
