@@ -35,6 +35,13 @@ extensions = cythonize(
             include_dirs=["pgwal"],
             extra_compile_args=["-O3", "-funroll-loops", "-g0"],
         ),
+        Extension(
+            "pgwal.datadir.block_reads",
+            ["pgwal/datadir/block_reads.py"],
+            depends=["pgwal/datadir/block_reads.pxd", "pgwal/datadir/block_reads.h"],
+            include_dirs=["pgwal/datadir"],
+            extra_compile_args=["-O3", "-g0"],
+        ),
     ]
 )
 for extension in extensions:
@@ -43,5 +50,7 @@ for extension in extensions:
 
 setup(
     ext_modules=extensions,
-    exclude_package_data={name: ["*.c", "*.h", "*.pxd"] for name in ("pgwal", "pgwal.wal", "pgwal.summary")},
+    exclude_package_data={
+        name: ["*.c", "*.h", "*.pxd"] for name in ("pgwal", "pgwal.datadir", "pgwal.summary", "pgwal.wal")
+    },
 )

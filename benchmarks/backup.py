@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from benchmarks.context import Context
@@ -39,12 +40,22 @@ def _receiving(context: Context, server: ThrowawayServer) -> Iterator[Benchmarke
 
 def _full(context: Context, server: ThrowawayServer, repository: BenchmarkedRepository) -> list[Comparison]:
     target = context.scratch / "basebackup"
-    peer = Side("pg_basebackup -X none", partial(_basebackup, context, server, target))
+
+    def full(*options: str | Path) -> Measurement:
+        measured = repository.backup("full", *options)
+        repository.drop(repository.backup_ids()[-1])
+        return measured
+
+    def basebackup() -> Measurement:
+        shutil.rmtree(target, ignore_errors=True)
+        return _basebackup(context, server, target)
+
+    peer = Side("pg_basebackup -X none", basebackup)
     size = sum(path.stat().st_size for path in (server.data_directory / "base").rglob("*") if path.is_file())
     return [
         compare(
             f"full backup, {name}",
-            [peer, Side("pgwal full", partial(repository.backup, "full", *options))],
+            [peer, Side("pgwal full", partial(full, *options))],
             context.rounds,
             bytes_processed=size,
             target=limit,
@@ -56,16 +67,20 @@ def _full(context: Context, server: ThrowawayServer, repository: BenchmarkedRepo
 def _incremental(
     context: Context, server: ThrowawayServer, repository: BenchmarkedRepository, percent: int
 ) -> list[Comparison]:
+    """Compare incremental backups, of which none is removed meanwhile: ext4 is slow to use an inode again."""
     prior = repository.keep("full")
-    manifest = context.scratch / "prior_manifest"
-    target = context.scratch / "basebackup"
-    _basebackup(context, server, target)
-    shutil.copyfile(target / "backup_manifest", manifest)
+    scratch = context.scratch / f"incremental-{percent}"
+    scratch.mkdir()
+    _basebackup(context, server, scratch / "prior")
+    manifest = scratch / "prior" / "backup_manifest"
     change_blocks(server, percent)
-    peer = Side(
-        "pg_basebackup --incremental", partial(_basebackup, context, server, target, f"--incremental={manifest}")
-    )
-    return [
+    numbers = count()
+
+    def basebackup() -> Measurement:
+        return _basebackup(context, server, scratch / str(next(numbers)), f"--incremental={manifest}")
+
+    peer = Side("pg_basebackup --incremental", basebackup)
+    comparisons = [
         compare(
             f"incremental backup, {name}, {percent} % changed",
             [peer, Side("pgwal incremental", partial(repository.backup, "incremental", "--since", prior, *options))],
@@ -74,6 +89,10 @@ def _incremental(
         )
         for name, options, limit in (("local", ["--pgdata", server.data_directory], 0.7), ("over SQL", [], 1.0))
     ]
+    shutil.rmtree(scratch)
+    for backup_id in repository.backup_ids():
+        repository.drop(backup_id)
+    return comparisons
 
 
 def change_blocks(server: ThrowawayServer, percent: int) -> None:
@@ -86,7 +105,6 @@ def change_blocks(server: ThrowawayServer, percent: int) -> None:
 
 
 def _basebackup(context: Context, server: ThrowawayServer, target: Path, *options: str) -> Measurement:
-    shutil.rmtree(target, ignore_errors=True)
     return context.run_tool(
         "pg_basebackup", "-d", server.conninfo, "-D", target, "-X", "none", "-c", "fast", "--no-slot", *options
     )

@@ -1,4 +1,4 @@
-"""A repository of pgwal that is measured: its receiver in the background, its backups taken and thrown away."""
+"""A repository of pgwal that is measured: its receiver in the background, its backups."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ class BenchmarkedRepository:
         raise CommandFailed("pgwal stream does not keep up")
 
     def backup(self, command: str, *options: str | Path) -> Measurement:
-        """Take a backup, measure it, and throw it away."""
-        known = set(self.backup_ids())
-        measured = self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
-        for backup_id in set(self.backup_ids()) - known:
-            shutil.rmtree(self.path / "backups" / backup_id)
-        return measured
+        """Take a backup and measure it."""
+        return self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
+
+    def drop(self, backup_id: str) -> None:
+        """Remove a backup."""
+        shutil.rmtree(self.path / "backups" / backup_id)
 
     def keep(self, command: str, *options: str | Path) -> str:
         """Take a backup and return its id."""
-        self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
+        self.backup(command, *options)
         return self.backup_ids()[-1]
 
     def backup_ids(self) -> list[str]:

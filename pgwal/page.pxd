@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "page_checksum.h" nogil:
@@ -20,5 +20,13 @@ cdef inline const uint8_t *_bytes_of(object holder) except NULL:
     return start
 
 
+cdef inline const uint32_t *_numbers_of(object holder) except NULL:
+    return <const uint32_t *> _bytes_of(holder)
+
+
 @cython.locals(start="const uint8_t *", at=uint64_t)
 cdef list _find(object data, uint64_t count, uint64_t block_number, uint64_t lsn)
+
+
+@cython.locals(start="const uint8_t *", numbers="const uint32_t *", at=uint64_t)
+cdef list _find_listed(object data, object block_numbers, uint64_t count, uint64_t lsn)

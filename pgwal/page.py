@@ -29,6 +29,7 @@ except ImportError:
     cython = SimpleNamespace(compiled=False, nogil=nullcontext())
 
 if TYPE_CHECKING:
+    from array import array
     from typing import TypeAlias
 
     Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -44,6 +45,13 @@ def find_bad_pages(data: Buffer, block_number: int, lsn: int) -> list[int]:
     after the last whole page are not looked at either.
     """
     return _find(data, len(data) // 8192, block_number, lsn)
+
+
+def find_bad_blocks(data: Buffer, block_numbers: array[int], lsn: int) -> list[int]:
+    """As find_bad_pages, of as many pages as there are ``block_numbers``: an array of type I with that of each page."""
+    assert block_numbers.itemsize == 4
+    assert len(data) >= len(block_numbers) * 8192
+    return _find_listed(data, block_numbers, len(block_numbers), lsn)
 
 
 def page_lsn(page: bytes) -> int:
@@ -62,6 +70,22 @@ def _find(data: Buffer, count: int, block_number: int, lsn: int) -> list[int]:
             return found
         found.append(at)
         at += 1
+
+
+def _find_listed(data: Buffer, block_numbers: array[int], count: int, lsn: int) -> list[int]:
+    found: list[int] = []
+    at = 0
+    start = _bytes_of(data)
+    numbers = _numbers_of(block_numbers)
+    while at < count:
+        with cython.nogil:
+            # A block's number less its place would be that of the first page.
+            while at < count and _next_bad_page(start, at, at + 1, numbers[at] - at, lsn) > at:
+                at += 1
+        if at < count:
+            found.append(at)
+            at += 1
+    return found
 
 
 if not cython.compiled:
@@ -88,6 +112,9 @@ if not cython.compiled:
 
     def _bytes_of(data: Buffer) -> Buffer:
         return data
+
+    def _numbers_of(block_numbers: array[int]) -> array[int]:
+        return block_numbers
 
     def _next_bad_page(data: Buffer, at: int, count: int, block_number: int, lsn: int) -> int:
         while at < count and not _is_bad_page(data[at * 8192 : (at + 1) * 8192], block_number + at, lsn):

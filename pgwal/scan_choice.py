@@ -15,7 +15,7 @@ from typing import Any
 from pgwal.errors import PgwalError
 
 _SCANNER = "pgwal.wal.scan"
-_MODULES = (_SCANNER, "pgwal.summary.chunks", "pgwal.page")
+_MODULES = (_SCANNER, "pgwal.summary.chunks", "pgwal.page", "pgwal.datadir.block_reads")
 
 
 def choose_scan(wanted: str) -> None:

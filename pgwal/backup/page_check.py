@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pgwal.lsn import Lsn
-from pgwal.page import find_bad_pages
+from pgwal.page import find_bad_blocks, find_bad_pages
 from pgwal.relation import BLOCK_SIZE, RelationFile
 
 
@@ -30,17 +30,14 @@ class PageCheck:
     def feed(self, chunk: bytes) -> None:
         """Look at the next pages."""
         count = len(chunk) // BLOCK_SIZE
-        numbers: Sequence[int] = range(self._passed, self._passed + count)
-        if self._block_numbers is not None:
-            numbers = self._block_numbers[self._passed : self._passed + count]
-        self._passed += count
-        if count and numbers[-1] - numbers[0] == count - 1:
-            places = find_bad_pages(chunk, self._first_block + numbers[0], self.checked_before)
-            self.bad_blocks += [numbers[place] for place in places]
+        start, self._passed = self._passed, self._passed + count
+        if self._block_numbers is None:
+            places = find_bad_pages(chunk, self._first_block + start, self.checked_before)
+            self.bad_blocks += [start + place for place in places]
             return
-        for number, page in zip(numbers, pages(chunk), strict=True):
-            if self.is_bad(number, page):
-                self.bad_blocks.append(number)
+        numbers = self._block_numbers[start : start + count]
+        in_fork = array("I", [self._first_block + n for n in numbers]) if self._first_block else numbers
+        self.bad_blocks += [numbers[place] for place in find_bad_blocks(chunk, in_fork, self.checked_before)]
 
     def is_bad(self, block_number: int, page: bytes) -> bool:
         """Tell whether one page, of a block counted from the start of the file, is not right."""

@@ -7,18 +7,20 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
-from pgwal.backup.source import SourceDirectory, SourceFile, extents, read_until_whole
+from pgwal.backup.source import SourceDirectory, SourceFile, read_until_whole
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
+from pgwal.datadir.block_reads import read_blocks
 from pgwal.errors import ServerError
 
 logger = logging.getLogger(__name__)
 
 _READ_SIZE = 1 << 20
+_BLOCKS_AT_ONCE = 32
 
 
 class LocalDataDirectory:
@@ -39,11 +41,11 @@ class LocalDataDirectory:
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         descriptor = self._open(path)
-        return None if descriptor is None else self._chunks(descriptor, path, [(0, size_bytes)])
+        return None if descriptor is None else self._chunks(descriptor, path, size_bytes)
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         descriptor = self._open(path)
-        return None if descriptor is None else self._chunks(descriptor, path, extents(block_numbers))
+        return None if descriptor is None else self._blocks(descriptor, path, block_numbers)
 
     def _read_control_file_once(self) -> bytes:
         chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)
@@ -62,20 +64,27 @@ class LocalDataDirectory:
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
 
-    def _chunks(self, descriptor: int, path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the bytes of (offset, length) ranges, zeros beyond the end of the file, and close it."""
+    def _chunks(self, descriptor: int, path: str, size_bytes: int) -> Iterator[bytes]:
+        """Yield the bytes of a file, zeros beyond its end, and close it."""
         try:
-            for start, length in ranges:
-                offset, end = start, start + length
-                while offset < end:
-                    size = min(_READ_SIZE, end - offset)
-                    data = os.pread(descriptor, size, offset)
-                    while len(data) < size:
-                        more = os.pread(descriptor, size - len(data), offset + len(data))
-                        # Shortened since it was listed: WAL says so, and replaying it makes it right.
-                        data += more or bytes(size - len(data))
-                    offset += size
-                    yield data
+            for offset in range(0, size_bytes, _READ_SIZE):
+                size = min(_READ_SIZE, size_bytes - offset)
+                data = os.pread(descriptor, size, offset)
+                while len(data) < size:
+                    more = os.pread(descriptor, size - len(data), offset + len(data))
+                    # Shortened since it was listed: WAL says so, and replaying it makes it right.
+                    data += more or bytes(size - len(data))
+                yield data
+        except OSError as error:
+            raise _unreadable(self.root / path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def _blocks(self, descriptor: int, path: str, block_numbers: array[int]) -> Iterator[bytes]:
+        """Yield blocks of a file, zeros beyond its end, and close it."""
+        try:
+            for at in range(0, len(block_numbers), _BLOCKS_AT_ONCE):
+                yield read_blocks(descriptor, block_numbers[at : at + _BLOCKS_AT_ONCE])
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
         finally:

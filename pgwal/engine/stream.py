@@ -52,8 +52,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_STATUS_INTERVAL_S = 10.0
 
-# WAL that was written is synced when the server pauses for this long, or after SYNC_INTERVAL_S without a pause.
-_IDLE_S = 0.1
+# WAL that was received is synced when the server pauses, if the last sync is not too recent: backups wait for it.
+# Without a pause it is synced after _SYNC_INTERVAL_S.
+_PAUSE_S = 0.01
+_MIN_SYNC_INTERVAL_S = 0.1
 _SYNC_INTERVAL_S = 1.0
 # With --synchronous somebody waits for it, however busy the server is otherwise.
 _SYNCHRONOUS_INTERVAL_S = 0.05
@@ -507,8 +509,12 @@ class _TimelineStream:
             wait_s = DEFAULT_STATUS_INTERVAL_S
         wait_s = min(wait_s, _TICK_S)
         if self._is_unsynced():
-            wait_s = min(wait_s, 0 if self._options.synchronous else _IDLE_S)
+            wait_s = min(wait_s, 0 if self._options.synchronous else self._pause_s())
         return wait_s
+
+    def _pause_s(self) -> float:
+        """Return after how much silence what was received is to be synced."""
+        return max(_PAUSE_S, self._last_sync_s + _MIN_SYNC_INTERVAL_S - time.monotonic())
 
     def _is_awaited(self) -> bool:
         """Tell whether commits may wait to hear of what was synced since the last status."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import struct
-from pathlib import Path
+from array import array
 from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from module_forms import both_forms
 
 import pgwal.page
 
@@ -24,21 +24,7 @@ COLUMN_START = (
 )  # fmt: skip
 
 
-def interpreted() -> ModuleType:
-    """Load the module from its source, whether there is a compiled form or not."""
-    path = Path(__file__).parent.parent.parent / "pgwal" / "page.py"
-    spec = importlib.util.spec_from_file_location("interpreted_page", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert not module.COMPILED
-    return module
-
-
-FORMS = [pytest.param(pgwal.page, id="compiled" if pgwal.page.COMPILED else "installed")]
-if pgwal.page.COMPILED:
-    FORMS.append(pytest.param(interpreted(), id="interpreted"))
+FORMS = both_forms(pgwal.page)
 
 
 def plain_checksum(page: bytes, block_number: int) -> int:
@@ -94,6 +80,18 @@ def test_bad_pages_among_many(module: ModuleType, bad: set[int], first: int, res
     for number in bad:
         pages[number][5000] ^= 1
     assert module.find_bad_pages(b"".join(pages) + b"x" * rest, first, NEWEST) == sorted(bad)
+
+
+@pytest.mark.parametrize("module", FORMS)
+@given(bad=st.sets(st.integers(0, 9)), numbers=st.sets(block_numbers, min_size=10, max_size=10))
+def test_bad_blocks_among_some(module: ModuleType, bad: set[int], numbers: set[int]) -> None:
+    pages = [build_page(place, number) for place, number in enumerate(sorted(numbers))]
+    for place in bad:
+        pages[place][5000] ^= 1
+    listed = array("I", sorted(numbers))
+    assert module.find_bad_blocks(b"".join(pages), listed, NEWEST) == sorted(bad)
+    assert module.find_bad_blocks(b"".join(pages), listed, 1) == []
+    assert module.find_bad_blocks(b"", array("I"), NEWEST) == []
 
 
 @pytest.mark.parametrize("module", FORMS)
