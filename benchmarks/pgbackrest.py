@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,8 +66,11 @@ class _PgBackRest:
         run_command(self._command("backup", "--type=full"))
 
     def backup(self, kind: str) -> Measurement:
-        """Take a backup and measure it."""
-        return run_command(self._command("backup", f"--type={kind}"))
+        """Take a backup, measure it, and throw it away."""
+        measured = run_command(self._command("backup", f"--type={kind}"))
+        info = json.loads(subprocess.check_output(self._command("info", "--output=json")))
+        run_command(self._command("expire", f"--set={info[0]['backup'][-1]['label']}"))
+        return measured
 
     @property
     def _configuration(self) -> Path:
