@@ -41,8 +41,8 @@ from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.repository.wal_archive import WalWriter
 from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression, SegmentCompressor
+from pgwal.repository.wal_writer import WalWriter
 from pgwal.segment import WAL_PAGE_SIZE, parse_segment_size
 from pgwal.summary.summarizer import Summarizer, Summary
 from pgwal.timeline import TimelineHistory
