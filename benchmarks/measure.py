@@ -80,7 +80,7 @@ class Comparison:
 
     def ratio(self, name: str) -> float:
         """Return a side's time as a share of the peer's."""
-        return self.medians[name].seconds / self.medians[self.peer].seconds
+        return 1.0 if name == self.peer else self.medians[name].seconds / self.medians[self.peer].seconds
 
     def document(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import time
+from contextlib import suppress
 from functools import partial
 from itertools import count
 
 from benchmarks.context import Context
 from benchmarks.measure import Comparison, Measurement, Side, compare
+from pgwal.errors import PgwalError
+from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 _WAL_BYTES = 1 << 30
@@ -23,7 +28,10 @@ def run(context: Context) -> list[Comparison]:
             Side("pg_receivewal", partial(_receivewal, context, server, numbers, end)),
             Side("pgwal stream --once", partial(_stream, context, server, numbers)),
         ]
-        return [compare("stream", sides, context.rounds, bytes_processed=_wal_bytes(server), target=1.0)]
+        return [
+            compare("stream", sides, context.rounds, bytes_processed=_wal_bytes(server), target=1.0),
+            _summary_lag(context, server, numbers),
+        ]
 
 
 def _make_wal(server: ThrowawayServer) -> str:
@@ -64,6 +72,25 @@ def _drop_slot(server: ThrowawayServer, slot: str) -> None:
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", [slot]
         )
         connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+
+
+def _summary_lag(context: Context, server: ThrowawayServer, numbers: count[int]) -> Comparison:
+    """Return by how much summaries are behind at most while WAL arrives at full speed: bytes at the speed so far."""
+    slot, path = _new_slot(server, numbers), context.scratch / "lagging"
+    command = [context.pgwal, "stream", "--repo", path, "-d", server.conninfo, "-S", slot, "--once", "-n", "-Z", "none"]
+    start_s, begin_lsn, worst_s = time.monotonic(), None, 0.0
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        time.sleep(0.01)
+        with suppress(PgwalError):
+            state = Repository.open(path).receiver_state()
+            if state is not None:
+                begin_lsn = state.flushed_lsn if begin_lsn is None else begin_lsn
+                speed = (state.flushed_lsn - begin_lsn) / (time.monotonic() - start_s)
+                if speed:
+                    worst_s = max(worst_s, (state.flushed_lsn - state.summarised_lsn) / speed)
+    _drop_slot(server, slot)
+    return Comparison("summary lag at full speed, at most 1 s", {"pgwal stream": Measurement(worst_s, 0, 0)})
 
 
 def _receivewal(context: Context, server: ThrowawayServer, numbers: count[int], end: str) -> Measurement:
