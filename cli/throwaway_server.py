@@ -491,7 +491,9 @@ class ThrowawayServer:
         pid_file = self.data_directory / "postmaster.pid"
         # Line 7 holds key and id of a small segment of System V shared memory, which no process frees any more;
         # a machine has only some thousands of them.
-        lines = pid_file.read_text().splitlines()
+        lines: list[str] = []
+        with suppress(FileNotFoundError):  # it was about to end by itself
+            lines = pid_file.read_text().splitlines()
         if len(lines) >= 7:
             _free_shared_memory(int(lines[6].split()[1]))
         # These name the killed postmaster.  As long as it waits to be reaped the server takes it for alive, and

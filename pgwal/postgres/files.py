@@ -48,6 +48,12 @@ _CONTENTS = (
     "COPY (SELECT pg_read_binary_file({path}, piece.start, piece.size, true)"
     " FROM unnest(ARRAY[{starts}]::bigint[], ARRAY[{sizes}]::bigint[]) AS piece (start, size))"
 )
+# Several pieces a row, in order; one that is short, or of a file that is gone, shows in the length.
+_JOINED_CONTENTS = (
+    "COPY (SELECT (SELECT string_agg(pg_read_binary_file({path}, piece.start, piece.size, true), NULL"
+    " ORDER BY piece.no) FROM unnest(joined.starts, joined.sizes) WITH ORDINALITY AS piece (start, size, no))"
+    " FROM (VALUES {rows}) AS joined (starts, sizes))"
+)
 _CONTENT = "SELECT pg_read_binary_file(convert_from(%s, getdatabaseencoding()), %s::bigint, %s::bigint, true)"
 _STATUSES = """
     SELECT status.size, extract(epoch FROM status.modification)::float8, status.isdir
@@ -113,8 +119,13 @@ class SqlDataDirectory:
         """Yield the bytes of (offset, length) pieces, zeros beyond the end of the file; None alone when it is gone."""
         is_first = True
         while wanted := list(islice(pieces, _READS_PER_QUERY)):
-            contents = _contents(self._connection, path, wanted)
-            for (_, size), content in zip(wanted, contents, strict=True):
+            read = 0
+            for count, chunk in _joined_contents(self._connection, path, wanted):
+                read += count
+                is_first = False
+                yield chunk
+            contents = _contents(self._connection, path, wanted[read:])
+            for (_, size), content in zip(wanted[read:], contents, strict=True):
                 if content is None and is_first:
                     # The rest is read first, for it is cheaper than to cancel the query.
                     for _ in contents:
@@ -182,14 +193,53 @@ def _pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 # ---- queries ----
 
 
+def _joined_contents(
+    connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield how many pieces follow each other in a chunk, and the chunk: of the first pieces, up to one that is short.
+
+    Of pieces that are large already, none are joined.
+    """
+    groups = _groups(pieces)
+    if 2 * len(groups) > len(pieces):
+        return
+    rows = ",".join(f"(ARRAY[{_column(group, 0)}]::bigint[], ARRAY[{_column(group, 1)}]::bigint[])" for group in groups)
+    contents = _copied(connection, path, _JOINED_CONTENTS.format(path=_literal(path), rows=rows))
+    for group, content in zip(groups, contents, strict=True):
+        if content is None or len(content) != sum(size for _, size in group):
+            # The rest is read first, for it is cheaper than to cancel the query.
+            for _ in contents:
+                pass
+            return
+        yield len(group), content
+
+
+def _groups(pieces: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
+    """Put consecutive pieces together, up to the size of one read."""
+    groups: list[Sequence[tuple[int, int]]] = []
+    start = size_bytes = 0
+    for at, (_, size) in enumerate(pieces):
+        if at > start and size_bytes + size > _READ_SIZE:
+            groups.append(pieces[start:at])
+            start, size_bytes = at, 0
+        size_bytes += size
+    return [*groups, pieces[start:]]
+
+
+def _column(pieces: Sequence[tuple[int, int]], number: int) -> str:
+    return ",".join(str(piece[number]) for piece in pieces)
+
+
 def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:
     """Yield the contents of (offset, length) pieces of a file, short beyond its end, None when it is gone."""
+    if not pieces:
+        return
     if len(pieces) == 1:
         # Most files are small, and a statement that is prepared takes half the time of a COPY.
         yield _content(connection, path, *pieces[0])
         return
-    starts, sizes = (",".join(map(str, numbers)) for numbers in zip(*pieces, strict=True))
-    yield from _copied(connection, path, _CONTENTS.format(path=_literal(path), starts=starts, sizes=sizes))
+    query = _CONTENTS.format(path=_literal(path), starts=_column(pieces, 0), sizes=_column(pieces, 1))
+    yield from _copied(connection, path, query)
 
 
 def _content(connection: psycopg.Connection, path: str, start: int, size: int) -> bytes | None:

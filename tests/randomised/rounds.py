@@ -227,6 +227,9 @@ class Round:
             self.take("incremental")
             self.let_it_run()
             self.make_restore_point()
+        with self.server.connect() as connection:
+            # To stop short of a position needs a record behind it.
+            connection.execute("SELECT pg_switch_wal()")
         self.note(f"operations: {dict(self.load.done)}; failed: {dict(self.load.failed)}")
         self.final_state = read_state(self.server)
         self.receive_the_rest()
