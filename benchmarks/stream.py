@@ -105,7 +105,7 @@ def _receivewal(context: Context, server: ThrowawayServer, numbers: count[int], 
 
 
 def _stream(context: Context, server: ThrowawayServer, numbers: count[int]) -> Measurement:
-    slot, repository = _new_slot(server, numbers), context.scratch / "repository"
+    slot, repository = _new_slot(server, numbers), context.scratch / "streamed"
     shutil.rmtree(repository, ignore_errors=True)
     measured = context.run_pgwal(
         "stream", "--repo", repository, "-d", server.conninfo, "-S", slot, "--once", "-n", "-Z", "none"

@@ -2,11 +2,18 @@
 
 import sys
 
-from pgwal_cli.restore_command import run_short
+try:
+    from pgwal_cli.restore_command import run_short
 
-code = run_short(sys.argv[1:])
-if code is None:
-    from pgwal_cli.main import main
+    code = run_short(sys.argv[1:])
+    if code is None:
+        from pgwal_cli.main import main
 
-    main()
+        main()
+except Exception as error:
+    if sys.argv[1:2] != ["fetch-wal"]:
+        raise
+    # As FATAL of restore_command, which may be what is missing: a package that is being replaced, for example.
+    print(f"pgwal: error: {type(error).__name__}: {error}", file=sys.stderr)
+    code = 126
 sys.exit(code)

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgwal.engine.prefetch_wal import SPOOL_SUFFIX
-
 NOT_FOUND = 1
 FATAL = 126
 """Above 125: the server stops recovery instead of taking the file as absent."""
@@ -22,14 +20,18 @@ def fetch_wal_words(repository_path: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
 
 
-def restore_command(repository_path: Path) -> str:
+def restore_command(repository_path: Path, *, prefetch: bool = True) -> str:
     """Return the restore_command with which a server gets its WAL from a repository.
 
-    It looks first where ``fetch-wal --prefetch`` puts what it fetches ahead.
+    With ``prefetch`` it looks first where ``fetch-wal --prefetch`` puts what it fetches ahead.
     """
-    words = [*fetch_wal_words(repository_path), "--prefetch"]
-    look = f'mv -f "%p{SPOOL_SUFFIX}/%f" "%p" 2>/dev/null'
-    return f'{look} || {shlex.join(words).replace("%", "%%")} "%f" "%p"'
+    fetch = shlex.join(fetch_wal_words(repository_path)).replace("%", "%%")
+    if not prefetch:
+        return f'{fetch} "%f" "%p"'
+    # Not at the top: what fails to be imported must not end the fetching of WAL with exit code 1.
+    from pgwal.engine.prefetch_wal import SPOOL_SUFFIX
+
+    return f'mv -f "%p{SPOOL_SUFFIX}/%f" "%p" 2>/dev/null || {fetch} --prefetch "%f" "%p"'
 
 
 def run_short(arguments: Sequence[str]) -> int | None:
@@ -43,19 +45,22 @@ def run_short(arguments: Sequence[str]) -> int | None:
 
 def fetch_or_explain(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False) -> int:
     """Fetch a file and return the exit code; what went wrong is on stderr."""
-    from pgwal.errors import ObjectNotFound, PgwalError
-
     try:
         from pgwal.engine.fetch_wal import fetch
+        from pgwal.errors import ObjectNotFound, PgwalError
 
-        fetch(repository_path, name, destination, prefetch=prefetch)
-    except ObjectNotFound:
-        print(f"pgwal: {name} is not in the repository", file=sys.stderr)
-        return NOT_FOUND
+        try:
+            fetch(repository_path, name, destination, prefetch=prefetch)
+        except ObjectNotFound:
+            print(f"pgwal: {name} is not in the repository", file=sys.stderr)
+            return NOT_FOUND
+        except PgwalError as error:
+            from pgwal_cli.output import print_error
+
+            print_error(error)
+            return FATAL
     except Exception as error:
         # Whatever it is: an exit code below 126 would tell the server that its WAL ends here.
-        from pgwal_cli.output import print_error
-
-        print_error(error if isinstance(error, PgwalError) else PgwalError(f"{type(error).__name__}: {error}"))
+        print(f"pgwal: error: {type(error).__name__}: {error}", file=sys.stderr)
         return FATAL
     return 0

@@ -147,7 +147,8 @@ def _restored_server(
     on_progress: Callable[[int, int], None] | None,
 ) -> ThrowawayServer:
     target = workplace / "data"
-    command = restore_command(repository_path)
+    # What would be fetched ahead might come into a directory that is just being removed.
+    command = restore_command(repository_path, prefetch=False)
     if server_account() is not None:
         # The server's user may not be able to run this Python, nor to read the repository of root.
         relay = RestoreCommandRelay(fetch_wal_words(repository_path), workplace / "relay", target)

@@ -73,9 +73,16 @@ class _Writeback:
     Of what posix_fadvise is for, that is the side effect: pages that are dirty are not dropped, but on their way.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, is_wanted: bool) -> None:
         self._descriptor = descriptor
+        self._is_wanted = is_wanted and hasattr(os, "posix_fadvise")
         self._start = self._end = 0
+        self._has_begun = False
+
+    def finish(self) -> None:
+        """Wait for the disk if it has begun: an error of its may be forgotten once the file is closed."""
+        if self._has_begun:
+            os.fdatasync(self._descriptor)
 
     def wrote(self, offset: int, size_bytes: int) -> None:
         if offset != self._end:
@@ -86,10 +93,11 @@ class _Writeback:
             self._begin()
 
     def _begin(self) -> None:
-        if self._start < self._end and hasattr(os, "posix_fadvise"):
+        if self._start < self._end and self._is_wanted:
             # Advice that is not taken is no failure.
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, self._start, self._end - self._start, os.POSIX_FADV_DONTNEED)
+                self._has_begun = True
         self._start = self._end
 
 
@@ -100,11 +108,11 @@ class PlacedFile:
     refuses.
     """
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, size_bytes: int, *, durable: bool) -> None:
         self._path = path
         self._size_bytes = size_bytes
         self._descriptor = _created(path)
-        self._writeback = _Writeback(self._descriptor)
+        self._writeback = _Writeback(self._descriptor, is_wanted=durable)
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +123,7 @@ class PlacedFile:
         try:
             if kind is None:
                 os.ftruncate(self._descriptor, self._size_bytes)
+                self._writeback.finish()
         except OSError as refusal:
             raise _refused("write", self._path, refusal) from refusal
         finally:
@@ -188,8 +197,10 @@ class TreeWriter:
     system refuses.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        """With ``durable``, ``sync`` will be called, and what is written is on its way to the disk before."""
         self.root = root
+        self._durable = durable
         self._directories: set[Path] = set()
         """Those with something new in them; a list of files could be a million long."""
         self._names = {root}
@@ -206,13 +217,14 @@ class TreeWriter:
         try:
             descriptor = os.open(target, _CREATE, _FILE_MODE)
             with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
-                writeback = _Writeback(descriptor)
+                writeback = _Writeback(descriptor, is_wanted=self._durable)
                 for chunk in chunks:
                     view = memoryview(chunk)
                     while view:
                         view = view[file.write(view) :]
                     writeback.wrote(size_bytes, len(chunk))
                     size_bytes += len(chunk)
+                writeback.finish()
         except OSError as error:
             raise _refused("write", target, error) from error
         return size_bytes
@@ -234,7 +246,7 @@ class TreeWriter:
         """Create a file of a known size whose parts are written at their places; several threads may do so at once."""
         target = self.root / path
         self._make(target.parent)
-        return PlacedFile(target, size_bytes)
+        return PlacedFile(target, size_bytes, durable=self._durable)
 
     def link(self, path: str, source: Path) -> None:
         """Make a hard link to a file."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,7 +58,7 @@ class Spool:
 
         Failures are nobody's: without a spool, each segment is fetched when the server asks for it.
         """
-        if not self._is_looked_into:
+        if not self._is_looked_into or geometry.segment_size > _AHEAD_BYTES:
             return
         with suppress(OSError):
             self.path.mkdir(mode=0o700, exist_ok=True)
@@ -99,6 +101,9 @@ class Spool:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last process may just have removed it, and the next one made another.
+            if not os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                return False
         except BlockingIOError:
             return False
         else:
@@ -115,7 +120,9 @@ class _Prefetching:
         self._spool = spool
         self._geometry = geometry
         self._whole_segment = whole_segment
-        self._depth = max(1, _AHEAD_BYTES // geometry.segment_size)
+        self._max_depth = _AHEAD_BYTES // geometry.segment_size
+        # More with each one that is taken: a server that replays slowly, or waits, needs no more.
+        self._depth = 1
         self._timeline_id, self._asked_no = geometry.parse_file_name(name)
         self._next_no = self._asked_no + 1
         # They go when recovery ends, or the server does.
@@ -131,6 +138,8 @@ class _Prefetching:
                 self._follow_what_is_asked()
                 waiting = self._spool.segments()
                 if waiting != seen:
+                    taken = sum(name not in waiting for name in seen)
+                    self._depth = min(self._depth << taken, self._max_depth)
                     seen, last_change_s = waiting, time.monotonic()
                 if len(waiting) < self._depth and self._has_room():
                     if self._fetch_next():
@@ -174,6 +183,9 @@ def _leave_behind(work: Callable[[], None], lock: int) -> None:
     if os.fork():
         return
     try:
+        # An end, not a death: what was fetched ahead is removed.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit())
         # Of the server's session, pipes and files nothing may stay open: it waits for the ends of some.
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)

@@ -98,7 +98,7 @@ class Rebuild:
         *,
         checksum_algorithm: str | None = None,
     ) -> None:
-        self.writer = TreeWriter(target)
+        self.writer = TreeWriter(target, durable=options.sync)
         self.file_count = 0
         self.bytes_read = 0
         self.bytes_written = 0

@@ -71,7 +71,7 @@ class LocalAppender:
                 raise
 
     def _allocate(self, size_bytes: int, *, zeroed: bool) -> None:
-        """Take all room now: no later write may fail for want of it."""
+        """Take all room now, so that no later write fails for want of it, where the file system can promise that."""
         size = os.fstat(self._descriptor).st_size
         if size > size_bytes:
             raise RepositoryError(f"{self._path} has {size} bytes, at most {size_bytes} were expected")

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from pgwal.errors import RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Appender, Store
@@ -47,6 +48,8 @@ class WalWriter:
         synchronous: bool,
     ) -> None:
         assert start % geometry.segment_size == 0
+        # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
+        store.sync_directory(WAL_DIRECTORY)
         self.written_lsn = start
         self.flushed_lsn = start
         self._store = store
@@ -106,8 +109,12 @@ class WalWriter:
 
     def _complete_segment(self) -> None:
         assert self._segment is not None
-        segment, self._segment = self._segment, None
-        self._completing = self._completer.submit(_complete, segment, self._segment_name(self.written_lsn - 1))
+        name = self._segment_name(self.written_lsn - 1)
+        try:
+            self._completing = self._completer.submit(_complete, self._segment, name)
+        except RuntimeError as error:
+            raise RepositoryError(f"cannot complete WAL segment {name}: {error}") from error
+        self._segment = None
 
     def _await_completion(self) -> None:
         if self._completing is None:

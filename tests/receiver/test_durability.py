@@ -20,13 +20,16 @@ from test_main_job import prepare, run_load
 
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream import Receiver, StreamOptions
-from pgwal.errors import PgwalError
+from pgwal.errors import PgwalError, StorageFull
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import decode_status_update
+from pgwal.repository import local
+from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod
+from pgwal.repository.wal_writer import WalWriter
 from pgwal.segment import WalGeometry
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -199,3 +202,38 @@ def test_a_sync_that_failed_is_not_taken_back_by_the_next_one(
         end = flush_lsn(server)
         wait_for(lambda: slot_lsn(server) >= end, "the report")
     assert disk.lies == []
+
+
+def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one begins behind it, and reports it as flushed."""
+    store = LocalStore(tmp_path)
+    store.create_directory("wal")
+    observer = Unobserving()
+    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "sync_directory", refuse)
+        writer.write(bytes(GEOMETRY.segment_size))
+        with pytest.raises(StorageFull):
+            writer.sync()
+        assert writer.flushed_lsn == 0x300000
+        writer.close()
+    assert [path.name for path in (tmp_path / "wal").iterdir()] == [GEOMETRY.file_name(1, 3)]
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    WalWriter(store, GEOMETRY, 1, Lsn(0x400000), observer, synchronous=False).close()
+    assert synced == [(tmp_path / "wal").stat().st_ino]
+
+
+class Unobserving:
+    """An observer that does not look."""
+
+    def segment_completed(self, name: str) -> None: ...
+
+    def wal_synced(self, seconds: float) -> None: ...
+
+
+def refuse(_: Path) -> None:
+    raise OSError(errno.ENOSPC, "full")
