@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -52,12 +53,24 @@ def main(
         print("\n".join(f"{name}: {value}" for name, value in machine.items()))
         comparisons: list[Comparison] = []
         for name in names or list(Benchmark):
-            for comparison in import_module(f"benchmarks.{name}").run(context):
+            for comparison in _run(name, context):
                 print(f"\n{_text(comparison)}", flush=True)
                 comparisons.append(comparison)
         _print_json({"machine": machine, "comparisons": [comparison.document() for comparison in comparisons]}, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(name: Benchmark, context: Context) -> list[Comparison]:
+    """Run a benchmark in a directory of its own, which does not outlast it."""
+    scratch = context.scratch / name
+    scratch.mkdir(mode=0o755)
+    give_to_server(scratch)
+    try:
+        comparisons: list[Comparison] = import_module(f"benchmarks.{name}").run(replace(context, scratch=scratch))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return comparisons
 
 
 def _text(comparison: Comparison) -> str:
