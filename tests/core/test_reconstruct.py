@@ -112,9 +112,9 @@ def test_runs_say_what_the_definition_says_block_by_block(headers: list[Incremen
 def test_a_full_file_takes_well_under_a_second() -> None:
     everything = BLOCKS_PER_FILE
     chain = [incremental(everything, *range(start, everything, 16)) for start in range(15)]
-    began = time.perf_counter()
+    began = time.process_time()
     result = reconstruct_file([*chain, whole(everything)])
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert len(result.runs) == everything
     assert in_blocks(reconstruct_file([incremental(everything), whole(everything)])) == [(0, everything, 1, 0)]
 
