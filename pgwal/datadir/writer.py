@@ -80,7 +80,7 @@ class _Writeback:
         self._has_begun = False
 
     def finish(self) -> None:
-        """Wait for the disk if it has begun: an error of its may be forgotten once the file is closed."""
+        """Wait for the disk if it has begun: its error may be forgotten once the file is closed."""
         if self._has_begun:
             os.fdatasync(self._descriptor)
 

@@ -35,7 +35,6 @@ _FILE_MODE = 0o600
 _CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 _GROUP_BYTES = 1 << 20
 _GROUP_FILES = 32
-_CHUNK_BYTES = 256 << 10
 _COPY_ATTEMPTS = 3
 _REREADS = 3
 _REREAD_PAUSE_S = 0.02
@@ -249,7 +248,7 @@ class Copy:
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""
-        for chunk in _joined(chunks):
+        for chunk in chunks:
             self._pace.take(len(chunk))
             if check is not None:
                 check.feed(chunk)
@@ -268,20 +267,6 @@ def _grouped(items: Iterable[_Item]) -> Iterator[list[_Item]]:
             group, size_bytes = [], 0
     if group:
         yield group
-
-
-def _joined(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Join single blocks to larger chunks: each one costs some calls, whatever its size."""
-    pieces: list[bytes] = []
-    size_bytes = 0
-    for chunk in chunks:
-        pieces.append(chunk)
-        size_bytes += len(chunk)
-        if size_bytes >= _CHUNK_BYTES:
-            yield b"".join(pieces)
-            pieces, size_bytes = [], 0
-    if pieces:
-        yield b"".join(pieces)
 
 
 def _read_again(check: PageCheck, path: str, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:
