@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise, repeat
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Semaphore
@@ -17,7 +17,6 @@ from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
 from pgwal.repository.wal_directory import WalChunks, WalDirectory, WalSegmentFile, open_wal_directory
-from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
@@ -27,6 +26,9 @@ from pgwal.wal.record import EndOfWal
 
 _PART_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
+
+_BUFFER_BYTES = 2 << 20
+"""Handing pieces from thread to thread costs as much as reading half a megabyte; larger ones leave the caches."""
 
 _CHUNKS_AHEAD = 3
 """Of them one more would leave the caches; with fewer, reading and scanning wait for each other."""
@@ -225,8 +227,60 @@ def _require_own_wal(directory: WalDirectory, segment: WalSegmentFile) -> None:
 
 def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[Summary]:
     """Yield the summaries of a range of one timeline, in order; raises FormatError when WAL ends in between."""
+    if jobs == 1:
+        return _in_one_pass(directory, wal_format, whole)
     pieces = _pieces(directory, wal_format, whole, jobs)
     return join_pieces(pieces, cut_at_joints=not wal_format.has_checkpoint_redo)
+
+
+def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange) -> Iterator[Summary]:
+    """Yield the summaries of a range, reading the next WAL while the caller looks at what came before."""
+    summarizer = Summarizer(whole.timeline_id, wal_format, directory.geometry, whole.start, stop=whole.end)
+    buffers = cycle([bytearray(_BUFFER_BYTES) for _ in range(_CHUNKS_AHEAD + 1)])
+    with (
+        ThreadPoolExecutor(1) as reader,
+        closing(_read_ahead(directory.read(whole.timeline_id, whole.start, buffers=buffers), reader)) as chunks,
+    ):
+        for data in chunks:
+            summarizer.feed(data)
+            yield from summarizer.take_finished()
+            if summarizer.complete or summarizer.end_of_wal is not None:
+                break
+    if summarizer.end_of_wal is not None:
+        require_last_segment(directory, whole.timeline_id, summarizer.end_of_wal, summarizer.feed_lsn)
+    summarizer.finish(whole.end if summarizer.complete else summarizer.position)
+    yield from summarizer.take_finished()
+
+
+def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
+    """Yield chunks, reading the next ones while the caller looks at one.
+
+    Up to ``_CHUNKS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
+    """
+    ready = SimpleQueue[bytes | memoryview]()
+    room = Semaphore(_CHUNKS_AHEAD)
+    abandoned = Event()
+
+    def read() -> None:
+        try:
+            for data in chunks:
+                room.acquire()
+                if abandoned.is_set():
+                    return
+                ready.put(data)
+        finally:
+            ready.put(b"")
+
+    reading = reader.submit(read)
+    try:
+        while data := ready.get():
+            yield data
+            room.release()
+        reading.result()
+    finally:
+        abandoned.set()
+        room.release()
+        wait([reading])
 
 
 def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[list[Summary]]:
@@ -254,7 +308,7 @@ def require_last_segment(directory: WalDirectory, timeline_id: int, end_of_wal: 
 
 
 def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:
-    """Split a range at segment borders into what one worker reads at a time."""
+    """Split a range at segment borders into what one of several workers reads at a time."""
     step = max(directory.geometry.segment_size, _PART_BYTES)
     borders = range((whole.start // step + 1) * step, whole.end, step)
     starts = [whole.start, *map(Lsn, borders)]
@@ -275,16 +329,14 @@ def _read_parts(
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
     pending: deque[Future[_PartResult]] = deque()
-    # Several workers keep the processors busy without reading ahead.
-    with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as reader:
+    buffers = SimpleQueue[bytearray]()
+    for _ in range(jobs):
+        buffers.put(bytearray(_BUFFER_BYTES))
+    with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, part in enumerate(parts):
-                chunks = directory.read(part.timeline_id, part.start)
-                if jobs == 1:
-                    chunks = _read_ahead(chunks, reader)
-                pending.append(
-                    pool.submit(_read_part, chunks, wal_format, directory.geometry, part, continues=number > 0)
-                )
+                continues = number > 0
+                pending.append(pool.submit(_read_part, directory, wal_format, part, buffers, continues=continues))
                 if len(pending) > jobs:
                     yield pending.popleft().result()
             while pending:
@@ -294,51 +346,26 @@ def _read_parts(
                 future.cancel()
 
 
-def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
-    """Yield chunks, reading the next ones while the caller looks at one."""
-    ready = SimpleQueue[bytes]()
-    room = Semaphore(_CHUNKS_AHEAD)
-    abandoned = Event()
-
-    def read() -> None:
-        try:
-            for data in chunks:
-                room.acquire()
-                if abandoned.is_set():
-                    return
-                ready.put(data)
-        finally:
-            ready.put(b"")
-
-    reading = reader.submit(read)
-    try:
-        while data := ready.get():
-            yield data
-            room.release()
-        reading.result()
-    finally:
-        abandoned.set()
-        room.release()
-        wait([reading])
-
-
 def _read_part(
-    chunks: WalChunks, wal_format: WalFormat, geometry: WalGeometry, part: LsnRange, *, continues: bool
+    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, buffers: SimpleQueue[bytearray], *, continues: bool
 ) -> _PartResult:
-    """Read the records that start in a part; ``chunks`` is WAL from its start on."""
+    """Read the records that start in a part, through a buffer that is free."""
     summarizer = Summarizer(
         part.timeline_id,
         wal_format,
-        geometry,
+        directory.geometry,
         part.start,
         stop=part.end,
         # Before 17 the joints are cuts.
         continues=continues and wal_format.has_checkpoint_redo,
     )
-    with closing(chunks):
-        for data in chunks:
+    buffer = buffers.get()
+    try:
+        for data in directory.read(part.timeline_id, part.start, buffers=repeat(buffer)):
             summarizer.feed(data)
             if summarizer.complete or summarizer.end_of_wal is not None:
                 break
+    finally:
+        buffers.put(buffer)
     summarizer.finish(part.end if summarizer.complete else summarizer.position)
     return _PartResult(summarizer.take_pieces(), summarizer.complete, summarizer.end_of_wal, summarizer.feed_lsn)

@@ -253,7 +253,7 @@ def _candidates(repository: Repository, part: LsnRange, pattern: re.Pattern[byte
         tail = text[-_MAX_MATCH:]
 
 
-def _without_page_headers(data: bytes, position: int, geometry: WalGeometry) -> bytes:
+def _without_page_headers(data: bytes | memoryview, position: int, geometry: WalGeometry) -> bytes:
     pages = []
     for at in range(0, len(data), WAL_PAGE_SIZE):
         begins_segment = (position + at) % geometry.segment_size == 0

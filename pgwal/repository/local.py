@@ -10,8 +10,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
 from pgwal.repository.store import StoredObject
@@ -173,7 +173,7 @@ class LocalStore:
         with translated_errors("read", self.path(name)):
             return self.path(name).read_bytes()
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> FileIO:
         with translated_errors("open", self.path(name)):
             return self.path(name).open("rb", buffering=0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import BinaryIO, NamedTuple, Protocol
+from io import FileIO
+from typing import NamedTuple, Protocol
 
 
 class StoredObject(NamedTuple):
@@ -40,7 +41,7 @@ class Store(Protocol):
     def read(self, name: str) -> bytes:
         """Return an object's bytes; raises ObjectNotFound."""
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> FileIO:
         """Open an object for reading, unbuffered; raises ObjectNotFound."""
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:

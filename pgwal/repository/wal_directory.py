@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from typing import BinaryIO, NamedTuple, TypeAlias
+from io import FileIO
+from typing import NamedTuple, TypeAlias
 
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
@@ -25,7 +26,7 @@ _READ_SIZE = 2 << 20
 """Handing pieces from thread to thread costs as much as reading half a megabyte; larger ones leave the caches."""
 _LONG_HEADER_SIZE = 40
 
-WalChunks: TypeAlias = Generator[bytes, None, None]
+WalChunks: TypeAlias = Generator[bytes | memoryview, None, None]
 """Consecutive WAL, in pieces of any size; to be closed when it is not read to its end."""
 
 
@@ -89,11 +90,12 @@ class WalDirectory:
         name = self.geometry.file_name(timeline_id, segment_no)
         return any(self._store.exists(self._path(name + suffix)) for suffix in COMPRESSION_SUFFIXES)
 
-    def read(self, timeline_id: int, start: Lsn) -> WalChunks:
+    def read(self, timeline_id: int, start: Lsn, *, buffers: Iterator[bytearray] | None = None) -> WalChunks:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
 
-        No piece is of two segments.  Raises FormatError when a compressed segment cannot be decompressed, or is not
-        of the segment size.
+        No piece is of two segments.  With ``buffers``, each piece is a view of the next of them, which must be free
+        by then: memory that is allocated for each piece costs as much as a third of reading it.  Raises FormatError
+        when a compressed segment cannot be decompressed, or is not of the segment size.
         """
         position = start - start % WAL_PAGE_SIZE
         while True:
@@ -103,7 +105,7 @@ class WalDirectory:
             except ObjectNotFound:
                 return
             with file:
-                yield from self._read_segment(file, offset)
+                yield from self._read_segment(file, offset, buffers)
             position = (segment_no + 1) * self.geometry.segment_size
 
     def read_segment(self, name: str) -> bytes:
@@ -143,11 +145,17 @@ class WalDirectory:
         _, compression, complete = split_segment_name(name)
         return _SegmentReader(self._store.open(path), compression, path, complete=complete)
 
-    def _read_segment(self, file: _SegmentReader, offset: int) -> Iterator[bytes]:
+    def _read_segment(
+        self, file: _SegmentReader, offset: int, buffers: Iterator[bytearray] | None = None
+    ) -> Iterator[bytes | memoryview]:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
-            data = file.read(min(_READ_SIZE, left))
+            data: bytes | memoryview
+            if buffers is None:
+                data = file.read(min(_READ_SIZE, left))
+            else:
+                data = file.read_into(memoryview(next(buffers))[:left])
             if not data and file.complete:
                 raise FormatError(
                     f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}",
@@ -164,7 +172,7 @@ class _SegmentReader:
     One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
     """
 
-    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
+    def __init__(self, raw: FileIO, compression: str, path: str, *, complete: bool) -> None:
         self.path = path
         self.complete = complete
         self._raw = raw
@@ -207,6 +215,20 @@ class _SegmentReader:
             pieces.append(data)
             size -= len(data)
         return b"".join(pieces)
+
+    def read_into(self, view: memoryview) -> memoryview:
+        """Fill ``view``, less of it at the end, and return what was filled."""
+        count = 0
+        while count < len(view) and (done := self._read_some_into(view[count:])):
+            count += done
+        return view[:count]
+
+    def _read_some_into(self, view: memoryview) -> int:
+        if not self._is_compressed:
+            return self._raw.readinto(view) or 0
+        data = self._read_some(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def _read_some(self, size: int) -> bytes:
         try:

@@ -7,8 +7,12 @@ from libc.string cimport memcpy
 
 
 cdef extern from "crc32c.h" nogil:
-    const char *pgwal_crc32c_choose(bint by_table) noexcept
+    const char *pgwal_crc32c_choose(const char *name) noexcept
     uint32_t _record_crc "pgwal_record_crc32c"(const uint8_t *data, size_t at, size_t length) noexcept
+    uint32_t _header_crc "pgwal_header_crc32c"(const uint8_t *record, uint32_t body_crc) noexcept
+    uint32_t _copied_crc "pgwal_copied_crc32c"(
+        uint8_t *target, size_t target_at, const uint8_t *source, size_t source_at, size_t length, uint32_t crc
+    ) noexcept
 
 
 cdef inline void *_buffer(object holder) except NULL:
@@ -38,8 +42,8 @@ cdef inline void _copy(
     memcpy(target + target_at, source + source_at, count)
 
 
-cdef inline str _choose_crc32c(bint by_table):
-    return pgwal_crc32c_choose(by_table).decode("ascii")
+cdef inline str _choose_crc32c(str name):
+    return pgwal_crc32c_choose(name.encode("ascii")).decode("ascii")
 
 
 # Assigned in scan.py, once.
@@ -100,6 +104,7 @@ cdef class WalScanner:
     cdef object _record
     cdef uint8_t *_record_bytes
     cdef uint64_t _record_capacity, _record_lsn, _record_total, _have, _want, _want_of_page, _discarded_lsn
+    cdef uint32_t _body_crc
     cdef bint _is_link_checked, _has_discarded
     # The record that was parsed last.
     cdef uint64_t _main_at, _main_length, _lsn, _block_0, _block_1
@@ -157,15 +162,17 @@ cdef class WalScanner:
     @cython.locals(count=uint64_t, total=uint64_t, on_page=uint64_t)
     cdef int _collect(self, const uint8_t *data, uint64_t size) noexcept nogil
 
+    cdef void _want_header(self) noexcept nogil
+
     @cython.locals(page_lsn=uint64_t, code=int, on_page=uint64_t)
     cdef int _continue_on_page(self, const uint8_t *data, uint64_t size) noexcept nogil
 
-    @cython.locals(code=int)
+    @cython.locals(code=int, crc=uint32_t)
     cdef int _take_collected(self, uint64_t size) noexcept nogil
 
     @cython.locals(info=uint32_t, rmid=uint32_t, is_special=bint)
     cdef int _take_record(
-        self, const uint8_t *data, uint64_t base, uint64_t total, uint64_t lsn, uint64_t end_lsn
+        self, const uint8_t *data, uint64_t base, uint64_t total, uint64_t lsn, uint64_t end_lsn, uint32_t crc
     ) noexcept nogil
 
     cdef bint _is_known(self, uint32_t rmid, uint32_t info) noexcept nogil

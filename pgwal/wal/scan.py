@@ -159,9 +159,16 @@ if not cython.compiled:
 
     def _record_crc(data: Buffer, at: int, length: int) -> int:
         body_crc = _crc32c_of(bytes(data[at + 24 : at + length]))
-        return _crc32c_of(bytes(data[at : at + 20]), body_crc)
+        return _header_crc(data[at : at + 20], body_crc)
 
-    def _choose_crc32c(by_table: bool) -> str:  # noqa: ARG001
+    def _header_crc(record: Buffer, body_crc: int) -> int:
+        return _crc32c_of(bytes(record[:20]), body_crc)
+
+    def _copied_crc(target: bytearray, target_at: int, source: Buffer, source_at: int, count: int, crc: int) -> int:
+        _copy(target, target_at, source, source_at, count)
+        return _crc32c_of(bytes(source[source_at : source_at + count]), crc)
+
+    def _choose_crc32c(name: str) -> str:  # noqa: ARG001
         return "google-crc32c"
 
     def _copy(target: bytearray, target_at: int, source: Buffer, source_at: int, count: int) -> None:
@@ -182,15 +189,21 @@ if not cython.compiled:
     _bytes_of = _words_of = _double_words_of = _address
 
 
-def choose_crc32c(*, by_table: bool = False) -> str:
-    """Choose how CRCs are computed, and return its name; ``by_table`` as without the instruction, for tests."""
-    return _choose_crc32c(by_table)
+def choose_crc32c(name: str = "") -> str:
+    """Choose how CRCs are computed, and return its name: the one named if there is such a one, or the fastest."""
+    return _choose_crc32c(name)
 
 
 def record_crc(record: bytes) -> int:
     """Return the CRC that the header of a record of at least 24 bytes should hold."""
     assert len(record) >= 24
     return _record_crc(_bytes_of(record), 0, len(record))
+
+
+def copied_crc(target: bytearray, data: bytes, crc: int = 0) -> int:
+    """Copy ``data`` to the start of ``target`` and return its CRC, continued from ``crc``."""
+    assert len(target) >= len(data)
+    return _copied_crc(_bytes_of(target), 0, _bytes_of(data), 0, len(data), crc)
 
 
 CRC_IMPLEMENTATION: str = choose_crc32c()
@@ -288,6 +301,7 @@ class WalScanner:
         self._have = 0
         self._want = 0
         self._want_of_page = 0
+        self._body_crc = 0
         self._is_link_checked = False
         self._has_discarded = False
         self._discarded_lsn = 0
@@ -626,7 +640,7 @@ class WalScanner:
             aligned = total + 7 & ~7
             if aligned > here:
                 return self._start_collecting()
-            code = self._take_record(data, cursor, total, at, at + aligned)
+            code = self._take_record(data, cursor, total, at, at + aligned, _record_crc(data, cursor, total))
             if code in (_GO_ON, _SPECIAL, _NEED_TABLES):
                 self._cursor = cursor + aligned
                 self._at = at + aligned
@@ -652,11 +666,16 @@ class WalScanner:
         self._have = 0
         self._want = 4
         self._want_of_page = 4
+        self._body_crc = 0
         self._is_link_checked = False
         return _GO_ON
 
     def _collect(self, data: Buffer, size: int) -> int:
-        """Copy what this page has of a record into the record buffer, checking its header as soon as it is there."""
+        """Copy what this page has of a record into the record buffer, checking its header as soon as it is there.
+
+        ``_want`` is how much of the record to copy next; no copy reaches from its header into its body, of which the
+        CRC is computed by the way.
+        """
         while True:
             count = self._want - self._have
             if count > size - self._cursor:
@@ -664,7 +683,12 @@ class WalScanner:
             if count:
                 if self._have + count > self._record_capacity:
                     return _NEED_RECORD_BUFFER
-                _copy(self._record_bytes, self._have, data, self._cursor, count)
+                if self._have < _RECORD_HEADER:
+                    _copy(self._record_bytes, self._have, data, self._cursor, count)
+                else:
+                    self._body_crc = _copied_crc(
+                        self._record_bytes, self._have, data, self._cursor, count, self._body_crc
+                    )
                 self._have += count
                 self._cursor += count
                 self._at += count
@@ -677,7 +701,7 @@ class WalScanner:
                 on_page = _PAGE_SIZE - (self._record_lsn & _PAGE_MASK)
                 self._record_total = total
                 self._want_of_page = total if total < on_page else on_page
-                self._want = self._want_of_page if self._want_of_page < _RECORD_HEADER else _RECORD_HEADER
+                self._want_header()
                 continue
             if not self._is_link_checked and self._have >= _RECORD_HEADER:
                 if not self._is_link_right(self._record_lsn, _u64(self._record_bytes, 8)):
@@ -692,6 +716,10 @@ class WalScanner:
                 self._state = _PADDING
                 self._skip_to = self._at + 7 & ~7
             return _GO_ON
+
+    def _want_header(self) -> None:
+        """Want what this page has of the record's header."""
+        self._want = self._want_of_page if self._want_of_page < _RECORD_HEADER else _RECORD_HEADER
 
     def _continue_on_page(self, data: Buffer, size: int) -> int:
         """Read the header of a page on which the collected record should go on (XLogDecodeNextRecord)."""
@@ -709,8 +737,11 @@ class WalScanner:
         if not self._page_flags & _FIRST_IS_CONTRECORD or self._have + self._page_rest != self._record_total:
             return self._end(self._record_lsn, _CONTRECORD)
         on_page = _PAGE_SIZE - (self._at & _PAGE_MASK)
-        self._want = self._have + (self._page_rest if self._page_rest < on_page else on_page)
-        self._want_of_page = self._want
+        self._want_of_page = self._have + (self._page_rest if self._page_rest < on_page else on_page)
+        if self._have < _RECORD_HEADER:
+            self._want_header()
+        else:
+            self._want = self._want_of_page
         self._state = _COLLECTING
         return _GO_ON
 
@@ -719,13 +750,17 @@ class WalScanner:
         if code != _GO_ON:
             return code
         self._state = _BETWEEN_RECORDS
-        return self._take_record(self._record_bytes, 0, self._record_total, self._record_lsn, self._at)
+        crc = _header_crc(self._record_bytes, self._body_crc)
+        return self._take_record(self._record_bytes, 0, self._record_total, self._record_lsn, self._at, crc)
 
     # -- one record ------------------------------------------------------------------------------------------
 
-    def _take_record(self, data: Buffer, base: int, total: int, lsn: int, end_lsn: int) -> int:
-        """Check and parse the record of ``total`` bytes at ``base``; its header was read and its link is right."""
-        if _record_crc(data, base, total) != _u32(data, base + 20):
+    def _take_record(self, data: Buffer, base: int, total: int, lsn: int, end_lsn: int, crc: int) -> int:
+        """Check and parse the record of ``total`` bytes at ``base``, which has this CRC.
+
+        Its header was read and its link is right.
+        """
+        if crc != _u32(data, base + 20):
             return self._end(lsn, _RECORD_CRC)
         self.last_record_lsn = lsn
         self._has_prev = True

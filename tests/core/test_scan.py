@@ -9,6 +9,7 @@ import struct
 import sys
 import tracemalloc
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -1032,15 +1033,35 @@ def test_record_larger_than_the_buffer_is_put_together() -> None:
 # --- checksums ---------------------------------------------------------------------------------------------
 
 
-@forms
-@pytest.mark.parametrize("by_table", [False, True])
-def test_crc_is_that_of_google_crc32c(form: ModuleType, by_table: bool) -> None:
-    noise = random.Random(7).randbytes(70_000)
-    lengths = [*range(24, 900), 3072 + 23, 3072 + 24, 3072 + 25, 6143 + 24, 6144 + 24, 8168, 8192, 70_000]
+@pytest.fixture(params=["table", "sse4.2", "avx512", "armv8"])
+def crc_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    name: str = request.param
     try:
-        form.choose_crc32c(by_table=by_table)
-        for length in lengths:
-            record = noise[:length]
-            assert form.record_crc(record) == google_crc32c.extend(google_crc32c.value(record[24:]), record[:20])
+        if pgwal.wal.scan.choose_crc32c(name) != name:
+            pytest.skip(f"not on this processor, or not compiled: {name}")
+        yield
     finally:
-        form.choose_crc32c()
+        pgwal.wal.scan.choose_crc32c()
+
+
+@pytest.mark.usefixtures("crc_way")
+def test_each_way_gives_the_crcs_of_google_crc32c() -> None:
+    assert_crcs_are_right(pgwal.wal.scan)
+
+
+@forms
+def test_crcs_are_those_of_google_crc32c(form: ModuleType) -> None:
+    assert_crcs_are_right(form)
+
+
+def assert_crcs_are_right(form: ModuleType) -> None:
+    noise = random.Random(7).randbytes(70_000)
+    lengths = [*range(24, 1200), 3072 + 23, 3072 + 24, 3072 + 25, 6143 + 24, 6144 + 24, 8168, 8192, 70_000]
+    for length in lengths:
+        record = noise[:length]
+        assert form.record_crc(record) == google_crc32c.extend(google_crc32c.value(record[24:]), record[:20])
+    for length in [*range(1200), 8168, 70_000]:
+        data, target = noise[70_000 - length :], bytearray(b"\xaa" * 70_008)
+        before = google_crc32c.value(noise[:length])
+        assert form.copied_crc(target, data, before) == google_crc32c.extend(before, data)
+        assert target == data + b"\xaa" * (70_008 - length)
