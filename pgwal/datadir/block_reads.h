@@ -10,37 +10,68 @@
 
 #define PGWAL_BLOCK_SIZE 8192
 
-/* Read `count` blocks to `target`, zeros for what lies beyond the end of the file; return 0 or errno. */
-static int pgwal_read_blocks(int descriptor, const uint32_t *numbers, uint64_t count, uint8_t *target)
+/* Read up to `size` bytes at `offset` to `target`; return how many there are before the end of the file, or -errno. */
+static ssize_t pgwal_read_at(int descriptor, uint8_t *target, size_t size, off_t offset)
+{
+    size_t done = 0;
+
+    while (done < size) {
+        ssize_t got = pread(descriptor, target + done, size - done, offset + (off_t) done);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            break;
+        done += (size_t) got;
+    }
+    return (ssize_t) done;
+}
+
+/* Read `count` blocks to `target`, zeros for what lies beyond the end of the file; return 0 or -errno. */
+static int64_t pgwal_read_blocks(int descriptor, const uint32_t *numbers, uint64_t count, uint8_t *target)
 {
     uint64_t at = 0;
 
     while (at < count) {
-        uint64_t end = at + 1;
-        off_t offset = (off_t) numbers[at] * PGWAL_BLOCK_SIZE;
-        size_t left;
+        uint64_t start = at;
+        size_t size;
+        ssize_t done;
 
-        while (end < count && (uint64_t) numbers[end] == (uint64_t) numbers[end - 1] + 1)
-            end++;
-        left = (size_t) (end - at) * PGWAL_BLOCK_SIZE;
-        at = end;
-        while (left > 0) {
-            ssize_t got = pread(descriptor, target, left, offset);
-
-            if (got < 0 && errno == EINTR)
-                continue;
-            if (got < 0)
-                return errno;
-            if (got == 0) {
-                memset(target, 0, left);
-                got = (ssize_t) left;
-            }
-            target += got;
-            offset += got;
-            left -= (size_t) got;
-        }
+        for (at++; at < count && (uint64_t) numbers[at] == (uint64_t) numbers[at - 1] + 1; at++)
+            ;
+        size = (size_t) (at - start) * PGWAL_BLOCK_SIZE;
+        done = pgwal_read_at(descriptor, target, size, (off_t) numbers[start] * PGWAL_BLOCK_SIZE);
+        if (done < 0)
+            return done;
+        memset(target + done, 0, size - (size_t) done);
+        target += size;
     }
     return 0;
+}
+
+/* Read `count` parts to `target`, one after the other; return how many bytes there are before one is cut off, or -errno. */
+static int64_t pgwal_read_parts(
+    const int32_t *descriptors, const uint64_t *offsets, const uint32_t *lengths, uint64_t count, uint8_t *target)
+{
+    int64_t total = 0;
+
+    for (uint64_t at = 0; at < count; at++) {
+        ssize_t done;
+
+        if (descriptors[at] < 0) {
+            memset(target + total, 0, lengths[at]);
+            done = (ssize_t) lengths[at];
+        } else
+            done = pgwal_read_at(descriptors[at], target + total, lengths[at], (off_t) offsets[at]);
+        if (done < 0)
+            return done;
+        total += done;
+        if ((uint64_t) done < lengths[at])
+            break;
+    }
+    return total;
 }
 
 #endif

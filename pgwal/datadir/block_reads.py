@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False
-"""Read blocks that lie apart out of an open file, many in one call.
+"""Read what lies apart in open files, many blocks or parts in one call.
 
-An incremental backup reads them one by one, and a call of Python for each costs more than the reading.  This source
-runs in two forms, as pgwal/wal/scan.py does: compiled by Cython, with block_reads.h, and interpreted as it stands.
+Incremental backups and restores do, and a call of Python for each costs more than the reading.  This source runs in
+two forms, as pgwal/wal/scan.py does: compiled by Cython, with block_reads.h, and interpreted as it stands.
 """
 
 from __future__ import annotations
@@ -31,10 +31,27 @@ def read_blocks(descriptor: int, block_numbers: array[int]) -> bytes:
     """
     assert block_numbers.itemsize == 4
     content = _new_bytes(len(block_numbers) * 8192)
-    error = _read_into(content, descriptor, block_numbers, len(block_numbers))
-    if error:
-        raise OSError(error, os.strerror(error))
+    _require_done(_blocks_into(content, descriptor, block_numbers, len(block_numbers)))
     return _finished(content)
+
+
+def read_parts(target: memoryview, descriptors: array[int], offsets: array[int], lengths: array[int]) -> int:
+    """Fill ``target`` with parts of files, one after the other, and return how many bytes they have.
+
+    The arrays are of types i, Q and I, and tell of each part where it comes from: -1 stands for zeros instead of a
+    file.  They have fewer bytes than their lengths say when a file ends before; parts behind that one are not read.
+    Raises OSError.
+    """
+    assert (descriptors.itemsize, offsets.itemsize, lengths.itemsize) == (4, 8, 4)
+    assert len(descriptors) == len(offsets) == len(lengths)
+    assert sum(lengths) <= target.nbytes
+    return _require_done(_parts_into(target, descriptors, offsets, lengths, len(lengths)))
+
+
+def _require_done(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
 
 
 if not cython.compiled:
@@ -45,12 +62,29 @@ if not cython.compiled:
     def _finished(content: bytearray) -> bytes:
         return bytes(content)
 
-    def _read_into(content: bytearray, descriptor: int, block_numbers: array[int], count: int) -> int:
+    def _blocks_into(content: bytearray, descriptor: int, block_numbers: array[int], count: int) -> int:
         for at in range(count):
-            start, end = at * 8192, (at + 1) * 8192
-            while start < end and (
-                data := os.pread(descriptor, end - start, block_numbers[at] * 8192 + start - at * 8192)
-            ):
-                content[start : start + len(data)] = data
-                start += len(data)
+            _read_at(descriptor, memoryview(content)[at * 8192 : (at + 1) * 8192], block_numbers[at] * 8192)
         return 0
+
+    def _parts_into(
+        target: memoryview, descriptors: array[int], offsets: array[int], lengths: array[int], count: int
+    ) -> int:
+        total = 0
+        for at in range(count):
+            part = target[total : total + lengths[at]]
+            if descriptors[at] < 0:
+                part[:] = bytes(len(part))
+                done = len(part)
+            else:
+                done = _read_at(descriptors[at], part, offsets[at])
+            total += done
+            if done < len(part):
+                break
+        return total
+
+    def _read_at(descriptor: int, part: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(part) and (size := os.preadv(descriptor, [part[done:]], offset + done)):
+            done += size
+        return done

@@ -23,8 +23,10 @@ from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.reconstruct import Reconstruction, Run, StoredWhole, reconstruct_file
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.datadir.block_reads import read_parts
 from pgwal.datadir.copy_method import CopyMethod
-from pgwal.datadir.writer import PlacedFile, TreeWriter
+from pgwal.datadir.new_file import PlacedFile, write_buffer
+from pgwal.datadir.writer import TreeWriter
 from pgwal.errors import (
     ChainError,
     ChecksumMismatch,
@@ -40,7 +42,6 @@ from pgwal.repository.repository import Repository
 INCOMPLETE_NAME = "pgwal_incomplete"
 """The file in a data directory that is being written, or was left half done; it becomes pg_control at the end."""
 
-_BUFFER_SIZE = 1 << 19
 _FILES_UNDER_WAY = 16
 _MAX_DEFAULT_JOBS = 4
 _MAX_STORED_CONTENT = 16 << 20
@@ -329,21 +330,16 @@ class Rebuild:
     ) -> None:
         buffer = self._buffer()
         for offset, pieces in _pieces(plan.runs, len(buffer)):
-            filled = 0
+            written = self._read(pieces, sources, buffer)
+            at = 0
             for piece in pieces:
-                part = buffer[filled : filled + piece.length]
-                filled += piece.length
-                if piece.source is None:
-                    part[:] = bytes(piece.length)
-                    continue
-                self._read(sources[piece.source], part, piece.source_offset)
                 if piece.source == 0:
-                    digest.update(part)
-            written = buffer[:filled]
+                    digest.update(written[at : at + piece.length])
+                at += piece.length
             if checksum is not None:
                 checksum.update(bytes(written))
             target.write(written, offset)
-            self._count(written=filled)
+            self._count(written=len(written))
 
     def _copy_runs(self, plan: Reconstruction, sources: list[_Source], target: PlacedFile) -> None:
         for run in plan.runs:
@@ -352,15 +348,22 @@ class Rebuild:
                 target.copy_range(source.descriptor, source.tree.root, run.source_offset, run.length, run.offset)
             self._count(written=run.length)
 
-    def _read(self, source: _Source, part: memoryview, offset: int) -> None:
-        self._count(read=len(part))
-        while part:
-            size = os.preadv(source.descriptor, [part], offset)
-            if not size:
-                raise TruncatedInput(
-                    f"a file of backup {source.tree.backup_id} ends at byte {offset}", hint=_ANOTHER_BACKUP
-                )
-            part, offset = part[size:], offset + size
+    def _read(self, pieces: list[Run], sources: list[_Source], buffer: memoryview) -> memoryview:
+        """Fill the start of the buffer with pieces that follow each other, and return it."""
+        descriptors = array("i", [-1 if p.source is None else sources[p.source].descriptor for p in pieces])
+        lengths = array("I", [piece.length for piece in pieces])
+        size = sum(lengths)
+        done = read_parts(buffer, descriptors, array("Q", [piece.source_offset for piece in pieces]), lengths)
+        if done < size:
+            cut = next(p for p in pieces if p.offset + p.length - pieces[0].offset > done)
+            assert cut.source is not None
+            raise TruncatedInput(
+                f"a file of backup {sources[cut.source].tree.backup_id} ends"
+                f" before byte {cut.source_offset + cut.length}",
+                hint=_ANOTHER_BACKUP,
+            )
+        self._count(read=sum(piece.length for piece in pieces if piece.source is not None))
+        return buffer[:size]
 
     def _check(
         self, tree: _StoredTree, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
@@ -373,7 +376,7 @@ class Rebuild:
     def _buffer(self) -> memoryview:
         """Return this thread's buffer."""
         if not hasattr(self._buffers, "view"):
-            self._buffers.view = memoryview(bytearray(_BUFFER_SIZE))
+            self._buffers.view = write_buffer()
         view: memoryview = self._buffers.view
         return view
 

@@ -1,4 +1,4 @@
-"""Blocks out of a file, in both forms of the module, against slices of what the file holds."""
+"""Blocks and parts out of files, in both forms of the module, against slices of what the files hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import tempfile
 from array import array
+from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
@@ -45,5 +46,49 @@ def test_what_the_system_refuses(module: ModuleType) -> None:
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EISDIR)):
             module.read_blocks(descriptor, array("I", [0]))
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("module", FORMS)
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+    parts=st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 310), st.integers(0, 100)), max_size=20),
+    room=st.integers(0, 10),
+)
+def test_parts_are_those_of_the_files_up_to_one_that_is_cut_off(
+    module: ModuleType, sizes: list[int], parts: list[tuple[int, int, int]], room: int
+) -> None:
+    contents = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+    parts = [(min(number, len(sizes) - 1), offset, length) for number, offset, length in parts]
+    expected = b""
+    for number, offset, length in parts:
+        expected += bytes(length) if number < 0 else contents[number][offset : offset + length]
+        if number >= 0 and offset + length > sizes[number] and length:
+            break
+    size = sum(length for _, _, length in parts)
+    target = bytearray(b"\xaa" * (size + room))
+    with ExitStack() as opened:
+        files = [opened.enter_context(tempfile.TemporaryFile()) for _ in contents]
+        for file, content in zip(files, contents, strict=True):
+            file.write(content)
+            file.flush()
+        done = module.read_parts(
+            memoryview(target),
+            array("i", [-1 if number < 0 else files[number].fileno() for number, _, _ in parts]),
+            array("Q", [offset for _, offset, _ in parts]),
+            array("I", [length for _, _, length in parts]),
+        )
+    assert done == len(expected)
+    assert target[:done] == expected
+    assert target[done:] == b"\xaa" * (size + room - done)
+
+
+@pytest.mark.parametrize("module", FORMS)
+def test_parts_that_the_system_refuses(module: ModuleType) -> None:
+    descriptor = os.open(os.curdir, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EISDIR)):
+            module.read_parts(memoryview(bytearray(9)), array("i", [descriptor]), array("Q", [0]), array("I", [9]))
     finally:
         os.close(descriptor)

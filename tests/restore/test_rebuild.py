@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from restore.made_repository import Blocks, MadeRepository, block
 
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
+from pgwal.datadir import new_file
 from pgwal.datadir.copy_method import CopyMethod
 from pgwal.datadir.writer import TreeWriter
-from pgwal.engine import rebuild
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
@@ -51,10 +53,11 @@ def test_every_way_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: CopyMethod, small_buffer: bool, jobs: int
 ) -> None:
     if small_buffer:
-        monkeypatch.setattr(rebuild, "_BUFFER_SIZE", 3 * BLOCK_SIZE)
+        monkeypatch.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
     made, expected = made_chain(tmp_path, 7)
     unchanged = (made.data(made.ids[0]) / UNCHANGED).read_bytes()
-    options = RebuildOptions(method, jobs, sync=False)
+    # Files that are synced are written past the page cache from a whole buffer on.
+    options = RebuildOptions(method, jobs, sync=small_buffer)
     seen: list[tuple[int, int]] = []
     report = restore_backup(
         RestoreRequest(made.path, "latest", tmp_path / "restored", "false", options=options),
@@ -105,6 +108,76 @@ def test_placed_file_holds_what_was_written(
         for at in reversed(range(0, len(content), 100_000)):
             file.write(memoryview(content)[at : at + 100_000], at)
     assert (directory / "file").read_bytes() == content
+
+
+@pytest.fixture
+def is_direct() -> Iterator[set[bool]]:
+    """Whether what is written was ever on its way past the page cache."""
+    seen = set[bool]()
+    with pytest.MonkeyPatch.context() as patched:
+        pwrite = os.pwrite
+
+        def noting(descriptor: int, data: memoryview, offset: int) -> int:
+            written = pwrite(descriptor, data, offset)
+            seen.add(bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT))
+            return written
+
+        patched.setattr(os, "pwrite", noting)
+        patched.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
+        yield seen
+
+
+@given(sizes=st.lists(st.integers(0, 5 * BLOCK_SIZE) | st.sampled_from([BLOCK_SIZE, 3 * BLOCK_SIZE]), max_size=6))
+def test_file_of_chunks_of_any_size(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    chunks = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+    directory = tmp_path_factory.mktemp("chunks")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
+        assert TreeWriter(directory).write("file", iter(chunks)) == sum(sizes)
+    assert (directory / "file").read_bytes() == b"".join(chunks)
+
+
+def test_large_files_go_past_the_page_cache_and_their_odd_ends_through_it(tmp_path: Path, is_direct: set[bool]) -> None:
+    if not takes_direct_writes(tmp_path):
+        pytest.skip("this file system cannot")
+    content = random.Random(1).randbytes(10 * BLOCK_SIZE + 17)
+    writer = TreeWriter(tmp_path)
+    writer.write("written", [content[:99], content[99:]])
+    assert True in is_direct
+    is_direct.clear()
+    with writer.place("placed", len(content)) as file:
+        buffer = new_file.write_buffer()
+        for at in range(0, len(content), len(buffer)):
+            part = content[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            file.write(buffer[: len(part)], at)
+    assert True in is_direct
+    is_direct.clear()
+    # Not where a page of memory starts.
+    with writer.place("odd", len(content)) as file:
+        file.write(memoryview(bytearray(content))[3:], 3)
+    assert (tmp_path / "written").read_bytes() == (tmp_path / "placed").read_bytes() == content
+    assert (tmp_path / "odd").read_bytes() == bytes(3) + content[3:]
+
+
+def test_what_is_not_to_be_durable_and_what_is_small_goes_through_the_cache(
+    tmp_path: Path, is_direct: set[bool]
+) -> None:
+    TreeWriter(tmp_path / "hasty", durable=False).write("file", [bytes(10 * BLOCK_SIZE)])
+    TreeWriter(tmp_path / "small").write("file", [bytes(2 * BLOCK_SIZE)])
+    assert is_direct == {False}
+
+
+def takes_direct_writes(directory: Path) -> bool:
+    probe = os.open(directory / "direct", os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.fcntl(probe, fcntl.F_SETFL, os.O_DIRECT)
+        os.pwrite(probe, new_file.write_buffer(), 0)
+    except OSError:
+        return False
+    finally:
+        os.close(probe)
+    return True
 
 
 def supports_clones(directory: Path) -> bool:
