@@ -11,6 +11,7 @@ import typer
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
+from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.service_manager import ServiceManager
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def stream(
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 
+    keep_freed_memory()
     try:
         connection.connecting(run)
     finally:

@@ -1,0 +1,24 @@
+"""The C library's memory allocator, in a process that gets its data in large pieces."""
+
+from __future__ import annotations
+
+import ctypes
+
+# malloc.h of glibc; no other C library has them.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+_LARGEST_PIECE = 1 << 20
+_KEPT_BYTES = 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep up to 32 MB of freed memory, in pieces of up to a megabyte.
+
+    A message of a walsender is just so large (128 KB) that glibc gives its memory back to the system each time, and
+    having it zeroed for the next one costs more than receiving does.  Without glibc nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_PIECE)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
