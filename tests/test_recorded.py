@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +26,10 @@ from pgwal_process import assert_failed, environment, run_pgwal, succeed
 
 import pgwal.engine.recorded
 from pgwal.engine.recorded import summarize_wal
+from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import INVALID_BLOCK_NUMBER
+from pgwal.repository.local import LocalStore
 from pgwal.segment import WalGeometry
 from pgwal.summary.codec import decode_summary, parse_summary_file_name
 from pgwal.wal import layout
@@ -791,6 +795,46 @@ def test_a_segment_that_is_missing_in_the_middle(tmp_path: Path) -> None:
     assert_failed(mapped, NOT_COVERED, r"does not hold WAL 0/1F\w+ to 0/400000 on timeline 1", "Name a range")
     on_one_side = summarized(wal, tmp_path / "side", "--from", "0/300000")
     assert len(on_one_side) == 1
+
+
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+import pgwal.engine.recorded as recorded
+start = threading.Thread.start
+def interrupted(thread):
+    start(thread)
+    raise KeyboardInterrupt
+threading.Thread.start = interrupted
+recorded._BUFFER_BYTES = 8192
+try:
+    recorded.summarize_wal(Path(sys.argv[1]), Path(sys.argv[2]))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interruption_ends_it_even_before_anything_is_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, built_directory(tmp_path), tmp_path / "out"]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60).stdout == b"interrupted\n"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    class Unreadable(FileIO):
+        def readinto(self, _: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    wal = built_directory(tmp_path)
+    damaged = wal / SEGMENT.file_name(1, 2)
+    opened = LocalStore.open
+
+    def open_(store: LocalStore, name: str) -> FileIO:
+        return Unreadable(store.path(name)) if name == damaged.name else opened(store, name)
+
+    monkeypatch.setattr(LocalStore, "open", open_)
+    with pytest.raises(FormatError, match=f"{damaged.name} cannot be read: .*{os.strerror(errno.EIO)}"):
+        summarize_wal(wal, tmp_path / "out", jobs=jobs)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

@@ -31,6 +31,8 @@ _HOLE_SIZE = 1 << 16
 """What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
 _ZEROS = bytes(_HOLE_SIZE)
 _WRITEBACK_BYTES = 8 << 20
+_NOT_DIRECTLY = (errno.EINVAL, errno.EOPNOTSUPP)
+"""How file systems refuse to write past the page cache: what does not lie or end where their blocks do, or anything."""
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -118,8 +120,8 @@ class NewFile:
 
     def __init__(self, path: Path, *, durable: bool) -> None:
         self._path = path
-        self._durable = durable
         self._descriptor = _created(path)
+        self._may_go_direct = durable and hasattr(os, "O_DIRECT")
         self._is_direct = False
         self._writeback = _Writeback(self._descriptor, is_wanted=durable)
 
@@ -130,12 +132,14 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._finish()
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                os.close(self._descriptor)
         except OSError as refusal:
-            raise refused("write", self._path, refusal) from refusal
-        finally:
-            os.close(self._descriptor)
+            if kind is None:
+                raise refused("write", self._path, refusal) from refusal
 
     def _finish(self) -> None:
         self._writeback.finish()
@@ -145,7 +149,8 @@ class NewFile:
 
         What does not lie or end where the disk's blocks do goes through the cache again, with all that follows.
         """
-        if self._durable and not self._is_direct and hasattr(os, "O_DIRECT"):
+        if self._may_go_direct:
+            self._may_go_direct = False
             with suppress(OSError):
                 self._set_flag(os.O_DIRECT, 0)
                 self._is_direct = True
@@ -164,13 +169,16 @@ class NewFile:
 
     def _write_some(self, data: memoryview, offset: int) -> int:
         try:
+            try:
+                return os.pwrite(self._descriptor, data, offset)
+            except OSError as error:
+                if not self._is_direct or error.errno not in _NOT_DIRECTLY:
+                    raise
+            self._set_flag(0, os.O_DIRECT)
+            self._is_direct = False
             return os.pwrite(self._descriptor, data, offset)
         except OSError as error:
-            if not self._is_direct or error.errno != errno.EINVAL:
-                raise refused("write", self._path, error) from error
-        self._set_flag(0, os.O_DIRECT)
-        self._is_direct = False
-        return self._write_some(data, offset)
+            raise refused("write", self._path, error) from error
 
 
 class PlacedFile(NewFile):

@@ -78,7 +78,7 @@ class TreeWriter:
         return GrowingFile(target)
 
     def place(self, path: str, size_bytes: int) -> PlacedFile:
-        """Create a file of a known size whose parts are written at their places; several threads may do so at once."""
+        """Create a file of a known size whose parts are written at their places, by one thread."""
         target = self.root / path
         self._make(target.parent)
         return PlacedFile(target, size_bytes, durable=self._durable)

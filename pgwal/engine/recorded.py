@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, pairwise, repeat
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Semaphore
+from threading import Event, Semaphore, Thread
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
@@ -237,10 +237,8 @@ def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange
     """Yield the summaries of a range, reading the next WAL while the caller looks at what came before."""
     summarizer = Summarizer(whole.timeline_id, wal_format, directory.geometry, whole.start, stop=whole.end)
     buffers = cycle([bytearray(_BUFFER_BYTES) for _ in range(_CHUNKS_AHEAD + 1)])
-    with (
-        ThreadPoolExecutor(1) as reader,
-        closing(_read_ahead(directory.read(whole.timeline_id, whole.start, buffers=buffers), reader)) as chunks,
-    ):
+    read = directory.read(whole.timeline_id, whole.start, buffers=buffers)
+    with closing(_read_ahead(read)) as chunks:
         for data in chunks:
             summarizer.feed(data)
             yield from summarizer.take_finished()
@@ -252,12 +250,12 @@ def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange
     yield from summarizer.take_finished()
 
 
-def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
+def _read_ahead(chunks: WalChunks) -> WalChunks:
     """Yield chunks, reading the next ones while the caller looks at one.
 
     Up to ``_CHUNKS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
     """
-    ready = SimpleQueue[bytes | memoryview]()
+    ready = SimpleQueue[bytes | memoryview | BaseException | None]()
     room = Semaphore(_CHUNKS_AHEAD)
     abandoned = Event()
 
@@ -268,19 +266,24 @@ def _read_ahead(chunks: WalChunks, reader: ThreadPoolExecutor) -> WalChunks:
                 if abandoned.is_set():
                     return
                 ready.put(data)
-        finally:
-            ready.put(b"")
+        except BaseException as error:
+            ready.put(error)
+        else:
+            ready.put(None)
 
-    reading = reader.submit(read)
+    # A daemon: an interruption may come before there is anybody to tell it that it is abandoned.
+    reader = Thread(target=read, daemon=True)
+    reader.start()
     try:
-        while data := ready.get():
+        while (data := ready.get()) is not None:
+            if isinstance(data, BaseException):
+                raise data
             yield data
             room.release()
-        reading.result()
     finally:
         abandoned.set()
         room.release()
-        wait([reading])
+        reader.join()
 
 
 def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[list[Summary]]:

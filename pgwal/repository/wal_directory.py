@@ -225,7 +225,10 @@ class _SegmentReader:
 
     def _read_some_into(self, view: memoryview) -> int:
         if not self._is_compressed:
-            return self._raw.readinto(view) or 0
+            try:
+                return self._raw.readinto(view) or 0
+            except OSError as error:
+                raise self._broken(error) from error
         data = self._read_some(len(view))
         view[: len(data)] = data
         return len(data)
@@ -241,8 +244,9 @@ class _SegmentReader:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> FormatError:
+        action = "decompressed" if self._is_compressed else "read"
         return FormatError(
-            f"{self.path} cannot be decompressed: {error}",
+            f"{self.path} cannot be {action}: {error}",
             hint="Replace it by a whole copy, if another archive holds one.",
         )
 

@@ -21,7 +21,8 @@
 #define PGWAL_CRC32C_X86 1
 #include <cpuid.h>
 #include <immintrin.h>
-#if defined(__clang__) || __GNUC__ >= 9
+/* gcc has all the intrinsics from 10 on. */
+#if defined(__clang__) || __GNUC__ >= 10
 #define PGWAL_CRC32C_AVX512 1
 #endif
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))

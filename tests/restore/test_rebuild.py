@@ -168,6 +168,46 @@ def test_what_is_not_to_be_durable_and_what_is_small_goes_through_the_cache(
     assert is_direct == {False}
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_only_seems_to_take_direct_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    if not takes_direct_writes(tmp_path):
+        pytest.skip("this file system does not seem to, either")
+    pwrite = os.pwrite
+
+    def refusing(descriptor: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(number, os.strerror(number))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    monkeypatch.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
+    content = random.Random(1).randbytes(10 * BLOCK_SIZE)
+    TreeWriter(tmp_path).write("file", [content])
+    assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize("call", ["pwrite", "close"])
+def test_what_the_file_system_refuses_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    original = getattr(os, call)
+    armed = True
+
+    def refusing(descriptor: int, *rest: object) -> object:
+        nonlocal armed
+        result = original(descriptor, *rest)
+        if armed:
+            armed = False
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return result
+
+    monkeypatch.setattr(os, call, refusing)
+    with pytest.raises(TargetError, match=f"cannot write {tmp_path / 'file'}: {os.strerror(errno.EDQUOT)}"):
+        TreeWriter(tmp_path).write("file", [b"content"])
+
+
 def takes_direct_writes(directory: Path) -> bool:
     probe = os.open(directory / "direct", os.O_WRONLY | os.O_CREAT)
     try:
