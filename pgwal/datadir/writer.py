@@ -42,7 +42,7 @@ class TreeWriter:
         target = self.root / path
         self._make(target.parent)
         size_bytes = filled = 0
-        buffer = self._buffer()
+        buffer = self.buffer()
         with NewFile(target, durable=self._durable) as file:
             for chunk in chunks:
                 rest = memoryview(chunk)
@@ -57,8 +57,8 @@ class TreeWriter:
             file.write(buffer[:filled], size_bytes)
         return size_bytes + filled
 
-    def _buffer(self) -> memoryview:
-        """Return this thread's buffer."""
+    def buffer(self) -> memoryview:
+        """Return this thread's ``write_buffer``, for what goes to a placed file; ``write`` uses it too."""
         if not hasattr(self._buffers, "view"):
             self._buffers.view = write_buffer()
         view: memoryview = self._buffers.view

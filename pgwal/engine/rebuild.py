@@ -25,7 +25,7 @@ from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.block_reads import read_parts
 from pgwal.datadir.copy_method import CopyMethod
-from pgwal.datadir.new_file import PlacedFile, write_buffer
+from pgwal.datadir.new_file import PlacedFile
 from pgwal.datadir.writer import TreeWriter
 from pgwal.errors import (
     ChainError,
@@ -112,7 +112,6 @@ class Rebuild:
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
         self._on_progress = on_progress
         self._checksum_algorithm = checksum_algorithm
-        self._buffers = threading.local()
         self._lock = threading.Lock()
         self._stopping = False
         self._control_file: BackupFile | None = None
@@ -253,7 +252,7 @@ class Rebuild:
         checksum: FileChecksum | None,
     ) -> None:
         digest = ContentDigest()
-        buffer = self._buffer()
+        buffer = self.writer.buffer()
         offset = 0
         while size := os.preadv(source, [buffer], offset):
             part = buffer[:size]
@@ -328,7 +327,7 @@ class Rebuild:
         digest: ContentDigest,
         checksum: FileChecksum | None,
     ) -> None:
-        buffer = self._buffer()
+        buffer = self.writer.buffer()
         for offset, pieces in _pieces(plan.runs, len(buffer)):
             written = self._read(pieces, sources, buffer)
             at = 0
@@ -372,13 +371,6 @@ class Rebuild:
             raise _wrong_size(tree, path, size, expected_size)
         if digest.hexdigest() != expected:
             raise _damaged(tree, path)
-
-    def _buffer(self) -> memoryview:
-        """Return this thread's buffer."""
-        if not hasattr(self._buffers, "view"):
-            self._buffers.view = write_buffer()
-        view: memoryview = self._buffers.view
-        return view
 
     def _count(self, *, read: int = 0, written: int = 0) -> None:
         if self._stopping:

@@ -23,7 +23,8 @@ PARTIAL_SUFFIX = ".partial"
 COMPRESSION_SUFFIXES = ("", ".zst", ".lz4", ".gz")
 
 _READ_SIZE = 2 << 20
-"""Handing pieces from thread to thread costs as much as reading half a megabyte; larger ones leave the caches."""
+"""Where the caller has no buffers; larger pieces leave the caches."""
+
 _LONG_HEADER_SIZE = 40
 
 WalChunks: TypeAlias = Generator[bytes | memoryview, None, None]

@@ -197,8 +197,9 @@ pgwal_crc32c_one_strand(uint64_t crc, uint8_t *target, const uint8_t *data, size
 
 /* Copies too, where there is a `target`. */
 PGWAL_CRC32C_TARGET static inline uint32_t
-pgwal_crc32c_by_sse42(uint64_t crc, uint8_t *target, const uint8_t *data, size_t length)
+pgwal_crc32c_by_sse42(uint32_t before, uint8_t *target, const uint8_t *data, size_t length)
 {
+    uint64_t crc = before;
     size_t at = 0;
     for (; length - at >= 3 * PGWAL_CRC32C_LONG; at += 3 * PGWAL_CRC32C_LONG)
         crc = pgwal_crc32c_three_strands(
@@ -216,14 +217,8 @@ pgwal_record_crc32c_by_sse42(const uint8_t *record, size_t length)
     return ~pgwal_crc32c_one_strand(crc, NULL, record, PGWAL_RECORD_CRC_AT);
 }
 
-PGWAL_CRC32C_TARGET static uint32_t
-pgwal_copied_crc32c_by_sse42(uint32_t crc, uint8_t *target, const uint8_t *data, size_t length)
-{
-    return pgwal_crc32c_by_sse42(crc, target, data, length);
-}
-
 static const pgwal_crc32c_way pgwal_crc32c_sse42_way = {
-    "sse4.2", pgwal_record_crc32c_by_sse42, pgwal_copied_crc32c_by_sse42
+    "sse4.2", pgwal_record_crc32c_by_sse42, pgwal_crc32c_by_sse42
 };
 
 static int pgwal_crc32c_has_sse42(void)
@@ -317,14 +312,8 @@ pgwal_record_crc32c_by_avx512(const uint8_t *record, size_t length)
     return ~pgwal_crc32c_one_strand(crc, NULL, record, PGWAL_RECORD_CRC_AT);
 }
 
-PGWAL_CRC32C_WIDE_TARGET static uint32_t
-pgwal_copied_crc32c_by_avx512(uint32_t crc, uint8_t *target, const uint8_t *data, size_t length)
-{
-    return pgwal_crc32c_by_avx512(crc, target, data, length);
-}
-
 static const pgwal_crc32c_way pgwal_crc32c_avx512_way = {
-    "avx512", pgwal_record_crc32c_by_avx512, pgwal_copied_crc32c_by_avx512
+    "avx512", pgwal_record_crc32c_by_avx512, pgwal_crc32c_by_avx512
 };
 
 static int pgwal_crc32c_has_avx512(void)
