@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,9 @@ def main() -> None:
     if interruption.signal_number is not None:
         print("pgwal: interrupted", file=sys.stderr)
         code = interruption.exit_code
+    # The interpreter need not look for cycles among modules that end with the process: it would take a tenth of the
+    # time of a small backup.
+    gc.freeze()
     sys.exit(code)
 
 

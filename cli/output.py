@@ -24,8 +24,8 @@ def size_text(size_bytes: float) -> str:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    json.dump(document, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    # In one piece: an unbuffered standard output would get it word by word.
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -179,9 +179,12 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
 
 
 @pytest.mark.postgres(13, 18)
-def test_a_file_that_vanishes_while_it_is_read(server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("_READS_PER_QUERY", 2), ("_BYTES_PER_QUERY", 2 * BLOCK_SIZE)])
+def test_a_file_that_vanishes_while_it_is_read(
+    server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
     monkeypatch.setattr(sql_files, "_READ_SIZE", BLOCK_SIZE)
-    monkeypatch.setattr(sql_files, "_READS_PER_QUERY", 2)
+    monkeypatch.setattr(sql_files, limit, value)
     content = os.urandom(10 * BLOCK_SIZE)
     path = write(server, "vanishing", content)
     with open_source(server) as source:

@@ -10,11 +10,14 @@ from pathlib import Path
 from threading import Lock, local
 
 from pgwal.datadir.new_file import GrowingFile, NewFile, PlacedFile, refused, write_buffer
+from pgwal.datadir.write_behind import WriteBehind
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
 _SYNC_THREADS = 16
 """They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
+_WRITE_THREADS = 16
+"""More wait for the disk than it can serve at once; what is not served waits, with a buffer each."""
 
 
 class TreeWriter:
@@ -31,7 +34,9 @@ class TreeWriter:
         self._directories: set[Path] = set()
         """Those with something new in them; a list of files could be a million long."""
         self._names = {root}
-        self._buffers = local()
+        self._local = local()
+        self._pool = ThreadPoolExecutor(_WRITE_THREADS, "pgwal-write")
+        """Its threads are made when they are needed, and end with it."""
 
     def make_directory(self, path: str) -> None:
         """Make a directory and those above it, unless they are there."""
@@ -41,28 +46,18 @@ class TreeWriter:
         """Create a file from chunks of bytes and return its size; it must not be there yet."""
         target = self.root / path
         self._make(target.parent)
-        size_bytes = filled = 0
-        buffer = self.buffer()
+        if not hasattr(self._local, "write_behind"):
+            self._local.write_behind = WriteBehind(self.buffer(), self._pool)
+        write_behind: WriteBehind = self._local.write_behind
         with NewFile(target, durable=self._durable) as file:
-            for chunk in chunks:
-                rest = memoryview(chunk)
-                while rest:
-                    taken = rest[: len(buffer) - filled]
-                    buffer[filled : filled + len(taken)] = taken
-                    rest, filled = rest[len(taken) :], filled + len(taken)
-                    if filled == len(buffer):
-                        file.go_direct()
-                        file.write(buffer, size_bytes)
-                        size_bytes, filled = size_bytes + filled, 0
-            file.write(buffer[:filled], size_bytes)
-        return size_bytes + filled
+            return write_behind.write(file, chunks)
 
     def buffer(self) -> memoryview:
         """Return this thread's ``write_buffer``, for what goes to a placed file; ``write`` uses it too."""
-        if not hasattr(self._buffers, "view"):
-            self._buffers.view = write_buffer()
-        view: memoryview = self._buffers.view
-        return view
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = write_buffer()
+        buffer: memoryview = self._local.buffer
+        return buffer
 
     def remove(self, path: str) -> None:
         """Remove a file that was written."""

@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -28,8 +28,9 @@ from pgwal.postgres.connection import translated_errors
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
 
 _READ_SIZE = 256 << 10
-_READS_PER_QUERY = 500
-"""Blocks that lie apart are as many reads; the sizes together bound how long one query, and its snapshot, lasts."""
+_READS_PER_QUERY = 2000
+_BYTES_PER_QUERY = 128 << 20
+"""Blocks that lie apart are as many reads; the two together bound how long one query, and its snapshot, lasts."""
 
 _STATUSES_PER_QUERY = 1000
 _STATUSES_AGE_S = 5.0
@@ -44,13 +45,15 @@ _SOCKET_NAME = re.compile(r"\.s\.PGSQL\.[0-9]+")
 # Names come as the bytes they are, whatever the database's encoding makes of them: a backslash, which bytea takes for
 # the start of an escape, is doubled.
 _NAMES = r"COPY (SELECT replace(name, E'\\', E'\\\\')::bytea FROM pg_ls_dir({path}, true, false) AS name)"
+# Numbers are given as text and the path as a subquery, of which there is one value: a list of expressions, and a path
+# that is converted for each block, took the server a third of its time.
 _CONTENTS = (
-    "COPY (SELECT pg_read_binary_file({path}, piece.start, piece.size, true)"
-    " FROM unnest(ARRAY[{starts}]::bigint[], ARRAY[{sizes}]::bigint[]) AS piece (start, size))"
+    "COPY (SELECT pg_read_binary_file((SELECT {path}), piece.start, piece.size, true)"
+    " FROM unnest({starts}, {sizes}) AS piece (start, size))"
 )
 # Several pieces a row, in order; one that is short, or of a file that is gone, shows in the length.
 _JOINED_CONTENTS = (
-    "COPY (SELECT (SELECT string_agg(pg_read_binary_file({path}, piece.start, piece.size, true), NULL"
+    "COPY (SELECT (SELECT string_agg(pg_read_binary_file((SELECT {path}), piece.start, piece.size, true), NULL"
     " ORDER BY piece.no) FROM unnest(joined.starts, joined.sizes) WITH ORDINALITY AS piece (start, size, no))"
     " FROM (VALUES {rows}) AS joined (starts, sizes))"
 )
@@ -118,7 +121,7 @@ class SqlDataDirectory:
     def _chunks(self, path: str, pieces: Iterator[tuple[int, int]]) -> Iterator[bytes | None]:
         """Yield the bytes of (offset, length) pieces, zeros beyond the end of the file; None alone when it is gone."""
         is_first = True
-        while wanted := list(islice(pieces, _READS_PER_QUERY)):
+        while wanted := _one_query(pieces):
             read = 0
             for count, chunk in _joined_contents(self._connection, path, wanted):
                 read += count
@@ -190,6 +193,16 @@ def _pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield offset, min(_READ_SIZE, start + length - offset)
 
 
+def _one_query(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Take as many pieces as one query reads."""
+    taken: list[tuple[int, int]] = []
+    left_bytes = _BYTES_PER_QUERY
+    while left_bytes > 0 and len(taken) < _READS_PER_QUERY and (piece := next(pieces, None)) is not None:
+        taken.append(piece)
+        left_bytes -= piece[1]
+    return taken
+
+
 # ---- queries ----
 
 
@@ -203,7 +216,7 @@ def _joined_contents(
     groups = _groups(pieces)
     if 2 * len(groups) > len(pieces):
         return
-    rows = ",".join(f"(ARRAY[{_column(group, 0)}]::bigint[], ARRAY[{_column(group, 1)}]::bigint[])" for group in groups)
+    rows = ",".join(f"({_column(group, 0)}, {_column(group, 1)})" for group in groups)
     contents = _copied(connection, path, _JOINED_CONTENTS.format(path=_literal(path), rows=rows))
     for group, content in zip(groups, contents, strict=True):
         if content is None or len(content) != sum(size for _, size in group):
@@ -227,7 +240,8 @@ def _groups(pieces: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]
 
 
 def _column(pieces: Sequence[tuple[int, int]], number: int) -> str:
-    return ",".join(str(piece[number]) for piece in pieces)
+    """Return one number of each piece, as an array in SQL."""
+    return f"'{{{','.join(str(piece[number]) for piece in pieces)}}}'::bigint[]"
 
 
 def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:

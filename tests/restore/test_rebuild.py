@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pgwal_process import assert_failed, run_pgwal
 from restore.made_repository import Blocks, MadeRepository, block
@@ -94,130 +92,6 @@ def test_runs_of_zeros_become_holes(tmp_path: Path) -> None:
     (made.path / "probe").write_bytes(expected)
     written = (made.path / "probe").stat().st_blocks
     assert (tmp_path / "restored" / TABLE).stat().st_blocks < written
-
-
-@settings(max_examples=60, deadline=None)
-@given(pieces=st.lists(st.tuples(st.sampled_from([0, 1, 255]), st.integers(1, 150_000)), max_size=6))
-def test_placed_file_holds_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]]
-) -> None:
-    content = b"".join(bytes([value]) * length for value, length in pieces)
-    directory = tmp_path_factory.mktemp("placed")
-    writer = TreeWriter(directory)
-    with writer.place("file", len(content)) as file:
-        for at in reversed(range(0, len(content), 100_000)):
-            file.write(memoryview(content)[at : at + 100_000], at)
-    assert (directory / "file").read_bytes() == content
-
-
-@pytest.fixture
-def is_direct() -> Iterator[set[bool]]:
-    """Whether what is written was ever on its way past the page cache."""
-    seen = set[bool]()
-    with pytest.MonkeyPatch.context() as patched:
-        pwrite = os.pwrite
-
-        def noting(descriptor: int, data: memoryview, offset: int) -> int:
-            written = pwrite(descriptor, data, offset)
-            seen.add(bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT))
-            return written
-
-        patched.setattr(os, "pwrite", noting)
-        patched.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
-        yield seen
-
-
-@given(sizes=st.lists(st.integers(0, 5 * BLOCK_SIZE) | st.sampled_from([BLOCK_SIZE, 3 * BLOCK_SIZE]), max_size=6))
-def test_file_of_chunks_of_any_size(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
-    chunks = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
-    directory = tmp_path_factory.mktemp("chunks")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
-        assert TreeWriter(directory).write("file", iter(chunks)) == sum(sizes)
-    assert (directory / "file").read_bytes() == b"".join(chunks)
-
-
-def test_large_files_go_past_the_page_cache_and_their_odd_ends_through_it(tmp_path: Path, is_direct: set[bool]) -> None:
-    if not takes_direct_writes(tmp_path):
-        pytest.skip("this file system cannot")
-    content = random.Random(1).randbytes(10 * BLOCK_SIZE + 17)
-    writer = TreeWriter(tmp_path)
-    writer.write("written", [content[:99], content[99:]])
-    assert True in is_direct
-    is_direct.clear()
-    with writer.place("placed", len(content)) as file:
-        buffer = new_file.write_buffer()
-        for at in range(0, len(content), len(buffer)):
-            part = content[at : at + len(buffer)]
-            buffer[: len(part)] = part
-            file.write(buffer[: len(part)], at)
-    assert True in is_direct
-    is_direct.clear()
-    # Not where a page of memory starts.
-    with writer.place("odd", len(content)) as file:
-        file.write(memoryview(bytearray(content))[3:], 3)
-    assert (tmp_path / "written").read_bytes() == (tmp_path / "placed").read_bytes() == content
-    assert (tmp_path / "odd").read_bytes() == bytes(3) + content[3:]
-
-
-def test_what_is_not_to_be_durable_and_what_is_small_goes_through_the_cache(
-    tmp_path: Path, is_direct: set[bool]
-) -> None:
-    TreeWriter(tmp_path / "hasty", durable=False).write("file", [bytes(10 * BLOCK_SIZE)])
-    TreeWriter(tmp_path / "small").write("file", [bytes(2 * BLOCK_SIZE)])
-    assert is_direct == {False}
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_file_system_that_only_seems_to_take_direct_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    if not takes_direct_writes(tmp_path):
-        pytest.skip("this file system does not seem to, either")
-    pwrite = os.pwrite
-
-    def refusing(descriptor: int, data: memoryview, offset: int) -> int:
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-            raise OSError(number, os.strerror(number))
-        return pwrite(descriptor, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", refusing)
-    monkeypatch.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
-    content = random.Random(1).randbytes(10 * BLOCK_SIZE)
-    TreeWriter(tmp_path).write("file", [content])
-    assert (tmp_path / "file").read_bytes() == content
-
-
-@pytest.mark.parametrize("call", ["pwrite", "close"])
-def test_what_the_file_system_refuses_names_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    original = getattr(os, call)
-    armed = True
-
-    def refusing(descriptor: int, *rest: object) -> object:
-        nonlocal armed
-        result = original(descriptor, *rest)
-        if armed:
-            armed = False
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        return result
-
-    monkeypatch.setattr(os, call, refusing)
-    with pytest.raises(TargetError, match=f"cannot write {tmp_path / 'file'}: {os.strerror(errno.EDQUOT)}"):
-        TreeWriter(tmp_path).write("file", [b"content"])
-
-
-def takes_direct_writes(directory: Path) -> bool:
-    probe = os.open(directory / "direct", os.O_WRONLY | os.O_CREAT)
-    try:
-        fcntl.fcntl(probe, fcntl.F_SETFL, os.O_DIRECT)
-        os.pwrite(probe, new_file.write_buffer(), 0)
-    except OSError:
-        return False
-    finally:
-        os.close(probe)
-    return True
 
 
 def supports_clones(directory: Path) -> bool:
