@@ -15,7 +15,7 @@ from pgwal.errors import PgwalError
 from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
-_WAL_BYTES = 1 << 30
+_WAL_BYTES = 2 << 30
 _ORIGIN = "origin"
 
 

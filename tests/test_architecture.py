@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 VALUES = {
+    "aligned_buffer": set[str](),
     "errors": set[str](),
     "lsn": {"errors"},
     "checksum": set[str](),

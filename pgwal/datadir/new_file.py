@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pgwal.aligned_buffer import aligned_buffer
 from pgwal.datadir.copy_method import clone_file, copy_file_range
 from pgwal.errors import TargetError, TruncatedInput
 
@@ -43,8 +43,8 @@ _HINTS = {
 
 
 def write_buffer() -> memoryview:
-    """Return WRITE_SIZE bytes that can be written past the page cache: where a page of memory starts."""
-    return memoryview(mmap.mmap(-1, WRITE_SIZE))
+    """Return WRITE_SIZE bytes that can be written past the page cache."""
+    return aligned_buffer(WRITE_SIZE)
 
 
 class GrowingFile:

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
 from typing import NamedTuple
 
+from pgwal.aligned_buffer import aligned_buffer
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
@@ -236,7 +237,7 @@ def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, 
 def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange) -> Iterator[Summary]:
     """Yield the summaries of a range, reading the next WAL while the caller looks at what came before."""
     summarizer = Summarizer(whole.timeline_id, wal_format, directory.geometry, whole.start, stop=whole.end)
-    buffers = cycle([bytearray(_BUFFER_BYTES) for _ in range(_CHUNKS_AHEAD + 1)])
+    buffers = cycle([aligned_buffer(_BUFFER_BYTES) for _ in range(_CHUNKS_AHEAD + 1)])
     read = directory.read(whole.timeline_id, whole.start, buffers=buffers)
     with closing(_read_ahead(read)) as chunks:
         for data in chunks:
@@ -332,9 +333,9 @@ def _read_parts(
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
     pending: deque[Future[_PartResult]] = deque()
-    buffers = SimpleQueue[bytearray]()
+    buffers = SimpleQueue[memoryview]()
     for _ in range(jobs):
-        buffers.put(bytearray(_BUFFER_BYTES))
+        buffers.put(aligned_buffer(_BUFFER_BYTES))
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, part in enumerate(parts):
@@ -350,7 +351,7 @@ def _read_parts(
 
 
 def _read_part(
-    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, buffers: SimpleQueue[bytearray], *, continues: bool
+    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, buffers: SimpleQueue[memoryview], *, continues: bool
 ) -> _PartResult:
     """Read the records that start in a part, through a buffer that is free."""
     summarizer = Summarizer(

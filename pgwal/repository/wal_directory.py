@@ -91,7 +91,7 @@ class WalDirectory:
         name = self.geometry.file_name(timeline_id, segment_no)
         return any(self._store.exists(self._path(name + suffix)) for suffix in COMPRESSION_SUFFIXES)
 
-    def read(self, timeline_id: int, start: Lsn, *, buffers: Iterator[bytearray] | None = None) -> WalChunks:
+    def read(self, timeline_id: int, start: Lsn, *, buffers: Iterator[memoryview] | None = None) -> WalChunks:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
 
         No piece is of two segments.  With ``buffers``, each piece is a view of the next of them, which must be free
@@ -147,16 +147,12 @@ class WalDirectory:
         return _SegmentReader(self._store.open(path), compression, path, complete=complete)
 
     def _read_segment(
-        self, file: _SegmentReader, offset: int, buffers: Iterator[bytearray] | None = None
+        self, file: _SegmentReader, offset: int, buffers: Iterator[memoryview] | None = None
     ) -> Iterator[bytes | memoryview]:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
-            data: bytes | memoryview
-            if buffers is None:
-                data = file.read(min(_READ_SIZE, left))
-            else:
-                data = file.read_into(memoryview(next(buffers))[:left])
+            data = file.read(min(_READ_SIZE, left)) if buffers is None else file.read_into(next(buffers)[:left])
             if not data and file.complete:
                 raise FormatError(
                     f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}",
