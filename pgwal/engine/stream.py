@@ -41,7 +41,7 @@ from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression, SegmentCompressor
+from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression, CompressionMethod, SegmentCompressor
 from pgwal.repository.wal_writer import WalWriter
 from pgwal.segment import WAL_PAGE_SIZE, parse_segment_size
 from pgwal.summary.summarizer import Summarizer, Summary
@@ -437,7 +437,13 @@ class _TimelineStream:
         self._summarizer: Summarizer | None = self._resumed_summarizer()
         self._summarised_lsn = start
         self._writer = WalWriter(
-            repository.store, repository.geometry, timeline_id, start, receiver, synchronous=self._options.synchronous
+            repository.store,
+            repository.geometry,
+            timeline_id,
+            start,
+            receiver,
+            synchronous=self._options.synchronous,
+            is_read_soon=self._options.compression.method is not CompressionMethod.NONE,
         )
         self._session = ReplicationSession(
             start,

@@ -119,9 +119,13 @@ class LocalAppender:
             sync_directory(self._path.parent)
             self._name_is_durable = True
 
-    def rename(self, name: str) -> None:
+    def rename(self, name: str, *, is_read_soon: bool) -> None:
         with translated_errors("sync", self._path):
             os.fsync(self._descriptor)
+        if not is_read_soon and hasattr(os, "posix_fadvise"):
+            # Advice that is not taken is no failure.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with translated_errors("rename", self._path):
             self._path.rename(self._path.with_name(name))
             sync_directory(self._path.parent)

@@ -25,8 +25,11 @@ class Appender(Protocol):
     def sync(self) -> None:
         """Make all that was written durable."""
 
-    def rename(self, name: str) -> None:
-        """Sync, give the object its final name, durably, and close it."""
+    def rename(self, name: str, *, is_read_soon: bool) -> None:
+        """Sync, give the object its final name, durably, and close it.
+
+        What is not ``is_read_soon`` need not stay in a cache, where it would take the place of something else.
+        """
 
     def close(self) -> None:
         """Close without syncing or renaming."""

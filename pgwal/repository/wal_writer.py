@@ -32,7 +32,8 @@ class WalWriter:
 
     A segment that is full is completed by a thread, and what follows waits in memory: the next segment is not begun
     before, so that at any time only the last one is partial.  ``written_lsn`` is the end of what was written,
-    ``flushed_lsn`` of what is durable.  ``synchronous`` says that it is synced often, because somebody waits for it.
+    ``flushed_lsn`` of what is durable.  ``synchronous`` says that it is synced often, because somebody waits for it,
+    ``is_read_soon`` that somebody reads each segment when it is complete.
     After an error of the storage nothing may be done but close it: what a failed sync has not made durable, the next
     one may pass over in silence.
     """
@@ -46,6 +47,7 @@ class WalWriter:
         observer: WalObserver,
         *,
         synchronous: bool,
+        is_read_soon: bool,
     ) -> None:
         assert start % geometry.segment_size == 0
         # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
@@ -57,6 +59,7 @@ class WalWriter:
         self._timeline_id = timeline_id
         self._observer = observer
         self._synchronous = synchronous
+        self._is_read_soon = is_read_soon
         self._segment: Appender | None = None
         self._waiting: list[bytes | memoryview] = []
         self._waiting_bytes = 0
@@ -111,7 +114,7 @@ class WalWriter:
         assert self._segment is not None
         name = self._segment_name(self.written_lsn - 1)
         try:
-            self._completing = self._completer.submit(_complete, self._segment, name)
+            self._completing = self._completer.submit(_complete, self._segment, name, is_read_soon=self._is_read_soon)
         except RuntimeError as error:
             raise RepositoryError(f"cannot complete WAL segment {name}: {error}") from error
         self._segment = None
@@ -130,11 +133,11 @@ class WalWriter:
         return self._geometry.file_name(self._timeline_id, self._geometry.segment_no(lsn))
 
 
-def _complete(segment: Appender, name: str) -> float:
+def _complete(segment: Appender, name: str, *, is_read_soon: bool) -> float:
     """Make a full segment durable under its final name, and return how many seconds that took."""
     started_s = time.monotonic()
     try:
-        segment.rename(name)
+        segment.rename(name, is_read_soon=is_read_soon)
     finally:
         segment.close()
     return time.monotonic() - started_s

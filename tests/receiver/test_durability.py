@@ -211,7 +211,7 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
     store = LocalStore(tmp_path)
     store.create_directory("wal")
     observer = Unobserving()
-    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False)
+    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False, is_read_soon=False)
     with monkeypatch.context() as patched:
         patched.setattr(local, "sync_directory", refuse)
         writer.write(bytes(GEOMETRY.segment_size))
@@ -223,8 +223,39 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
     synced: list[int] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
-    WalWriter(store, GEOMETRY, 1, Lsn(0x400000), observer, synchronous=False).close()
+    WalWriter(store, GEOMETRY, 1, Lsn(0x400000), observer, synchronous=False, is_read_soon=False).close()
     assert synced == [(tmp_path / "wal").stat().st_ino]
+
+
+@pytest.mark.parametrize("is_read_soon", [False, True])
+def test_the_cache_is_told_of_what_nobody_reads_soon_when_it_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_soon: bool
+) -> None:
+    store = LocalStore(tmp_path)
+    store.create_directory("wal")
+    calls: list[tuple[str, int]] = []
+    fsync, advise = os.fsync, os.posix_fadvise
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append(("fsync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def noted_advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        calls.append(("advise", os.fstat(descriptor).st_ino))
+        advise(descriptor, offset, length, advice)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "posix_fadvise", noted_advise)
+    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), Unobserving(), synchronous=False, is_read_soon=is_read_soon)
+    writer.write(bytes(GEOMETRY.segment_size))
+    writer.sync()
+    writer.close()
+    assert writer.flushed_lsn == 0x400000
+    segment = (tmp_path / "wal" / GEOMETRY.file_name(1, 3)).stat().st_ino
+    kinds = [kind for kind, inode in calls if inode == segment]
+    assert kinds == ["fsync"] if is_read_soon else kinds == ["fsync", "advise"]
 
 
 class Unobserving:
