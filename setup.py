@@ -42,6 +42,13 @@ extensions = cythonize(
             include_dirs=["pgwal/datadir"],
             extra_compile_args=["-O3", "-g0"],
         ),
+        Extension(
+            "pgwal.repository.segment_part",
+            ["pgwal/repository/segment_part.py"],
+            depends=["pgwal/repository/segment_part.pxd", "pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],
+            include_dirs=["pgwal/wal"],
+            extra_compile_args=["-O3", "-g0"],
+        ),
     ]
 )
 for extension in extensions:
@@ -51,6 +58,7 @@ for extension in extensions:
 setup(
     ext_modules=extensions,
     exclude_package_data={
-        name: ["*.c", "*.h", "*.pxd"] for name in ("pgwal", "pgwal.datadir", "pgwal.summary", "pgwal.wal")
+        name: ["*.c", "*.h", "*.pxd"]
+        for name in ("pgwal", "pgwal.datadir", "pgwal.repository", "pgwal.summary", "pgwal.wal")
     },
 )

@@ -7,7 +7,7 @@ try:
 
     code = run_short(sys.argv[1:])
     if code is None:
-        from pgwal_cli.main import main
+        from pgwal_cli.start import main
 
         main()
 except Exception as error:

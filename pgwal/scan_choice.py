@@ -15,7 +15,14 @@ from typing import Any
 from pgwal.errors import PgwalError
 
 _SCANNER = "pgwal.wal.scan"
-_MODULES = (_SCANNER, "pgwal.summary.chunks", "pgwal.page", "pgwal.datadir.block_reads")
+_MODULES = (
+    _SCANNER,
+    "pgwal.summary.chunks",
+    "pgwal.page",
+    "pgwal.datadir.block_reads",
+    # After the scanner, from which it inherits.
+    "pgwal.repository.segment_part",
+)
 
 
 def choose_scan(wanted: str) -> None:

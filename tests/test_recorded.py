@@ -286,7 +286,7 @@ def test_jobs_and_parts_make_no_difference(recorded: Recorded, tmp_path: Path, m
     expected = summarized(recorded.plain, tmp_path / "whole")
     assert summarized(recorded.plain, tmp_path / "threads", "-j", "3") == expected
     for part_bytes in (MB, 4 * MB):
-        monkeypatch.setattr(pgwal.engine.recorded, "_PART_BYTES", part_bytes)
+        monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", part_bytes)
         for jobs in (1, 3):
             output = tmp_path / f"{part_bytes}-{jobs}"
             progress: list[tuple[int, int]] = []
@@ -801,12 +801,13 @@ INTERRUPTED = """
 import sys, threading
 from pathlib import Path
 import pgwal.engine.recorded as recorded
+from pgwal.repository import wal_directory
 start = threading.Thread.start
 def interrupted(thread):
     start(thread)
     raise KeyboardInterrupt
 threading.Thread.start = interrupted
-recorded._BUFFER_BYTES = 8192
+wal_directory.PART_BYTES = 8192
 try:
     recorded.summarize_wal(Path(sys.argv[1]), Path(sys.argv[2]))
 except KeyboardInterrupt:
@@ -822,9 +823,11 @@ def test_an_interruption_ends_it_even_before_anything_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
     class Unreadable(FileIO):
-        def readinto(self, _: object) -> int:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        def fileno(self) -> int:
+            # Of what no disk can read.
+            return directory
 
+    directory = os.open(tmp_path, os.O_RDONLY)
     wal = built_directory(tmp_path)
     damaged = wal / SEGMENT.file_name(1, 2)
     opened = LocalStore.open
@@ -833,8 +836,11 @@ def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest
         return Unreadable(store.path(name)) if name == damaged.name else opened(store, name)
 
     monkeypatch.setattr(LocalStore, "open", open_)
-    with pytest.raises(FormatError, match=f"{damaged.name} cannot be read: .*{os.strerror(errno.EIO)}"):
-        summarize_wal(wal, tmp_path / "out", jobs=jobs)
+    try:
+        with pytest.raises(FormatError, match=f"{damaged.name} cannot be read: .*{os.strerror(errno.EISDIR)}"):
+            summarize_wal(wal, tmp_path / "out", jobs=jobs)
+    finally:
+        os.close(directory)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -852,7 +858,7 @@ def test_a_segment_that_is_damaged_in_the_middle(
         assert_failed(run_pgwal(*command), FAILED, cause, "A segment is damaged")
     outcome = run_pgwal("map", "--wal", wal, "--from", "0/100000", "--to", "0/400000")
     assert_failed(outcome, NOT_COVERED, r"does not hold WAL 0/27\w+ to 0/400000 on timeline 1: WAL ends at 0/27")
-    monkeypatch.setattr(pgwal.engine.recorded, "_PART_BYTES", MB)
+    monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", MB)
     with pytest.raises(Exception, match=cause):
         summarize_wal(wal, tmp_path / "parts", jobs=jobs)
     # Nothing that was written speaks of more than was read.
@@ -875,7 +881,7 @@ def test_a_record_that_is_cut_off_in_the_next_segment_is_no_damage(
     (wal / SEGMENT.file_name(1, 1)).write_bytes(content[:MB])
     (wal / f"{SEGMENT.file_name(1, 2)}.partial").write_bytes(content[MB : MB + size] + bytes(MB - size))
     for part_bytes in (64 * MB, MB):
-        monkeypatch.setattr(pgwal.engine.recorded, "_PART_BYTES", part_bytes)
+        monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", part_bytes)
         (written,) = summarize_wal(wal, tmp_path / str(part_bytes), jobs=2)
         assert written.range.end == crossing.lsn
         assert written.block_count == 1

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pgwal.engine.stop import StopRequest
-from pgwal.engine.stream import Receiver, StreamOptions
 from pgwal.errors import PgwalError, RepositoryLocked, WalGap
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from pgwal.engine.stream import Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,9 @@ def receiving(
     if repository.receiver_is_running():
         yield ReceivedWal(repository, None)
         return
+    # Not above: it takes a tenth of a second to import, and most backups find a receiver that runs.
+    from pgwal.engine.stream import Receiver, StreamOptions
+
     stop = StopRequest()
     # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.
     options = StreamOptions(slot=slot, temporary_slot=slot is None, skip_removed=skip_removed, for_backup=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle, pairwise, repeat
+from itertools import cycle, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
@@ -17,7 +17,8 @@ from pgwal.aligned_buffer import aligned_buffer
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import WalChunks, WalDirectory, WalSegmentFile, open_wal_directory
+from pgwal.repository.segment_part import SegmentPart
+from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile, open_wal_directory
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
@@ -25,13 +26,10 @@ from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
 
-_PART_BYTES = 64 << 20
+_RANGE_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
 
-_BUFFER_BYTES = 2 << 20
-"""Handing pieces from thread to thread costs as much as reading half a megabyte; larger ones leave the caches."""
-
-_CHUNKS_AHEAD = 3
+_PARTS_AHEAD = 3
 """Of them one more would leave the caches; with fewer, reading and scanning wait for each other."""
 
 
@@ -237,36 +235,38 @@ def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, 
 def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange) -> Iterator[Summary]:
     """Yield the summaries of a range, reading the next WAL while the caller looks at what came before."""
     summarizer = Summarizer(whole.timeline_id, wal_format, directory.geometry, whole.start, stop=whole.end)
-    buffers = cycle([aligned_buffer(_BUFFER_BYTES) for _ in range(_CHUNKS_AHEAD + 1)])
-    read = directory.read(whole.timeline_id, whole.start, buffers=buffers)
-    with closing(_read_ahead(read)) as chunks:
-        for data in chunks:
+    with closing(_read_ahead(directory.parts(whole.timeline_id, whole.start))) as parts:
+        for part, data in parts:
             summarizer.feed(data)
             yield from summarizer.take_finished()
             if summarizer.complete or summarizer.end_of_wal is not None:
                 break
+            directory.require_read(part)
     if summarizer.end_of_wal is not None:
         require_last_segment(directory, whole.timeline_id, summarizer.end_of_wal, summarizer.feed_lsn)
     summarizer.finish(whole.end if summarizer.complete else summarizer.position)
     yield from summarizer.take_finished()
 
 
-def _read_ahead(chunks: WalChunks) -> WalChunks:
-    """Yield chunks, reading the next ones while the caller looks at one.
+def _read_ahead(parts: WalParts) -> Generator[tuple[bytes | SegmentPart, bytes | memoryview], None, None]:
+    """Yield parts with what they hold, reading the next ones while the caller looks at one.
 
-    Up to ``_CHUNKS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
+    Up to ``_PARTS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
     """
-    ready = SimpleQueue[bytes | memoryview | BaseException | None]()
-    room = Semaphore(_CHUNKS_AHEAD)
+    ready = SimpleQueue[tuple[bytes | SegmentPart, bytes | memoryview] | BaseException | None]()
+    room = Semaphore(_PARTS_AHEAD)
     abandoned = Event()
 
     def read() -> None:
+        # Memory that is allocated anew for each part costs as much as a third of reading it.
+        buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(_PARTS_AHEAD + 1)])
         try:
-            for data in chunks:
+            for part in parts:
+                data = part if isinstance(part, bytes) else part.load(next(buffers))
                 room.acquire()
                 if abandoned.is_set():
                     return
-                ready.put(data)
+                ready.put((part, data))
         except BaseException as error:
             ready.put(error)
         else:
@@ -276,10 +276,10 @@ def _read_ahead(chunks: WalChunks) -> WalChunks:
     reader = Thread(target=read, daemon=True)
     reader.start()
     try:
-        while (data := ready.get()) is not None:
-            if isinstance(data, BaseException):
-                raise data
-            yield data
+        while (read_part := ready.get()) is not None:
+            if isinstance(read_part, BaseException):
+                raise read_part
+            yield read_part
             room.release()
     finally:
         abandoned.set()
@@ -313,7 +313,7 @@ def require_last_segment(directory: WalDirectory, timeline_id: int, end_of_wal: 
 
 def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:
     """Split a range at segment borders into what one of several workers reads at a time."""
-    step = max(directory.geometry.segment_size, _PART_BYTES)
+    step = max(directory.geometry.segment_size, _RANGE_BYTES)
     borders = range((whole.start // step + 1) * step, whole.end, step)
     starts = [whole.start, *map(Lsn, borders)]
     return [LsnRange(whole.timeline_id, a, b) for a, b in zip(starts, [*starts[1:], whole.end], strict=True)]
@@ -333,14 +333,11 @@ def _read_parts(
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
     pending: deque[Future[_PartResult]] = deque()
-    buffers = SimpleQueue[memoryview]()
-    for _ in range(jobs):
-        buffers.put(aligned_buffer(_BUFFER_BYTES))
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, part in enumerate(parts):
                 continues = number > 0
-                pending.append(pool.submit(_read_part, directory, wal_format, part, buffers, continues=continues))
+                pending.append(pool.submit(_read_part, directory, wal_format, part, continues=continues))
                 if len(pending) > jobs:
                     yield pending.popleft().result()
             while pending:
@@ -350,10 +347,8 @@ def _read_parts(
                 future.cancel()
 
 
-def _read_part(
-    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, buffers: SimpleQueue[memoryview], *, continues: bool
-) -> _PartResult:
-    """Read the records that start in a part, through a buffer that is free."""
+def _read_part(directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool) -> _PartResult:
+    """Read the records that start in a part."""
     summarizer = Summarizer(
         part.timeline_id,
         wal_format,
@@ -363,13 +358,10 @@ def _read_part(
         # Before 17 the joints are cuts.
         continues=continues and wal_format.has_checkpoint_redo,
     )
-    buffer = buffers.get()
-    try:
-        for data in directory.read(part.timeline_id, part.start, buffers=repeat(buffer)):
-            summarizer.feed(data)
-            if summarizer.complete or summarizer.end_of_wal is not None:
-                break
-    finally:
-        buffers.put(buffer)
+    for data in directory.parts(part.timeline_id, part.start):
+        summarizer.feed(data)
+        if summarizer.complete or summarizer.end_of_wal is not None:
+            break
+        directory.require_read(data)
     summarizer.finish(part.end if summarizer.complete else summarizer.position)
     return _PartResult(summarizer.take_pieces(), summarizer.complete, summarizer.end_of_wal, summarizer.feed_lsn)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pgwal.errors import ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.coverage import cover
-from pgwal.summary.summarizer import ChangeReader
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
-from pgwal.wal.record import EndOfWal
+
+if TYPE_CHECKING:
+    from pgwal.summary.summarizer import ChangeReader
+    from pgwal.wal.record import EndOfWal
 
 
 def window(repository: Repository, start_timeline_id: int, start: Lsn, timeline_id: int, end: Lsn) -> list[LsnRange]:
@@ -91,6 +94,9 @@ def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> 
 
 def _scan(repository: Repository, wanted: LsnRange, *, to_any_end: bool = False) -> ChangeReader:
     """Read the WAL of a range that no summary covers; with ``to_any_end`` it may stop within the last segment."""
+    # Not above: it takes long to import, and summaries that lie in the window whole need none of it.
+    from pgwal.summary.summarizer import ChangeReader
+
     identity = repository.identity
     reader = ChangeReader(
         wal_format_of_major(identity.major),

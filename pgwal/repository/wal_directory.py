@@ -7,10 +7,11 @@ follow what is valid in it.  A compressed one ends where it was last flushed; ze
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from io import FileIO
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
@@ -19,16 +20,20 @@ from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segmen
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 
+if TYPE_CHECKING:
+    from pgwal.repository.segment_part import SegmentPart, SharedFile
+
 PARTIAL_SUFFIX = ".partial"
 COMPRESSION_SUFFIXES = ("", ".zst", ".lz4", ".gz")
 
-_READ_SIZE = 2 << 20
-"""Where the caller has no buffers; larger pieces leave the caches."""
+PART_BYTES = 2 << 20
+"""Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
 _LONG_HEADER_SIZE = 40
+_HINT = "Replace it by a whole copy, if another archive holds one."
 
-WalChunks: TypeAlias = Generator[bytes | memoryview, None, None]
-"""Consecutive WAL, in pieces of any size; to be closed when it is not read to its end."""
+WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
+"""Consecutive WAL; to be closed when not all of it is wanted."""
 
 
 class WalSegmentFile(NamedTuple):
@@ -91,13 +96,41 @@ class WalDirectory:
         name = self.geometry.file_name(timeline_id, segment_no)
         return any(self._store.exists(self._path(name + suffix)) for suffix in COMPRESSION_SUFFIXES)
 
-    def read(self, timeline_id: int, start: Lsn, *, buffers: Iterator[memoryview] | None = None) -> WalChunks:
+    def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
 
-        No piece is of two segments.  With ``buffers``, each piece is a view of the next of them, which must be free
-        by then: memory that is allocated for each piece costs as much as a third of reading it.  Raises FormatError
-        when a compressed segment cannot be decompressed, or is not of the segment size.
+        Raises FormatError when a compressed segment cannot be decompressed, or one is not of the segment size.
         """
+        for file, offset in self._opened_from(timeline_id, start):
+            yield from self._read_segment(file, offset)
+
+    def parts(self, timeline_id: int, start: Lsn) -> WalParts:
+        """Yield the same WAL: the bytes of compressed segments, and of others parts that are yet to be read.
+
+        After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
+        """
+        from pgwal.repository.segment_part import SegmentPart
+
+        for file, offset in self._opened_from(timeline_id, start):
+            if file.is_compressed:
+                yield from self._read_segment(file, offset)
+                continue
+            shared = file.share()
+            for at in range(offset, self.geometry.segment_size, PART_BYTES):
+                size_bytes = min(PART_BYTES, self.geometry.segment_size - at)
+                yield SegmentPart(shared, file.path, at, size_bytes, zero_filled=not file.complete)
+
+    def require_read(self, part: bytes | SegmentPart) -> None:
+        """Raise FormatError when a part could not be read, or the file has not all of it."""
+        if isinstance(part, bytes):
+            return
+        if part.error_number:
+            raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
+        if part.end >= 0:
+            raise self._too_short(part.path, self.geometry.segment_size - part.end)
+
+    def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[_SegmentReader, int]]:
+        """Open consecutive segments in turn, and tell from which offset on each is wanted."""
         position = start - start % WAL_PAGE_SIZE
         while True:
             segment_no, offset = divmod(position, self.geometry.segment_size)
@@ -106,7 +139,7 @@ class WalDirectory:
             except ObjectNotFound:
                 return
             with file:
-                yield from self._read_segment(file, offset, buffers)
+                yield file, offset
             position = (segment_no + 1) * self.geometry.segment_size
 
     def read_segment(self, name: str) -> bytes:
@@ -146,21 +179,22 @@ class WalDirectory:
         _, compression, complete = split_segment_name(name)
         return _SegmentReader(self._store.open(path), compression, path, complete=complete)
 
-    def _read_segment(
-        self, file: _SegmentReader, offset: int, buffers: Iterator[memoryview] | None = None
-    ) -> Iterator[bytes | memoryview]:
+    def _read_segment(self, file: _SegmentReader, offset: int) -> Iterator[bytes]:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
-            data = file.read(min(_READ_SIZE, left)) if buffers is None else file.read_into(next(buffers)[:left])
+            data = file.read(min(PART_BYTES, left))
             if not data and file.complete:
-                raise FormatError(
-                    f"{file.path} ends {left} bytes before the end of a segment of {self.geometry.segment_size}",
-                    hint="Replace it by a whole copy, if another archive holds one.",
-                )
-            data = data or bytes(min(_READ_SIZE, left))
+                raise self._too_short(file.path, left)
+            data = data or bytes(min(PART_BYTES, left))
             left -= len(data)
             yield data
+
+    def _too_short(self, path: str, missing_bytes: int) -> FormatError:
+        return FormatError(
+            f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
+            hint=_HINT,
+        )
 
 
 class _SegmentReader:
@@ -189,7 +223,7 @@ class _SegmentReader:
 
             self._errors = (OSError, zstandard.ZstdError)
             self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
-        self._is_compressed = bool(compression)
+        self.is_compressed = bool(compression)
 
     def __enter__(self) -> _SegmentReader:
         return self
@@ -197,12 +231,18 @@ class _SegmentReader:
     def __exit__(self, *exc_info: object) -> None:
         self._raw.close()
 
+    def share(self) -> SharedFile:
+        """Return the file for others to read, when this reader is closed too."""
+        from pgwal.repository.segment_part import SharedFile
+
+        return SharedFile(self._raw.fileno())
+
     def skip(self, count: int) -> None:
         """Pass over ``count`` bytes: by seeking where nothing is compressed."""
-        if not self._is_compressed:
+        if not self.is_compressed:
             self._raw.seek(count)
             return
-        while count and (data := self.read(min(_READ_SIZE, count))):
+        while count and (data := self.read(min(PART_BYTES, count))):
             count -= len(data)
 
     def read(self, size: int) -> bytes:
@@ -212,23 +252,6 @@ class _SegmentReader:
             pieces.append(data)
             size -= len(data)
         return b"".join(pieces)
-
-    def read_into(self, view: memoryview) -> memoryview:
-        """Fill ``view``, less of it at the end, and return what was filled."""
-        count = 0
-        while count < len(view) and (done := self._read_some_into(view[count:])):
-            count += done
-        return view[:count]
-
-    def _read_some_into(self, view: memoryview) -> int:
-        if not self._is_compressed:
-            try:
-                return self._raw.readinto(view) or 0
-            except OSError as error:
-                raise self._broken(error) from error
-        data = self._read_some(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def _read_some(self, size: int) -> bytes:
         try:
@@ -241,11 +264,11 @@ class _SegmentReader:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> FormatError:
-        action = "decompressed" if self._is_compressed else "read"
-        return FormatError(
-            f"{self.path} cannot be {action}: {error}",
-            hint="Replace it by a whole copy, if another archive holds one.",
-        )
+        return _broken(self.path, "decompressed" if self.is_compressed else "read", error)
+
+
+def _broken(path: str, action: str, error: Exception) -> FormatError:
+    return FormatError(f"{path} cannot be {action}: {error}", hint=_HINT)
 
 
 def split_segment_name(name: str) -> tuple[str, str, bool]:

@@ -16,7 +16,7 @@ from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
 from pgwal.wal.rmgr import HEAP_BLOCKS_PER_VM_BLOCK, shortenings, wal_level_of
-from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP, WalScanner
+from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP, WalScanner, WalSource
 
 _CUTTING_OPERATIONS = (
     layout.XLOG_CHECKPOINT_REDO,
@@ -141,14 +141,17 @@ class Summarizer:
         """Up to where every record will be in a summary when that is finished."""
         return Lsn(self._scanner.position)
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take in the WAL that follows, up to the stop if there is one.
+    def feed(self, data: bytes | memoryview | WalSource) -> None:
+        """Take in the WAL that follows, up to the stop if there is one; a source is read no further than that.
 
         Raises FormatError, with the position, for a record that cannot be understood.
         """
         if self.complete or self.end_of_wal is not None:
             return
-        self._scanner.feed(data)
+        if isinstance(data, WalSource):
+            self._scanner.read(data)
+        else:
+            self._scanner.feed(data)
         while (event := self._scanner.scan()) != NEED_DATA:
             _absorb_blocks(self._scanner, self._block_map)
             if event == SPECIAL:

@@ -54,7 +54,7 @@ cdef uint32_t _FIRST_IS_CONTRECORD, _HAS_LONG_HEADER, _FIRST_IS_OVERWRITE, _ALL_
 cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_HEAP2, _RM_HEAP
 cdef uint32_t _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
 cdef uint32_t _MAX_BLOCK_ID, _ID_TOP_LEVEL_XID, _ID_ORIGIN, _ID_DATA_LONG, _ID_DATA_SHORT
-cdef uint64_t _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
+cdef uint64_t _SOURCE_BUFFER, _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
 cdef int _PAGE_MAGIC, _PAGE_FLAGS, _PAGE_LONG_HEADER, _PAGE_ADDRESS, _PAGE_TIMELINE
 cdef int _CONTRECORD, _RECORD_LENGTH, _RECORD_PREV_LINK, _RECORD_CRC
 cdef int _FINDING_FIRST, _BETWEEN_RECORDS, _COLLECTING, _CONTINUING, _PADDING
@@ -78,6 +78,15 @@ cdef inline uint64_t _u64(const uint8_t *data, uint64_t at) noexcept nogil:
     return _u32(data, at) | <uint64_t> _u32(data, at + 4) << 32
 
 
+cdef class WalSource:
+    cdef public uint64_t left
+
+    cdef uint64_t fill(self, uint8_t *target, uint64_t size) noexcept nogil
+
+
+cdef WalSource _NO_SOURCE
+
+
 @cython.final
 cdef class WalScanner:
     # The cluster and what is wanted of its WAL.
@@ -92,9 +101,10 @@ cdef class WalScanner:
     cdef bint _has_prev, _is_linked
     cdef readonly uint32_t timeline_id
     cdef object _failure
-    # The chunk and those that wait.
-    cdef object _chunk, _queue
-    cdef uint64_t _cursor
+    # The chunk, those that wait, and what is read when it is used up.
+    cdef object _chunk, _queue, _source_buffer
+    cdef uint64_t _size, _cursor
+    cdef WalSource _source
     # The page header.
     cdef object _head
     cdef uint8_t *_head_bytes
@@ -127,7 +137,7 @@ cdef class WalScanner:
     cdef uint64_t _found_count, _log_count, _log_limit, _derived_count, _derived_limit
     cdef uint64_t _relation_count, _relation_limit, _slot_mask, _last_place, _last_number, _last_relation
 
-    @cython.locals(size=uint64_t, code=int)
+    @cython.locals(source=WalSource, code=int)
     cdef int _run(self) except -1
 
     @cython.locals(code=int)

@@ -24,6 +24,7 @@ except ImportError:
     # Cython is needed to compile this file, not to run it; these are all the names that it uses.
     cython = SimpleNamespace(compiled=False, nogil=nullcontext())
 
+from pgwal.aligned_buffer import aligned_buffer
 from pgwal.errors import FormatError, UnknownRecord
 from pgwal.lsn import Lsn
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
@@ -127,6 +128,9 @@ _INITIAL_RECORD = 1 << 16
 _LARGE_LOG = 1 << 20
 _LARGE_RECORD = 1 << 22
 
+# What is read at a time: more leaves the processor's second cache, less is as many more calls.
+_SOURCE_BUFFER = 1 << 18
+
 # Recently seen blocks: 32 KB, so that it stays in the processor's first cache or nearly so.
 _SEEN_SIZE = 1 << 12
 
@@ -209,11 +213,28 @@ def copied_crc(target: bytearray, data: bytes, crc: int = 0) -> int:
 CRC_IMPLEMENTATION: str = choose_crc32c()
 
 
+class WalSource:
+    """WAL that a scanner reads by itself when it gets to it; what it is read from is known to a subclass.
+
+    left   how many bytes there still are; none when reading has failed, which is for whoever made it to find out
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.left = size_bytes
+
+    def fill(self, target: Buffer, size: int) -> int:  # noqa: ARG002
+        """Put the next bytes, ``size`` of them or what is left, to the start of ``target``; return how many, 0 ends."""
+        return 0
+
+
+_NO_SOURCE = WalSource(0)
+
+
 class WalScanner:
     """Walks the WAL of one timeline from the first record that starts at or after ``start_lsn``.
 
     Feed it bytes from the start of ``start_lsn``'s page on, in chunks of any size, and call ``scan`` until it says
-    NEED_DATA.  A chunk is not copied: it must stay as it is until then.
+    NEED_DATA.  A chunk is not copied: it must stay as it is until then.  Or have it read them, from a WalSource.
 
     ``magic`` 0 takes the format from the first page.  ``system_identifier`` 0 fits any.  ``prev_lsn``, when given,
     is where the record before ``start_lsn`` starts: the first record that is reported must link to it.
@@ -223,7 +244,7 @@ class WalScanner:
     announces what is not known, UnsupportedVersion for an unknown page magic.  Errors and END_OF_WAL are final.
     Records that start before ``start_lsn`` on its page are walked and checked in the same way, but not reported.
 
-    feed_lsn               the position of the next byte to feed
+    feed_lsn               the position of the next byte to feed, or to read
     position               where the next record starts, as far as is known: the end of the last one (aligned to 8;
                            a page boundary stays one, though the record will start after that page's header), the
                            next segment after XLOG_SWITCH, the page that discards a record which a crash cut off;
@@ -277,8 +298,11 @@ class WalScanner:
         self._start_special()
         self._start_tables()
         self._chunk: memoryview = memoryview(b"")
+        self._size = 0
         self._queue: deque[memoryview] = deque()
         self._cursor = 0
+        self._source = _NO_SOURCE
+        self._source_buffer: memoryview | None = None
         if magic:
             self._set_format(wal_format_of_magic(magic, "WalScanner").magic)
 
@@ -394,6 +418,21 @@ class WalScanner:
         if not self._reason and self._failure is None:
             self._queue.append(view)
 
+    def read(self, source: WalSource) -> None:
+        """Have scan() read the next bytes; they have all been read when it says NEED_DATA, and must have before more.
+
+        Through a buffer that stays in the processor's second cache: what is scanned need not come from memory again.
+        """
+        assert not self._queue
+        assert self._cursor == self._size
+        assert self._source.left == 0
+        if self._reason or self._failure is not None:
+            return
+        if self._source_buffer is None:
+            self._source_buffer = aligned_buffer(_SOURCE_BUFFER)
+        self._take_chunk(self._source_buffer, 0)
+        self._source = source
+
     def scan(self) -> int:
         """Walk on through what was fed: NEED_DATA, STOP, SPECIAL or END_OF_WAL.
 
@@ -419,18 +458,33 @@ class WalScanner:
         return _END_OF_WAL
 
     def _run(self) -> int:
-        size = len(self._chunk)
         data = _bytes_of(self._chunk)
+        source = self._source
         with cython.nogil:
-            return self._walk(data, size)
+            code = self._walk(data, self._size)
+            while code == _NEED_DATA and source.left:
+                # Where there is something left of a source, the chunk is its buffer, which has been used up.
+                self._cursor = 0
+                self._size = source.fill(data, _SOURCE_BUFFER)
+                if self._size == 0:
+                    break
+                self.feed_lsn += self._size
+                code = self._walk(data, self._size)
+        return code
 
     def _next_chunk(self) -> bool:
-        self._chunk = memoryview(b"")
-        self._cursor = 0
+        self._take_chunk(memoryview(b""), 0)
         if not self._queue:
             return False
-        self._chunk = self._queue.popleft()
+        chunk = self._queue.popleft()
+        self._take_chunk(chunk, len(chunk))
         return True
+
+    def _take_chunk(self, chunk: memoryview, size: int) -> None:
+        self._chunk = chunk
+        self._size = size
+        self._cursor = 0
+        self._source = _NO_SOURCE
 
     def _drop_chunks(self) -> None:
         self._queue.clear()

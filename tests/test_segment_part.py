@@ -1,0 +1,194 @@
+"""Scanning WAL out of files, in both forms: a scanner that reads says what it says of the same bytes that it is fed."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import strategies
+from core.wal_builder import PAGE_SIZE, RM_HEAP, BlockSpec, RecordSpec, WalBuilder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pgwal.repository.segment_part
+import pgwal.wal.scan
+from pgwal.errors import PgwalError
+
+SEGMENT_SIZE = 1 << 20
+SOURCE_BUFFER = 1 << 18
+many = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+class Form(NamedTuple):
+    """The two modules in one form: parts of segments inherit from what the scanner knows."""
+
+    scan: ModuleType
+    segment_part: ModuleType
+
+
+def interpreted() -> Form:
+    scan = _load(pgwal.wal.scan, "scan_of_parts")
+    held, sys.modules["pgwal.wal.scan"] = sys.modules["pgwal.wal.scan"], scan
+    try:
+        return Form(scan, _load(pgwal.repository.segment_part, "interpreted_segment_part"))
+    finally:
+        sys.modules["pgwal.wal.scan"] = held
+
+
+def _load(module: ModuleType, name: str) -> ModuleType:
+    assert module.__file__ is not None
+    source = Path(module.__file__).parent / f"{module.__name__.rpartition('.')[2]}.py"
+    spec = importlib.util.spec_from_file_location(name, source)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    assert not loaded.COMPILED
+    return loaded
+
+
+FORMS = {"interpreted": interpreted()}
+if pgwal.wal.scan.COMPILED:
+    FORMS["compiled"] = Form(pgwal.wal.scan, pgwal.repository.segment_part)
+forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+def test_both_modules_are_of_one_form() -> None:
+    assert pgwal.wal.scan.COMPILED == pgwal.repository.segment_part.COMPILED
+
+
+@contextmanager
+def shared_file(form: Form, content: bytes) -> Iterator[Any]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield form.segment_part.SharedFile(file.fileno())
+
+
+def outcome(scanner: Any) -> tuple[object, ...]:
+    """Take all that a scanner says at the end, but for how far it has read: that is its own affair."""
+    blocks = sorted((relation, sorted(set(numbers))) for relation, numbers in scanner.take_blocks())
+    return scanner.position, scanner.end_reason, scanner.record_count, blocks
+
+
+def scan(form: Form, scanner: Any, specials: list[tuple[object, ...]]) -> str | int:
+    try:
+        while (result := scanner.scan()) == form.scan.SPECIAL:
+            specials.append((scanner.special_lsn, scanner.special_rmid, scanner.special_main))
+    except PgwalError as error:
+        return str(error)
+    assert isinstance(result, int)
+    return result
+
+
+def fed(form: Form, wal: bytes, start_lsn: int) -> tuple[object, ...]:
+    scanner, specials = form.scan.WalScanner(SEGMENT_SIZE, start_lsn), list[tuple[object, ...]]()
+    scanner.feed(wal)
+    return scan(form, scanner, specials), specials, outcome(scanner)
+
+
+def read(form: Form, wal: bytes, start_lsn: int, cuts: list[int], loaded: list[bool]) -> tuple[object, ...]:
+    """Scan a file's parts between cuts, some of which are loaded before, as another thread does it."""
+    scanner, specials = form.scan.WalScanner(SEGMENT_SIZE, start_lsn), list[tuple[object, ...]]()
+    result: str | int = form.scan.NEED_DATA
+    borders = sorted({0, *cuts, len(wal)})
+    with shared_file(form, wal) as file:
+        for number, (start, end) in enumerate(pairwise(borders)):
+            part = form.segment_part.SegmentPart(file, "some file", start, end - start, zero_filled=False)
+            if result == form.scan.NEED_DATA:
+                if loaded[number % len(loaded)]:
+                    scanner.feed(bytes(part.load(memoryview(bytearray(end - start)))))
+                else:
+                    scanner.read(part)
+                result = scan(form, scanner, specials)
+            assert (part.error_number, part.end) == (0, -1)
+    if result == form.scan.NEED_DATA:
+        assert scanner.feed_lsn == start_lsn - start_lsn % PAGE_SIZE + len(wal)
+    return result, specials, outcome(scanner)
+
+
+@forms
+@many
+@given(data=st.data(), builder=strategies.wal_builders(), loaded=st.lists(st.booleans(), min_size=1, max_size=4))
+def test_parts_are_as_good_as_what_is_fed(
+    form: Form, data: st.DataObject, builder: WalBuilder, loaded: list[bool]
+) -> None:
+    wal = builder.wal()
+    cuts = data.draw(st.lists(st.integers(0, len(wal)), max_size=6))
+    assert read(form, wal, builder.start_lsn, cuts, loaded) == fed(form, wal, builder.start_lsn)
+
+
+@forms
+@many
+@given(data=st.data(), builder=strategies.wal_builders(), loaded=st.lists(st.booleans(), min_size=1, max_size=4))
+def test_damage_is_seen_at_the_same_place(
+    form: Form, data: st.DataObject, builder: WalBuilder, loaded: list[bool]
+) -> None:
+    wal = bytearray(builder.wal())
+    wal[data.draw(st.integers(0, len(wal) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    cuts = data.draw(st.lists(st.integers(0, len(wal)), max_size=6))
+    assert read(form, bytes(wal), builder.start_lsn, cuts, loaded) == fed(form, bytes(wal), builder.start_lsn)
+
+
+@forms
+def test_more_than_one_buffer(form: Form) -> None:
+    builder = WalBuilder(18, start_lsn=1 << 20)
+    while len(builder.wal()) < 3 * SOURCE_BUFFER:
+        builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=7),), main_data=os.urandom(19_000)))
+    wal = builder.wal()
+    assert len(wal) > 3 * SOURCE_BUFFER
+    assert read(form, wal, builder.start_lsn, [], [False]) == fed(form, wal, builder.start_lsn)
+
+
+@forms
+@given(size=st.integers(0, 70), offset=st.integers(0, 80), wanted=st.integers(0, 80), zero_filled=st.booleans())
+def test_what_a_file_does_not_have(form: Form, size: int, offset: int, wanted: int, zero_filled: bool) -> None:
+    content = os.urandom(size)
+    with shared_file(form, content) as file:
+        part = form.segment_part.SegmentPart(file, "some file", offset, wanted, zero_filled=zero_filled)
+        target = bytearray(b"x" * 100)
+        data = bytes(part.load(memoryview(target)))
+    there = content[offset : offset + wanted]
+    assert data == (there.ljust(wanted, b"\0") if zero_filled else there)
+    assert target[len(data) :] == b"x" * (100 - len(data)), "written behind what was asked for"
+    assert part.left == 0
+    is_cut_off = len(there) < wanted and not zero_filled
+    assert part.end == (offset + len(there) if is_cut_off else -1)
+
+
+@forms
+def test_what_the_system_refuses(form: Form) -> None:
+    descriptor = os.open(os.curdir, os.O_RDONLY)
+    shared = form.segment_part.SharedFile(descriptor)
+    os.close(descriptor)
+    part = form.segment_part.SegmentPart(shared, "some file", 0, 8192, zero_filled=True)
+    scanner = form.scan.WalScanner(SEGMENT_SIZE, 0)
+    scanner.read(part)
+    assert scanner.scan() == form.scan.NEED_DATA
+    assert (part.error_number, part.left, scanner.feed_lsn) == (errno.EISDIR, 0, 0)
+    assert not part.load(memoryview(bytearray(8192)))
+
+
+@forms
+def test_the_file_is_closed_with_its_last_part(form: Form) -> None:
+    with shared_file(form, b"12345678") as file:
+        descriptor = file.descriptor
+        parts = [form.segment_part.SegmentPart(file, "some file", at, 4, zero_filled=False) for at in (0, 4)]
+        del file
+        parts.pop()
+        assert bytes(parts[0].load(memoryview(bytearray(4)))) == b"1234"
+    os.fstat(descriptor)
+    parts.clear()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(descriptor)
