@@ -43,6 +43,13 @@ extensions = cythonize(
             extra_compile_args=["-O3", "-g0"],
         ),
         Extension(
+            "pgwal.datadir.small_files",
+            ["pgwal/datadir/small_files.py"],
+            depends=["pgwal/datadir/small_files.pxd", "pgwal/datadir/small_files.h", "pgwal/datadir/block_reads.h"],
+            include_dirs=["pgwal/datadir"],
+            extra_compile_args=["-O3", "-g0"],
+        ),
+        Extension(
             "pgwal.repository.segment_part",
             ["pgwal/repository/segment_part.py"],
             depends=["pgwal/repository/segment_part.pxd", "pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],

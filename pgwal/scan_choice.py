@@ -20,6 +20,7 @@ _MODULES = (
     "pgwal.summary.chunks",
     "pgwal.page",
     "pgwal.datadir.block_reads",
+    "pgwal.datadir.small_files",
     # After the scanner, from which it inherits.
     "pgwal.repository.segment_part",
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind
 from pgwal.backup.manifest import ManifestWriter
-from pgwal.backup.source import SourceDirectory, SourceFile
+from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, read_each
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn, LsnRange
@@ -56,6 +56,9 @@ class ManyFiles:
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         assert path
         return iter([PAGE] * len(block_numbers))
+
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        return read_each(self, wanted)
 
     def read_control_file(self) -> bytes:
         return bytes(8192)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +24,7 @@ from pgwal.backup.entry import BackupFile, decode_entry
 from pgwal.backup.incremental_file import incremental_name
 from pgwal.backup.manifest import ManifestWriter, read_manifest
 from pgwal.backup.plan import IncrementalFile, plan_file
-from pgwal.backup.source import SourceDirectory, SourceFile, extents
+from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn
 from pgwal.page import find_bad_pages
@@ -195,6 +195,9 @@ class ChangingSource:
         content = next(self._contents)
         return iter([content[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] for number in block_numbers])
 
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        return read_each(self, wanted)
+
     def read_control_file(self) -> bytes:
         raise NotImplementedError
 
@@ -303,6 +306,9 @@ class LargeSource:
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         raise NotImplementedError
+
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        return read_each(self, wanted)
 
     def read_control_file(self) -> bytes:
         raise NotImplementedError

@@ -24,7 +24,7 @@ from psycopg.conninfo import make_conninfo
 from test_main_job import PGWAL, checksums, prepare, run_load, wait_until_promoted
 
 import pgwal.postgres.files as sql_files
-from pgwal.backup.source import SourceDirectory, SourceFile, extents
+from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
@@ -80,6 +80,7 @@ def test_lists_and_reads_what_the_local_reader_does(make_server: ServerFactory, 
             files = [item for item in listed if isinstance(item, SourceFile)]
             assert {*FILE_NAMES, "a directory/of one\nfile"} <= {file.path for file in files}
             assert_hold_what_belongs(files, session, server.installation.major)
+            assert_small_files_read_alike(source, local, files)
             for file in files:
                 assert_read_alike(source, local, file)
             assert ControlFile.decode(source.read_control_file()) == ControlFile.decode(local.read_control_file())
@@ -122,6 +123,28 @@ def assert_hold_what_belongs(files: Sequence[SourceFile], session: psycopg.Conne
 def in_whole_seconds(item: SourceDirectory | SourceFile) -> SourceDirectory | SourceFile:
     """Return an item as SQL tells it: times without fractions."""
     return item if isinstance(item, SourceDirectory) else item._replace(mtime_s=int(item.mtime_s))
+
+
+def assert_small_files_read_alike(
+    source: SqlDataDirectory, local: LocalDataDirectory, files: Sequence[SourceFile]
+) -> None:
+    wanted = []
+    for number, file in enumerate(files):
+        if 0 < file.size_bytes <= 20 * BLOCK_SIZE:
+            wanted.append(WantedContent(file.path, file.size_bytes, None))
+        if file.size_bytes >= BLOCK_SIZE:
+            # Some at the end, some apart, some behind it.
+            last = file.size_bytes // BLOCK_SIZE - 1
+            blocks = array("I", sorted({last // 2, last, last + 1 + number % 2}))
+            wanted.append(WantedContent(file.path, BLOCK_SIZE * len(blocks), blocks))
+    wanted.insert(1, WantedContent("no/such/file", 5, None))
+    expected = read_each(local, wanted)
+    assert expected.count(None) == 1
+    for start in range(0, len(wanted), 100):
+        group = wanted[start : start + 100]
+        assert list(local.read_small(group)) == expected[start : start + 100]
+        assert list(source.read_small(group)) == expected[start : start + 100]
+    assert list(source.read_small([])) == []
 
 
 def assert_read_alike(source: SqlDataDirectory, local: LocalDataDirectory, file: SourceFile) -> None:
@@ -169,7 +192,14 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
             shortened = content[:kept].ljust(len(content), b"\0")
             assert read_all(source.read_file("changing", len(content))) == shortened
             assert read_all(source.read_blocks("changing", blocks)) == chosen(shortened)
+            wanted = [
+                WantedContent("changing", len(content), None),
+                WantedContent("PG_VERSION", 2, None),
+                WantedContent("changing", BLOCK_SIZE * len(blocks), blocks),
+            ]
+            assert list(source.read_small(wanted))[::2] == [shortened, chosen(shortened)]
         path.unlink()
+        assert [content is None for content in source.read_small(wanted)] == [True, False, True]
         assert source.read_file("changing", len(content)) is None
         assert source.read_blocks("changing", blocks) is None
         assert source.read_file("no/such/directory", 1) is None
@@ -288,6 +318,8 @@ def test_names_that_are_no_text_of_the_database(server: ThrowawayServer) -> None
             (file,) = [item for item in source.list() if item.path.startswith("no ")]
             assert os.fsencode(file.path) == b"no \xff UTF-8"
             assert read_all(source.read_file(file.path, 7)) == b"content"
+            wanted = [WantedContent(file.path, 7, None), WantedContent("PG_VERSION", 2, None)]
+            assert source.read_small(wanted)[0] == b"content"
 
 
 @pytest.mark.postgres(18)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from pgwal.control_file import ControlFile
@@ -25,6 +25,21 @@ class SourceFile(NamedTuple):
     path: str
     size_bytes: int
     mtime_s: float
+
+
+class WantedContent(NamedTuple):
+    """What is wanted of a file: some of its blocks, or its first ``size_bytes`` where ``block_numbers`` is None.
+
+    Blocks are ascending and counted from the start of the file; ``size_bytes`` is what they come to.
+    """
+
+    path: str
+    size_bytes: int
+    block_numbers: array[int] | None
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Yield what to read: (offset, length) in bytes."""
+        return iter([(0, self.size_bytes)]) if self.block_numbers is None else extents(self.block_numbers)
 
 
 class BlockSource(Protocol):
@@ -53,8 +68,26 @@ class BlockSource(Protocol):
         being there.
         """
 
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        """Return what is wanted of several files, as read_file and read_blocks give it; None for one that is gone.
+
+        Something is wanted of each, and all of it is in memory at once.
+        """
+
     def read_control_file(self) -> bytes:
         """Return pg_control, read until its CRC holds."""
+
+
+def read_each(source: BlockSource, wanted: Iterable[WantedContent]) -> list[bytes | None]:
+    """Do what ``read_small`` does, file by file."""
+    contents: list[bytes | None] = []
+    for path, size_bytes, block_numbers in wanted:
+        if block_numbers is None:
+            chunks = source.read_file(path, size_bytes)
+        else:
+            chunks = source.read_blocks(path, block_numbers)
+        contents.append(None if chunks is None else b"".join(chunks))
+    return contents
 
 
 def extents(block_numbers: array[int]) -> Iterator[tuple[int, int]]:

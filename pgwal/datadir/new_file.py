@@ -25,7 +25,7 @@ WRITE_SIZE = 1 << 20
 Files that are smaller go through the page cache: there are many, and a file system makes several durable in one go.
 """
 
-_FILE_MODE = 0o600
+FILE_MODE = 0o600
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _HOLE_SIZE = 1 << 16
 """What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
@@ -253,7 +253,7 @@ def _is_zero(data: memoryview, at: int) -> bool:
 def _created(path: Path) -> int:
     """Create a file, which must not be there yet, and return its descriptor."""
     try:
-        return os.open(path, _CREATE, _FILE_MODE)
+        return os.open(path, _CREATE, FILE_MODE)
     except OSError as error:
         raise refused("create", path, error) from error
 

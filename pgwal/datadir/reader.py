@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
-from pgwal.backup.source import SourceDirectory, SourceFile, read_until_whole
+from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, read_until_whole
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
 from pgwal.datadir.block_reads import read_blocks
+from pgwal.datadir.small_files import read_small_files
 from pgwal.errors import ServerError
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,17 @@ class LocalDataDirectory:
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         descriptor = self._open(path)
         return None if descriptor is None else self._blocks(descriptor, path, block_numbers)
+
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        root = f"{self.root}/"
+        try:
+            return read_small_files(
+                [root + file.path for file in wanted],
+                [file.size_bytes for file in wanted],
+                [file.block_numbers for file in wanted],
+            )
+        except OSError as error:
+            raise _unreadable(Path(error.filename), error) from error
 
     def _read_control_file_once(self) -> bytes:
         chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)

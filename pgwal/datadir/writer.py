@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from threading import Lock, local
 
-from pgwal.datadir.new_file import GrowingFile, NewFile, PlacedFile, refused, write_buffer
+from pgwal.datadir.new_file import FILE_MODE, GrowingFile, NewFile, PlacedFile, refused, write_buffer
+from pgwal.datadir.small_files import FileNotCreated, sync_files, write_small_files
 from pgwal.datadir.write_behind import WriteBehind
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
 _SYNC_THREADS = 16
 """They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
+_SYNC_FILES = 8
+"""What one of them makes durable in one call, between which they wait for each other."""
 _WRITE_THREADS = 16
 """More wait for the disk than it can serve at once; what is not served waits, with a buffer each."""
 
@@ -51,6 +55,17 @@ class TreeWriter:
         write_behind: WriteBehind = self._local.write_behind
         with NewFile(target, durable=self._durable) as file:
             return write_behind.write(file, chunks)
+
+    def write_small(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Create several files, each of these bytes; they must not be there yet."""
+        root = f"{self.root}/"
+        for directory in {path.rpartition("/")[0] for path, _ in files}:
+            self._make(self.root / directory)
+        try:
+            write_small_files([root + path for path, _ in files], [content for _, content in files], FILE_MODE)
+        except OSError as error:
+            action = "create" if isinstance(error, FileNotCreated) else "write"
+            raise refused(action, Path(error.filename), error) from error
 
     def buffer(self) -> memoryview:
         """Return this thread's ``write_buffer``, for what goes to a placed file; ``write`` uses it too."""
@@ -165,10 +180,10 @@ def _sync_files(directories: Iterable[Path]) -> None:
     def work() -> None:
         while True:
             with turn:
-                path = next(paths, None)
-            if path is None:
+                some = list(islice(paths, _SYNC_FILES))
+            if not some:
                 return
-            _sync(path, os.O_RDONLY)
+            sync_files(some)
 
     with ThreadPoolExecutor(_SYNC_THREADS) as pool:
         for worker in [pool.submit(work) for _ in range(_SYNC_THREADS)]:

@@ -10,18 +10,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from pgwal.backup.entry import BackupFile, BackupTotals
-from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.page_check import PageCheck, pages
-from pgwal.backup.plan import IncrementalFile, WholeFile, plan_file
+from pgwal.backup.plan import WholeFile, WholeReason, plan_file
 from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.writer import TreeWriter
+from pgwal.engine.copied_file import CopiedFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
@@ -31,10 +31,11 @@ from pgwal.summary.block_map import BlockMap
 
 logger = logging.getLogger(__name__)
 
-_FILE_MODE = 0o600
 _CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 _GROUP_BYTES = 1 << 20
 _GROUP_FILES = 32
+_SMALL_BYTES = 1 << 17
+"""Of files of which no more is wanted, a group is read at once, and then written at once."""
 _COPY_ATTEMPTS = 3
 _REREADS = 3
 _REREAD_PAUSE_S = 0.02
@@ -53,22 +54,6 @@ class CopyRules:
     manifest_checksums: str
     max_rate_bytes_per_s: int | None
     checked_before: Lsn | None
-
-
-class _Item(NamedTuple):
-    file: SourceFile
-    prior_size_bytes: int | None
-
-
-class _Copied(NamedTuple):
-    """What became of one file; sizes in bytes, numbers of blocks."""
-
-    file: BackupFile
-    checksum: FileChecksum
-    block_count: int
-    copied_block_count: int
-    bytes_read: int
-    bad_page_count: int
 
 
 class Copy:
@@ -134,7 +119,8 @@ class Copy:
 
     def store(self, path: str, content: bytes) -> None:
         """Store a file that is no file of the source as it is."""
-        self._count(self._write_whole(SourceFile(path, len(content), time.time()), [content], None))
+        file = SourceFile(path, len(content), time.time())
+        self._count(self._write(PlannedFile(file, WholeFile(WholeReason.NOT_A_RELATION_FILE)), [content], None))
 
     def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
         """Finish the manifest; nothing can be stored after it."""
@@ -143,7 +129,7 @@ class Copy:
 
     # -- in the main thread ------------------------------------------------------------------------------------
 
-    def _items(self, prior_files: Iterable[BackupFile]) -> Iterator[_Item]:
+    def _items(self, prior_files: Iterable[BackupFile]) -> Iterator[Item]:
         """Yield the files to look at, and make the directories."""
         listed = self._sources[0].list(self._rules.emptied)
         for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
@@ -151,9 +137,9 @@ class Copy:
                 self.writer.make_directory(item.path)
             else:
                 self.absent_configuration.discard(item.path)
-                yield _Item(item, prior_size_bytes)
+                yield Item(item, prior_size_bytes)
 
-    def _count(self, copied: _Copied) -> None:
+    def _count(self, copied: CopiedFile) -> None:
         file, checksum = copied.file, copied.checksum
         self._staged.add_file(file)
         self.totals = self.totals.plus(file)
@@ -173,78 +159,86 @@ class Copy:
 
     # -- in any thread -----------------------------------------------------------------------------------------
 
-    def _copy_files(self, source: BlockSource, items: Sequence[_Item]) -> list[_Copied]:
-        """Copy some files, and return what became of those that were still there."""
-        return [copied for item in items if (copied := self._copy_file(source, item)) is not None]
+    def _copy_files(self, source: BlockSource, items: Sequence[Item]) -> list[CopiedFile]:
+        """Copy some files, and return what became of those that were still there: the small ones together."""
+        planned = [self._plan(item) for item in items]
+        small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= _SMALL_BYTES]))
+        found = [
+            next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned
+        ]
+        return [copied for copied in found if copied is not None]
 
-    def _copy_file(self, source: BlockSource, item: _Item) -> _Copied | None:
-        """Copy one file; None when it is gone."""
+    def _plan(self, item: Item) -> PlannedFile:
         file = item.file
-        plan = plan_file(file.path, file.size_bytes, item.prior_size_bytes, self._changes)
+        return PlannedFile(file, plan_file(file.path, file.size_bytes, item.prior_size_bytes, self._changes))
+
+    def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | None]:
+        """Copy files of which little is wanted, with one call to read and one to write them; None for what is gone."""
+        # Where nothing is wanted the file need not be looked at.
+        read: Iterator[bytes | None] = iter(source.read_small([file.wanted() for file in planned if file.wanted_bytes]))
+        copied: list[CopiedFile | None] = []
+        written: list[tuple[str, bytes]] = []
+        for file in planned:
+            content = next(read) if file.wanted_bytes else b""
+            if content is None:
+                copied.append(None)
+                continue
+            check = self._page_check(file)
+            if check is not None:
+                check.feed(content)
+                if check.bad_blocks:
+                    copied.append(self._copy_file(source, file, content))
+                    continue
+            self._pace.take(len(content))
+            stored = file.header() + content
+            checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
+            checksum.update(stored)
+            digest.update(stored)
+            copied.append(CopiedFile.of(file, checksum, digest))
+            written.append((file.stored_path, stored))
+        self.writer.write_small(written)
+        return copied
+
+    def _copy_file(self, source: BlockSource, planned: PlannedFile, content: bytes | None = None) -> CopiedFile | None:
+        """Copy one file, of which what is wanted may have been read already; None when it is gone."""
+        path = planned.file.path
         attempt = 1
         while True:
-            check = self._page_check(file, plan)
-            copied = self._copy_as_planned(source, file, plan, check)
-            if copied is None or check is None or not check.bad_blocks:
+            check = self._page_check(planned)
+            chunks = self._chunks(source, planned) if content is None else [content]
+            if chunks is None:
+                return None
+            copied = self._write(planned, chunks, check)
+            if check is None or not check.bad_blocks:
                 return copied
-            bad_blocks, was_misread = _read_again(check, file.path, source, is_last=attempt == _COPY_ATTEMPTS)
+            bad_blocks, was_misread = _read_again(check, path, source, is_last=attempt == _COPY_ATTEMPTS)
             if not was_misread:
-                _warn_of_bad_pages(file.path, bad_blocks)
+                _warn_of_bad_pages(path, bad_blocks)
                 return copied._replace(bad_page_count=len(bad_blocks))
             # What is stored is not what the file holds, and no WAL would make it right.
-            self.writer.remove(copied.file.stored_path)
+            self.writer.remove(planned.stored_path)
+            content = None
             attempt += 1
 
-    def _copy_as_planned(
-        self, source: BlockSource, file: SourceFile, plan: WholeFile | IncrementalFile, check: PageCheck | None
-    ) -> _Copied | None:
-        if isinstance(plan, WholeFile):
-            chunks = source.read_file(file.path, file.size_bytes)
-            return None if chunks is None else self._write_whole(file, chunks, check)
-        chunks = source.read_blocks(file.path, plan.block_numbers)
-        return None if chunks is None else self._write_blocks(file, plan, chunks, check)
+    def _chunks(self, source: BlockSource, planned: PlannedFile) -> Iterable[bytes] | None:
+        """Return what is wanted of a file, to be read; None when it is gone."""
+        path, block_numbers = planned.file.path, planned.block_numbers
+        if block_numbers is None:
+            return source.read_file(path, planned.wanted_bytes)
+        return source.read_blocks(path, block_numbers)
 
-    def _page_check(self, file: SourceFile, plan: WholeFile | IncrementalFile) -> PageCheck | None:
-        relation_file = parse_relation_path(file.path)
+    def _page_check(self, planned: PlannedFile) -> PageCheck | None:
+        relation_file = parse_relation_path(planned.file.path)
         if self._rules.checked_before is None or relation_file is None:
             return None
-        block_numbers = None if isinstance(plan, WholeFile) else plan.block_numbers
-        return PageCheck(relation_file, self._rules.checked_before, block_numbers)
+        return PageCheck(relation_file, self._rules.checked_before, planned.block_numbers)
 
-    def _write_whole(self, file: SourceFile, chunks: Iterable[bytes], check: PageCheck | None) -> _Copied:
+    def _write(self, planned: PlannedFile, chunks: Iterable[bytes], check: PageCheck | None) -> CopiedFile:
         checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
-        size_bytes = self.writer.write(file.path, _passing(self._read(chunks, check), checksum, digest))
-        stored = BackupFile(file.path, size_bytes, size_bytes, _FILE_MODE, int(file.mtime_s), digest.hexdigest())
-        block_count = size_bytes // BLOCK_SIZE
-        return _Copied(stored, checksum, block_count, block_count, size_bytes, 0)
-
-    def _write_blocks(
-        self, file: SourceFile, plan: IncrementalFile, blocks: Iterable[bytes], check: PageCheck | None
-    ) -> _Copied:
-        header = IncrementalHeader(plan.truncation_block_length, plan.block_numbers)
-        checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
-        stored = BackupFile(
-            file.path,
-            header.reconstructed_block_count * BLOCK_SIZE,
-            header.file_size,
-            _FILE_MODE,
-            int(file.mtime_s),
-            "",
-            plan.truncation_block_length,
-            len(plan.block_numbers),
-        )
-        chunks = chain((header.encode(),), self._read(blocks, check))
-        written = self.writer.write(stored.stored_path, _passing(chunks, checksum, digest))
-        assert written == header.file_size
-        copied_count = len(plan.block_numbers)
-        return _Copied(
-            stored._replace(digest=digest.hexdigest()),
-            checksum,
-            file.size_bytes // BLOCK_SIZE,
-            copied_count,
-            copied_count * BLOCK_SIZE,
-            0,
-        )
+        stored = chain((planned.header(),), self._read(chunks, check))
+        written = self.writer.write(planned.stored_path, _passing(stored, checksum, digest))
+        assert written == planned.stored_bytes
+        return CopiedFile.of(planned, checksum, digest)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""
@@ -255,9 +249,9 @@ class Copy:
             yield chunk
 
 
-def _grouped(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Put consecutive small files together: handing one over to a thread would cost more than copying it."""
-    group: list[_Item] = []
+    group: list[Item] = []
     size_bytes = 0
     for item in items:
         group.append(item)

@@ -18,7 +18,7 @@ from typing import Self
 
 import psycopg
 
-from pgwal.backup.source import SourceDirectory, SourceFile, extents, read_until_whole
+from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each, read_until_whole
 from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE
@@ -56,6 +56,11 @@ _JOINED_CONTENTS = (
     "COPY (SELECT (SELECT string_agg(pg_read_binary_file((SELECT {path}), piece.start, piece.size, true), NULL"
     " ORDER BY piece.no) FROM unnest(joined.starts, joined.sizes) WITH ORDINALITY AS piece (start, size, no))"
     " FROM (VALUES {rows}) AS joined (starts, sizes))"
+)
+_SMALL_CONTENTS = (
+    "COPY (SELECT pg_read_binary_file(convert_from(decode(piece.path, 'hex'), getdatabaseencoding()),"
+    " piece.start, piece.size, true)"
+    " FROM unnest({paths}::text[], {starts}, {sizes}) AS piece (path, start, size))"
 )
 _CONTENT = "SELECT pg_read_binary_file(convert_from(%s, getdatabaseencoding()), %s::bigint, %s::bigint, true)"
 _STATUSES = """
@@ -105,6 +110,12 @@ class SqlDataDirectory:
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         return self._read(path, extents(block_numbers))
+
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+        # Names that are no text in the database's encoding are refused one by one, so that the error has the name.
+        together = [file for file in wanted if file.path.isascii()]
+        contents = _small_contents(self._connection, together) if together else iter(())
+        return [next(contents) if file.path.isascii() else read_each(self, [file])[0] for file in wanted]
 
     def _read_control_file_once(self) -> bytes:
         chunks = self.read_file(CONTROL_FILE_PATH, CONTROL_FILE_SIZE)
@@ -254,6 +265,27 @@ def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[
         return
     query = _CONTENTS.format(path=_literal(path), starts=_column(pieces, 0), sizes=_column(pieces, 1))
     yield from _copied(connection, path, query)
+
+
+def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedContent]) -> Iterator[bytes | None]:
+    """Yield what is wanted of each file, in one query; zeros for what is beyond its end, None when it is gone."""
+    pieces = [list(file.extents()) for file in wanted]
+    together = [piece for of_file in pieces for piece in of_file]
+    paths = ",".join(
+        encode_path(file.path).hex() for file, of_file in zip(wanted, pieces, strict=True) for _ in of_file
+    )
+    query = _SMALL_CONTENTS.format(paths=f"'{{{paths}}}'", starts=_column(together, 0), sizes=_column(together, 1))
+    found = list(_copied(connection, wanted[0].path, query))
+    assert len(found) == len(together), "as many rows as pieces"
+    at = 0
+    for of_file in pieces:
+        of_pieces = found[at : at + len(of_file)]
+        at += len(of_file)
+        if of_pieces and of_pieces[0] is None:
+            yield None
+        else:
+            # Shortened, or dropped, since it was listed: WAL says so, and replaying it makes it right.
+            yield b"".join((c or b"").ljust(size, b"\0") for c, (_, size) in zip(of_pieces, of_file, strict=True))
 
 
 def _content(connection: psycopg.Connection, path: str, start: int, size: int) -> bytes | None:

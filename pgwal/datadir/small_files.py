@@ -1,0 +1,126 @@
+# cython: language_level=3, annotation_typing=False
+"""Read, write and sync many small files in one call.
+
+A data directory has thousands of them, and calls of Python for each, between which threads wait for each other, cost
+several times what the system takes.  This source runs in two forms, as pgwal/wal/scan.py does: compiled by Cython, with
+small_files.h, and interpreted as it stands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+try:
+    import cython  # type: ignore[import-untyped]
+except ImportError:
+    # Cython is needed to compile this file, not to run it; this is all that it uses.
+    from types import SimpleNamespace
+
+    cython = SimpleNamespace(compiled=False)
+
+if TYPE_CHECKING:
+    from array import array
+
+COMPILED: bool = cython.compiled
+
+
+def read_small_files(
+    paths: Sequence[str], sizes: Sequence[int], block_numbers: Sequence[array[int] | None]
+) -> list[bytes | None]:
+    """Return of each file its first bytes, or these blocks of 8192 bytes; None where there is no such file.
+
+    ``sizes`` says how many bytes are wanted, of blocks too; what lies beyond the end of a file is zeros.
+    ``block_numbers`` are arrays of type I, None for first bytes.  Raises OSError, with the name of the file.
+    """
+    assert len(paths) == len(sizes) == len(block_numbers)
+    for size, numbers in zip(sizes, block_numbers, strict=True):
+        assert numbers is None or (numbers.itemsize == 4 and size == 8192 * len(numbers))
+    return _read([os.fsencode(path) for path in paths], list(sizes), list(block_numbers))
+
+
+def write_small_files(paths: Sequence[str], contents: Sequence[bytes], mode: int) -> None:
+    """Create files that are not there yet, and write them.
+
+    Raises FileNotCreated or FileNotWritten, with the name of the file; those before it are written then.
+    """
+    assert len(paths) == len(contents)
+    _write([os.fsencode(path) for path in paths], list(contents), mode)
+
+
+def sync_files(paths: Sequence[str]) -> None:
+    """Make files durable, of any size.  Raises OSError, with the name of the first that cannot be."""
+    _sync([os.fsencode(path) for path in paths])
+
+
+class FileNotCreated(OSError):
+    """A file could not be created."""
+
+
+class FileNotWritten(OSError):
+    """A file that was created could not be written."""
+
+
+def _failed(error_number: int, path: bytes) -> OSError:
+    return OSError(error_number, os.strerror(error_number), os.fsdecode(path))
+
+
+def _unwritable(is_created: bool, error_number: int, path: bytes) -> OSError:
+    kind = FileNotWritten if is_created else FileNotCreated
+    return kind(error_number, os.strerror(error_number), os.fsdecode(path))
+
+
+if not cython.compiled:
+
+    def _read(paths: list[bytes], sizes: list[int], block_numbers: list[array[int] | None]) -> list[bytes | None]:
+        return [_read_one(*wanted) for wanted in zip(paths, sizes, block_numbers, strict=True)]
+
+    def _read_one(path: bytes, size: int, numbers: array[int] | None) -> bytes | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failed(error.errno or 0, path) from error
+        try:
+            if numbers is None:
+                return _read_at(descriptor, size, 0)
+            return b"".join(_read_at(descriptor, 8192, 8192 * number) for number in numbers)
+        except OSError as error:
+            raise _failed(error.errno or 0, path) from error
+        finally:
+            os.close(descriptor)
+
+    def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+        content = b""
+        while len(content) < size and (more := os.pread(descriptor, size - len(content), offset + len(content))):
+            content += more
+        return content.ljust(size, b"\0")
+
+    def _write(paths: list[bytes], contents: list[bytes], mode: int) -> None:
+        for path, content in zip(paths, contents, strict=True):
+            is_created = False
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+                descriptor = os.open(path, flags, mode)
+                is_created = True
+                try:
+                    rest = memoryview(content)
+                    while rest:
+                        rest = rest[os.write(descriptor, rest) :]
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise _unwritable(is_created, error.errno or 0, path) from error
+
+    def _sync(paths: list[bytes]) -> None:
+        for path in paths:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise _failed(error.errno or 0, path) from error

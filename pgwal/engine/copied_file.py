@@ -1,0 +1,87 @@
+"""A file on its way into a backup: what is listed of it, what is planned to be copied, and what became of it."""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple, Self
+
+from pgwal.backup.entry import BackupFile
+from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_size, incremental_name
+from pgwal.backup.manifest import FileChecksum
+from pgwal.backup.plan import IncrementalFile, WholeFile
+from pgwal.backup.source import SourceFile, WantedContent
+from pgwal.checksum import ContentDigest
+from pgwal.relation import BLOCK_SIZE
+
+_FILE_MODE = 0o600
+
+
+class Item(NamedTuple):
+    """A file of the source, and how long the prior backup's is when reconstructed, None when there is none."""
+
+    file: SourceFile
+    prior_size_bytes: int | None
+
+
+class PlannedFile(NamedTuple):
+    """A file of the source, and what is to be copied of it."""
+
+    file: SourceFile
+    plan: WholeFile | IncrementalFile
+
+    @property
+    def block_numbers(self) -> array[int] | None:
+        """The blocks that are wanted, None when all of the file is."""
+        return None if isinstance(self.plan, WholeFile) else self.plan.block_numbers
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How much of the file is to be read."""
+        block_numbers = self.block_numbers
+        return self.file.size_bytes if block_numbers is None else len(block_numbers) * BLOCK_SIZE
+
+    def wanted(self) -> WantedContent:
+        """Return what is to be read."""
+        return WantedContent(self.file.path, self.wanted_bytes, self.block_numbers)
+
+    @property
+    def stored_path(self) -> str:
+        """The path at which the backup holds it."""
+        return self.file.path if self.block_numbers is None else incremental_name(self.file.path)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How large it is there."""
+        block_numbers = self.block_numbers
+        return self.file.size_bytes if block_numbers is None else incremental_file_size(len(block_numbers))
+
+    def header(self) -> bytes:
+        """Return what is stored before that which is read."""
+        if isinstance(self.plan, WholeFile):
+            return b""
+        return IncrementalHeader(self.plan.truncation_block_length, self.plan.block_numbers).encode()
+
+
+class CopiedFile(NamedTuple):
+    """What became of one file; sizes in bytes, numbers of blocks."""
+
+    file: BackupFile
+    checksum: FileChecksum
+    block_count: int
+    copied_block_count: int
+    bytes_read: int
+    bad_page_count: int
+
+    @classmethod
+    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: ContentDigest) -> Self:
+        """Return what became of a file that was stored as planned, with the checksums of what is stored."""
+        file, plan, wanted_bytes = planned.file, planned.plan, planned.wanted_bytes
+        stored = BackupFile(
+            file.path, file.size_bytes, planned.stored_bytes, _FILE_MODE, int(file.mtime_s), digest.hexdigest()
+        )
+        copied_block_count = wanted_bytes // BLOCK_SIZE
+        if isinstance(plan, IncrementalFile):
+            stored = stored._replace(
+                truncation_block_length=plan.truncation_block_length, copied_block_count=copied_block_count
+            )
+        return cls(stored, checksum, file.size_bytes // BLOCK_SIZE, copied_block_count, wanted_bytes, 0)
