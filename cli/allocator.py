@@ -8,15 +8,16 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-_LARGEST_PIECE = 1 << 20
+_LARGEST_PIECE = 2 << 20
 _KEPT_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep up to 32 MB of freed memory, in pieces of up to a megabyte.
+    """Have malloc keep up to 32 MB of freed memory, in pieces of up to two megabytes.
 
-    A message of a walsender is just so large (128 KB) that glibc gives its memory back to the system each time, and
-    having it zeroed for the next one costs more than receiving does.  Without glibc nothing changes.
+    A message of a walsender (128 KB) and a piece of a file (up to 1 MB) are so large that glibc gives their memory back to
+    the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without glibc
+    nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pgwal.errors import ChainError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
+from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.forecast_text import print_forecast
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
@@ -57,6 +58,8 @@ def run_backup(
             print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)
             print(f"pgwal: {'this would be' if dry_run else 'taking'} a full backup", file=sys.stderr)
             return action(replace(request, since=None))
+
+    keep_freed_memory()
 
     def take(request: BackupRequest) -> BackupReport:
         with progress_bar("copying", wanted.progress) as on_progress:
