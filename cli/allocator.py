@@ -15,9 +15,9 @@ _KEPT_BYTES = 32 << 20
 def keep_freed_memory() -> None:
     """Have malloc keep up to 32 MB of freed memory, in pieces of up to two megabytes.
 
-    A message of a walsender (128 KB) and a piece of a file (up to 1 MB) are so large that glibc gives their memory back to
-    the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without glibc
-    nothing changes.
+    A message of a walsender (128 KB) and a piece of a file (up to 1 MB) are so large that glibc gives their memory back
+    to the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without
+    glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

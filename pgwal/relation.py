@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 BLOCK_SIZE = 8192
@@ -53,6 +54,8 @@ class RelationFile(NamedTuple):
         return self.segment * BLOCKS_PER_FILE
 
 
+# Files come directory by directory, and of each is asked several times on its way through a backup.
+@lru_cache(maxsize=64)
 def parse_database_directory(path: str) -> tuple[int, int] | None:
     """Return (tablespace, database) of a directory that holds relation files, relative to the data directory."""
     match = _DIRECTORY.fullmatch(path)
@@ -65,6 +68,7 @@ def parse_database_directory(path: str) -> tuple[int, int] | None:
     return int(match[2]), int(match[3])
 
 
+@lru_cache(maxsize=256)
 def parse_relation_path(path: str) -> RelationFile | None:
     """Return what relation file ``path`` (relative to the data directory) is, or None when it is none.
 

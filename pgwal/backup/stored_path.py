@@ -34,7 +34,7 @@ def check_path(path: str) -> bytes:
     parts = path.split("/")
     if "" in parts or "." in parts or ".." in parts or "\0" in path:
         raise FormatError(f"path {path!r} is not a plain path relative to the data directory")
-    if decode_path(content) != path:
+    if not path.isascii() and decode_path(content) != path:
         raise FormatError(f"path {path!r} is not spelled as its bytes are")
     return content
 

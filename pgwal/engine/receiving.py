@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.01
+_POLL_S = 0.003
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 
