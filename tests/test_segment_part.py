@@ -22,7 +22,12 @@ from hypothesis import strategies as st
 
 import pgwal.repository.segment_part
 import pgwal.wal.scan
+from pgwal.engine import recorded
 from pgwal.errors import PgwalError
+from pgwal.lsn import Lsn
+from pgwal.repository.local import LocalStore
+from pgwal.repository.wal_directory import open_wal_directory
+from pgwal.segment import WalGeometry
 
 SEGMENT_SIZE = 1 << 20
 SOURCE_BUFFER = 1 << 18
@@ -192,3 +197,33 @@ def test_the_file_is_closed_with_its_last_part(form: Form) -> None:
     parts.clear()
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         os.fstat(descriptor)
+
+
+@forms
+def test_a_file_that_cannot_be_shared(form: Form) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        form.segment_part.SharedFile(-1)
+
+
+def test_modules_of_two_forms_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = WalBuilder(18, start_lsn=SEGMENT_SIZE)
+    builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=7),)))
+    (tmp_path / "000000010000000000000001").write_bytes(builder.wal_to_segment_end())
+    assert WalGeometry(SEGMENT_SIZE).file_name(1, 1) == "000000010000000000000001"
+    directory, _ = open_wal_directory(LocalStore(tmp_path))
+    assert len(list(directory.parts(1, Lsn(SEGMENT_SIZE)))) == 1
+    monkeypatch.setattr(pgwal.repository.segment_part, "COMPILED", not pgwal.wal.scan.COMPILED)
+    with pytest.raises(PgwalError, match="compiled in part only"):
+        list(directory.parts(1, Lsn(SEGMENT_SIZE)))
+
+
+def test_memory_that_cannot_be_had_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> memoryview:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    builder = WalBuilder(18, start_lsn=SEGMENT_SIZE)
+    builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=7),)))
+    (tmp_path / "000000010000000000000001").write_bytes(builder.wal_to_segment_end())
+    monkeypatch.setattr(recorded, "aligned_buffer", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
+        recorded.summarize_wal(tmp_path, tmp_path / "out", jobs=1)

@@ -36,8 +36,9 @@ def read_small_files(
     """
     assert len(paths) == len(sizes) == len(block_numbers)
     for size, numbers in zip(sizes, block_numbers, strict=True):
+        assert size >= 0
         assert numbers is None or (numbers.itemsize == 4 and size == 8192 * len(numbers))
-    return _read([os.fsencode(path) for path in paths], list(sizes), list(block_numbers))
+    return _read(_encoded(paths), list(sizes), list(block_numbers))
 
 
 def write_small_files(paths: Sequence[str], contents: Sequence[bytes], mode: int) -> None:
@@ -46,12 +47,19 @@ def write_small_files(paths: Sequence[str], contents: Sequence[bytes], mode: int
     Raises FileNotCreated or FileNotWritten, with the name of the file; those before it are written then.
     """
     assert len(paths) == len(contents)
-    _write([os.fsencode(path) for path in paths], list(contents), mode)
+    _write(_encoded(paths), list(contents), mode)
 
 
 def sync_files(paths: Sequence[str]) -> None:
     """Make files durable, of any size.  Raises OSError, with the name of the first that cannot be."""
-    _sync([os.fsencode(path) for path in paths])
+    _sync(_encoded(paths))
+
+
+def _encoded(paths: Sequence[str]) -> list[bytes]:
+    """Return paths as the system takes them, none of which ends within itself."""
+    encoded = [os.fsencode(path) for path in paths]
+    assert not any(b"\0" in path for path in encoded)
+    return encoded
 
 
 class FileNotCreated(OSError):

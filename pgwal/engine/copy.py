@@ -175,7 +175,10 @@ class Copy:
     def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | None]:
         """Copy files of which little is wanted, with one call to read and one to write them; None for what is gone."""
         # Where nothing is wanted the file need not be looked at.
-        read: Iterator[bytes | None] = iter(source.read_small([file.wanted() for file in planned if file.wanted_bytes]))
+        wanted = [file.wanted() for file in planned if file.wanted_bytes]
+        found = source.read_small(wanted)
+        assert len(found) == len(wanted)
+        read = iter(found)
         copied: list[CopiedFile | None] = []
         written: list[tuple[str, bytes]] = []
         for file in planned:
@@ -191,6 +194,7 @@ class Copy:
                     continue
             self._pace.take(len(content))
             stored = file.header() + content
+            assert len(stored) == file.stored_bytes
             checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
             checksum.update(stored)
             digest.update(stored)

@@ -11,13 +11,12 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.aligned_buffer import aligned_buffer
 from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
-from pgwal.repository.segment_part import SegmentPart
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile, open_wal_directory
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
@@ -25,6 +24,9 @@ from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pie
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
+
+if TYPE_CHECKING:
+    from pgwal.repository.segment_part import SegmentPart
 
 _RANGE_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
@@ -253,13 +255,13 @@ def _read_ahead(parts: WalParts) -> Generator[tuple[bytes | SegmentPart, bytes |
 
     Up to ``_PARTS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
     """
-    ready = SimpleQueue[tuple[bytes | SegmentPart, bytes | memoryview] | BaseException | None]()
+    ready: SimpleQueue[tuple[bytes | SegmentPart, bytes | memoryview] | BaseException | None] = SimpleQueue()
     room = Semaphore(_PARTS_AHEAD)
     abandoned = Event()
+    # Memory that is allocated anew for each part costs as much as a third of reading it.
+    buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(_PARTS_AHEAD + 1)])
 
     def read() -> None:
-        # Memory that is allocated anew for each part costs as much as a third of reading it.
-        buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(_PARTS_AHEAD + 1)])
         try:
             for part in parts:
                 data = part if isinstance(part, bytes) else part.load(next(buffers))

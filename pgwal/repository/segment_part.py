@@ -31,10 +31,12 @@ class SharedFile:
 
     def __init__(self, descriptor: int) -> None:
         """``descriptor`` is another one of the file, which its owner closes."""
+        self.descriptor = -1
         self.descriptor = os.dup(descriptor)
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class SegmentPart(WalSource):

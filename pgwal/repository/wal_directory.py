@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from io import FileIO
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pgwal.errors import FormatError, ObjectNotFound
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
@@ -21,6 +21,8 @@ from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from pgwal.repository.segment_part import SegmentPart, SharedFile
 
 PARTIAL_SUFFIX = ".partial"
@@ -109,8 +111,7 @@ class WalDirectory:
 
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
-        from pgwal.repository.segment_part import SegmentPart
-
+        segment_part = _segment_part_module()
         for file, offset in self._opened_from(timeline_id, start):
             if file.is_compressed:
                 yield from self._read_segment(file, offset)
@@ -118,7 +119,7 @@ class WalDirectory:
             shared = file.share()
             for at in range(offset, self.geometry.segment_size, PART_BYTES):
                 size_bytes = min(PART_BYTES, self.geometry.segment_size - at)
-                yield SegmentPart(shared, file.path, at, size_bytes, zero_filled=not file.complete)
+                yield segment_part.SegmentPart(shared, file.path, at, size_bytes, zero_filled=not file.complete)
 
     def require_read(self, part: bytes | SegmentPart) -> None:
         """Raise FormatError when a part could not be read, or the file has not all of it."""
@@ -128,6 +129,7 @@ class WalDirectory:
             raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
         if part.end >= 0:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
+        assert part.left == 0, "nobody has read it"
 
     def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[_SegmentReader, int]]:
         """Open consecutive segments in turn, and tell from which offset on each is wanted."""
@@ -233,9 +235,11 @@ class _SegmentReader:
 
     def share(self) -> SharedFile:
         """Return the file for others to read, when this reader is closed too."""
-        from pgwal.repository.segment_part import SharedFile
-
-        return SharedFile(self._raw.fileno())
+        try:
+            shared: SharedFile = _segment_part_module().SharedFile(self._raw.fileno())
+        except OSError as error:
+            raise self._broken(error) from error
+        return shared
 
     def skip(self, count: int) -> None:
         """Pass over ``count`` bytes: by seeking where nothing is compressed."""
@@ -265,6 +269,25 @@ class _SegmentReader:
 
     def _broken(self, error: Exception) -> FormatError:
         return _broken(self.path, "decompressed" if self.is_compressed else "read", error)
+
+
+def _segment_part_module() -> ModuleType:
+    """Import what reads parts of segments; raises PgwalError when it is not of the form that the scanner is.
+
+    A compiled scanner would not see that an interpreted part reads anything.
+    """
+    from pgwal.wal import scan
+
+    try:
+        from pgwal.repository import segment_part
+    except ValueError:
+        # Compiled, it does not fit what it inherits from.
+        form = None
+    else:
+        form = segment_part.COMPILED
+    if form is not scan.COMPILED:
+        raise PgwalError("this installation of pgwal is compiled in part only", hint="Install it again.")
+    return segment_part
 
 
 def _broken(path: str, action: str, error: Exception) -> FormatError:
