@@ -38,22 +38,32 @@ extensions = cythonize(
         Extension(
             "pgwal.datadir.block_reads",
             ["pgwal/datadir/block_reads.py"],
-            depends=["pgwal/datadir/block_reads.pxd", "pgwal/datadir/block_reads.h"],
-            include_dirs=["pgwal/datadir"],
+            depends=["pgwal/datadir/block_reads.pxd", "pgwal/datadir/block_reads.h", "pgwal/read_at.h"],
+            include_dirs=["pgwal", "pgwal/datadir"],
             extra_compile_args=["-O3", "-g0"],
         ),
         Extension(
             "pgwal.datadir.small_files",
             ["pgwal/datadir/small_files.py"],
-            depends=["pgwal/datadir/small_files.pxd", "pgwal/datadir/small_files.h", "pgwal/datadir/block_reads.h"],
-            include_dirs=["pgwal/datadir"],
+            depends=[
+                "pgwal/datadir/small_files.pxd",
+                "pgwal/datadir/small_files.h",
+                "pgwal/datadir/block_reads.h",
+                "pgwal/read_at.h",
+            ],
+            include_dirs=["pgwal", "pgwal/datadir"],
             extra_compile_args=["-O3", "-g0"],
         ),
         Extension(
             "pgwal.repository.segment_part",
             ["pgwal/repository/segment_part.py"],
-            depends=["pgwal/repository/segment_part.pxd", "pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],
-            include_dirs=["pgwal/wal"],
+            depends=[
+                "pgwal/repository/segment_part.pxd",
+                "pgwal/read_at.h",
+                "pgwal/wal/scan.pxd",
+                "pgwal/wal/crc32c.h",
+            ],
+            include_dirs=["pgwal", "pgwal/wal"],
             extra_compile_args=["-O3", "-g0"],
         ),
     ]

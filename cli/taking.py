@@ -59,9 +59,8 @@ def run_backup(
             print(f"pgwal: {'this would be' if dry_run else 'taking'} a full backup", file=sys.stderr)
             return action(replace(request, since=None))
 
-    keep_freed_memory()
-
     def take(request: BackupRequest) -> BackupReport:
+        keep_freed_memory()
         with progress_bar("copying", wanted.progress) as on_progress:
             return take_backup(request, on_progress)
 

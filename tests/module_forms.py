@@ -16,10 +16,11 @@ def both_forms(module: ModuleType) -> list[ParameterSet]:
     """Return parameters for a test: the module as it was imported, and its source if that is another form."""
     if not module.COMPILED:
         return [pytest.param(module, id="interpreted")]
-    return [pytest.param(module, id="compiled"), pytest.param(_interpreted(module.__name__), id="interpreted")]
+    return [pytest.param(module, id="compiled"), pytest.param(interpreted(module.__name__), id="interpreted")]
 
 
-def _interpreted(name: str) -> ModuleType:
+def interpreted(name: str) -> ModuleType:
+    """Load a module's source beside its compiled form, which an import would find first."""
     path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(f"interpreted_{path.stem}", path)
     assert spec is not None

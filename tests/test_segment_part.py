@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import strategies
 from core.wal_builder import PAGE_SIZE, RM_HEAP, BlockSpec, RecordSpec, WalBuilder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from module_forms import interpreted
 
 import pgwal.repository.segment_part
 import pgwal.wal.scan
@@ -41,29 +41,16 @@ class Form(NamedTuple):
     segment_part: ModuleType
 
 
-def interpreted() -> Form:
-    scan = _load(pgwal.wal.scan, "scan_of_parts")
+def interpreted_form() -> Form:
+    scan = interpreted("pgwal.wal.scan")
     held, sys.modules["pgwal.wal.scan"] = sys.modules["pgwal.wal.scan"], scan
     try:
-        return Form(scan, _load(pgwal.repository.segment_part, "interpreted_segment_part"))
+        return Form(scan, interpreted("pgwal.repository.segment_part"))
     finally:
         sys.modules["pgwal.wal.scan"] = held
 
 
-def _load(module: ModuleType, name: str) -> ModuleType:
-    assert module.__file__ is not None
-    source = Path(module.__file__).parent / f"{module.__name__.rpartition('.')[2]}.py"
-    spec = importlib.util.spec_from_file_location(name, source)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded
-    spec.loader.exec_module(loaded)
-    assert not loaded.COMPILED
-    return loaded
-
-
-FORMS = {"interpreted": interpreted()}
+FORMS = {"interpreted": interpreted_form()}
 if pgwal.wal.scan.COMPILED:
     FORMS["compiled"] = Form(pgwal.wal.scan, pgwal.repository.segment_part)
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())

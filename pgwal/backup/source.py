@@ -80,14 +80,14 @@ class BlockSource(Protocol):
 
 def read_each(source: BlockSource, wanted: Iterable[WantedContent]) -> list[bytes | None]:
     """Do what ``read_small`` does, file by file."""
-    contents: list[bytes | None] = []
-    for path, size_bytes, block_numbers in wanted:
-        if block_numbers is None:
-            chunks = source.read_file(path, size_bytes)
-        else:
-            chunks = source.read_blocks(path, block_numbers)
-        contents.append(None if chunks is None else b"".join(chunks))
-    return contents
+    return [None if (chunks := read_wanted(source, file)) is None else b"".join(chunks) for file in wanted]
+
+
+def read_wanted(source: BlockSource, wanted: WantedContent) -> Iterator[bytes] | None:
+    """Yield what is wanted of a file, as read_file or read_blocks does; None when it is gone."""
+    if wanted.block_numbers is None:
+        return source.read_file(wanted.path, wanted.size_bytes)
+    return source.read_blocks(wanted.path, wanted.block_numbers)
 
 
 def extents(block_numbers: array[int]) -> Iterator[tuple[int, int]]:

@@ -2,32 +2,12 @@
 #ifndef PGWAL_BLOCK_READS_H
 #define PGWAL_BLOCK_READS_H
 
-#include <errno.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/types.h>
-#include <unistd.h>
+
+#include "read_at.h"
 
 #define PGWAL_BLOCK_SIZE 8192
-
-/* Read up to `size` bytes at `offset` to `target`; return how many there are before the end of the file, or -errno. */
-static ssize_t pgwal_read_at(int descriptor, uint8_t *target, size_t size, off_t offset)
-{
-    size_t done = 0;
-
-    while (done < size) {
-        ssize_t got = pread(descriptor, target + done, size - done, offset + (off_t) done);
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return -errno;
-        if (got == 0)
-            break;
-        done += (size_t) got;
-    }
-    return (ssize_t) done;
-}
 
 /* Read `count` blocks to `target`, zeros for what lies beyond the end of the file; return 0 or -errno. */
 static int64_t pgwal_read_blocks(int descriptor, const uint32_t *numbers, uint64_t count, uint8_t *target)

@@ -5,14 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 #include "block_reads.h"
 
-/* One file: what is wanted of it, or what it is to hold, at `data`.  `error` is 0 or an errno, of `action`. */
+/* One file: what is wanted of it, or what it is to hold, at `data`.  `error` is 0 or an errno. */
 typedef struct {
     const char *path;
     uint8_t *data;

@@ -80,6 +80,7 @@ def _unwritable(is_created: bool, error_number: int, path: bytes) -> OSError:
 
 
 if not cython.compiled:
+    from pgwal.datadir.block_reads import read_blocks
 
     def _read(paths: list[bytes], sizes: list[int], block_numbers: list[array[int] | None]) -> list[bytes | None]:
         return [_read_one(*wanted) for wanted in zip(paths, sizes, block_numbers, strict=True)]
@@ -92,17 +93,15 @@ if not cython.compiled:
         except OSError as error:
             raise _failed(error.errno or 0, path) from error
         try:
-            if numbers is None:
-                return _read_at(descriptor, size, 0)
-            return b"".join(_read_at(descriptor, 8192, 8192 * number) for number in numbers)
+            return _read_start(descriptor, size) if numbers is None else read_blocks(descriptor, numbers)
         except OSError as error:
             raise _failed(error.errno or 0, path) from error
         finally:
             os.close(descriptor)
 
-    def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    def _read_start(descriptor: int, size: int) -> bytes:
         content = b""
-        while len(content) < size and (more := os.pread(descriptor, size - len(content), offset + len(content))):
+        while len(content) < size and (more := os.pread(descriptor, size - len(content), len(content))):
             content += more
         return content.ljust(size, b"\0")
 

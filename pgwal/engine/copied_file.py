@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_size, incremental_name
 from pgwal.backup.manifest import FileChecksum
-from pgwal.backup.plan import IncrementalFile, WholeFile
+from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import SourceFile, WantedContent
 from pgwal.checksum import ContentDigest
 from pgwal.relation import BLOCK_SIZE
@@ -28,6 +28,11 @@ class PlannedFile(NamedTuple):
 
     file: SourceFile
     plan: WholeFile | IncrementalFile
+
+    @classmethod
+    def of(cls, file: SourceFile, prior_size_bytes: int | None, changes: ChangedBlocks | None) -> Self:
+        """Plan a file; see ``plan_file``."""
+        return cls(file, plan_file(file.path, file.size_bytes, prior_size_bytes, changes))
 
     @property
     def block_numbers(self) -> array[int] | None:

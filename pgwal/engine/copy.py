@@ -15,8 +15,8 @@ from typing import Self
 from pgwal.backup.entry import BackupFile, BackupTotals
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.page_check import PageCheck, pages
-from pgwal.backup.plan import WholeFile, WholeReason, plan_file
-from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile
+from pgwal.backup.plan import WholeFile, WholeReason
+from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, read_wanted
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
@@ -25,7 +25,7 @@ from pgwal.engine.copied_file import CopiedFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
-from pgwal.relation import BLOCK_SIZE, parse_relation_path
+from pgwal.relation import parse_relation_path
 from pgwal.repository.catalogue import StagedBackup
 from pgwal.summary.block_map import BlockMap
 
@@ -161,16 +161,12 @@ class Copy:
 
     def _copy_files(self, source: BlockSource, items: Sequence[Item]) -> list[CopiedFile]:
         """Copy some files, and return what became of those that were still there: the small ones together."""
-        planned = [self._plan(item) for item in items]
+        planned = [PlannedFile.of(item.file, item.prior_size_bytes, self._changes) for item in items]
         small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= _SMALL_BYTES]))
         found = [
             next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned
         ]
         return [copied for copied in found if copied is not None]
-
-    def _plan(self, item: Item) -> PlannedFile:
-        file = item.file
-        return PlannedFile(file, plan_file(file.path, file.size_bytes, item.prior_size_bytes, self._changes))
 
     def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | None]:
         """Copy files of which little is wanted, with one call to read and one to write them; None for what is gone."""
@@ -209,7 +205,7 @@ class Copy:
         attempt = 1
         while True:
             check = self._page_check(planned)
-            chunks = self._chunks(source, planned) if content is None else [content]
+            chunks = read_wanted(source, planned.wanted()) if content is None else [content]
             if chunks is None:
                 return None
             copied = self._write(planned, chunks, check)
@@ -223,13 +219,6 @@ class Copy:
             self.writer.remove(planned.stored_path)
             content = None
             attempt += 1
-
-    def _chunks(self, source: BlockSource, planned: PlannedFile) -> Iterable[bytes] | None:
-        """Return what is wanted of a file, to be read; None when it is gone."""
-        path, block_numbers = planned.file.path, planned.block_numbers
-        if block_numbers is None:
-            return source.read_file(path, planned.wanted_bytes)
-        return source.read_blocks(path, block_numbers)
 
     def _page_check(self, planned: PlannedFile) -> PageCheck | None:
         relation_file = parse_relation_path(planned.file.path)
@@ -317,8 +306,7 @@ def planned_bytes(
     total = 0
     for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
         if isinstance(item, SourceFile):
-            plan = plan_file(item.path, item.size_bytes, prior_size_bytes, changes)
-            total += item.size_bytes if isinstance(plan, WholeFile) else len(plan.block_numbers) * BLOCK_SIZE
+            total += PlannedFile.of(item, prior_size_bytes, changes).wanted_bytes
     return total
 
 

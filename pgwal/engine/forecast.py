@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pgwal.backup.entry import BackupEntry, BackupFile
-from pgwal.backup.plan import WholeFile, plan_file
 from pgwal.backup.source import SourceFile
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.control_file import ControlFile
@@ -19,6 +18,7 @@ from pgwal.engine.backup import (
     opened_sources,
     require_privileges,
 )
+from pgwal.engine.copied_file import PlannedFile
 from pgwal.engine.summarize import read_received_changes, window
 from pgwal.errors import MissingPriorBackup, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
@@ -134,8 +134,7 @@ def _add(
     changes: BlockMap | None,
 ) -> None:
     forecast.total_size_bytes += file.size_bytes
-    plan = plan_file(file.path, file.size_bytes, prior_size_bytes, changes)
-    size_bytes = file.size_bytes if isinstance(plan, WholeFile) else len(plan.block_numbers) * BLOCK_SIZE
+    size_bytes = PlannedFile.of(file, prior_size_bytes, changes).wanted_bytes
     if not size_bytes:
         return
     relation_file = parse_relation_path(file.path)

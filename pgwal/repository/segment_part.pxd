@@ -2,12 +2,14 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EINTR, errno as _errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memset
-from posix.unistd cimport pread
 
 from pgwal.wal.scan cimport WalSource
+
+
+cdef extern from "read_at.h" nogil:
+    int64_t _read_at "pgwal_read_at"(int descriptor, uint8_t *target, uint64_t size, int64_t offset) noexcept
 
 
 cdef inline uint8_t *_bytes_of(object view) except NULL:
@@ -17,22 +19,6 @@ cdef inline uint8_t *_bytes_of(object view) except NULL:
     cdef uint8_t *start = <uint8_t *> buffer.buf
     PyBuffer_Release(&buffer)
     return start
-
-
-cdef inline int64_t _read_at(int descriptor, uint8_t *target, uint64_t size, int64_t offset) noexcept nogil:
-    """Read up to ``size`` bytes; return how many there are before the end of the file, or minus the error's number."""
-    cdef uint64_t done = 0
-    cdef int64_t got
-    while done < size:
-        got = pread(descriptor, target + done, size - done, offset + <int64_t> done)
-        if got < 0 and _errno == EINTR:
-            continue
-        if got < 0:
-            return -_errno
-        if got == 0:
-            break
-        done += <uint64_t> got
-    return <int64_t> done
 
 
 cdef inline void _clear(uint8_t *target, uint64_t start, uint64_t end) noexcept nogil:
