@@ -107,3 +107,66 @@ def test_ranges_between_positions_anywhere_on_the_history() -> None:
     for (start, end), expected in cases.items():
         assert third.ranges_between(Lsn(start), Lsn(end)) == expected
     assert TimelineHistory(1).ranges_between(Lsn(5), Lsn(6)) == [(1, 5, 6)]
+
+
+FALLING = TimelineHistory(3, (TimelineSwitch(1, Lsn(0x100)), TimelineSwitch(2, Lsn(0x50))))
+
+
+def test_an_ancestor_ends_at_the_least_of_its_own_and_all_later_switch_points() -> None:
+    assert TimelineHistory.decode(3, b"1\t0/100\tno recovery target specified\n\n2\t0/50\tat 0/50\n") == FALLING
+    assert FALLING.switches == (TimelineSwitch(1, Lsn(0x50)), TimelineSwitch(2, Lsn(0x50)))
+    assert FALLING.timeline_at(0x60) == 3
+    assert FALLING.timeline_at(0x4F) == 1
+    expected = [LsnRange(1, Lsn(0x40), Lsn(0x50)), LsnRange(3, Lsn(0x50), Lsn(0x200))]
+    assert FALLING.ranges_between(Lsn(0x40), Lsn(0x200)) == expected
+    assert FALLING.ranges(1, Lsn(0x40), Lsn(0x200)) == expected
+    with pytest.raises(TimelineMismatch, match="left timeline 1 at 0/50"):
+        FALLING.ranges(1, Lsn(0x70), Lsn(0x200))
+    with pytest.raises(TimelineMismatch, match="came to timeline 3 at 0/50"):
+        FALLING.ranges(3, Lsn(0x40), Lsn(0x200))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 100)), max_size=6), st.integers(0, 110), st.integers(0, 110)
+)
+def test_histories_with_any_switch_points_split_a_range(steps: list[tuple[int, int]], first: int, second: int) -> None:
+    """The ranges cover each position once, on the timeline that a walk back through the switch points gives."""
+    switches, timeline_id = [], 0
+    for step, lsn in steps:
+        timeline_id += step
+        switches.append((timeline_id, lsn))
+    found = history(*switches, timeline_id=timeline_id + 1)
+    start, end = sorted((first, second))
+    covered = {
+        lsn: part.timeline_id
+        for part in found.ranges_between(Lsn(start), Lsn(end))
+        for lsn in range(part.start, part.end)
+    }
+
+    def walked_back(lsn: int) -> int:
+        """From the newest timeline: whatever lies before the point at which it was made is its parent's."""
+        timeline = found.timeline_id
+        for parent, switch_lsn in reversed(switches):
+            if lsn < switch_lsn:
+                timeline = parent
+            else:
+                break
+        return timeline
+
+    assert covered == {lsn: found.timeline_at(lsn) for lsn in range(start, end)}
+    assert covered == {lsn: walked_back(lsn) for lsn in range(start, end)}
+
+
+def test_histories_of_ancestors() -> None:
+    third = history((1, 100), (2, 200), timeline_id=3)
+    assert third.part_up_to(2) == history((1, 100), timeline_id=2)
+    assert third.part_up_to(1) == TimelineHistory(1)
+    assert third.part_up_to(3) is third
+    assert third.part_up_to(4) is None
+    assert [third.end_of(number) for number in (1, 2, 3, 4)] == [100, 200, None, 0]
+
+
+@pytest.mark.parametrize("separator", [b"\v", b"\f", b"\x1c", b"\xe2\x80\xa8", b"\r", b"\x85", b"\0"])
+def test_only_a_line_feed_ends_a_line(separator: bytes) -> None:
+    content = b'1\t0/28\tat restore point "a' + separator + b'9 0/1"\n\n2\t0/30\tno recovery target specified\n'
+    assert TimelineHistory.decode(3, content) == history((1, 0x28), (2, 0x30), timeline_id=3)
