@@ -61,6 +61,13 @@ def stream(
         str,
         typer.Option("-Z", "--compress", metavar="METHOD[:LEVEL]", help="zstd, lz4, gzip or none: finished segments."),
     ] = "zstd",
+    accept_new_history: Annotated[
+        bool,
+        typer.Option(
+            "--accept-new-history",
+            help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
+        ),
+    ] = False,
     metrics: Annotated[
         str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")
     ] = None,
@@ -72,7 +79,8 @@ def stream(
     Ends cleanly with exit code 0 on SIGTERM and SIGINT.
     """
     from pgwal.engine.stop import StopRequest
-    from pgwal.engine.stream import Receiver, StreamOptions
+    from pgwal.engine.stream import Receiver
+    from pgwal.engine.stream_options import StreamOptions
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
@@ -97,6 +105,7 @@ def stream(
         synchronous=synchronous,
         end_lsn=endpos,
         once=once,
+        accept_new_history=accept_new_history,
         compression=compression,
     )
 

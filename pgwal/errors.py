@@ -49,6 +49,18 @@ class TimelineMismatch(ChainError):
     """A backup or position does not lie on the history of the timeline that is wanted."""
 
 
+class HistoryMismatch(TimelineMismatch):
+    """The server and the archive hold different WAL of one timeline.
+
+    ``lsn`` is where the two part, as far as that is known: 0 when nothing of the timeline may be common.
+    """
+
+    def __init__(self, message: str, *, timeline_id: int, lsn: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.timeline_id = timeline_id
+        self.lsn = lsn
+
+
 class MissingPriorBackup(ChainError):
     """No backup that an incremental could build on."""
 
@@ -115,6 +127,18 @@ class SlotInUse(SlotUnavailable):
 
 class ReplicationInterrupted(ServerError):
     """The replication stream ended before it was asked to; it may be started again."""
+
+
+class StandbyBehind(ReplicationInterrupted):
+    """A standby has not replayed yet what was received from it before it restarted; it may be asked again."""
+
+
+class OlderTimeline(ServerError):
+    """The server is on an older timeline than the archive's newest WAL, ``timeline_id``."""
+
+    def __init__(self, message: str, *, timeline_id: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.timeline_id = timeline_id
 
 
 class WalRemoved(ChainError):

@@ -110,7 +110,8 @@ def receiving(
         yield ReceivedWal(repository, None)
         return
     # Not above: it takes a tenth of a second to import, and most backups find a receiver that runs.
-    from pgwal.engine.stream import Receiver, StreamOptions
+    from pgwal.engine.stream import Receiver
+    from pgwal.engine.stream_options import StreamOptions
 
     stop = StopRequest()
     # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.

@@ -123,6 +123,11 @@ class WalSender:
         self._connection.close()
 
     @property
+    def is_streaming(self) -> bool:
+        """Whether a stream is under way."""
+        return self._state is _State.STREAMING
+
+    @property
     def server_version(self) -> int:
         """The server's version number, such as 170010."""
         return self._pgconn.server_version

@@ -24,6 +24,7 @@ _HINTS = {
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
 }
+_CLEAR_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -107,6 +108,14 @@ class LocalAppender:
                 written = os.pwrite(self._descriptor, view, offset)
                 offset += written
                 view = view[written:]
+
+    def clear_behind(self, offset: int) -> None:
+        # Not by cutting the file: a crash in between would leave one that has lost its room.
+        with translated_errors("clear", self._path):
+            while data := os.pread(self._descriptor, _CLEAR_SIZE, offset):
+                if any(data):
+                    self.write(offset, bytes(len(data)))
+                offset += len(data)
 
     def sync(self) -> None:
         with translated_errors("sync", self._path):
@@ -243,6 +252,16 @@ class LocalStore:
         with translated_errors("rename", self.path(old)):
             self.path(old).rename(self.path(new))
             sync_directory(self.path(new).parent)
+
+    def move(self, old: str, new: str) -> None:
+        source, target = self.path(old), self.path(new)
+        self.create_directory(new.rpartition("/")[0])
+        with translated_errors("move", source):
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, "exists", str(target))
+            source.rename(target)
+            sync_directory(target.parent)
+            sync_directory(source.parent)
 
     def delete_directory(self, name: str) -> None:
         with translated_errors("delete", self.path(name)):

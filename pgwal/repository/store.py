@@ -22,6 +22,9 @@ class Appender(Protocol):
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at a byte offset; not durable until ``sync``."""
 
+    def clear_behind(self, offset: int) -> None:
+        """Write zeros over whatever is not zero from a byte offset on; not durable until ``sync``."""
+
     def sync(self) -> None:
         """Make all that was written durable."""
 
@@ -83,6 +86,9 @@ class Store(Protocol):
 
     def rename_directory(self, old: str, new: str) -> None:
         """Give a directory, whose contents are durable already, its final name, durably."""
+
+    def move(self, old: str, new: str) -> None:
+        """Give an object or a directory a new name, in a directory that is made for it; durably, and over nothing."""
 
     def delete_directory(self, name: str) -> None:
         """Remove a directory with all that is in it."""

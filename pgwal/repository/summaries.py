@@ -33,3 +33,7 @@ class SummaryFiles:
 
     def write(self, summary_range: LsnRange, block_map: BlockMap) -> None:
         self._store.write(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}", encode_summary(block_map))
+
+    def delete(self, summary_range: LsnRange) -> None:
+        """Remove a summary; raises ObjectNotFound."""
+        self._store.delete(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}")

@@ -26,34 +26,12 @@ class WalArchive(WalDirectory):
         found = {(segment.timeline_id, segment.segment_no): segment for segment in (*first, *second)}
         return [found[key] for key in sorted(found)]
 
-    def resume_point(self, history: TimelineHistory | None = None) -> tuple[int, Lsn] | None:
-        """Return (timeline, LSN) from which to receive on, as pg_receivewal would: a segment start.
-
-        With a ``history``, only what lies on it counts: not what was written to a timeline after it was left.
-        """
-        segments = self.segments()
-        if history is not None:
-            segments = [segment for segment in segments if self._is_on(history, segment)]
-        if not segments:
+    def resume_point(self) -> tuple[int, Lsn] | None:
+        """Return (timeline, LSN) from which to receive on: behind the newest whole segment of the newest timeline."""
+        newest = max(self.segments(), key=lambda s: (s.timeline_id, s.segment_no, s.complete), default=None)
+        if newest is None:
             return None
-        newest = max(segments, key=lambda s: (s.segment_no, s.timeline_id, s.complete))
-        number = newest.segment_no + 1 if newest.complete else newest.segment_no
-        start = self.geometry.segment_start(number)
-        if history is not None:
-            switch = next((lsn for number, lsn in history.switches if number == newest.timeline_id), None)
-            if switch is not None and start > switch:
-                # Whole, with the switch in it: the next timeline begins with a copy of it up to there.
-                start = self.geometry.segment_start(self.geometry.segment_no(switch))
-                return history.timeline_at(switch), start
-        return newest.timeline_id, start
-
-    def _is_on(self, history: TimelineHistory, segment: WalSegmentFile) -> bool:
-        """Tell whether a history goes through the start of a segment."""
-        start = self.geometry.segment_start(segment.segment_no)
-        left = {switch.timeline_id: switch.switch_lsn for switch in history.switches}
-        if segment.timeline_id in left:
-            return start < left[segment.timeline_id]
-        return segment.timeline_id == history.timeline_id
+        return newest.timeline_id, self.geometry.segment_start(newest.segment_no + newest.complete)
 
     def read_file(self, name: str) -> bytes:
         """Return a segment or history file as the server wants it back; a partial segment if there is no whole one.
@@ -64,6 +42,10 @@ class WalArchive(WalDirectory):
 
     def has_history(self, timeline_id: int) -> bool:
         return timeline_id == 1 or self._store.exists(self._path(history_file_name(timeline_id)))
+
+    def history_content(self, timeline_id: int) -> bytes:
+        """Return the history file of a timeline as it is; raises ObjectNotFound."""
+        return self._store.read(self._path(history_file_name(timeline_id)))
 
     def write_history(self, timeline_id: int, content: bytes) -> None:
         TimelineHistory.decode(timeline_id, content)

@@ -64,7 +64,8 @@ class WalDirectory:
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
-            if not compression and size_bytes != self.geometry.segment_size:
+            # One that is written may have been cut off while its room was taken; a receiver fills it up.
+            if not compression and size_bytes != self.geometry.segment_size and (complete or not size_bytes):
                 continue
             key = self.geometry.parse_file_name(base)
             if key not in found or (complete and not found[key].complete):
@@ -131,7 +132,7 @@ class WalDirectory:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
         assert part.left == 0, "nobody has read it"
 
-    def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[_SegmentReader, int]]:
+    def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[SegmentReader, int]]:
         """Open consecutive segments in turn, and tell from which offset on each is wanted."""
         position = start - start % WAL_PAGE_SIZE
         while True:
@@ -143,6 +144,17 @@ class WalDirectory:
             with file:
                 yield file, offset
             position = (segment_no + 1) * self.geometry.segment_size
+
+    def open_segment(self, segment: WalSegmentFile) -> SegmentReader:
+        """Open a segment file to read it from its start, decompressed; to be closed as a context.
+
+        One that a receiver has completed or compressed meanwhile is opened under its new name.
+        Raises ObjectNotFound when it is gone.
+        """
+        try:
+            return self._open_file(segment.name)
+        except ObjectNotFound:
+            return self._open(self.geometry.file_name(segment.timeline_id, segment.segment_no))
 
     def read_segment(self, name: str) -> bytes:
         """Return a whole segment, or a partial one where there is no whole one; raises ObjectNotFound, FormatError."""
@@ -156,15 +168,19 @@ class WalDirectory:
         content = self._store.read(self._path(history_file_name(timeline_id)))
         return TimelineHistory.decode(timeline_id, content)
 
+    def history_timelines(self) -> list[int]:
+        """Return the timelines whose history files are there."""
+        names = [name for name, _ in self._store.list(self._directory) if is_history_name(name)]
+        return [int(name[:8], 16) for name in names]
+
     def histories(self) -> list[TimelineHistory]:
         """Return the histories whose files are there, by timeline."""
-        names = [name for name, _ in self._store.list(self._directory) if is_history_name(name)]
-        return [self.history(int(name[:8], 16)) for name in names]
+        return [self.history(timeline_id) for timeline_id in self.history_timelines()]
 
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
-    def _open(self, name: str) -> _SegmentReader:
+    def _open(self, name: str) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
             for partial in ("", PARTIAL_SUFFIX):
                 for compression in COMPRESSION_SUFFIXES:
@@ -176,12 +192,12 @@ class WalDirectory:
                             continue
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
-    def _open_file(self, name: str) -> _SegmentReader:
+    def _open_file(self, name: str) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return _SegmentReader(self._store.open(path), compression, path, complete=complete)
+        return SegmentReader(self._store.open(path), compression, path, complete=complete)
 
-    def _read_segment(self, file: _SegmentReader, offset: int) -> Iterator[bytes]:
+    def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
@@ -199,7 +215,7 @@ class WalDirectory:
         )
 
 
-class _SegmentReader:
+class SegmentReader:
     """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file.
 
     One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
@@ -227,7 +243,7 @@ class _SegmentReader:
             self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
         self.is_compressed = bool(compression)
 
-    def __enter__(self) -> _SegmentReader:
+    def __enter__(self) -> SegmentReader:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -316,7 +332,7 @@ def open_wal_directory(store: Store, directory: str = "", *, only: str | None = 
         if not is_segment_name(base) or only not in (None, name):
             continue
         path = f"{directory}/{name}" if directory else name
-        with _SegmentReader(store.open(path), compression, path, complete=complete) as file:
+        with SegmentReader(store.open(path), compression, path, complete=complete) as file:
             content = file.read(_LONG_HEADER_SIZE)
         if len(content) == _LONG_HEADER_SIZE and any(content[:2]):
             header = LongPageHeader.parse(content)

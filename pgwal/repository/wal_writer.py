@@ -73,6 +73,11 @@ class WalWriter:
         if self._completing is None or self._completing.done() or self._waiting_bytes >= _MAX_WAITING_BYTES:
             self._write_waiting()
 
+    def clear_rest(self) -> None:
+        """Write zeros over what an earlier writer left behind ``written_lsn`` of the segment that is written now."""
+        self._write_waiting()
+        self._open_segment().clear_behind(self.written_lsn % self._geometry.segment_size)
+
     def sync(self) -> None:
         """Write all that waits, and make it durable."""
         self._write_waiting()

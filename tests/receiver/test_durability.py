@@ -19,7 +19,8 @@ from receiver.oracle import flush_lsn, keeping_server, one_lsn, wait_for
 from test_main_job import prepare, run_load
 
 from pgwal.engine.stop import StopRequest
-from pgwal.engine.stream import Receiver, StreamOptions
+from pgwal.engine.stream import Receiver
+from pgwal.engine.stream_options import StreamOptions
 from pgwal.errors import PgwalError, StorageFull
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters

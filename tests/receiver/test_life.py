@@ -24,7 +24,8 @@ from receiver.oracle import (
 from test_main_job import prepare, run_load, server_streams
 
 from pgwal.engine.stop import StopRequest
-from pgwal.engine.stream import Receiver, StreamOptions
+from pgwal.engine.stream import Receiver
+from pgwal.engine.stream_options import StreamOptions
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.repository import Repository

@@ -1,0 +1,184 @@
+"""Hold WAL that is received again against what the archive has of the same positions.
+
+Equal LSNs prove nothing: a server that was rolled back may write records of the same sizes anew.  So bytes are
+compared, before any of them is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from pgwal.engine.start_point import NEW_HISTORY_HINT
+from pgwal.errors import FormatError, HistoryMismatch
+from pgwal.lsn import Lsn
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
+from pgwal.segment import WAL_PAGE_SIZE as _PAGE
+from pgwal.timeline import TimelineHistory
+from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
+
+_READ_SIZE = 1 << 18
+
+
+class _Copy(NamedTuple):
+    """A segment file, read up to where WAL was compared last; it counts up to ``end``."""
+
+    reader: SegmentReader
+    end: Lsn
+    name: str
+
+
+class ArchiveComparison:
+    """Compares the WAL of one timeline, as it is received, with every file of the archive that holds some of it.
+
+    Those are the timeline's own segments and, where it was begun within a segment, its ancestors', up to where
+    ``history`` leaves them.  Of a segment that is not complete what counts is its whole records: a receiver that was
+    killed may leave anything behind them.  ``first_missing`` is the start of the first segment, from ``start`` on,
+    that is not complete under the timeline's own name; ``end`` is up to where the archive has WAL of the timeline.
+    """
+
+    def __init__(self, archive: WalArchive, history: TimelineHistory, timeline_id: int, start: Lsn) -> None:
+        self._archive = archive
+        self._geometry = archive.geometry
+        part = history.part_up_to(timeline_id)
+        assert part is not None, "not on this history"
+        self.history = part
+        self._limit = history.end_of(timeline_id)
+        self._segments = {
+            (segment.timeline_id, segment.segment_no): segment
+            for segment in archive.segments()
+            if segment.segment_no >= archive.geometry.segment_no(start)
+        }
+        self._position = start
+        self._copies: list[_Copy] = []
+        self._opened = ExitStack()
+        self.first_missing = self._first_missing(start)
+        self.end = self._end(start)
+        timelines = {timeline_id, *(switch.timeline_id for switch in part.switches)}
+        numbers = [number for of_timeline, number in self._segments if of_timeline in timelines]
+        self._last = archive.geometry.segment_start(max(numbers) + 1) if numbers else start
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the archive has nothing more to compare with."""
+        return self._position >= self._last
+
+    def close(self) -> None:
+        """Close the files."""
+        self._opened.close()
+
+    def compare(self, lsn: Lsn, data: memoryview | bytes) -> None:
+        """Compare the WAL that follows what was compared before.
+
+        Raises HistoryMismatch, which names the first byte that differs, FormatError for a damaged file.
+        """
+        assert lsn == self._position
+        view = memoryview(data)
+        while view:
+            if self._position % self._geometry.segment_size == 0 or not self._copies:
+                self._open_copies()
+            left = self._geometry.segment_size - self._position % self._geometry.segment_size
+            part = view[:left]
+            for copy in self._copies:
+                self._compare_part(copy, part)
+            self._position = Lsn(self._position + len(part))
+            view = view[len(part) :]
+
+    # -- files of the archive ----------------------------------------------------------------------------------
+
+    def _first_missing(self, start: Lsn) -> Lsn:
+        number = self._geometry.segment_no(start)
+        timeline_id = self.history.timeline_id
+        while (segment := self._segments.get((timeline_id, number))) is not None and segment.complete:
+            number += 1
+        return self._geometry.segment_start(number)
+
+    def _end(self, start: Lsn) -> Lsn:
+        own = [segment for (timeline_id, _), segment in self._segments.items() if timeline_id == self._timeline_id]
+        if not own:
+            return start
+        last = max(own, key=lambda segment: segment.segment_no)
+        return max(start, self._end_of(last))
+
+    @property
+    def _timeline_id(self) -> int:
+        return self.history.timeline_id
+
+    def _end_of(self, segment: WalSegmentFile) -> Lsn:
+        """Return up to where a segment file counts on the history."""
+        end = self._geometry.segment_start(segment.segment_no + 1)
+        limit = self._limit if segment.timeline_id == self._timeline_id else self.history.end_of(segment.timeline_id)
+        if limit is not None:
+            end = min(end, limit)
+        if not segment.complete:
+            end = min(end, self._end_of_records(segment)[0])
+        return end
+
+    def is_damaged_before(self, lsn: Lsn) -> str | None:
+        """Return the name of the timeline's own whole segment with ``lsn`` if it holds no valid records up to there."""
+        segment = self._segments.get((self._timeline_id, self._geometry.segment_no(lsn)))
+        if segment is None or not segment.complete:
+            return None
+        end, is_invalid = self._end_of_records(segment)
+        return segment.name if is_invalid and end <= lsn else None
+
+    def _end_of_records(self, segment: WalSegmentFile) -> tuple[Lsn, bool]:
+        """Return where the last whole record of a segment ends, and whether something that is no record follows."""
+        start = self._geometry.segment_start(segment.segment_no)
+        scanner = WalScanner(self._geometry.segment_size, start, derive_map_blocks=False)
+        event = NEED_DATA
+        with self._archive.open_segment(segment) as reader:
+            try:
+                while event != END_OF_WAL and (data := reader.read(_READ_SIZE)):
+                    scanner.feed(data)
+                    while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
+                        pass
+                    scanner.take_blocks()
+            except FormatError:
+                # Its CRC is right, so it is a record, and what follows cannot be told from records.
+                return self._geometry.segment_start(segment.segment_no + 1), False
+        return Lsn(scanner.position), event == END_OF_WAL
+
+    def _open_copies(self) -> None:
+        self._opened.close()
+        number = self._geometry.segment_no(self._position)
+        self._copies = list(self._copies_of(number))
+
+    def _copies_of(self, number: int) -> Iterator[_Copy]:
+        for timeline_id in (*(switch.timeline_id for switch in self.history.switches), self._timeline_id):
+            segment = self._segments.get((timeline_id, number))
+            if segment is None:
+                continue
+            end = self._end_of(segment)
+            if end > self._position:
+                reader = self._opened.enter_context(self._archive.open_segment(segment))
+                reader.skip(self._position % self._geometry.segment_size)
+                yield _Copy(reader, end, segment.name)
+
+    # -- bytes -------------------------------------------------------------------------------------------------
+
+    def _compare_part(self, copy: _Copy, received: memoryview) -> None:
+        size = min(len(received), copy.end - self._position)
+        if size <= 0:
+            return
+        stored, wanted = copy.reader.read(size), bytes(received[:size])
+        if stored == wanted:
+            return
+        # What a file that is not complete has lost its room for is zeros.
+        stored = stored.ljust(size, b"\0")
+        at = next(page for page in range(0, size, _PAGE) if stored[page : page + _PAGE] != wanted[page : page + _PAGE])
+        at = next(byte for byte in range(at, size) if stored[byte] != wanted[byte])
+        raise history_mismatch(self._timeline_id, Lsn(self._position + at), f"{copy.name} holds other WAL")
+
+
+def history_mismatch(timeline_id: int, lsn: Lsn, why: str) -> HistoryMismatch:
+    """Return the error for a server that has lost WAL which the archive holds, or has got other WAL in its place."""
+    return HistoryMismatch(
+        f"the server's WAL of timeline {timeline_id} is not that of the repository: they part at {lsn} at the latest"
+        f" ({why}); nothing was overwritten",
+        timeline_id=timeline_id,
+        lsn=lsn,
+        hint=NEW_HISTORY_HINT,
+    )

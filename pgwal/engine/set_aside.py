@@ -1,0 +1,79 @@
+"""Move what the archive holds of a history that the server has lost out of the way, without deleting any of it.
+
+What is moved lies below ``set_aside/`` as it lay in the repository: WAL, summaries, and the backups that end behind
+the place where the histories part, with all that build on them.  A crash in between leaves less to move: what depends
+on other things goes first, and the newest WAL before older.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+from pgwal.backup.entry import BackupEntry
+from pgwal.lsn import Lsn
+from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.repository import Repository
+from pgwal.repository.wal_directory import split_segment_name
+from pgwal.segment import is_segment_name
+from pgwal.summary.codec import summary_file_name
+from pgwal.timeline import history_file_name
+
+logger = logging.getLogger(__name__)
+
+
+def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
+    """Move aside WAL of a timeline from ``lsn`` on, all of the timelines that left it behind that, and what needs it.
+
+    The segment that holds ``lsn`` is moved whole: its beginning is received again.  Returns the names of what was
+    moved.  Raises RepositoryLocked while a backup is taken or restored, RepositoryError.
+    """
+    with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
+        lost = {timeline_id: lsn, **dict.fromkeys(_descendants(repository, timeline_id, lsn), Lsn(0))}
+        names = list(_names(repository, lost))
+        place = f"{SET_ASIDE_DIRECTORY}/{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{timeline_id:08X}_{lsn:016X}"
+        for name in names:
+            logger.warning("moving %s to %s", name, place)
+            repository.store.move(name, f"{place}/{name}")
+    return names
+
+
+def _descendants(repository: Repository, timeline_id: int, lsn: Lsn) -> Iterator[int]:
+    """Yield the timelines whose history goes through the timeline's lost part."""
+    for history in repository.wal.histories():
+        end = history.end_of(timeline_id)
+        if end is not None and end > lsn:
+            yield history.timeline_id
+
+
+def _names(repository: Repository, lost: dict[int, Lsn]) -> Iterator[str]:
+    yield from (f"{BACKUP_DIRECTORY}/{backup_id}" for backup_id in _lost_backups(repository.catalogue.entries(), lost))
+    for part in reversed(repository.summaries.ranges()):
+        if part.timeline_id in lost and part.end > lost[part.timeline_id]:
+            yield f"{SUMMARY_DIRECTORY}/{summary_file_name(part)}"
+    geometry = repository.geometry
+    for name, _ in reversed(repository.store.list(WAL_DIRECTORY)):
+        base, _, _ = split_segment_name(name)
+        if is_segment_name(base):
+            of_timeline, number = geometry.parse_file_name(base)
+            if of_timeline in lost and geometry.segment_start(number + 1) > lost[of_timeline]:
+                yield f"{WAL_DIRECTORY}/{name}"
+    # Last: while one is there, its timeline counts.
+    for of_timeline in sorted(lost, reverse=True):
+        if of_timeline in repository.wal.history_timelines() and not lost[of_timeline]:
+            yield f"{WAL_DIRECTORY}/{history_file_name(of_timeline)}"
+
+
+def _lost_backups(entries: Iterable[BackupEntry], lost: dict[int, Lsn]) -> list[str]:
+    """Return the backups that hold something of what is lost, or build on one that does, newest first."""
+    found: list[str] = []
+    for entry in sorted(entries, key=lambda entry: (entry.start_lsn, entry.backup_id)):
+        ends_behind = entry.stop_timeline_id in lost and entry.stop_lsn > lost[entry.stop_timeline_id]
+        if (
+            ends_behind
+            or (entry.start_timeline_id in lost and not lost[entry.start_timeline_id])
+            or entry.prior_id in found
+        ):
+            found.append(entry.backup_id)
+    return found[::-1]

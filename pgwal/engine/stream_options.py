@@ -1,0 +1,36 @@
+"""How a receiver works: what its caller chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgwal.lsn import Lsn
+from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression
+
+DEFAULT_STATUS_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
+
+    Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up
+    an interrupted stream again, ``wait_for_room`` also one that a full disk has ended.  ``for_backup`` is the receiver
+    that a backup command runs itself: any other one waits for it to end.  ``accept_new_history`` moves aside what the
+    archive holds of a history that the server has lost, and goes on with the server's.
+    """
+
+    slot: str | None = None
+    temporary_slot: bool = False
+    create_slot: bool = False
+    if_not_exists: bool = False
+    reconnect: bool = True
+    wait_for_room: bool = False
+    for_backup: bool = False
+    status_interval_s: float = DEFAULT_STATUS_INTERVAL_S
+    synchronous: bool = False
+    end_lsn: Lsn | None = None
+    once: bool = False
+    skip_removed: bool = False
+    accept_new_history: bool = False
+    compression: Compression = DEFAULT_COMPRESSION
