@@ -11,15 +11,12 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from pgwal.engine.start_point import NEW_HISTORY_HINT
-from pgwal.errors import FormatError, HistoryMismatch
+from pgwal.errors import HistoryMismatch
 from pgwal.lsn import Lsn
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
 from pgwal.segment import WAL_PAGE_SIZE as _PAGE
 from pgwal.timeline import TimelineHistory
-from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
-
-_READ_SIZE = 1 << 18
 
 
 class _Copy(NamedTuple):
@@ -113,7 +110,7 @@ class ArchiveComparison:
         if limit is not None:
             end = min(end, limit)
         if not segment.complete:
-            end = min(end, self._end_of_records(segment)[0])
+            end = min(end, self._archive.end_of_records(segment)[0])
         return end
 
     def is_damaged_before(self, lsn: Lsn) -> str | None:
@@ -121,25 +118,8 @@ class ArchiveComparison:
         segment = self._segments.get((self._timeline_id, self._geometry.segment_no(lsn)))
         if segment is None or not segment.complete:
             return None
-        end, is_invalid = self._end_of_records(segment)
+        end, is_invalid = self._archive.end_of_records(segment)
         return segment.name if is_invalid and end <= lsn else None
-
-    def _end_of_records(self, segment: WalSegmentFile) -> tuple[Lsn, bool]:
-        """Return where the last whole record of a segment ends, and whether something that is no record follows."""
-        start = self._geometry.segment_start(segment.segment_no)
-        scanner = WalScanner(self._geometry.segment_size, start, derive_map_blocks=False)
-        event = NEED_DATA
-        with self._archive.open_segment(segment) as reader:
-            try:
-                while event != END_OF_WAL and (data := reader.read(_READ_SIZE)):
-                    scanner.feed(data)
-                    while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
-                        pass
-                    scanner.take_blocks()
-            except FormatError:
-                # Its CRC is right, so it is a record, and what follows cannot be told from records.
-                return self._geometry.segment_start(segment.segment_no + 1), False
-        return Lsn(scanner.position), event == END_OF_WAL
 
     def _open_copies(self) -> None:
         self._opened.close()

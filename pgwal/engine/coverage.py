@@ -45,10 +45,14 @@ def read_coverage(repository: Repository, receiver: ReceiverState | None) -> lis
 
 
 def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> list[LsnRange]:
-    """Return the range of each segment; of one that is not complete, what is known to be valid of it."""
+    """Return the range of each segment; of one that is not complete, what is known to be valid of it.
+
+    A timeline that was begun within a segment begins with a copy of its ancestors' WAL: that is theirs as well.
+    """
     geometry = repository.geometry
+    histories = {history.timeline_id: history for history in repository.wal.histories()}
     # A timeline ends where the next one of some history begins, wherever that is in a segment.
-    ends: set[tuple[int, Lsn]] = {switch for history in repository.wal.histories() for switch in history.switches}
+    ends: set[tuple[int, Lsn]] = {switch for history in histories.values() for switch in history.switches}
     if receiver is not None:
         ends |= {(receiver.timeline_id, receiver.flushed_lsn)}
     found = []
@@ -59,6 +63,9 @@ def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> l
             end = max(known, default=start)
         if start < end:
             found.append(LsnRange(segment.timeline_id, start, end))
+            if segment.timeline_id in histories:
+                parts = histories[segment.timeline_id].ranges_between(start, end)
+                found += [part for part in parts if part.timeline_id != segment.timeline_id]
     return found
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Store
-from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
-from pgwal.segment import WalGeometry, is_segment_name
+from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalSegmentFile
+from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
+
+_SCAN_SIZE = 1 << 18
+
+
+class _Copy(NamedTuple):
+    """A segment of a later timeline, which begins with WAL of an earlier one up to ``end``."""
+
+    segment: WalSegmentFile
+    end: Lsn
 
 
 class WalArchive(WalDirectory):
@@ -32,6 +45,77 @@ class WalArchive(WalDirectory):
         if newest is None:
             return None
         return newest.timeline_id, self.geometry.segment_start(newest.segment_no + newest.complete)
+
+    def end_of_records(self, segment: WalSegmentFile) -> tuple[Lsn, bool]:
+        """Return where the last whole record that begins in a segment ends, and whether anything but a record follows.
+
+        Raises FormatError when the file is damaged, ObjectNotFound when it is gone.
+        """
+        # Not above: a server waits for each segment that it fetches, and that needs none of it.
+        from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
+
+        start = self.geometry.segment_start(segment.segment_no)
+        scanner = WalScanner(self.geometry.segment_size, start, derive_map_blocks=False)
+        event = NEED_DATA
+        with self.open_segment(segment) as reader:
+            while event != END_OF_WAL and (data := reader.read(_SCAN_SIZE)):
+                try:
+                    scanner.feed(data)
+                    while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
+                        pass
+                    scanner.take_blocks()
+                except FormatError:
+                    # Its CRC is right, so it is a record, and what follows cannot be told from records.
+                    return self.geometry.segment_start(segment.segment_no + 1), False
+        return Lsn(scanner.position), event == END_OF_WAL
+
+    def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
+        """As WalDirectory's.  A timeline's last segment is read from the copy with which a later timeline begins, where
+        its own file is gone, or has less.
+        """
+        copy = self._copy_of_last_segment(timeline_id)
+        if copy is None or self.geometry.segment_no(start) > copy.segment.segment_no:
+            yield from super().read(timeline_id, start)
+            return
+        copy_start = self.geometry.segment_start(copy.segment.segment_no)
+        position = Lsn(start - start % WAL_PAGE_SIZE)
+        if position < copy_start:
+            for data in super().read(timeline_id, position):
+                data = data[: copy_start - position]
+                if data:
+                    yield data
+                position = Lsn(position + len(data))
+                if position == copy_start:
+                    break
+            else:
+                return
+        with self.open_segment(copy.segment) as reader:
+            reader.skip(position - copy_start)
+            while size := min(PART_BYTES, copy_start + self.geometry.segment_size - position):
+                data = reader.read(size)[: max(0, copy.end - position)]
+                # As the timeline's own file would be.
+                yield data.ljust(size, b"\0")
+                position = Lsn(position + size)
+
+    def _copy_of_last_segment(self, timeline_id: int) -> _Copy | None:
+        """Return where a timeline's last segment is to be read from, None when that is its own file."""
+        ends = {history.timeline_id: history.end_of(timeline_id) for history in self.histories()}
+        if not any(ends.values()):
+            return None
+        segments = {(segment.timeline_id, segment.segment_no): segment for segment in self.segments()}
+        copies = [
+            _Copy(segments[follower, number], end)
+            for follower, end in ends.items()
+            if end and (follower, number := self.geometry.last_segment_no(end)) in segments
+        ]
+        if not copies:
+            return None
+        copy = max(copies, key=lambda copy: (copy.end, copy.segment.complete))
+        own = segments.get((timeline_id, copy.segment.segment_no))
+        place = self.geometry.first_record_position
+        if own is not None and (own.complete or place(self.end_of_records(own)[0]) >= place(copy.end)):
+            return None
+        return copy
 
     def read_file(self, name: str) -> bytes:
         """Return a segment or history file as the server wants it back; a partial segment if there is no whole one.
