@@ -42,8 +42,8 @@ def parting_of(
 ) -> HistoryMismatch | FormatError:
     """Return the error that says where the two really part.
 
-    ``error`` says where a difference was met.  Further and further back WAL is received again, until a record that bears
-    a time is the same.  Where the server lacks that WAL, nothing of the timeline counts as common.  FormatError is for
+    ``error`` says where a difference was met.  Further and further back WAL is received again, until a record with a
+    time is the same.  Where the server lacks that WAL, nothing of the timeline counts as common.  FormatError is for
     a segment of the archive that is damaged, and so differs from the server's.
     """
     timeline_id, lsn = error.timeline_id, Lsn(error.lsn)
@@ -100,7 +100,7 @@ def _first_difference(
 
 
 def _has_time_before(archive: WalArchive, start: StreamStart, end: Lsn) -> bool:
-    """Tell whether a record that bears a time lies in the archive between a place and ``end``; the last one is enough."""
+    """Tell whether a record that bears a time lies in the archive between a place and ``end``."""
     pages = _FEW_PAGES
     while True:
         begin = Lsn(max(start.lsn, end - end % WAL_PAGE_SIZE - pages * WAL_PAGE_SIZE))
