@@ -25,3 +25,10 @@ class ContentDigest:
 
     def hexdigest(self) -> str:
         return self._state.hexdigest()
+
+
+def content_digest(content: bytes) -> str:
+    """Return the ContentDigest of bytes that are all there."""
+    digest = ContentDigest()
+    digest.update(content)
+    return digest.hexdigest()

@@ -36,13 +36,16 @@ if TYPE_CHECKING:
 
 COMPILED: bool = cython.compiled
 
+NEVER_TORN = (1 << 64) - 1
+"""In place of an LSN: no page may be torn.  All are looked at then, and one that is new must be all zeros."""
+
 
 def find_bad_pages(data: Buffer, block_number: int, lsn: int) -> list[int]:
     """Return which pages of ``data`` differ from their checksums, by their places in it.
 
     ``block_number`` is that of the first one, counted from the start of the relation fork.  Pages that were changed at
-    ``lsn``, where the backup started, or later are not looked at: they may be torn, and WAL has them whole.  Bytes
-    after the last whole page are not looked at either.
+    ``lsn``, where the backup started, or later are not looked at: they may be torn, and WAL has them whole.  Nor are
+    pages that were never initialised, unless ``lsn`` is NEVER_TORN, nor bytes after the last whole page.
     """
     return _find(data, len(data) // 8192, block_number, lsn)
 
@@ -123,7 +126,9 @@ if not cython.compiled:
 
     def _is_bad_page(page: Buffer, block_number: int, lsn: int) -> bool:
         lsn_high, lsn_low, checksum, upper = _HEADER.unpack_from(page)
-        if upper == 0 or (lsn_high << 32 | lsn_low) >= lsn:
+        if upper == 0:
+            return lsn == NEVER_TORN and any(page)
+        if lsn != NEVER_TORN and (lsn_high << 32 | lsn_low) >= lsn:
             return False
         return bool((_page_sum(page) ^ block_number & 0xFFFFFFFF) % 65535 + 1 != checksum)
 

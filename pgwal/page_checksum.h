@@ -17,6 +17,7 @@
 #define PGWAL_COLUMNS 32
 #define PGWAL_ROWS (PGWAL_PAGE_SIZE / 4 / PGWAL_COLUMNS)
 #define PGWAL_FNV_PRIME 16777619u
+#define PGWAL_NEVER_TORN UINT64_MAX
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define PGWAL_FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
@@ -59,6 +60,11 @@ static uint32_t pgwal_page_sum(const uint8_t *page)
     return sum;
 }
 
+static int pgwal_is_zero(const uint8_t *page)
+{
+    return page[0] == 0 && memcmp(page, page + 1, PGWAL_PAGE_SIZE - 1) == 0;
+}
+
 static int pgwal_is_bad_page(const uint8_t *page, uint32_t block_number, uint64_t lsn)
 {
     uint32_t lsn_high, lsn_low;
@@ -68,7 +74,9 @@ static int pgwal_is_bad_page(const uint8_t *page, uint32_t block_number, uint64_
     memcpy(&lsn_low, page + 4, 4);
     memcpy(&checksum, page + 8, 2);
     memcpy(&upper, page + 14, 2);
-    if (upper == 0 || ((uint64_t) lsn_high << 32 | lsn_low) >= lsn)
+    if (upper == 0)
+        return lsn == PGWAL_NEVER_TORN && !pgwal_is_zero(page);
+    if (lsn != PGWAL_NEVER_TORN && ((uint64_t) lsn_high << 32 | lsn_low) >= lsn)
         return 0;
     return (pgwal_page_sum(page) ^ block_number) % 65535 + 1 != checksum;
 }

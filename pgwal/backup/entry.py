@@ -4,7 +4,8 @@ An entry is a JSON document (backup.json) that is written and read as a stream, 
 
     {"pgwal-backup": 1, "id": "20261122T101530Z_full", ..., "files": [
     {"path": "PG_VERSION", "size": 3, "stored": 3, "mode": 384, "mtime": 1795344930, "digest": "..."},
-    {"path": "base/5/16384", "size": 163840, "stored": 16384, ..., "truncation_block_length": 20, "blocks": 1}
+    {"path": "base/5/16384", "size": 163840, "stored": 16384, ..., "truncation_block_length": 20, "blocks": 1,
+     "header_digest": "..."}
     ],
     "digest": "xxh3-128:..."}
 
@@ -79,7 +80,9 @@ def parse_backup_id(backup_id: str) -> tuple[datetime, BackupKind]:
 class BackupFile(NamedTuple):
     """One file of a backup: what it is when reconstructed, and what is stored of it.
 
-    ``digest`` (xxh3-128, hex) is that of the stored bytes.  The last two members are None for a file stored whole.
+    ``digest`` (xxh3-128, hex) is that of the stored bytes.  The last three members are None for a file stored whole.
+    ``header_digest`` is that of the header of an incremental file, and None where the header is all of it, and in
+    entries of before it was noted.
     """
 
     path: str
@@ -90,6 +93,7 @@ class BackupFile(NamedTuple):
     digest: str
     truncation_block_length: int | None = None
     copied_block_count: int | None = None
+    header_digest: str | None = None
 
     @property
     def is_incremental(self) -> bool:
@@ -313,6 +317,8 @@ def encode_file(file: BackupFile) -> bytes:
         incremental = (
             f', "truncation_block_length": {file.truncation_block_length}, "blocks": {file.copied_block_count}'
         )
+    if file.header_digest is not None:
+        incremental += f', "header_digest": "{file.header_digest}"'
     return (
         f'{{"path": {json.dumps(file.path)}, "size": {file.size_bytes}, "stored": {file.stored_size_bytes},'
         f' "mode": {file.mode}, "mtime": {file.mtime_epoch_s}, "digest": "{file.digest}"{incremental}}}'
@@ -321,13 +327,14 @@ def encode_file(file: BackupFile) -> bytes:
 
 _WHOLE_KEYS = frozenset({"path", "size", "stored", "mode", "mtime", "digest"})
 _INCREMENTAL_KEYS = _WHOLE_KEYS | {"truncation_block_length", "blocks"}
-_FILE_TYPES = {"path": str, "digest": str}  # The others are numbers.
+_KNOWN_KEYS = (_WHOLE_KEYS, _INCREMENTAL_KEYS, _INCREMENTAL_KEYS | {"header_digest"})
+_FILE_TYPES = {"path": str, "digest": str, "header_digest": str}  # The others are numbers.
 
 
 def decode_file(content: bytes) -> BackupFile:
     """Parse and check the JSON object of one file; raises FormatError."""
     members = _load(content)
-    if members.keys() not in (_WHOLE_KEYS, _INCREMENTAL_KEYS):
+    if members.keys() not in _KNOWN_KEYS:
         raise FormatError(f"catalogue entry: members {sorted(members)} are not those of a file")
     file = BackupFile(
         members["path"],
@@ -338,6 +345,7 @@ def decode_file(content: bytes) -> BackupFile:
         members["digest"],
         members.get("truncation_block_length"),
         members.get("blocks"),
+        members.get("header_digest"),
     )
     if any(type(member) is not _FILE_TYPES.get(name, int) for name, member in members.items()):
         raise FormatError(f"catalogue entry: a member of file {file.path!r} has the wrong type")
@@ -351,10 +359,13 @@ def _check_file(file: BackupFile) -> bytes:
     sizes_fit = 0 <= file.size_bytes <= _MAX_INTEGER and 0 <= file.stored_size_bytes <= _MAX_INTEGER
     if not sizes_fit or not 0 <= file.mode <= _MAX_MODE or abs(file.mtime_epoch_s) > _MAX_INTEGER:
         raise FormatError(f"catalogue entry: a number of file {file.path!r} is out of range")
-    if _DIGEST.fullmatch(file.digest) is None:
-        raise FormatError(f"catalogue entry: {file.digest!r} of file {file.path!r} is not a digest")
+    for digest in (file.digest, file.header_digest):
+        if digest is not None and _DIGEST.fullmatch(digest) is None:
+            raise FormatError(f"catalogue entry: {digest!r} of file {file.path!r} is not a digest")
     if (file.truncation_block_length is None) != (file.copied_block_count is None):
         raise FormatError(f"catalogue entry: file {file.path!r} is half incremental")
+    if file.header_digest is not None and not file.copied_block_count:
+        raise FormatError(f"catalogue entry: file {file.path!r} has no header of its own, and a digest of it")
     if file.is_incremental:
         _check_incremental_file(file)
     return path

@@ -4,46 +4,85 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from pgwal.backup.entry import BackupFile
+from pgwal.backup.incremental_file import FIXED_SIZE
 from pgwal.backup.stored_path import encode_path
 
-_RECORD = struct.Struct("<16s16sQ")
 _BUCKET_COUNT = 4096
+_KEY_SIZE = 16
 _INCREMENTAL_BIT = 1 << 63
 
 
 class StoredFile(NamedTuple):
-    """What is stored of a file: the size and xxh3-128 digest (hex) of the stored bytes."""
+    """What is stored of a file: the size and xxh3-128 digest (hex) of the stored bytes.
+
+    ``header_digest`` is that of an incremental file's header; None where the entry does not tell it, and for a file
+    that is stored whole.
+    """
 
     is_incremental: bool
     stored_size_bytes: int
     digest: str
+    header_digest: str | None = None
+
+    @classmethod
+    def of(cls, file: BackupFile) -> StoredFile:
+        """Return what an entry says of a file."""
+        header_digest = _header_digest(file.is_incremental, file.stored_size_bytes, file.digest, file.header_digest)
+        return cls(file.is_incremental, file.stored_size_bytes, file.digest, header_digest)
+
+
+def _header_digest(is_incremental: bool, size_bytes: int, digest: str, noted: str | None) -> str | None:
+    # Of a file without blocks, as most are, the header is all.
+    return digest if is_incremental and size_bytes == FIXED_SIZE else noted
 
 
 class FileTable:
     """Looks up files of one backup; two paths with the same 128-bit digest do not happen."""
 
     def __init__(self, files: Iterable[BackupFile]) -> None:
-        self._buckets: dict[int, bytearray] = {}
+        self._files = _Records("<16sQ")
+        self._headers = _Records("<16s")
+        """Of the incremental files that hold blocks: they are few, and the others need no room for it."""
         for file in files:
             key = xxh3_128_digest(encode_path(file.path))
             size = file.stored_size_bytes | (_INCREMENTAL_BIT if file.is_incremental else 0)
-            self._buckets.setdefault(_bucket_number(key), bytearray()).extend(
-                _RECORD.pack(key, bytes.fromhex(file.digest), size)
-            )
+            self._files.add(key, bytes.fromhex(file.digest), size)
+            if file.header_digest is not None:
+                self._headers.add(key, bytes.fromhex(file.header_digest))
 
     def find(self, path: str) -> StoredFile | None:
         key = xxh3_128_digest(encode_path(path))
+        found = self._files.find(key)
+        if found is None:
+            return None
+        digest, size = found[0].hex(), found[1] & ~_INCREMENTAL_BIT
+        is_incremental = bool(found[1] & _INCREMENTAL_BIT)
+        noted = self._headers.find(key) if is_incremental else None
+        header_digest = _header_digest(is_incremental, size, digest, None if noted is None else noted[0].hex())
+        return StoredFile(is_incremental, size, digest, header_digest)
+
+
+class _Records:
+    """Records of one form by their keys of 16 bytes."""
+
+    def __init__(self, form: str) -> None:
+        self._form = struct.Struct(form)
+        self._buckets: dict[int, bytearray] = {}
+
+    def add(self, key: bytes, *values: Any) -> None:
+        self._buckets.setdefault(_bucket_number(key), bytearray()).extend(key + self._form.pack(*values))
+
+    def find(self, key: bytes) -> tuple[Any, ...] | None:
         bucket = self._buckets.get(_bucket_number(key), b"")
         at = bucket.find(key)
         while at >= 0:
-            if at % _RECORD.size == 0:
-                _, digest, size = _RECORD.unpack_from(bucket, at)
-                return StoredFile(bool(size & _INCREMENTAL_BIT), size & ~_INCREMENTAL_BIT, digest.hex())
+            if at % (_KEY_SIZE + self._form.size) == 0:
+                return self._form.unpack_from(bucket, at + _KEY_SIZE)
             at = bucket.find(key, at + 1)
         return None
 

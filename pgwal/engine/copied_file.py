@@ -10,7 +10,7 @@ from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_si
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import SourceFile, WantedContent
-from pgwal.checksum import ContentDigest
+from pgwal.checksum import ContentDigest, content_digest
 from pgwal.relation import BLOCK_SIZE
 
 _FILE_MODE = 0o600
@@ -87,6 +87,8 @@ class CopiedFile(NamedTuple):
         copied_block_count = wanted_bytes // BLOCK_SIZE
         if isinstance(plan, IncrementalFile):
             stored = stored._replace(
-                truncation_block_length=plan.truncation_block_length, copied_block_count=copied_block_count
+                truncation_block_length=plan.truncation_block_length,
+                copied_block_count=copied_block_count,
+                header_digest=content_digest(planned.header()) if copied_block_count else None,
             )
         return cls(stored, checksum, file.size_bytes // BLOCK_SIZE, copied_block_count, wanted_bytes, 0)

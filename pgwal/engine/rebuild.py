@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from operator import lt
 from pathlib import Path
 from typing import NamedTuple
 
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
-from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader, incremental_name
+from pgwal.backup.incremental_file import IncrementalHeader, incremental_name
 from pgwal.backup.manifest import FileChecksum
-from pgwal.backup.reconstruct import Reconstruction, Run, StoredWhole, reconstruct_file
+from pgwal.backup.reconstruct import Reconstruction, Run, reconstruct_file
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.block_reads import read_parts
 from pgwal.datadir.copy_method import CopyMethod
 from pgwal.datadir.new_file import PlacedFile
 from pgwal.datadir.writer import TreeWriter
-from pgwal.errors import (
-    ChainError,
-    ChecksumMismatch,
-    FormatError,
-    MissingPriorBackup,
-    PgwalError,
-    RepositoryError,
-    TruncatedInput,
-)
+from pgwal.engine.chain_source import ANOTHER_BACKUP, ChainSource, OlderPages, StoredTree, damaged, wrong_size
+from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TruncatedInput
 from pgwal.relation import parse_relation_path
 from pgwal.repository.repository import Repository
 
@@ -45,7 +35,6 @@ INCOMPLETE_NAME = "pgwal_incomplete"
 _FILES_UNDER_WAY = 16
 _MAX_DEFAULT_JOBS = 4
 _MAX_STORED_CONTENT = 16 << 20
-_ANOTHER_BACKUP = "Restore another backup."
 
 
 def default_jobs() -> int:
@@ -85,8 +74,9 @@ class Rebuild:
     """Writes the files of the newest backup of a chain, all of them incremental or whole, below a directory.
 
     The digests of all bytes that belong to the newest backup are checked, and of those of an older one where all of a
-    file is read.  Nothing that a backup says leads out of the target.  pg_control comes last, by a rename of what
-    marks the directory as incomplete.
+    file is read; of other files of an older one, the headers, and data pages where the cluster has checksums.  Nothing
+    that a backup says leads out of the target.  pg_control comes last, by a rename of what marks the directory as
+    incomplete.
     """
 
     def __init__(
@@ -108,7 +98,7 @@ class Rebuild:
         self._options = options
         self._jobs = options.jobs or default_jobs()
         self._catalogue = repository.catalogue
-        self._stored = [_StoredTree(repository.catalogue.data_path(e.backup_id), e.backup_id) for e in chain]
+        self._stored = [StoredTree(repository.catalogue.data_path(e.backup_id), e.backup_id) for e in chain]
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
         self._on_progress = on_progress
         self._checksum_algorithm = checksum_algorithm
@@ -135,7 +125,7 @@ class Rebuild:
             else:
                 yield file
         if self._control_file is None:
-            raise FormatError(f"backup {self._entry.backup_id} holds no {CONTROL_FILE_PATH}", hint=_ANOTHER_BACKUP)
+            raise FormatError(f"backup {self._entry.backup_id} holds no {CONTROL_FILE_PATH}", hint=ANOTHER_BACKUP)
 
     @property
     def control_file(self) -> BackupFile:
@@ -203,7 +193,7 @@ class Rebuild:
         if file.is_incremental:
             self._write_incremental(file, checksum)
         else:
-            stored = StoredFile(False, file.stored_size_bytes, file.digest)
+            stored = StoredFile.of(file)
             self._write_whole(file, self._stored[0], stored, checksum)
         with self._lock:
             self.file_count += 1
@@ -213,16 +203,16 @@ class Rebuild:
         return None if self._checksum_algorithm is None else FileChecksum(self._checksum_algorithm)
 
     def _write_whole(
-        self, file: BackupFile, tree: _StoredTree, stored: StoredFile, checksum: FileChecksum | None
+        self, file: BackupFile, tree: StoredTree, stored: StoredFile, checksum: FileChecksum | None
     ) -> None:
         """Write a file that comes whole from one backup."""
         if stored.stored_size_bytes != file.size_bytes:
-            raise _wrong_size(tree, file.path, stored.stored_size_bytes, file.size_bytes)
+            raise wrong_size(tree, file.path, stored.stored_size_bytes, file.size_bytes)
         method = self._options.method
         with tree.opened(file.path) as source:
             size = os.fstat(source).st_size
             if size != file.size_bytes:
-                raise _wrong_size(tree, file.path, size, file.size_bytes)
+                raise wrong_size(tree, file.path, size, file.size_bytes)
             # Files that are not of relations are small and may be edited: each gets its own.
             if method is CopyMethod.LINK and parse_relation_path(file.path) is not None:
                 self.writer.link(file.path, tree.path(file.path))
@@ -244,7 +234,7 @@ class Rebuild:
 
     def _copy_checked(
         self,
-        tree: _StoredTree,
+        tree: StoredTree,
         file: BackupFile,
         expected_digest: str,
         source: int,
@@ -271,62 +261,57 @@ class Rebuild:
             headers = [source.header for source in sources]
             plan = reconstruct_file(headers)
             if plan.size_bytes != file.size_bytes:
-                raise _wrong_size(self._stored[0], file.path, plan.size_bytes, file.size_bytes)
+                raise wrong_size(self._stored[0], file.path, plan.size_bytes, file.size_bytes)
             whole = sources[-1]
             if plan.runs == (Run(0, file.size_bytes, len(sources) - 1, 0),) and _size_of(whole) == file.size_bytes:
-                self._check_header(file, sources[0])
+                self._check_header(sources[0])
                 self._write_whole(file, whole.tree, whole.stored, checksum)
                 return
-            digest = self._header_digest(sources[0])
             with self.writer.place(file.path, file.size_bytes) as target:
                 if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None:
+                    self._check_header(sources[0])
                     self._copy_runs(plan, sources, target)
-                    return
-                self._write_runs(plan, sources, target, digest, checksum)
-            if digest.hexdigest() != file.digest:
-                raise _damaged(self._stored[0], file.path)
+                else:
+                    self._write_runs(file, plan, sources, target, checksum)
 
-    def _open_sources(self, file: BackupFile, opened: ExitStack) -> list[_Source]:
-        """Open what each backup stores of a file, newest first, down to the whole copy."""
-        found: list[_Source] = []
-        stored: StoredFile | None = StoredFile(True, file.stored_size_bytes, file.digest)
+    def _open_sources(self, file: BackupFile, opened: ExitStack) -> list[ChainSource]:
+        """Open what each backup stores of a file, newest first, down to the whole copy, with headers that are right."""
+        found: list[ChainSource] = []
+        stored: StoredFile | None = StoredFile.of(file)
         for number, tree in enumerate(self._stored):
             if number:
                 stored = self._tables[number - 1].find(file.path)
             if stored is None:
                 raise MissingPriorBackup(
-                    f"backup {tree.backup_id} holds no {file.path}, which a later one builds on", hint=_ANOTHER_BACKUP
+                    f"backup {tree.backup_id} holds no {file.path}, which a later one builds on", hint=ANOTHER_BACKUP
                 )
             path = incremental_name(file.path) if stored.is_incremental else file.path
-            descriptor = opened.enter_context(tree.opened(path))
-            size = os.fstat(descriptor).st_size
-            if size != stored.stored_size_bytes:
-                raise _wrong_size(tree, path, size, stored.stored_size_bytes)
-            header = _read_header(tree.path(path), descriptor, size) if stored.is_incremental else StoredWhole(size)
-            found.append(_Source(tree, stored, descriptor, header))
+            source = ChainSource.opened(tree, file.path, stored, opened.enter_context(tree.opened(path)))
+            found.append(source)
             if not stored.is_incremental:
                 break
+            if number:
+                self._check_header(source)
         return found
 
-    def _header_digest(self, newest: _Source) -> ContentDigest:
-        """Begin the digest of the newest backup's incremental file, each block of which is used, in stored order."""
-        assert isinstance(newest.header, IncrementalHeader)
-        digest = ContentDigest()
-        digest.update(newest.header.encode())
-        return digest
-
-    def _check_header(self, file: BackupFile, newest: _Source) -> None:
-        if self._header_digest(newest).hexdigest() != file.digest:
-            raise _damaged(newest.tree, file.path)
+    def _check_header(self, source: ChainSource) -> None:
+        """Check a header whose digest the entry does not tell, of an incremental file of which not all is read."""
+        if source.stored.header_digest is None:
+            source.require_as_stored(self.writer.buffer())
 
     def _write_runs(
         self,
+        file: BackupFile,
         plan: Reconstruction,
-        sources: list[_Source],
+        sources: list[ChainSource],
         target: PlacedFile,
-        digest: ContentDigest,
         checksum: FileChecksum | None,
     ) -> None:
+        # Each block of the newest backup's incremental file is used, in stored order.
+        digest, newest = ContentDigest(), sources[0]
+        assert isinstance(newest.header, IncrementalHeader)
+        digest.update(newest.header.encode())
+        older = OlderPages(file.path, sources) if self._entry.data_checksums else None
         buffer = self.writer.buffer()
         for offset, pieces in _pieces(plan.runs, len(buffer)):
             written = self._read(pieces, sources, buffer)
@@ -335,19 +320,25 @@ class Rebuild:
                 if piece.source == 0:
                     digest.update(written[at : at + piece.length])
                 at += piece.length
+            if older is not None:
+                older.check(pieces, written)
             if checksum is not None:
                 checksum.update(bytes(written))
             target.write(written, offset)
             self._count(written=len(written))
+        if digest.hexdigest() != file.digest:
+            raise damaged(newest.tree, newest.path)
+        if older is not None:
+            older.warn()
 
-    def _copy_runs(self, plan: Reconstruction, sources: list[_Source], target: PlacedFile) -> None:
+    def _copy_runs(self, plan: Reconstruction, sources: list[ChainSource], target: PlacedFile) -> None:
         for run in plan.runs:
             if run.source is not None:
                 source = sources[run.source]
                 target.copy_range(source.descriptor, source.tree.root, run.source_offset, run.length, run.offset)
             self._count(written=run.length)
 
-    def _read(self, pieces: list[Run], sources: list[_Source], buffer: memoryview) -> memoryview:
+    def _read(self, pieces: list[Run], sources: list[ChainSource], buffer: memoryview) -> memoryview:
         """Fill the start of the buffer with pieces that follow each other, and return it."""
         descriptors = array("i", [-1 if p.source is None else sources[p.source].descriptor for p in pieces])
         lengths = array("I", [piece.length for piece in pieces])
@@ -359,18 +350,18 @@ class Rebuild:
             raise TruncatedInput(
                 f"a file of backup {sources[cut.source].tree.backup_id} ends"
                 f" before byte {cut.source_offset + cut.length}",
-                hint=_ANOTHER_BACKUP,
+                hint=ANOTHER_BACKUP,
             )
         self._count(read=sum(piece.length for piece in pieces if piece.source is not None))
         return buffer[:size]
 
     def _check(
-        self, tree: _StoredTree, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
+        self, tree: StoredTree, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
     ) -> None:
         if size != expected_size:
-            raise _wrong_size(tree, path, size, expected_size)
+            raise wrong_size(tree, path, size, expected_size)
         if digest.hexdigest() != expected:
-            raise _damaged(tree, path)
+            raise damaged(tree, path)
 
     def _count(self, *, read: int = 0, written: int = 0) -> None:
         if self._stopping:
@@ -387,17 +378,7 @@ class _Stopped(PgwalError):
     """Ends a thread when another one has failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What one backup stores of a file, opened."""
-
-    tree: _StoredTree
-    stored: StoredFile
-    descriptor: int
-    header: IncrementalHeader | StoredWhole
-
-
-def _size_of(source: _Source) -> int:
+def _size_of(source: ChainSource) -> int:
     return source.stored.stored_size_bytes
 
 
@@ -416,97 +397,3 @@ def _pieces(runs: Iterable[Run], limit: int) -> Iterator[tuple[int, list[Run]]]:
                 start, filled, group = start + filled, 0, []
     if group:
         yield start, group
-
-
-def _read_header(path: Path, descriptor: int, size: int) -> IncrementalHeader:
-    try:
-        prefix = IncrementalHeader.decode_prefix(os.pread(descriptor, FIXED_SIZE, 0))
-        header = IncrementalHeader.decode(os.pread(descriptor, prefix.header_size, 0), size)
-        if not _is_strictly_ascending(header.block_numbers):
-            raise FormatError("incremental file: its block numbers do not ascend")
-    except FormatError as error:
-        raise type(error)(f"{path}: {error}", hint=_ANOTHER_BACKUP) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return header
-
-
-def _is_strictly_ascending(numbers: array[int]) -> bool:
-    return all(map(lt, numbers, numbers[1:]))
-
-
-def _wrong_size(tree: _StoredTree, path: str, size: int, expected: int) -> PgwalError:
-    return TruncatedInput(f"{path} of backup {tree.backup_id} has {size} bytes, not {expected}", hint=_ANOTHER_BACKUP)
-
-
-def _damaged(tree: _StoredTree, path: str) -> ChecksumMismatch:
-    return ChecksumMismatch(
-        f"{path} of backup {tree.backup_id} is damaged: its digest does not match", hint=_ANOTHER_BACKUP
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"cannot open {path}: {os.strerror(error.errno or 0)}",
-        hint="Run pgwal as the user that owns the repository.",
-    )
-
-
-class _StoredTree:
-    """The data of one backup; links and whatever else is not a file or directory of its own are refused."""
-
-    def __init__(self, root: Path, backup_id: str) -> None:
-        self.root = root
-        self.backup_id = backup_id
-        self._real_directories = {""}
-
-    def path(self, path: str) -> Path:
-        return self.root / path
-
-    def directories(self) -> Iterator[str]:
-        """Yield the directories, each before those in it."""
-        for parent, names, _ in os.walk(self.root):
-            for name in names:
-                path = os.path.relpath(Path(parent) / name, self.root)
-                self._require_real_directory(path)
-                yield path
-
-    @contextmanager
-    def opened(self, path: str) -> Iterator[int]:
-        """Open a file for reading and give its descriptor; raises MissingPriorBackup, FormatError, RepositoryError."""
-        self._require_real_directory(path.rpartition("/")[0])
-        try:
-            # Without waiting for the other end of what is no file.
-            descriptor = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError as error:
-            raise MissingPriorBackup(f"{self.path(path)} is missing", hint=_ANOTHER_BACKUP) from error
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise self._foreign(path) from error
-            raise _unreadable(self.path(path), error) from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise self._foreign(path)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _require_real_directory(self, path: str) -> None:
-        if path in self._real_directories:
-            return
-        self._require_real_directory(path.rpartition("/")[0])
-        try:
-            if not stat.S_ISDIR(self.path(path).lstat().st_mode):
-                raise self._foreign(path)
-        except FileNotFoundError as error:
-            raise MissingPriorBackup(f"{self.path(path)} is missing", hint=_ANOTHER_BACKUP) from error
-        except NotADirectoryError as error:
-            raise self._foreign(path) from error
-        except OSError as error:
-            raise _unreadable(self.path(path), error) from error
-        self._real_directories.add(path)
-
-    def _foreign(self, path: str) -> PgwalError:
-        return ChainError(
-            f"{self.path(path)} is not what pgwal stores: a link, or neither file nor directory", hint=_ANOTHER_BACKUP
-        )

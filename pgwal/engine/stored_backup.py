@@ -29,7 +29,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestFile, ManifestReader, manifest_version
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
-from pgwal.checksum import ContentDigest
+from pgwal.checksum import ContentDigest, content_digest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
@@ -321,6 +321,8 @@ def _read_header(read: Callable[[int], bytes], file: BackupFile) -> tuple[bytes,
     found = (header.truncation_block_length, len(header.block_numbers))
     if found != (file.truncation_block_length, file.copied_block_count):
         raise FormatError(f"its header says truncation block length {found[0]} and {found[1]} blocks, its entry not")
+    if file.header_digest is not None and content_digest(content) != file.header_digest:
+        raise FormatError("its header is not what was stored: its digest does not match")
     if header.reconstructed_block_count * BLOCK_SIZE != file.size_bytes:
         raise FormatError(f"its header makes {header.reconstructed_block_count} blocks, its entry another size")
     return content, header

@@ -105,3 +105,16 @@ def test_pages_that_are_not_looked_at(module: ModuleType) -> None:
     assert module.find_bad_pages(b"".join(pages), 0, start_lsn) == [1, 3]
     assert module.find_bad_pages(bytes(PAGE_SIZE), 0, start_lsn) == []
     assert module.find_bad_pages(b"", 0, start_lsn) == []
+
+
+@pytest.mark.parametrize("module", FORMS)
+def test_where_no_page_may_be_torn_all_are_looked_at(module: ModuleType) -> None:
+    pages = [build_page(number, number, lsn) for number, lsn in enumerate((1, NEWEST - 1, NEWEST))]
+    assert module.find_bad_pages(b"".join(pages), 0, module.NEVER_TORN) == []
+    for page in pages:
+        page[100] ^= 0x10
+    assert module.find_bad_pages(b"".join(pages), 0, module.NEVER_TORN) == [0, 1, 2]
+    # A page that is new is all zeros.
+    one_bit = bytes(PAGE_SIZE - 1) + b"\1"
+    assert module.find_bad_pages(bytes(PAGE_SIZE) + one_bit, 0, module.NEVER_TORN) == [1]
+    assert module.find_bad_pages(bytes(PAGE_SIZE) + one_bit, 0, NEWEST - 1) == []

@@ -15,7 +15,7 @@ from pgwal.backup.entry import BackupEntry, BackupFile, BackupTotals, parse_back
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
-from pgwal.checksum import ContentDigest, crc32c
+from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE, MAJOR_BY_CATALOG_VERSION
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
@@ -160,15 +160,9 @@ def store_backup(
     return entry
 
 
-def _digest(content: bytes) -> str:
-    digest = ContentDigest()
-    digest.update(content)
-    return digest.hexdigest()
-
-
 def _whole(files: dict[str, bytes]) -> Iterable[tuple[BackupFile, bytes]]:
     for path, content in files.items():
-        yield BackupFile(path, len(content), len(content), 0o600, 0, _digest(content)), content
+        yield BackupFile(path, len(content), len(content), 0o600, 0, content_digest(content)), content
 
 
 def _incremental(files: dict[str, tuple[int, int, dict[int, bytes]]]) -> Iterable[tuple[BackupFile, bytes]]:
@@ -178,7 +172,15 @@ def _incremental(files: dict[str, tuple[int, int, dict[int, bytes]]]) -> Iterabl
         content = header.encode() + b"".join(blocks.values())
         yield (
             BackupFile(
-                path, length * 8192, len(content), 0o600, 0, _digest(content), truncation_block_length, len(blocks)
+                path,
+                length * 8192,
+                len(content),
+                0o600,
+                0,
+                content_digest(content),
+                truncation_block_length,
+                len(blocks),
+                content_digest(header.encode()) if blocks else None,
             ),
             content,
         )

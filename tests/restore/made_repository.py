@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, encode_entry, format_backup_id
 from pgwal.backup.incremental_file import IncrementalHeader
-from pgwal.checksum import ContentDigest
+from pgwal.checksum import content_digest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
@@ -55,6 +55,9 @@ class MadeRepository:
 
     path: Path
     ids: list[str] = field(default_factory=list)
+    data_checksums: bool = False
+    """Whether data pages have checksums, and are not bytes of any kind."""
+    notes_header_digests: bool = True
 
     def __post_init__(self) -> None:
         Repository.open_or_create(self.path, RepositoryIdentity(SYSTEM_IDENTIFIER, SEGMENT_SIZE, 18))
@@ -87,7 +90,7 @@ class MadeRepository:
             started_at=f"2026-11-22T10:00:{number:02}+00:00",
             finished_at=f"2026-11-22T10:00:{number:02}+00:00",
             wal_segment_size=SEGMENT_SIZE,
-            data_checksums=True,
+            data_checksums=self.data_checksums,
             tablespaces=tablespaces or {},
             totals=totals,
         )
@@ -104,9 +107,10 @@ class MadeRepository:
             counts: tuple[int, ...] = (*extra, len(header.block_numbers))
         else:
             stored, size, counts = content, len(content), ()
-        digest = ContentDigest()
-        digest.update(stored)
-        file = BackupFile(path, size, len(stored), 0o600, 1_800_000_000, digest.hexdigest(), *counts)
+        file = BackupFile(path, size, len(stored), 0o600, 1_800_000_000, content_digest(stored), *counts)
+        if self.notes_header_digests and file.copied_block_count:
+            assert isinstance(content, Blocks)
+            file = file._replace(header_digest=content_digest(content.header().encode()))
         place = self.data(backup_id) / file.stored_path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(stored)

@@ -15,6 +15,7 @@ from restore.made_repository import Blocks, MadeRepository, block
 
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
+from pgwal.backup.incremental_file import FIXED_SIZE
 from pgwal.datadir import new_file
 from pgwal.datadir.copy_method import CopyMethod
 from pgwal.datadir.writer import TreeWriter
@@ -140,15 +141,31 @@ def test_two_ways_at_once_are_a_usage_error(tmp_path: Path) -> None:
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1, max_size=8),
-        st.tuples(st.booleans(), st.integers(0, (1 << 63) - 1), st.binary(min_size=16, max_size=16)),
+        st.tuples(
+            st.sampled_from(["whole", "unchanged", "blocks", "blocks of an older pgwal"]),
+            st.integers(13, (1 << 63) - 1),
+            st.binary(min_size=16, max_size=16),
+        ),
         max_size=50,
     )
 )
-def test_file_table_finds_what_it_was_given(files: dict[str, tuple[bool, int, bytes]]) -> None:
-    table = FileTable(
-        BackupFile(path, size, size, 0o600, 0, digest.hex(), *((0, 0) if incremental else ()))
-        for path, (incremental, size, digest) in files.items()
-    )
-    for path, (incremental, size, digest) in files.items():
-        assert table.find(path) == StoredFile(incremental, size, digest.hex())
+def test_file_table_finds_what_it_was_given(files: dict[str, tuple[str, int, bytes]]) -> None:
+    expected: dict[str, StoredFile] = {}
+    listed = []
+    for path, (kind, size, content) in files.items():
+        digest, header_digest = content.hex(), content[::-1].hex()
+        if kind == "whole":
+            listed.append(BackupFile(path, size, size, 0o600, 0, digest))
+            expected[path] = StoredFile(False, size, digest)
+        elif kind == "unchanged":
+            listed.append(BackupFile(path, 0, FIXED_SIZE, 0o600, 0, digest, 0, 0))
+            # Such a file is nothing but its header.
+            expected[path] = StoredFile(True, FIXED_SIZE, digest, digest)
+        else:
+            noted = header_digest if kind == "blocks" else None
+            listed.append(BackupFile(path, 0, size, 0o600, 0, digest, 0, 1, noted))
+            expected[path] = StoredFile(True, size, digest, noted)
+    table = FileTable(listed)
+    assert {path: table.find(path) for path in files} == expected
+    assert {file.path: StoredFile.of(file) for file in listed} == expected
     assert table.find("another/path") is None
