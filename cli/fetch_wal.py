@@ -18,10 +18,13 @@ def fetch_wal(
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Have the whole segments that follow at hand in DESTINATION.pgwal.")
     ] = False,
+    to_gap: Annotated[
+        bool, typer.Option("--to-gap", help="Take a segment for the end of WAL that is missing before others.")
+    ] = False,
 ) -> None:
     """Copy a WAL segment or history file out of the repository.
 
     Exit code 0 when it is there, 1 when it is not, 126 when it cannot be had though it should.
     """
-    if code := fetch_or_explain(repo, name, destination, prefetch=prefetch):
+    if code := fetch_or_explain(repo, name, destination, prefetch=prefetch, to_gap=to_gap):
         raise typer.Exit(code)

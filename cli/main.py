@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -86,6 +87,9 @@ def _options(
 def main() -> None:
     """Run the command line and exit with its code."""
     log_to_stderr()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Names of files that are no text in this encoding are printed as the bytes that they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     interruption = Interruption()
     interruption.install()
     code = run(sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,11 +55,19 @@ def rebuild_options(
     return RebuildOptions(method, jobs, sync=not no_sync)
 
 
+def argument_bytes(argument: str) -> str:
+    """Return the text that stands for the bytes of an argument, whatever the locale makes of them."""
+    from pgwal.backup.stored_path import decode_path
+
+    return decode_path(os.fsencode(argument))
+
+
 def parse_tablespaces(mappings: list[str] | None) -> dict[str, str]:
     """Read OLD=NEW mappings; a backslash makes an equals sign part of a path, as in pg_combinebackup."""
     result = {}
     for mapping in mappings or []:
-        old, _, new = (part.replace("\0", "=") for part in mapping.replace("\\=", "\0").partition("="))
+        parts = argument_bytes(mapping).replace("\\=", "\0").partition("=")
+        old, _, new = (part.replace("\0", "=") for part in parts)
         if not old.startswith("/") or not new.startswith("/"):
             raise typer.BadParameter(f"{mapping!r} is not OLD=NEW with absolute paths", param_hint="-T")
         result[old] = new

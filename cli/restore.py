@@ -19,6 +19,7 @@ from pgwal_cli.rebuilding import (
     Link,
     NoSync,
     TablespaceMapping,
+    argument_bytes,
     parse_tablespaces,
     rebuild_document,
     rebuild_options,
@@ -93,6 +94,10 @@ def restore(
         str | None,
         typer.Option("--restore-command", metavar="CMD", help="restore_command to set instead of pgwal fetch-wal."),
     ] = None,
+    to_gap: Annotated[
+        bool,
+        typer.Option("--to-gap", help="Restore although WAL is missing behind the backup: recovery ends there."),
+    ] = False,
     copy: Copy = False,
     clone: Clone = False,
     copy_file_range: CopyFileRange = False,
@@ -116,7 +121,7 @@ def restore(
         lsn=None if target_lsn is None else options.parse_lsn(target_lsn),
         time=None if target_time is None else parse_target_time(target_time),
         xid=target_xid,
-        name=target_name,
+        name=None if target_name is None else argument_bytes(target_name),
         immediate=target_immediate,
         timeline=_timeline(target_timeline),
         action=None if target_action is None else TargetAction(target_action),
@@ -126,11 +131,12 @@ def restore(
         repo,
         backup,
         pgdata,
-        command or restore_command(repo),
+        command or restore_command(repo, to_gap=to_gap),
         parse_tablespaces(tablespace_mapping),
         target,
         how,
         wal_is_here=command is None,
+        to_gap=to_gap,
     )
     with progress_bar("restoring", progress) as on_progress:
         report = restore_backup(request, on_progress)

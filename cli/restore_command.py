@@ -14,18 +14,22 @@ NOT_FOUND = 1
 FATAL = 126
 """Above 125: the server stops recovery instead of taking the file as absent."""
 
+_FLAGS: tuple[list[str], ...] = ([], ["--prefetch"], ["--to-gap"], ["--to-gap", "--prefetch"])
 
-def fetch_wal_words(repository_path: Path) -> list[str]:
+
+def fetch_wal_words(repository_path: Path, *, to_gap: bool = False) -> list[str]:
     """Return the command that fetches WAL from a repository, without the file's name and its destination."""
-    return [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+    return [*words, "--to-gap"] if to_gap else words
 
 
-def restore_command(repository_path: Path, *, prefetch: bool = True) -> str:
+def restore_command(repository_path: Path, *, prefetch: bool = True, to_gap: bool = False) -> str:
     """Return the restore_command with which a server gets its WAL from a repository.
 
-    With ``prefetch`` it looks first where ``fetch-wal --prefetch`` puts what it fetches ahead.
+    With ``prefetch`` it looks first where ``fetch-wal --prefetch`` puts what it fetches ahead; with ``to_gap`` recovery
+    may end where WAL is missing that has more behind it.
     """
-    fetch = shlex.join(fetch_wal_words(repository_path)).replace("%", "%%")
+    fetch = shlex.join(fetch_wal_words(repository_path, to_gap=to_gap)).replace("%", "%%")
     if not prefetch:
         return f'{fetch} "%f" "%p"'
     # Not at the top: what fails to be imported must not end the fetching of WAL with exit code 1.
@@ -37,20 +41,24 @@ def restore_command(repository_path: Path, *, prefetch: bool = True) -> str:
 def run_short(arguments: Sequence[str]) -> int | None:
     """Run a command line as ``restore_command`` makes it and return the exit code; None when it is another one."""
     match arguments:
-        case ["fetch-wal", "--repo", repo, *flags, name, destination] if flags in ([], ["--prefetch"]):
+        case ["fetch-wal", "--repo", repo, *flags, name, destination] if flags in _FLAGS:
             if not any(value.startswith("-") for value in (repo, name, destination)):
-                return fetch_or_explain(Path(repo), name, Path(destination), prefetch=bool(flags))
+                return fetch_or_explain(
+                    Path(repo), name, Path(destination), prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
+                )
     return None
 
 
-def fetch_or_explain(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False) -> int:
+def fetch_or_explain(
+    repository_path: Path, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False
+) -> int:
     """Fetch a file and return the exit code; what went wrong is on stderr."""
     try:
         from pgwal.engine.fetch_wal import fetch
         from pgwal.errors import ObjectNotFound, PgwalError
 
         try:
-            fetch(repository_path, name, destination, prefetch=prefetch)
+            fetch(repository_path, name, destination, prefetch=prefetch, to_gap=to_gap)
         except ObjectNotFound:
             print(f"pgwal: {name} is not in the repository", file=sys.stderr)
             return NOT_FOUND

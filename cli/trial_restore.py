@@ -148,13 +148,15 @@ def _restored_server(
 ) -> ThrowawayServer:
     target = workplace / "data"
     # What would be fetched ahead might come into a directory that is just being removed.
-    command = restore_command(repository_path, prefetch=False)
+    # The backup is on trial: WAL that is missing behind it is no fault of it.
+    command = restore_command(repository_path, prefetch=False, to_gap=True)
     if server_account() is not None:
         # The server's user may not be able to run this Python, nor to read the repository of root.
-        relay = RestoreCommandRelay(fetch_wal_words(repository_path), workplace / "relay", target)
+        relay = RestoreCommandRelay(fetch_wal_words(repository_path, to_gap=True), workplace / "relay", target)
         command = opened.enter_context(relay).restore_command
     locations = {path: str(workplace / f"tablespace_{oid}") for oid, path in entry.tablespaces.items()}
-    restore_backup(RestoreRequest(repository_path, entry.backup_id, target, command, locations), on_progress)
+    request = RestoreRequest(repository_path, entry.backup_id, target, command, locations, to_gap=True)
+    restore_backup(request, on_progress)
     for name, content in (("postgresql.conf", ""), ("pg_hba.conf", _ACCESS), ("pg_ident.conf", "")):
         (target / name).write_text(content)
     server = ThrowawayServer(make_reachable(installation, workplace), workplace / "server")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from pgwal.backup.stored_path import encode_path
 from pgwal.errors import TargetError
 from pgwal.lsn import Lsn
 
@@ -35,8 +36,9 @@ class TargetAction(StrEnum):
 class RecoveryTarget:
     """Up to where WAL is replayed: to its end when nothing is set, else to the one place that is.
 
-    ``time`` has its offset.  ``timeline`` is a number, "latest" or "current".  Raises TargetError for what the server
-    would refuse.
+    ``time`` has its offset.  ``name`` stands for the bytes that WAL holds, in the encoding of whatever database, as
+    decode_path of pgwal.backup.stored_path makes text of them.  ``timeline`` is a number, "latest" or "current".
+    Raises TargetError for what the server would refuse.
     """
 
     lsn: Lsn | None = None
@@ -63,7 +65,7 @@ class RecoveryTarget:
             assert self.time.tzinfo is not None
         if self.xid is not None and (self.xid < 0 or self.short_xid < _FIRST_NORMAL_XID):
             raise TargetError(f"{self.xid} is not the number of a transaction")
-        if self.name is not None and not 0 < len(self.name.encode()) <= _MAX_NAME_SIZE:
+        if self.name is not None and not 0 < len(encode_path(self.name)) <= _MAX_NAME_SIZE:
             raise TargetError(f"the name of a restore point has 1 to {_MAX_NAME_SIZE} bytes")
         if isinstance(self.timeline, int) and not 0 < self.timeline <= _XID_MASK:
             raise TargetError(f"{self.timeline} is not the number of a timeline")
@@ -140,4 +142,4 @@ def with_recovery_settings(content: bytes, settings: Iterator[tuple[str, str]]) 
 def _setting_line(name: str, value: str) -> bytes:
     # The server's lexer wants one line, and takes the escapes of C.
     quoted = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n").replace("\r", "\\r")
-    return f"{name} = '{quoted}'\n".encode("utf-8", "surrogateescape")
+    return encode_path(f"{name} = '{quoted}'\n")

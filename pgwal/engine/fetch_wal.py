@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pgwal.engine.prefetch_wal import Spool
-from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
 from pgwal.repository.local import LocalStore
 from pgwal.repository.wal_archive import WalArchive
@@ -19,12 +19,13 @@ from pgwal.timeline import TimelineHistory
 from pgwal.wal.segment_check import begins_with_nothing, check_segment
 
 
-def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False) -> None:
+def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
     """Copy a segment or history file to ``destination``, after a look at what it is.
 
     A segment that is not complete is given as far as it was received: everything received can be recovered.
     With ``prefetch``, the whole ones that follow are put where the caller looks first; see pgwal.engine.prefetch_wal.
-    Raises ObjectNotFound when the repository does not hold the file, another PgwalError for failures.
+    Raises ObjectNotFound when the repository does not hold the file, another PgwalError for failures: WalGap among
+    them, unless ``to_gap``, for a segment that is not whole though its timeline goes on behind it in the repository.
     """
     if is_history_name(name):
         if prefetch:
@@ -34,7 +35,7 @@ def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool
         segments = _Segments(repository_path)
         if prefetch:
             Spool(destination).fill_behind(name, segments.geometry, segments.whole)
-        content = segments.whole_or_partial(name)
+        content = segments.whole_or_partial(name, to_gap=to_gap)
     else:
         # Backup history files and the like: the server asks for them and goes on without.
         raise ObjectNotFound(f"{name} is neither a WAL segment nor a history file")
@@ -79,14 +80,29 @@ class _Segments:
             return None
         return self._checked(name, self._archive.read_segment(name), complete=True)
 
-    def whole_or_partial(self, name: str) -> bytes:
+    def whole_or_partial(self, name: str, *, to_gap: bool) -> bytes:
         content = self.whole(name)
+        if content is None and not to_gap and self._is_in_gap(name):
+            # A receiver may have completed it meanwhile, and gone on.
+            content = self.whole(name)
+            if content is None:
+                raise WalGap(
+                    f"WAL segment {name} is missing or not whole, though WAL of its timeline goes on in the repository",
+                    hint="Bring the segment back. A restore with --to-gap accepts that recovery ends there.",
+                )
         if content is not None:
             return content
         content = _with_wal_of_parent(self._archive, name, self._archive.read_segment(name))
         if begins_with_nothing(content):
             raise ObjectNotFound(f"nothing of {name} has been received yet")
         return self._checked(name, content, complete=False)
+
+    def _is_in_gap(self, name: str) -> bool:
+        # Late: most segments are there.
+        from pgwal.engine.recovery_gap import is_in_gap
+
+        wanted = self.geometry.parse_file_name(name)
+        return is_in_gap(self._archive.segments(), self._archive.histories(), self.geometry, *wanted)
 
     def _checked(self, name: str, content: bytes, *, complete: bool) -> bytes:
         timeline_id, segment_no = self.geometry.parse_file_name(name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from pgwal.backup.chain import off_history
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget
+from pgwal.backup.stored_path import encode_path
+from pgwal.engine.recovery_gap import RecoveryGap, find_gap
 from pgwal.errors import FormatError, ObjectNotFound, TargetError, TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
@@ -18,10 +21,13 @@ from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAG
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.record import WalRecord
 
+logger = logging.getLogger(__name__)
+
 _END_OF_LSNS = Lsn((1 << 64) - 1)
 _RM_XLOG, _RM_XACT = 0, 1
 _RESTORE_POINT = 0x70
 _COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MAX_MATCH = 128
 _XINFO_DBINFO, _XINFO_SUBXACTS, _XINFO_DROPPED, _XINFO_INVALS, _XINFO_TWOPHASE, _XINFO_STATS = 1, 2, 4, 8, 16, 256
 
@@ -33,6 +39,7 @@ def choose_backup(
     backup_id: str | None,
     *,
     wal_is_here: bool = True,
+    to_gap: bool = False,
 ) -> BackupEntry:
     """Return the backup that is to be restored: ``backup_id``, or the newest one from which the target can be reached.
 
@@ -40,7 +47,7 @@ def choose_backup(
 
     Raises ObjectNotFound when there is none, TargetError when the target lies before a backup's end or is not in the
     WAL received, TimelineMismatch when the backup is not on the target's timeline, WalGap when WAL is missing between
-    its start and the target.
+    its start and the target.  Without a target, that is the end of all WAL; with ``to_gap``, recovery may end before.
     """
     candidates = [entry for entry in entries if backup_id in (None, entry.backup_id)]
     if not candidates and backup_id is not None:
@@ -55,6 +62,7 @@ def choose_backup(
     if wal_is_here:
         end = _require_target(repository, chosen, history, target)
         _require_wal(repository, history, chosen.start_lsn, end)
+        _require_no_gap(repository, chosen, history, target, to_gap=to_gap)
     return chosen
 
 
@@ -212,6 +220,79 @@ def _require_wal(repository: Repository, history: TimelineHistory, start: Lsn, e
                 )
 
 
+# ---- gaps
+
+
+def _require_no_gap(
+    repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget, *, to_gap: bool
+) -> None:
+    """Raise WalGap when recovery would meet a gap before its target, or before the end of WAL unless ``to_gap``."""
+    gap = _find_gap(repository, history, chosen.start_lsn)
+    if gap is None or _is_reached_before(repository, chosen, history, target, gap.start):
+        return
+    if target.is_set:
+        raise WalGap(
+            f"{target} cannot be reached from backup {chosen.backup_id}: {gap}",
+            hint=f"Bring the segments back, or choose a target that is reached before {gap.start}.",
+        )
+    if not to_gap:
+        raise WalGap(
+            f"recovery from backup {chosen.backup_id} would end {gap.reached}: {gap}",
+            hint="Bring the segments back from another archive, or choose a target before them. With --to-gap, recovery"
+            " ends there.",
+        )
+    logger.warning("recovery will end %s: %s", gap.reached, gap)
+
+
+def _find_gap(repository: Repository, history: TimelineHistory, start: Lsn) -> RecoveryGap | None:
+    # Twice: what a receiver completes during the first look may be missing in it.
+    for _ in range(2):
+        gap = find_gap(repository.wal.segments(), history, repository.geometry, start)
+        if gap is None:
+            return None
+    return gap
+
+
+def _is_reached_before(
+    repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget, end: Lsn
+) -> bool:
+    """Tell whether recovery from a backup comes to its target before ``end``."""
+    if target.lsn is not None:
+        return target.lsn < end
+    if target.time is not None:
+        return _time_passes(repository, history, chosen.stop_lsn, end, target)
+    if target.name is not None or target.xid is not None:
+        return _finds(repository, history, chosen.stop_lsn, end, target)
+    return target.immediate
+
+
+def _time_passes(
+    repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget
+) -> bool:
+    """Tell whether a transaction that ended in [start, end) did so later than the target: only there recovery stops.
+
+    The segments with the last ones tell; decoding all would take long.
+    """
+    geometry = repository.geometry
+    for part in reversed(history.ranges_between(start, end)):
+        for number in range(geometry.last_segment_no(part.end), geometry.segment_no(part.start) - 1, -1):
+            begin = max(part.start, geometry.segment_start(number))
+            segment = LsnRange(part.timeline_id, begin, min(part.end, geometry.segment_start(number + 1)))
+            times = [time for record in _records(repository, segment, begin) if (time := _end_time(record)) is not None]
+            if times:
+                assert target.time is not None
+                return max(times) > target.time or (target.exclusive and max(times) == target.time)
+    return False
+
+
+def _end_time(record: WalRecord) -> datetime | None:
+    """Return when the transaction ended that a record ends."""
+    if record.rmid != _RM_XACT or record.info & 0x70 not in (_COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED):
+        return None
+    (microseconds,) = struct.unpack_from("<q", record.main_data)
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
 # ---- the record that a name or a transaction stands for
 
 
@@ -228,7 +309,7 @@ def _finds(repository: Repository, history: TimelineHistory, start: Lsn, end: Ls
 def _pattern(target: RecoveryTarget) -> re.Pattern[bytes]:
     """Return what the bytes of such a record contain; other bytes may look like that too."""
     if target.name is not None:
-        return re.compile(re.escape(target.name.encode() + b"\0"))
+        return re.compile(re.escape(encode_path(target.name) + b"\0"))
     # Transaction, link, info, resource manager, padding, CRC, then what begins data that no block belongs to.  The end
     # of a prepared transaction is not written by that transaction.
     header = rb"%s[\s\S]{8}[%s]\x01\0\0[\s\S]{4}[\xfc-\xff]"
@@ -286,7 +367,7 @@ def _is_after(repository: Repository, part: LsnRange, start: Lsn, about: Lsn, ta
 def _ends_recovery(record: WalRecord, target: RecoveryTarget, major: int) -> bool:
     if target.name is not None:
         is_point = record.rmid == _RM_XLOG and record.info & 0xF0 == _RESTORE_POINT
-        return is_point and record.main_data[8:].partition(b"\0")[0] == target.name.encode()
+        return is_point and record.main_data[8:].partition(b"\0")[0] == encode_path(target.name)
     if record.rmid != _RM_XACT:
         return False
     kind = record.info & 0x70

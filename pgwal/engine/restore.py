@@ -13,6 +13,7 @@ from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
+from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions, RebuildReport
 from pgwal.engine.recovery_window import choose_backup
@@ -34,7 +35,8 @@ class RestoreRequest:
 
     ``backup`` is an id, "latest", or None for the newest one that can reach ``recovery_target``.  ``tablespaces``
     maps old absolute locations to new ones.  Unless ``wal_is_here``, the restore command gets WAL from elsewhere than
-    the repository, and nothing is required of the WAL in it.
+    the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
+    WAL is missing that has more behind it.
     """
 
     repository_path: Path
@@ -45,6 +47,7 @@ class RestoreRequest:
     recovery_target: RecoveryTarget = field(default_factory=RecoveryTarget)
     options: RebuildOptions = field(default_factory=RebuildOptions)
     wal_is_here: bool = True
+    to_gap: bool = False
 
 
 def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
@@ -57,7 +60,14 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     repository = Repository.open(request.repository_path)
     entries = repository.catalogue.entries()
     backup_id = _wanted_id(entries, request)
-    chosen = choose_backup(repository, entries, request.recovery_target, backup_id, wal_is_here=request.wal_is_here)
+    chosen = choose_backup(
+        repository,
+        entries,
+        request.recovery_target,
+        backup_id,
+        wal_is_here=request.wal_is_here,
+        to_gap=request.to_gap,
+    )
     chain = resolve_chain(entries, chosen.backup_id)
     locations = tablespace_locations(chain[0], request.tablespaces)
     with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
@@ -100,10 +110,15 @@ def tablespace_locations(entry: BackupEntry, mapping: Mapping[str, str]) -> dict
             f"backup {entry.backup_id} has no tablespace at {min(unknown)}",
             hint=f"Its tablespaces are: {', '.join(sorted(entry.tablespaces.values())) or 'none'}.",
         )
-    locations = {oid: Path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
+    locations = {oid: _path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
     if len(set(locations.values())) < len(locations):
         raise TargetError("two tablespaces would share a directory", hint="Map each to its own with -T OLD=NEW.")
     return locations
+
+
+def _path(location: str) -> Path:
+    """Return the path of a location, whose bytes are the same in each locale."""
+    return Path(os.fsdecode(encode_path(location)))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, Self
 import psycopg
 from psycopg.rows import dict_row
 
+from pgwal.backup.stored_path import decode_path
 from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import error_text, translated_errors
@@ -87,7 +88,11 @@ _FACTS = """
            pg_is_in_recovery() AS in_recovery
 """
 
-_TABLESPACES = "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
+# Locations are the bytes of the file system, whatever the database's encoding makes of them; see also files.py.
+_TABLESPACES = (
+    r"SELECT oid, replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
+    " FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
+)
 
 
 def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
@@ -103,7 +108,7 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     assert row is not None
     # The SQL type of the identifier is a signed bigint.
     row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
-    facts = ServerFacts(**row, tablespaces={int(oid): location for oid, location in tablespaces})
+    facts = ServerFacts(**row, tablespaces={int(oid): decode_path(location) for oid, location in tablespaces})
     _check_sizes(facts)
     return facts
 
@@ -230,7 +235,7 @@ class _BackupFunctions:
 
 _FILES = (
     "SELECT lsn::text, convert_to(labelfile, getdatabaseencoding()),"
-    " convert_to(coalesce(spcmapfile, ''), getdatabaseencoding()) FROM "
+    r" replace(coalesce(spcmapfile, ''), E'\\', E'\\\\')::bytea FROM "
 )
 
 # wait_for_archive is false in both: it is pgwal that keeps the WAL, and knows what it has.

@@ -195,6 +195,10 @@ class ServerInRecovery:
         (self.directory / "recovery.signal").touch()
         self._command = restore_command(repo)
 
+    def accept_gaps(self, repo: Path) -> None:
+        """Ask as a server that was restored with --to-gap."""
+        self._command = restore_command(repo, to_gap=True)
+
     def ask(self, name: str, file_name: str = "RECOVERYXLOG", *, without_python: bool = False) -> tuple[int, bytes]:
         """Return the exit code, and what is there afterwards."""
         destination = self.directory / "pg_wal" / file_name
@@ -261,9 +265,34 @@ def test_nothing_partial_and_nothing_behind_a_gap_is_fetched_ahead(repo: Path, s
     assert server.ask(segment_name(5), without_python=True)[0] == 0
     # With nothing more to be had the process ends, and leaves nothing.
     server.wait_until(lambda: not server.spool.exists())
-    assert server.ask(segment_name(6)) == (0, segment(number=6, pages=3))
+    # Recovery would end with the partial one, and it must not while there is more.
+    assert server.ask(segment_name(6)) == (FATAL, b"")
     assert server.ask(segment_name(7)) == (0, segment(number=7))
     assert server.ask(segment_name(8))[0] == NOT_FOUND
+
+
+def test_a_gap_stops_recovery_unless_it_was_accepted(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, 3, 5)
+    (repo / "wal" / f"{segment_name(7)}.partial").write_bytes(segment(number=7, pages=3))
+    (repo / "wal" / "00000002.history").write_bytes(b"1\t0/780000\tno recovery target specified\n")
+    for number, code in ((3, 0), (4, FATAL), (5, 0), (6, FATAL), (7, 0), (8, NOT_FOUND)):
+        assert server.ask(segment_name(number))[0] == code
+    (repo / "wal" / segment_name(7, 2)).write_bytes(segment(2, number=7))
+    (repo / "wal" / segment_name(9, 2)).write_bytes(segment(2, number=9))
+    # The beginning of timeline 2 is in segment 7.
+    for number, code in ((6, NOT_FOUND), (7, 0), (8, FATAL), (9, 0), (10, NOT_FOUND)):
+        assert server.ask(segment_name(number, 2))[0] == code
+    outcome = run_pgwal("fetch-wal", "--repo", repo, segment_name(4), repo.parent / "x")
+    assert (outcome.code, outcome.hints) == (
+        FATAL,
+        ["Bring the segment back. A restore with --to-gap accepts that recovery ends there."],
+    )
+    server.accept_gaps(repo)
+    for number in (4, 6, 8):
+        assert server.ask(segment_name(number))[0] == NOT_FOUND
+    assert server.ask(segment_name(8, 2))[0] == NOT_FOUND
+    words = ["fetch-wal", segment_name(4), repo.parent / "x", "--to-gap", "--repo", repo]
+    assert run_pgwal(*words).code == NOT_FOUND
 
 
 def test_damage_ahead_is_met_when_it_is_asked_for(repo: Path, server: ServerInRecovery) -> None:
