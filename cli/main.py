@@ -88,7 +88,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     log_to_stderr()
     if isinstance(sys.stdout, TextIOWrapper):
-        # Names of files that are no text in this encoding are printed as the bytes that they are.
+        # Names of files that are no text in the locale's encoding are printed as the bytes that they are.
         sys.stdout.reconfigure(errors="surrogateescape")
     interruption = Interruption()
     interruption.install()

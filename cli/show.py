@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
 from pgwal_cli.list_backups import backup_document, chain_ids, duration_s
 from pgwal_cli.output import print_json, size_text
@@ -71,7 +73,9 @@ def _fields(
     ]
     if prior is not None:
         fields.insert(6, ("window", f"{prior.start_lsn} on timeline {prior.start_timeline_id} to {entry.start_lsn}"))
-    fields += [("tablespace", f"{oid} at {path}") for oid, path in sorted(entry.tablespaces.items())]
+    fields += [
+        ("tablespace", f"{oid} at {os.fsdecode(encode_path(path))}") for oid, path in sorted(entry.tablespaces.items())
+    ]
     return fields
 
 
