@@ -90,3 +90,34 @@ class ControlFile:
             system_identifier, version, catalog, Lsn(redo), timeline_id, Lsn(min_recovery), wal_level,
             block_size, blocks, wal_page, segment, checksum_version,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStamp:
+    """What tells one state of pg_control from others: positions, and times in seconds since 1970.
+
+    ``written_at_s`` is the i64 at offset 24.  The latest checkpoint is at ``checkpoint_lsn`` (u64 at 32), and the copy
+    of its record, from offset 40 on, has its time as i64 at 104.
+    """
+
+    written_at_s: int
+    checkpoint_lsn: Lsn
+    redo_lsn: Lsn
+    timeline_id: int
+    checkpoint_at_s: int
+    min_recovery_lsn: Lsn
+
+    @classmethod
+    def decode(cls, content: bytes) -> ControlStamp:
+        """Parse the bytes of pg_control, and verify them as ``ControlFile.decode`` does."""
+        control = ControlFile.decode(content)
+        written_at_s, checkpoint_lsn = struct.unpack_from("<qQ", content, 24)
+        (checkpoint_at_s,) = struct.unpack_from("<q", content, 104)
+        return cls(
+            written_at_s,
+            Lsn(checkpoint_lsn),
+            control.redo_lsn,
+            control.timeline_id,
+            checkpoint_at_s,
+            control.min_recovery_lsn,
+        )

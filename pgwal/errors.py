@@ -101,6 +101,14 @@ class ServerError(PgwalError):
     """The server refused or failed."""
 
 
+class DataAbsent(ServerError):
+    """Something that belongs to the cluster is not in its data directory, and nothing says that it was dropped."""
+
+
+class FileReplaced(ServerError):
+    """A file was replaced, or written over, while it was read: what was read is none of its contents."""
+
+
 class ConnectionFailed(ServerError):
     """No connection to the server: not there, not accepting, or the login was refused."""
 

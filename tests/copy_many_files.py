@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind
 from pgwal.backup.manifest import ManifestWriter
-from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, read_each
+from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, read_each
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn, LsnRange
@@ -46,8 +46,13 @@ class ManyFiles:
             else:
                 yield EntryStatus(EntryKind.FILE, 2 * BLOCK_SIZE if int(name) < FIRST + 1000 else 0, 0.0)
 
-    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
-        return walk(self, 18, print, emptied)
+    def list(
+        self, emptied: Collection[str] = (), tablespaces: Collection[int] | None = None
+    ) -> Iterator[SourceDirectory | SourceFile]:
+        return walk(self, 18, print, emptied, tablespaces)
+
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        raise NotImplementedError
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         assert path
@@ -57,7 +62,7 @@ class ManyFiles:
         assert path
         return iter([PAGE] * len(block_numbers))
 
-    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         return read_each(self, wanted)
 
     def read_control_file(self) -> bytes:

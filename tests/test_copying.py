@@ -24,7 +24,7 @@ from pgwal.backup.entry import BackupFile, decode_entry
 from pgwal.backup.incremental_file import incremental_name
 from pgwal.backup.manifest import ManifestWriter, read_manifest
 from pgwal.backup.plan import IncrementalFile, plan_file
-from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each
+from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, extents, read_each
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn
 from pgwal.page import find_bad_pages
@@ -180,10 +180,20 @@ class ChangingSource:
     def __init__(self, *contents: bytes) -> None:
         self._contents = iter(contents)
 
-    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:  # noqa: ARG002
+    def list(
+        self,
+        emptied: Collection[str] = (),  # noqa: ARG002
+        tablespaces: Collection[int] | None = None,  # noqa: ARG002
+    ) -> Iterator[SourceDirectory | SourceFile]:
         yield SourceDirectory("base")
         yield SourceDirectory("base/5")
         yield SourceFile(self.path, 10 * BLOCK_SIZE, 0.0)
+
+    def names(self, directory: str) -> Sequence[str]:
+        raise NotImplementedError
+
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        raise NotImplementedError
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         assert path == self.path
@@ -195,7 +205,7 @@ class ChangingSource:
         content = next(self._contents)
         return iter([content[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] for number in block_numbers])
 
-    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         return read_each(self, wanted)
 
     def read_control_file(self) -> bytes:
@@ -297,17 +307,27 @@ class LargeSource:
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
 
-    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:  # noqa: ARG002
+    def list(
+        self,
+        emptied: Collection[str] = (),  # noqa: ARG002
+        tablespaces: Collection[int] | None = None,  # noqa: ARG002
+    ) -> Iterator[SourceDirectory | SourceFile]:
         yield SourceFile("large", self._size_bytes, 0.0)
 
-    def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+    def names(self, directory: str) -> Sequence[str]:
+        raise NotImplementedError
+
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         assert path == "large"
         return (bytes(1 << 20) for _ in range(size_bytes >> 20))
+
+    def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        raise NotImplementedError
 
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         raise NotImplementedError
 
-    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         return read_each(self, wanted)
 
     def read_control_file(self) -> bytes:

@@ -256,18 +256,6 @@ def test_a_directory_and_a_file_that_vanish_while_they_are_listed(server: Throwa
         assert gone is None
 
 
-@pytest.mark.postgres(18)
-def test_old_sizes_are_asked_for_again(server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_files, "_STATUSES_AGE_S", 0)
-    path = write(server, "zz/two", b"2")
-    write(server, "zz/one", b"1")
-    with open_source(server) as source:
-        listing = source.list()
-        assert any(item.path == "zz/one" for item in listing)
-        path.write_bytes(b"larger")
-        assert [item.size_bytes for item in listing if isinstance(item, SourceFile)] == [6]
-
-
 # ---- names
 
 

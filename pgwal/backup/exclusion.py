@@ -40,6 +40,7 @@ _INITIAL_DIRECTORIES = (
     "pg_stat_tmp", "pg_subtrans", TABLESPACE_DIRECTORY, "pg_twophase", "pg_xact",
 )  # fmt: skip
 _TABLESPACE_PATH = re.compile(rf"{TABLESPACE_DIRECTORY}/[1-9][0-9]*/([^/]+)(?:/.*)?", re.DOTALL)
+_TABLESPACE_NAME = re.compile(r"[1-9][0-9]{0,9}")
 _RELATION_NAME = re.compile(r"([1-9][0-9]*)(_(?:fsm|vm|init))?(?:\.[1-9][0-9]*)?")
 
 
@@ -69,6 +70,11 @@ def tablespace_version_directory(major: int) -> str:
     """Return the name of the only directory in a tablespace that belongs to a cluster of ``major``."""
     (catalog_version,) = (version for version, of in MAJOR_BY_CATALOG_VERSION.items() if of == major)
     return f"PG_{major}_{catalog_version}"
+
+
+def tablespace_oid(name: str) -> int | None:
+    """Return the OID of the tablespace that is linked as ``name`` in pg_tblspc, None where that is no OID."""
+    return int(name) if _TABLESPACE_NAME.fullmatch(name) else None
 
 
 def inclusion(path: str, major: int, *, is_directory: bool, emptied: Collection[str] = ()) -> Inclusion:

@@ -10,7 +10,15 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from pgwal.backup.entry import BackupFile
-from pgwal.backup.exclusion import WAL_DIRECTORY, Inclusion, excluded_relation_files, inclusion, wal_directories
+from pgwal.backup.exclusion import (
+    TABLESPACE_DIRECTORY,
+    WAL_DIRECTORY,
+    Inclusion,
+    excluded_relation_files,
+    inclusion,
+    tablespace_oid,
+    wal_directories,
+)
 from pgwal.backup.source import SourceDirectory, SourceFile
 from pgwal.backup.stored_path import check_path
 from pgwal.control_file import CONTROL_FILE_PATH
@@ -48,26 +56,47 @@ class DirectoryReader(Protocol):
         """
 
 
+class _Rules(NamedTuple):
+    """What ``walk`` was told."""
+
+    major: int
+    on_skipped: Callable[[str], None]
+    emptied: Collection[str]
+    tablespaces: Collection[int] | None
+
+
 def walk(
-    reader: DirectoryReader, major: int, on_skipped: Callable[[str], None], emptied: Collection[str] = ()
+    reader: DirectoryReader,
+    major: int,
+    on_skipped: Callable[[str], None],
+    emptied: Collection[str] = (),
+    tablespaces: Collection[int] | None = None,
 ) -> Iterator[SourceDirectory | SourceFile]:
     """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
 
     pg_control is not among it: it is read last.  ``on_skipped`` is told of what is neither file nor directory.
-    For ``emptied`` see pgwal.backup.exclusion.inclusion.
+    For ``emptied`` see pgwal.backup.exclusion.inclusion.  Of ``tablespaces``, all where it is None, others are left
+    out altogether: they are newer than the backup's start, and WAL makes them.
     Raises FormatError for a name that would lead out of the directory it is listed in.
     """
-    yield from _walk("", reader, major, on_skipped, emptied)
+    yield from _walk("", reader, _Rules(major, on_skipped, emptied, tablespaces))
+
+
+def _ignore(_: BackupFile) -> None:
+    pass
 
 
 def with_prior_sizes(
-    listed: Iterable[SourceDirectory | SourceFile], prior_files: Iterable[BackupFile]
+    listed: Iterable[SourceDirectory | SourceFile],
+    prior_files: Iterable[BackupFile],
+    on_absent: Callable[[BackupFile], None] = _ignore,
 ) -> Iterator[tuple[SourceDirectory | SourceFile, int | None]]:
     """Give each file its reconstructed size in the prior backup, None when that does not hold it.
 
     Both come in the order of ``walk``, in which a backup notes its files, so that neither is held.  A file that is out
     of order is taken for one that the prior backup does not hold, and so is copied whole.  ``prior_files`` is taken to
-    its end: only there it is proven.
+    its end: only there it is proven.  ``on_absent`` is told of each file of the prior backup that is not listed, or is
+    out of order.
     """
     prior = iter(prior_files)
     found, place = _next_place(prior)
@@ -76,12 +105,15 @@ def with_prior_sizes(
         if isinstance(item, SourceFile):
             wanted = item.path.split("/")
             while found is not None and place < wanted:
+                on_absent(found)
                 found, place = _next_place(prior)
             if found is not None and found.path == item.path:
                 size_bytes = found.size_bytes
+                found, place = _next_place(prior)
         yield item, size_bytes
-    for _ in prior:
-        pass
+    while found is not None:
+        on_absent(found)
+        found, place = _next_place(prior)
 
 
 def _next_place(files: Iterator[BackupFile]) -> tuple[BackupFile | None, list[str]]:
@@ -90,20 +122,15 @@ def _next_place(files: Iterator[BackupFile]) -> tuple[BackupFile | None, list[st
     return file, [] if file is None else file.path.split("/")
 
 
-def _walk(
-    directory: str,
-    reader: DirectoryReader,
-    major: int,
-    on_skipped: Callable[[str], None],
-    emptied: Collection[str],
-) -> Iterator[SourceDirectory | SourceFile]:
-    names = _belonging(directory, reader.names(directory), major)
+def _walk(directory: str, reader: DirectoryReader, rules: _Rules) -> Iterator[SourceDirectory | SourceFile]:
+    major = rules.major
+    names = _belonging(directory, reader.names(directory), rules)
     for name, status in zip(names, reader.statuses(directory, names), strict=True):
         if status is None:
             # Dropped since; WAL has its end.
             continue
         path = _joined(directory, name)
-        verdict = inclusion(path, major, is_directory=status.kind is EntryKind.DIRECTORY, emptied=emptied)
+        verdict = inclusion(path, major, is_directory=status.kind is EntryKind.DIRECTORY, emptied=rules.emptied)
         if verdict is Inclusion.EMPTY:
             yield SourceDirectory(path)
             if path == WAL_DIRECTORY:
@@ -114,16 +141,18 @@ def _walk(
             yield SourceFile(path, status.size_bytes, status.mtime_s)
         elif status.kind is EntryKind.DIRECTORY:
             yield SourceDirectory(path)
-            yield from _walk(path, reader, major, on_skipped, emptied)
+            yield from _walk(path, reader, rules)
         else:
-            on_skipped(path)
+            rules.on_skipped(path)
 
 
-def _belonging(directory: str, names: list[str], major: int) -> list[str]:
-    """Return the names of one directory, sorted, but for relation files that are left out and pg_control."""
-    excluded = excluded_relation_files(directory, names, major)
+def _belonging(directory: str, names: list[str], rules: _Rules) -> list[str]:
+    """Return the names of one directory, sorted, but for what is left out whatever it is."""
+    excluded = excluded_relation_files(directory, names, rules.major)
     if directory == _CONTROL_FILE_DIRECTORY:
         excluded.add(_CONTROL_FILE_NAME)
+    if directory == TABLESPACE_DIRECTORY and rules.tablespaces is not None:
+        excluded |= {name for name in names if (oid := tablespace_oid(name)) and oid not in rules.tablespaces}
     # Not always a second list, for it may be a million long.
     kept = [name for name in names if name not in excluded] if excluded else names
     for name in kept:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
-from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, read_until_whole
+from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, read_until_whole
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
 from pgwal.datadir.block_reads import read_blocks
@@ -36,25 +36,35 @@ class LocalDataDirectory:
     def read_control_file(self) -> bytes:
         return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
 
-    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
+    def list(
+        self, emptied: Collection[str] = (), tablespaces: Collection[int] | None = None
+    ) -> Iterator[SourceDirectory | SourceFile]:
         major = ControlFile.decode(self.read_control_file()).major
-        yield from walk(_Directories(self.root), major, _warn_skipped, emptied)
+        yield from walk(_Directories(self.root), major, _warn_skipped, emptied, tablespaces)
+
+    def names(self, directory: str) -> Sequence[str]:
+        return _Directories(self.root).names(directory)
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         descriptor = self._open(path)
         return None if descriptor is None else self._chunks(descriptor, path, size_bytes)
 
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:  # noqa: ARG002 (asked of the system)
+        descriptor = self._open(path)
+        return None if descriptor is None else self._chunks_to_end(descriptor, path)
+
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         descriptor = self._open(path)
         return None if descriptor is None else self._blocks(descriptor, path, block_numbers)
 
-    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         root = f"{self.root}/"
         try:
             return read_small_files(
                 [root + file.path for file in wanted],
                 [file.size_bytes for file in wanted],
                 [file.block_numbers for file in wanted],
+                [file.to_end for file in wanted],
             )
         except OSError as error:
             raise _unreadable(Path(error.filename), error) from error
@@ -86,6 +96,22 @@ class LocalDataDirectory:
                     more = os.pread(descriptor, size - len(data), offset + len(data))
                     # Shortened since it was listed: WAL says so, and replaying it makes it right.
                     data += more or bytes(size - len(data))
+                yield data
+        except OSError as error:
+            raise _unreadable(self.root / path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def _chunks_to_end(self, descriptor: int, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a file up to the end that it has now, and close it.
+
+        Whoever replaces the file meanwhile leaves this one as it is; one that grows without end, as a log does, is not
+        followed.
+        """
+        try:
+            left = os.fstat(descriptor).st_size
+            while left and (data := os.read(descriptor, min(_READ_SIZE, left))):
+                left -= len(data)
                 yield data
         except OSError as error:
             raise _unreadable(self.root / path, error) from error

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -18,6 +19,9 @@ typedef struct {
     uint64_t size;
     /* Of the blocks that are wanted; NULL for the first `size` bytes. */
     const uint32_t *numbers;
+    /* Whether all of it is wanted; `size` then becomes what it has, and if that is more, it is not read. */
+    int to_end;
+    int is_longer;
     int error;
     int is_created;
 } pgwal_small_file;
@@ -32,6 +36,24 @@ static int pgwal_opened(const char *path, int flags, int mode)
     return descriptor;
 }
 
+/* Read a file up to the end that it has now; return 0 or -errno. */
+static int64_t pgwal_read_to_end(int descriptor, pgwal_small_file *file)
+{
+    struct stat status;
+    ssize_t done;
+
+    if (fstat(descriptor, &status) != 0)
+        return -errno;
+    file->is_longer = (uint64_t) status.st_size > file->size;
+    if (file->is_longer)
+        return 0;
+    done = pgwal_read_at(descriptor, file->data, (size_t) status.st_size, 0);
+    if (done < 0)
+        return done;
+    file->size = (uint64_t) done;
+    return 0;
+}
+
 /* Read each file, zeros for what lies beyond its end; whether one is missing or cannot be read is noted with it. */
 static void pgwal_read_small_files(pgwal_small_file *files, uint64_t count)
 {
@@ -43,7 +65,9 @@ static void pgwal_read_small_files(pgwal_small_file *files, uint64_t count)
             file->error = errno;
             continue;
         }
-        if (file->numbers != NULL)
+        if (file->to_end)
+            done = pgwal_read_to_end(descriptor, file);
+        else if (file->numbers != NULL)
             done = pgwal_read_blocks(descriptor, file->numbers, file->size / PGWAL_BLOCK_SIZE, file->data);
         else {
             done = pgwal_read_at(descriptor, file->data, file->size, 0);

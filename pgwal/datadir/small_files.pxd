@@ -13,6 +13,8 @@ cdef extern from "small_files.h" nogil:
         uint8_t *data
         uint64_t size
         const uint32_t *numbers
+        int to_end
+        int is_longer
         int error
         int is_created
 
@@ -36,7 +38,7 @@ cdef inline pgwal_small_file *_files(list paths) except NULL:
     return files
 
 
-cdef inline list _read(list paths, list sizes, list block_numbers):
+cdef inline list _read(list paths, list sizes, list block_numbers, list to_end):
     cdef uint64_t at, count = len(paths)
     cdef Py_buffer view
     # Nobody else sees them before they are filled.
@@ -46,6 +48,7 @@ cdef inline list _read(list paths, list sizes, list block_numbers):
         for at in range(count):
             files[at].data = <uint8_t *> PyBytes_AS_STRING(contents[at])
             files[at].size = PyBytes_GET_SIZE(contents[at])
+            files[at].to_end = to_end[at]
             if block_numbers[at] is not None:
                 # They stay where they are while the list holds them, and nobody changes their length.
                 PyObject_GetBuffer(block_numbers[at], &view, PyBUF_SIMPLE)
@@ -58,6 +61,10 @@ cdef inline list _read(list paths, list sizes, list block_numbers):
                 contents[at] = None
             elif files[at].error:
                 raise _failed(files[at].error, paths[at])
+            elif files[at].is_longer:
+                contents[at] = True
+            elif files[at].size != <uint64_t> PyBytes_GET_SIZE(contents[at]):
+                contents[at] = contents[at][: files[at].size]
     finally:
         free(files)
     return contents

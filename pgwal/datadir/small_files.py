@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 try:
     import cython  # type: ignore[import-untyped]
@@ -20,6 +20,8 @@ except ImportError:
 
     cython = SimpleNamespace(compiled=False)
 
+from pgwal.backup.source import Unread
+
 if TYPE_CHECKING:
     from array import array
 
@@ -27,18 +29,24 @@ COMPILED: bool = cython.compiled
 
 
 def read_small_files(
-    paths: Sequence[str], sizes: Sequence[int], block_numbers: Sequence[array[int] | None]
-) -> list[bytes | None]:
+    paths: Sequence[str],
+    sizes: Sequence[int],
+    block_numbers: Sequence[array[int] | None],
+    to_end: Sequence[bool],
+) -> list[bytes | Unread | None]:
     """Return of each file its first bytes, or these blocks of 8192 bytes; None where there is no such file.
 
     ``sizes`` says how many bytes are wanted, of blocks too; what lies beyond the end of a file is zeros.
-    ``block_numbers`` are arrays of type I, None for first bytes.  Raises OSError, with the name of the file.
+    ``block_numbers`` are arrays of type I, None for first bytes.  Of files that are wanted ``to_end``, all is returned
+    that they have when they are opened, or, where that is more than their size, that they are longer.
+    Raises OSError, with the name of the file.
     """
-    assert len(paths) == len(sizes) == len(block_numbers)
-    for size, numbers in zip(sizes, block_numbers, strict=True):
+    assert len(paths) == len(sizes) == len(block_numbers) == len(to_end)
+    for size, numbers, is_whole in zip(sizes, block_numbers, to_end, strict=True):
         assert size >= 0
-        assert numbers is None or (numbers.itemsize == 4 and size == 8192 * len(numbers))
-    return _read(_encoded(paths), list(sizes), list(block_numbers))
+        assert numbers is None or (not is_whole and numbers.itemsize == 4 and size == 8192 * len(numbers))
+    found = _read(_encoded(paths), list(sizes), list(block_numbers), list(to_end))
+    return [Unread.LONGER if content is True else content for content in found]
 
 
 def write_small_files(paths: Sequence[str], contents: Sequence[bytes], mode: int) -> None:
@@ -82,10 +90,13 @@ def _unwritable(is_created: bool, error_number: int, path: bytes) -> OSError:
 if not cython.compiled:
     from pgwal.datadir.block_reads import read_blocks
 
-    def _read(paths: list[bytes], sizes: list[int], block_numbers: list[array[int] | None]) -> list[bytes | None]:
-        return [_read_one(*wanted) for wanted in zip(paths, sizes, block_numbers, strict=True)]
+    def _read(
+        paths: list[bytes], sizes: list[int], block_numbers: list[array[int] | None], to_end: list[bool]
+    ) -> list[bytes | Literal[True] | None]:
+        """Return the contents, None for a file that is not there, True for one that is longer."""
+        return [_read_one(*wanted) for wanted in zip(paths, sizes, block_numbers, to_end, strict=True)]
 
-    def _read_one(path: bytes, size: int, numbers: array[int] | None) -> bytes | None:
+    def _read_one(path: bytes, size: int, numbers: array[int] | None, is_whole: bool) -> bytes | Literal[True] | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -93,7 +104,12 @@ if not cython.compiled:
         except OSError as error:
             raise _failed(error.errno or 0, path) from error
         try:
-            return _read_start(descriptor, size) if numbers is None else read_blocks(descriptor, numbers)
+            if is_whole:
+                found_size = os.fstat(descriptor).st_size
+                return True if found_size > size else _read_start(descriptor, found_size)
+            if numbers is not None:
+                return read_blocks(descriptor, numbers)
+            return _read_start(descriptor, size).ljust(size, b"\0")
         except OSError as error:
             raise _failed(error.errno or 0, path) from error
         finally:
@@ -103,7 +119,7 @@ if not cython.compiled:
         content = b""
         while len(content) < size and (more := os.pread(descriptor, size - len(content), len(content))):
             content += more
-        return content.ljust(size, b"\0")
+        return content
 
     def _write(paths: list[bytes], contents: list[bytes], mode: int) -> None:
         for path, content in zip(paths, contents, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,8 +19,16 @@ from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.engine.cluster_parts import (
+    ClusterParts,
+    account_for_databases,
+    read_cluster_parts,
+    require_cluster_parts,
+    require_none_missing,
+)
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.receiving import ReceivedWal, receiving
+from pgwal.engine.servers_directory import require_servers_directory
 from pgwal.engine.status import require_received
 from pgwal.engine.summarize import read_changes, read_history, window
 from pgwal.errors import (
@@ -109,6 +117,8 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
         require_privileges(connection, request)
         sources = resources.enter_context(opened_sources(request, connection))
         check_server(facts, ControlFile.decode(sources[0].read_control_file()), request)
+        if request.data_directory is not None:
+            require_servers_directory(request.data_directory, connection)
         repository = _open_repository(request, facts)
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
@@ -125,7 +135,7 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
                 if prior is not None:
                     # Before the checkpoint, and again after it, when all of the window is known.
                     require_received(repository, prior, facts.timeline_id)
-                backup = _Backup(request, repository, facts, sources, prior, wal)
+                backup = _Backup(request, repository, facts, connection, sources, prior, wal)
                 return backup.run(session, on_progress)
 
 
@@ -154,14 +164,16 @@ def opened_sources(request: BackupRequest, connection: psycopg.Connection) -> It
         yield sources
 
 
-def directories_to_empty(facts: ServerFacts, data_directory: Path | None) -> frozenset[str]:
+def directories_to_empty(
+    facts: ServerFacts, tablespaces: Mapping[int, str], data_directory: Path | None
+) -> frozenset[str]:
     """Return the directories below the data directory of which a backup holds the names alone.
 
     Where the server tells the role neither setting, what they would name is copied as it lies.
     """
     root = facts.data_directory or (None if data_directory is None else str(data_directory.absolute()))
     found = set()
-    for path in filter(None, (*facts.tablespaces.values(), facts.stats_temp_directory)):
+    for path in filter(None, (*tablespaces.values(), facts.stats_temp_directory)):
         relative = Path(path)
         if relative.is_absolute() and root is not None and relative.is_relative_to(root):
             relative = relative.relative_to(root)
@@ -234,6 +246,7 @@ class _Backup:
         request: BackupRequest,
         repository: Repository,
         facts: ServerFacts,
+        connection: psycopg.Connection,
         sources: Sequence[BlockSource],
         prior: BackupEntry | None,
         wal: ReceivedWal,
@@ -241,6 +254,7 @@ class _Backup:
         self._request = request
         self._repository = repository
         self._facts = facts
+        self._connection = connection
         self._sources = sources
         self._prior = prior
         self._wal = wal
@@ -252,11 +266,14 @@ class _Backup:
         with _timed(self._seconds, "checkpoint"):
             start_lsn = session.start(self._request.label, fast=self._request.fast)
         logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
-        self._check_directory(start_lsn)
+        self._check_directory()
+        parts = read_cluster_parts(self._connection, self._sources[0], self._facts.major)
         changes = self._changes_until(start_lsn)
-        with self._stage() as staged, self._copy(staged, start_lsn, changes, on_progress) as copy:
+        with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_files)
+                require_cluster_parts(parts, copy.missing, self._connection, self._sources[0], self._facts.major)
+                self._check_directory()
                 self._judge(copy.bad_page_count)
                 _note_absent_configuration(copy.absent_configuration)
                 copy.copy_control_file()
@@ -269,7 +286,8 @@ class _Backup:
                 self._wal.wait_until_safe(
                     self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery
                 )
-            entry = self._entry(staged.backup_id, start_lsn, stop, copy)
+            self._account_for_missing(copy, parts, start_lsn, stop)
+            entry = self._entry(staged.backup_id, start_lsn, stop, copy, parts)
             if self._prior is not None:
                 check_link(entry, self._prior)
             staged.publish(entry)
@@ -286,18 +304,11 @@ class _Backup:
 
     # -- before the copy ---------------------------------------------------------------------------------------
 
-    def _check_directory(self, start_lsn: Lsn) -> None:
-        """Refuse the directory of a standby, or a copy: it has the right identifier, and not yet this checkpoint."""
-        if self._request.data_directory is None:
-            # Over SQL it is the server's own.
-            return
-        control = ControlFile.decode(self._sources[0].read_control_file())
-        if control.redo_lsn < start_lsn:
-            raise WrongCluster(
-                f"data directory {self._request.data_directory} is not that of this server: its last checkpoint is at"
-                f" {control.redo_lsn}, the server's at {start_lsn}",
-                hint="--pgdata and the connection must name the same server, not a standby of it or a copy.",
-            )
+    def _check_directory(self) -> None:
+        """Refuse another directory than the server's: a copy of a moment ago does not have the checkpoint just made."""
+        # Over SQL it is the server's own.
+        if self._request.data_directory is not None:
+            require_servers_directory(self._request.data_directory, self._connection)
 
     def _changes_until(self, start_lsn: Lsn) -> BlockMap | None:
         """Return the block map of the window, proven complete; None for a full backup."""
@@ -328,14 +339,16 @@ class _Backup:
         staged: StagedBackup,
         start_lsn: Lsn,
         changes: BlockMap | None,
+        parts: ClusterParts,
         on_progress: Callable[[int, int], None] | None,
     ) -> Copy:
         facts, request = self._facts, self._request
         rules = CopyRules(
-            emptied=directories_to_empty(facts, request.data_directory),
+            emptied=directories_to_empty(facts, parts.tablespaces, request.data_directory),
             manifest_checksums=request.manifest_checksums,
             max_rate_bytes_per_s=request.max_rate_bytes_per_s,
             checked_before=start_lsn if facts.data_checksums else None,
+            tablespaces=frozenset(parts.tablespaces),
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
         return Copy(self._sources, changes, staged, manifest, rules, on_progress)
@@ -361,6 +374,15 @@ class _Backup:
             )
         logger.warning("%s: the backup holds them as they are", message)
 
+    def _account_for_missing(self, copy: Copy, parts: ClusterParts, start_lsn: Lsn, stop: BackupStop) -> None:
+        """Raise DataAbsent when files are missing and neither WAL, which is here by now, nor the server says why."""
+        if copy.missing:
+            during = [LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)]
+            copy.missing.account_for(read_changes(self._repository, during))
+        if copy.missing:
+            account_for_databases(parts, copy.missing, self._connection)
+        require_none_missing(copy.missing)
+
     def _write_label(self, copy: Copy, start_lsn: Lsn, stop: BackupStop) -> None:
         label = BackupLabel.decode(stop.label_file)
         if label.start_lsn != start_lsn:
@@ -374,7 +396,7 @@ class _Backup:
             label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id)
         copy.store(_LABEL_NAME, label.encode())
 
-    def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, copy: Copy) -> BackupEntry:
+    def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, copy: Copy, parts: ClusterParts) -> BackupEntry:
         facts = self._facts
         return BackupEntry(
             backup_id=backup_id,
@@ -392,7 +414,7 @@ class _Backup:
             wal_segment_size=facts.segment_size,
             data_checksums=facts.data_checksums,
             # In-place tablespaces are directories of the data directory and have no location of their own.
-            tablespaces={oid: path for oid, path in facts.tablespaces.items() if path.startswith("/")},
+            tablespaces={oid: path for oid, path in parts.tablespaces.items() if path.startswith("/")},
             totals=copy.totals,
             checksum_failures=copy.bad_page_count,
         )

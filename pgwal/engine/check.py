@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.engine.servers_directory import require_servers_directory
 from pgwal.errors import PgwalError, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
@@ -96,7 +97,7 @@ def _findings(connection: psycopg.Connection, request: CheckRequest) -> Iterator
     if request.data_directory is None:
         yield _functions("file functions", "read files over SQL", rights, file_functions=True)
     else:
-        yield _data_directory(request.data_directory, facts)
+        yield _data_directory(request.data_directory, facts, connection)
     yield from _warnings(facts, condition)
 
 
@@ -198,7 +199,7 @@ def _functions(name: str, purpose: str, rights: RoleRights, *, file_functions: b
     )
 
 
-def _data_directory(path: Path, facts: ServerFacts) -> Finding:
+def _data_directory(path: Path, facts: ServerFacts, connection: psycopg.Connection) -> Finding:
     name = "data directory"
     try:
         control = ControlFile.decode(LocalDataDirectory(path).read_control_file())
@@ -211,7 +212,11 @@ def _data_directory(path: Path, facts: ServerFacts) -> Finding:
             f"{path} has system identifier {control.system_identifier}, the server has {facts.system_identifier}",
             "--pgdata and the connection must name the same server.",
         )
-    return Finding(name, Status.OK, f"{path} can be read")
+    try:
+        require_servers_directory(path, connection)
+    except PgwalError as error:
+        return _lacking(name, error)
+    return Finding(name, Status.OK, f"{path} is the server's, and can be read")
 
 
 # ---- what is worth knowing ----

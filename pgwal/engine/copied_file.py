@@ -11,7 +11,7 @@ from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import SourceFile, WantedContent
 from pgwal.checksum import ContentDigest, content_digest
-from pgwal.relation import BLOCK_SIZE
+from pgwal.relation import BLOCK_SIZE, parse_relation_path
 
 _FILE_MODE = 0o600
 
@@ -21,6 +21,12 @@ class Item(NamedTuple):
 
     file: SourceFile
     prior_size_bytes: int | None
+
+
+class GoneFile(NamedTuple):
+    """A file that was listed, and was no longer there when it was read."""
+
+    path: str
 
 
 class PlannedFile(NamedTuple):
@@ -40,14 +46,23 @@ class PlannedFile(NamedTuple):
         return None if isinstance(self.plan, WholeFile) else self.plan.block_numbers
 
     @property
+    def to_end(self) -> bool:
+        """Whether the file is read to its end; of relation files WAL has what comes after the size listed."""
+        return parse_relation_path(self.file.path) is None
+
+    @property
     def wanted_bytes(self) -> int:
-        """How much of the file is to be read."""
+        """How much of the file is to be read, as it was listed."""
         block_numbers = self.block_numbers
         return self.file.size_bytes if block_numbers is None else len(block_numbers) * BLOCK_SIZE
 
     def wanted(self) -> WantedContent:
         """Return what is to be read."""
-        return WantedContent(self.file.path, self.wanted_bytes, self.block_numbers)
+        return WantedContent(self.file.path, self.wanted_bytes, self.block_numbers, self.to_end)
+
+    def as_read(self, size_bytes: int) -> Self:
+        """Return the same for the size that the file had when it was read to its end."""
+        return self._replace(file=self.file._replace(size_bytes=size_bytes))
 
     @property
     def stored_path(self) -> str:

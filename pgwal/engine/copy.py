@@ -14,15 +14,17 @@ from typing import Self
 
 from pgwal.backup.entry import BackupFile, BackupTotals
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
+from pgwal.backup.missing_files import MissingFiles
 from pgwal.backup.page_check import PageCheck, pages
 from pgwal.backup.plan import WholeFile, WholeReason
-from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, read_wanted
+from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, Unread, read_wanted
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.writer import TreeWriter
-from pgwal.engine.copied_file import CopiedFile, Item, PlannedFile
+from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
+from pgwal.errors import FileReplaced
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
 from pgwal.relation import parse_relation_path
@@ -37,6 +39,8 @@ _GROUP_FILES = 32
 _SMALL_BYTES = 1 << 17
 """Of files of which no more is wanted, a group is read at once, and then written at once."""
 _COPY_ATTEMPTS = 3
+_READ_ATTEMPTS = 5
+"""How often a large file is read that is replaced while it is."""
 _REREADS = 3
 _REREAD_PAUSE_S = 0.02
 _WARNINGS_PER_FILE = 5
@@ -47,13 +51,14 @@ class CopyRules:
     """How files are copied.
 
     Of the directories ``emptied``, nothing but their names is.  ``checked_before`` is the backup's start where data
-    pages have checksums, else None.
+    pages have checksums, else None.  Other ``tablespaces`` than these are left out; None stands for all.
     """
 
     emptied: frozenset[str]
     manifest_checksums: str
     max_rate_bytes_per_s: int | None
     checked_before: Lsn | None
+    tablespaces: frozenset[int] | None = None
 
 
 class Copy:
@@ -76,6 +81,7 @@ class Copy:
         self.bad_page_count = 0
         self.absent_configuration = set(_CONFIGURATION_NAMES)
         """Files of the server's configuration that have not been seen in the data directory."""
+        self.missing = MissingFiles(changes)
         self._sources = sources
         self._changes = changes
         self._staged = staged
@@ -98,8 +104,7 @@ class Copy:
     def copy_all(self, prior_files: Callable[[], Iterable[BackupFile]]) -> None:
         """Copy everything but pg_control; ``prior_files`` gives the files of the prior backup as often as asked."""
         if self._progress is not None:
-            listed = self._sources[0].list(self._rules.emptied)
-            self._progress.total_bytes = planned_bytes(listed, prior_files(), self._changes)
+            self._progress.total_bytes = planned_bytes(self._listed(), prior_files(), self._changes)
         # One source lists while the others read.
         readers = self._sources[1:] or self._sources
         # Closed before anything else is undone: until then, threads may still write.
@@ -107,7 +112,10 @@ class Copy:
             Workers(readers, self._pace).map(self._copy_files, _grouped(self._items(prior_files())))
         ) as results:
             for copied in chain.from_iterable(results):
-                self._count(copied)
+                if isinstance(copied, GoneFile):
+                    self.missing.add_gone(copied.path)
+                else:
+                    self._count(copied)
         if self._progress is not None:
             self._progress.finish()
 
@@ -120,7 +128,7 @@ class Copy:
     def store(self, path: str, content: bytes) -> None:
         """Store a file that is no file of the source as it is."""
         file = SourceFile(path, len(content), time.time())
-        self._count(self._write(PlannedFile(file, WholeFile(WholeReason.NOT_A_RELATION_FILE)), [content], None))
+        self._count(self._written(PlannedFile(file, WholeFile(WholeReason.NOT_A_RELATION_FILE)), [content], None))
 
     def write_manifest(self, wal_ranges: list[LsnRange]) -> None:
         """Finish the manifest; nothing can be stored after it."""
@@ -131,13 +139,16 @@ class Copy:
 
     def _items(self, prior_files: Iterable[BackupFile]) -> Iterator[Item]:
         """Yield the files to look at, and make the directories."""
-        listed = self._sources[0].list(self._rules.emptied)
-        for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
+        for item, prior_size_bytes in with_prior_sizes(self._listed(), prior_files, self.missing.add_absent):
+            self.missing.see(item)
             if isinstance(item, SourceDirectory):
                 self.writer.make_directory(item.path)
             else:
                 self.absent_configuration.discard(item.path)
                 yield Item(item, prior_size_bytes)
+
+    def _listed(self) -> Iterator[SourceDirectory | SourceFile]:
+        return self._sources[0].list(self._rules.emptied, self._rules.tablespaces)
 
     def _count(self, copied: CopiedFile) -> None:
         file, checksum = copied.file, copied.checksum
@@ -159,29 +170,32 @@ class Copy:
 
     # -- in any thread -----------------------------------------------------------------------------------------
 
-    def _copy_files(self, source: BlockSource, items: Sequence[Item]) -> list[CopiedFile]:
-        """Copy some files, and return what became of those that were still there: the small ones together."""
+    def _copy_files(self, source: BlockSource, items: Sequence[Item]) -> list[CopiedFile | GoneFile]:
+        """Copy some files, and return what became of each: the small ones together."""
         planned = [PlannedFile.of(item.file, item.prior_size_bytes, self._changes) for item in items]
         small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= _SMALL_BYTES]))
-        found = [
-            next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned
-        ]
-        return [copied for copied in found if copied is not None]
+        return [next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned]
 
-    def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | None]:
-        """Copy files of which little is wanted, with one call to read and one to write them; None for what is gone."""
+    def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | GoneFile]:
+        """Copy files of which little is wanted, with one call to read and one to write them."""
         # Where nothing is wanted the file need not be looked at.
-        wanted = [file.wanted() for file in planned if file.wanted_bytes]
+        wanted = [each for each in (file.wanted() for file in planned) if each.size_bytes or each.to_end]
         found = source.read_small(wanted)
         assert len(found) == len(wanted)
         read = iter(found)
-        copied: list[CopiedFile | None] = []
+        copied: list[CopiedFile | GoneFile] = []
         written: list[tuple[str, bytes]] = []
-        for file in planned:
-            content = next(read) if file.wanted_bytes else b""
+        for listed in planned:
+            file = listed
+            content = next(read) if file.wanted_bytes or file.to_end else b""
             if content is None:
-                copied.append(None)
+                copied.append(GoneFile(file.file.path))
                 continue
+            if isinstance(content, Unread):
+                copied.append(self._copy_file(source, file))
+                continue
+            if file.to_end:
+                file = file.as_read(len(content))
             check = self._page_check(file)
             if check is not None:
                 check.feed(content)
@@ -199,16 +213,20 @@ class Copy:
         self.writer.write_small(written)
         return copied
 
-    def _copy_file(self, source: BlockSource, planned: PlannedFile, content: bytes | None = None) -> CopiedFile | None:
-        """Copy one file, of which what is wanted may have been read already; None when it is gone."""
+    def _copy_file(
+        self, source: BlockSource, planned: PlannedFile, content: bytes | None = None
+    ) -> CopiedFile | GoneFile:
+        """Copy one file, of which what is wanted may have been read already."""
+        if planned.to_end:
+            return self._copy_to_end(source, planned)
         path = planned.file.path
         attempt = 1
         while True:
             check = self._page_check(planned)
             chunks = read_wanted(source, planned.wanted()) if content is None else [content]
             if chunks is None:
-                return None
-            copied = self._write(planned, chunks, check)
+                return GoneFile(path)
+            copied = self._written(planned, chunks, check)
             if check is None or not check.bad_blocks:
                 return copied
             bad_blocks, was_misread = _read_again(check, path, source, is_last=attempt == _COPY_ATTEMPTS)
@@ -220,16 +238,33 @@ class Copy:
             content = None
             attempt += 1
 
+    def _copy_to_end(self, source: BlockSource, planned: PlannedFile) -> CopiedFile | GoneFile:
+        """Copy a file that is no relation file, again where it was replaced while it was read."""
+        attempt = 1
+        while True:
+            chunks = read_wanted(source, planned.wanted())
+            if chunks is None:
+                return GoneFile(planned.file.path)
+            try:
+                return self._written(planned, chunks, None)
+            except FileReplaced:
+                if attempt == _READ_ATTEMPTS:
+                    raise
+            self.writer.remove(planned.stored_path)
+            attempt += 1
+
     def _page_check(self, planned: PlannedFile) -> PageCheck | None:
         relation_file = parse_relation_path(planned.file.path)
         if self._rules.checked_before is None or relation_file is None:
             return None
         return PageCheck(relation_file, self._rules.checked_before, planned.block_numbers)
 
-    def _write(self, planned: PlannedFile, chunks: Iterable[bytes], check: PageCheck | None) -> CopiedFile:
+    def _written(self, planned: PlannedFile, chunks: Iterable[bytes], check: PageCheck | None) -> CopiedFile:
         checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
         stored = chain((planned.header(),), self._read(chunks, check))
         written = self.writer.write(planned.stored_path, _passing(stored, checksum, digest))
+        if planned.to_end:
+            planned = planned.as_read(written)
         assert written == planned.stored_bytes
         return CopiedFile.of(planned, checksum, digest)
 

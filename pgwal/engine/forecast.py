@@ -19,6 +19,7 @@ from pgwal.engine.backup import (
     require_privileges,
 )
 from pgwal.engine.copied_file import PlannedFile
+from pgwal.engine.servers_directory import require_servers_directory
 from pgwal.engine.summarize import read_received_changes, window
 from pgwal.errors import MissingPriorBackup, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
@@ -87,13 +88,15 @@ def forecast_backup(request: BackupRequest) -> Forecast:
         require_privileges(connection, request)
         with opened_sources(replace(request, jobs=1), connection) as (source,):
             check_server(facts, ControlFile.decode(source.read_control_file()), request)
+            if request.data_directory is not None:
+                require_servers_directory(request.data_directory, connection)
             repository, prior, changes, ranges = _received_changes(request, facts)
 
             def prior_files() -> Iterator[BackupFile]:
                 return iter(()) if repository is None or prior is None else repository.catalogue.files(prior.backup_id)
 
             forecast = Forecast(prior, ranges, current_flush_lsn(connection), [])
-            listed = source.list(directories_to_empty(facts, request.data_directory))
+            listed = source.list(directories_to_empty(facts, facts.tablespaces, request.data_directory))
             relations: dict[RelFileLocator, RelationForecast] = {}
             for item, prior_size_bytes in with_prior_sizes(listed, prior_files()):
                 if isinstance(item, SourceFile):

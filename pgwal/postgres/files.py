@@ -14,15 +14,24 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import psycopg
 
-from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each, read_until_whole
+from pgwal.backup.source import (
+    SourceDirectory,
+    SourceFile,
+    Unread,
+    WantedContent,
+    extents,
+    read_each,
+    read_until_whole,
+)
 from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
+from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE
-from pgwal.errors import PrivilegeMissing, ServerError, WrongCluster
+from pgwal.errors import FileReplaced, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import translated_errors
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
@@ -32,9 +41,12 @@ _READS_PER_QUERY = 2000
 _BYTES_PER_QUERY = 128 << 20
 """Blocks that lie apart are as many reads; the two together bound how long one query, and its snapshot, lasts."""
 
+_WHOLE_BYTES = 8 << 20
+"""A file up to here that is wanted to its end is read by one call of the server, which opens it once."""
+_SETTLED_S = 10
+"""How long ago a file must have changed last, for its times, in whole seconds, to show that it no longer does."""
+
 _STATUSES_PER_QUERY = 1000
-_STATUSES_AGE_S = 5.0
-"""Sizes that are older are asked for again."""
 
 _DEEPEST = 32
 """Directories within directories that are looked into; no cluster comes near, but a circular link does."""
@@ -69,6 +81,11 @@ _STATUSES = """
            pg_stat_file(convert_from(listed.path, getdatabaseencoding()), true) AS status
      ORDER BY listed.no
 """
+_CHANGE = """
+    SELECT size, modification, change,
+           greatest(modification, change) < clock_timestamp() - make_interval(secs => %(settled)s)
+      FROM pg_stat_file(convert_from(%(path)s, getdatabaseencoding()), true)
+"""
 
 
 class SqlDataDirectory:
@@ -101,17 +118,35 @@ class SqlDataDirectory:
     def read_control_file(self) -> bytes:
         return read_until_whole(self._read_control_file_once, lambda: time.sleep(0.01))
 
-    def list(self, emptied: Collection[str] = ()) -> Iterator[SourceDirectory | SourceFile]:
+    def list(
+        self, emptied: Collection[str] = (), tablespaces: Collection[int] | None = None
+    ) -> Iterator[SourceDirectory | SourceFile]:
         major = self._connection.info.server_version // 10000
-        yield from walk(_Directories(self._connection), major, lambda _: None, emptied)
+        yield from walk(_Directories(self._connection), major, lambda _: None, emptied, tablespaces)
+
+    def names(self, directory: str) -> Sequence[str]:
+        return _Directories(self._connection).names(directory)
 
     def read_file(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
         return self._read(path, [(0, size_bytes)])
 
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        expected = size_bytes
+        while expected < _WHOLE_BYTES:
+            # One byte more shows whether it has become longer.
+            content = _content(self._connection, path, 0, expected + 1)
+            if content is None:
+                return None
+            if len(content) <= expected:
+                return iter([content])
+            expected = max(4 * expected, _READ_SIZE)
+        found = self._change(path)
+        return None if found is None else self._whole(path, found)
+
     def read_blocks(self, path: str, block_numbers: array[int]) -> Iterator[bytes] | None:
         return self._read(path, extents(block_numbers))
 
-    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | None]:
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         # Names that are no text in the database's encoding are refused one by one, so that the error has the name.
         together = [file for file in wanted if file.path.isascii()]
         contents = _small_contents(self._connection, together) if together else iter(())
@@ -122,6 +157,37 @@ class SqlDataDirectory:
         if chunks is None:
             raise ServerError(f"the server's data directory has no {CONTROL_FILE_PATH}")
         return b"".join(chunks)
+
+    def _whole(self, path: str, found: _Change) -> Iterator[bytes]:
+        """Yield the first bytes of a file, as many as it was found to have, by many calls that each open it.
+
+        Raises FileReplaced where they are not of one file.  They are when nothing has changed since before, or when
+        they are the same a second time: then they were all there in between.
+        """
+        digest = ContentDigest()
+        for chunk in self._first_bytes(path, found.size_bytes):
+            digest.update(chunk)
+            yield chunk
+        if found.is_settled and self._change(path) == found:
+            return
+        again = ContentDigest()
+        for chunk in self._first_bytes(path, found.size_bytes):
+            again.update(chunk)
+        if again.hexdigest() != digest.hexdigest():
+            raise _replaced(path)
+
+    def _first_bytes(self, path: str, size_bytes: int) -> Iterator[bytes]:
+        pieces = _pieces([(0, size_bytes)])
+        while wanted := _one_query(pieces):
+            for (_, size), content in zip(wanted, _contents(self._connection, path, wanted), strict=True):
+                if content is None or len(content) < size:
+                    raise _replaced(path)
+                yield content
+
+    def _change(self, path: str) -> _Change | None:
+        with _translated(self._connection, path):
+            row = self._connection.execute(_CHANGE, {"path": encode_path(path), "settled": _SETTLED_S}).fetchone()
+        return None if row is None or row[0] is None else _Change(*row)
 
     def _read(self, path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes] | None:
         chunks = self._chunks(path, _pieces(ranges))
@@ -151,6 +217,15 @@ class SqlDataDirectory:
                 yield (content or b"").ljust(size, b"\0")
 
 
+class _Change(NamedTuple):
+    """What tells whether a file has changed: ``is_settled`` if it last did long enough ago for its times to show it."""
+
+    size_bytes: int
+    modified: object
+    changed: object
+    is_settled: bool
+
+
 class _Directories:
     """What the directories hold; see pgwal.backup.walk.DirectoryReader."""
 
@@ -170,16 +245,8 @@ class _Directories:
 
     def statuses(self, directory: str, names: Sequence[str]) -> Iterator[EntryStatus | None]:
         prefix = f"{directory}/" if directory else ""
-        done = 0
-        while done < len(names):
-            # A file is copied up to the size listed here, and that of a configuration file must not be from before
-            # hours of copying others.
-            expires_s = time.monotonic() + _STATUSES_AGE_S
-            for status in self._batch([prefix + name for name in names[done : done + _STATUSES_PER_QUERY]]):
-                yield status
-                done += 1
-                if time.monotonic() > expires_s:
-                    break
+        for start in range(0, len(names), _STATUSES_PER_QUERY):
+            yield from self._batch([prefix + name for name in names[start : start + _STATUSES_PER_QUERY]])
 
     def _batch(self, paths: Sequence[str]) -> Iterator[EntryStatus | None]:
         for path in paths:
@@ -267,9 +334,10 @@ def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[
     yield from _copied(connection, path, query)
 
 
-def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedContent]) -> Iterator[bytes | None]:
+def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedContent]) -> Iterator[bytes | Unread | None]:
     """Yield what is wanted of each file, in one query; zeros for what is beyond its end, None when it is gone."""
-    pieces = [list(file.extents()) for file in wanted]
+    # Of a file that is wanted to its end, one byte more shows whether it has become longer.
+    pieces = [[(0, file.size_bytes + 1)] if file.to_end else list(file.extents()) for file in wanted]
     together = [piece for of_file in pieces for piece in of_file]
     paths = ",".join(
         encode_path(file.path).hex() for file, of_file in zip(wanted, pieces, strict=True) for _ in of_file
@@ -278,11 +346,14 @@ def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedConte
     found = list(_copied(connection, wanted[0].path, query))
     assert len(found) == len(together), "as many rows as pieces"
     at = 0
-    for of_file in pieces:
+    for file, of_file in zip(wanted, pieces, strict=True):
         of_pieces = found[at : at + len(of_file)]
         at += len(of_file)
         if of_pieces and of_pieces[0] is None:
             yield None
+        elif file.to_end:
+            (content,) = of_pieces
+            yield Unread.LONGER if content is not None and len(content) > file.size_bytes else content
         else:
             # Shortened, or dropped, since it was listed: WAL says so, and replaying it makes it right.
             yield b"".join((c or b"").ljust(size, b"\0") for c, (_, size) in zip(of_pieces, of_file, strict=True))
@@ -294,6 +365,13 @@ def _content(connection: psycopg.Connection, path: str, start: int, size: int) -
     assert row is not None
     content: bytes | None = row[0]
     return content
+
+
+def _replaced(path: str) -> FileReplaced:
+    return FileReplaced(
+        f"{path} was replaced or written over while it was read, and is too large to be read at once",
+        hint="Keep such files out of the data directory, or use --pgdata, which reads a file that stays the same.",
+    )
 
 
 def _literal(path: str) -> str:

@@ -7,6 +7,7 @@ Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgwal.backup.stored_path import decode_path
+from pgwal.control_file import ControlStamp
 from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import error_text, translated_errors
@@ -132,6 +134,64 @@ def _check_sizes(facts: ServerFacts) -> None:
                 f"the server was built with a {name} of {found}, pgwal works with {needed} only",
                 hint="These are PostgreSQL's defaults; only a server that was built with them is supported.",
             )
+
+
+_CONTROL_STAMP = """
+    SELECT extract(epoch FROM pg_control_last_modified)::bigint, checkpoint_lsn::text, redo_lsn::text,
+           checkpoint.timeline_id, extract(epoch FROM checkpoint_time)::bigint, min_recovery_end_lsn::text
+      FROM pg_control_system(), pg_control_checkpoint() AS checkpoint, pg_control_recovery()
+"""
+
+
+def read_control_stamp(connection: psycopg.Connection) -> ControlStamp:
+    """Return what the server says of its pg_control; while that is written, parts may be of before."""
+    with translated_errors(connection):
+        written_at_s, checkpoint_lsn, redo_lsn, timeline_id, checkpoint_at_s, min_recovery_lsn = _one_row(
+            connection, _CONTROL_STAMP
+        )
+    return ControlStamp(
+        written_at_s,
+        Lsn.parse(checkpoint_lsn),
+        Lsn.parse(redo_lsn),
+        timeline_id,
+        checkpoint_at_s,
+        Lsn.parse(min_recovery_lsn),
+    )
+
+
+def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:
+    """Return when the server was started, in seconds since 1970, and the port on which it listens."""
+    with translated_errors(connection):
+        started_at_s, port = _one_row(
+            connection,
+            "SELECT extract(epoch FROM pg_postmaster_start_time())::float8, current_setting('port')::int",
+        )
+    return started_at_s, port
+
+
+def read_databases(connection: psycopg.Connection) -> dict[int, int]:
+    """Return the tablespace of each database, by OID, but for those that DROP DATABASE has begun to remove."""
+    with translated_errors(connection):
+        return dict(
+            connection.execute(
+                "SELECT oid::bigint, dattablespace::bigint FROM pg_database WHERE datconnlimit <> -2"
+            ).fetchall()
+        )
+
+
+def read_tablespace_oids(connection: psycopg.Connection) -> set[int]:
+    """Return which tablespaces were created: not pg_default, pg_global."""
+    query = "SELECT oid::bigint FROM pg_tablespace WHERE oid NOT IN (%s, %s)"
+    with translated_errors(connection):
+        rows = connection.execute(query, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
+    return {oid for (oid,) in rows}
+
+
+def read_tablespace_locations(connection: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:
+    """Return where the links in pg_tblspc lead; raises ServerError when one is not there."""
+    query = "SELECT oid::bigint, pg_tablespace_location(oid) FROM unnest(%s::bigint[]::oid[]) AS oid ORDER BY oid"
+    with translated_errors(connection):
+        return dict(connection.execute(query, (list(oids),)).fetchall())
 
 
 @dataclass(frozen=True, slots=True)

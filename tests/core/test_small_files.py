@@ -18,16 +18,18 @@ from hypothesis import strategies as st
 from module_forms import both_forms
 
 import pgwal.datadir.small_files
+from pgwal.backup.source import Unread
 
 BLOCK_SIZE = 8192
 FORMS = both_forms(pgwal.datadir.small_files)
 MODE = 0o600
 
-# The size of a file, None for none, and what is wanted of it: a size, or blocks.
+# The size of a file, None for none, and what is wanted of it: a size, or blocks; and whether the size is but a guess.
 files = st.lists(
     st.tuples(
         st.one_of(st.none(), st.integers(0, 3 * BLOCK_SIZE)),
         st.one_of(st.integers(0, 4 * BLOCK_SIZE), st.sets(st.integers(0, 5)).map(sorted)),
+        st.booleans(),
     ),
     max_size=6,
 )
@@ -36,27 +38,30 @@ files = st.lists(
 @pytest.mark.parametrize("module", FORMS)
 @given(files=files)
 def test_each_file_gives_what_is_wanted_of_it(
-    module: ModuleType, files: list[tuple[int | None, int | list[int]]]
+    module: ModuleType, files: list[tuple[int | None, int | list[int], bool]]
 ) -> None:
-    paths, sizes, block_numbers, expected = [], [], [], []
+    paths, sizes, block_numbers, to_end, expected = [], [], [], [], []
     with tempfile.TemporaryDirectory() as directory:
-        for number, (size, wanted) in enumerate(files):
+        for number, (size, wanted, is_whole) in enumerate(files):
             path = Path(directory) / f"{number}\udcff"
             content = None if size is None else random.Random(number).randbytes(size)
             if content is not None:
                 path.write_bytes(content)
             paths.append(str(path))
+            to_end.append(is_whole and isinstance(wanted, int))
             padded = (content or b"").ljust(8 * BLOCK_SIZE, b"\0")
             if isinstance(wanted, int):
                 sizes.append(wanted)
                 block_numbers.append(None)
                 found = padded[:wanted]
+                if is_whole and content is not None:
+                    found = content if len(content) <= wanted else Unread.LONGER
             else:
                 sizes.append(BLOCK_SIZE * len(wanted))
                 block_numbers.append(array("I", wanted))
                 found = b"".join(padded[n * BLOCK_SIZE : (n + 1) * BLOCK_SIZE] for n in wanted)
             expected.append(None if content is None else found)
-        assert module.read_small_files(paths, sizes, block_numbers) == expected
+        assert module.read_small_files(paths, sizes, block_numbers, to_end) == expected
 
 
 @pytest.mark.parametrize("module", FORMS)
@@ -65,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_named(module: ModuleType, tmp_path: Path)
     (tmp_path / "directory").mkdir()
     paths = [str(tmp_path / name) for name in ("there", "missing", "directory", "there")]
     with pytest.raises(OSError, match=os.strerror(errno.EISDIR)) as caught:
-        module.read_small_files(paths, [1] * 4, [None] * 4)
+        module.read_small_files(paths, [1] * 4, [None] * 4, [False] * 4)
     assert (caught.value.errno, caught.value.filename) == (errno.EISDIR, paths[2])
 
 
