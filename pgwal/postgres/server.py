@@ -91,10 +91,9 @@ _FACTS = """
 """
 
 # Locations are the bytes of the file system, whatever the database's encoding makes of them; see also files.py.
-_TABLESPACES = (
-    r"SELECT oid, replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
-    " FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
-)
+_LOCATION = r"replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
+_TABLESPACES = f"SELECT oid, {_LOCATION} FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
+_LOCATIONS = f"SELECT oid::bigint, {_LOCATION} FROM unnest(%s::bigint[]::oid[]) AS oid ORDER BY oid"
 
 
 def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
@@ -189,9 +188,9 @@ def read_tablespace_oids(connection: psycopg.Connection) -> set[int]:
 
 def read_tablespace_locations(connection: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:
     """Return where the links in pg_tblspc lead; raises ServerError when one is not there."""
-    query = "SELECT oid::bigint, pg_tablespace_location(oid) FROM unnest(%s::bigint[]::oid[]) AS oid ORDER BY oid"
     with translated_errors(connection):
-        return dict(connection.execute(query, (list(oids),)).fetchall())
+        rows = connection.execute(_LOCATIONS, (list(oids),)).fetchall()
+    return {oid: decode_path(location) for oid, location in rows}
 
 
 @dataclass(frozen=True, slots=True)
