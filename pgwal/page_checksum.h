@@ -38,26 +38,61 @@ static inline uint32_t pgwal_mix(uint32_t sum, uint32_t word)
     return mixed * PGWAL_FNV_PRIME ^ mixed >> 17;
 }
 
-PGWAL_FOR_EACH_PROCESSOR
-static uint32_t pgwal_page_sum(const uint8_t *page)
+/* Read a row of words; pd_checksum, the lower half of the third word of a page, counts as 0 in its own sum. */
+static inline void pgwal_read_row(uint32_t *words, const uint8_t *page, int row)
 {
-    uint32_t sums[PGWAL_COLUMNS], words[PGWAL_COLUMNS], sum = 0;
+    memcpy(words, page + row * PGWAL_COLUMNS * 4, PGWAL_COLUMNS * 4);
+    if (row == 0)
+        words[2] &= 0xFFFF0000u;
+}
 
-    memcpy(sums, pgwal_column_start, sizeof sums);
-    for (int row = 0; row < PGWAL_ROWS; row++) {
-        memcpy(words, page + row * sizeof words, sizeof words);
-        if (row == 0)
-            /* pd_checksum, the lower half of the third word, counts as 0 in its own sum. */
-            words[2] &= 0xFFFF0000u;
-        for (int column = 0; column < PGWAL_COLUMNS; column++)
-            sums[column] = pgwal_mix(sums[column], words[column]);
-    }
+static inline uint32_t pgwal_total(uint32_t *sums)
+{
+    uint32_t total = 0;
+
     for (int round = 0; round < 2; round++)
         for (int column = 0; column < PGWAL_COLUMNS; column++)
             sums[column] = pgwal_mix(sums[column], 0);
     for (int column = 0; column < PGWAL_COLUMNS; column++)
-        sum ^= sums[column];
-    return sum;
+        total ^= sums[column];
+    return total;
+}
+
+PGWAL_FOR_EACH_PROCESSOR
+static uint32_t pgwal_page_sum(const uint8_t *page)
+{
+    uint32_t sums[PGWAL_COLUMNS], words[PGWAL_COLUMNS];
+
+    memcpy(sums, pgwal_column_start, sizeof sums);
+    for (int row = 0; row < PGWAL_ROWS; row++) {
+        pgwal_read_row(words, page, row);
+        for (int column = 0; column < PGWAL_COLUMNS; column++)
+            sums[column] = pgwal_mix(sums[column], words[column]);
+    }
+    return pgwal_total(sums);
+}
+
+/*
+ * The sums of two pages that follow each other: each row waits for the one before it, and that of another page fits in.
+ * Both rows are read first: so written, the compiler keeps all sums in registers.
+ */
+PGWAL_FOR_EACH_PROCESSOR
+static void pgwal_two_page_sums(const uint8_t *pages, uint32_t *totals)
+{
+    uint32_t sums[PGWAL_COLUMNS], words[PGWAL_COLUMNS], next_sums[PGWAL_COLUMNS], next_words[PGWAL_COLUMNS];
+
+    memcpy(sums, pgwal_column_start, sizeof sums);
+    memcpy(next_sums, pgwal_column_start, sizeof next_sums);
+    for (int row = 0; row < PGWAL_ROWS; row++) {
+        pgwal_read_row(words, pages, row);
+        pgwal_read_row(next_words, pages + PGWAL_PAGE_SIZE, row);
+        for (int column = 0; column < PGWAL_COLUMNS; column++)
+            sums[column] = pgwal_mix(sums[column], words[column]);
+        for (int column = 0; column < PGWAL_COLUMNS; column++)
+            next_sums[column] = pgwal_mix(next_sums[column], next_words[column]);
+    }
+    totals[0] = pgwal_total(sums);
+    totals[1] = pgwal_total(next_sums);
 }
 
 static int pgwal_is_zero(const uint8_t *page)
@@ -65,29 +100,54 @@ static int pgwal_is_zero(const uint8_t *page)
     return page[0] == 0 && memcmp(page, page + 1, PGWAL_PAGE_SIZE - 1) == 0;
 }
 
-static int pgwal_is_bad_page(const uint8_t *page, uint32_t block_number, uint64_t lsn)
+/* Tell whether the sum of a page must be taken; else `is_bad` tells whether it is bad. */
+static int pgwal_needs_sum(const uint8_t *page, uint64_t lsn, int *is_bad)
 {
     uint32_t lsn_high, lsn_low;
-    uint16_t checksum, upper;
+    uint16_t upper;
 
     memcpy(&lsn_high, page, 4);
     memcpy(&lsn_low, page + 4, 4);
-    memcpy(&checksum, page + 8, 2);
     memcpy(&upper, page + 14, 2);
-    if (upper == 0)
-        return lsn == PGWAL_NEVER_TORN && !pgwal_is_zero(page);
-    if (lsn != PGWAL_NEVER_TORN && ((uint64_t) lsn_high << 32 | lsn_low) >= lsn)
-        return 0;
-    return (pgwal_page_sum(page) ^ block_number) % 65535 + 1 != checksum;
+    *is_bad = upper == 0 && lsn == PGWAL_NEVER_TORN && !pgwal_is_zero(page);
+    return upper != 0 && (lsn == PGWAL_NEVER_TORN || ((uint64_t) lsn_high << 32 | lsn_low) < lsn);
+}
+
+static int pgwal_differs(const uint8_t *page, uint32_t sum, uint32_t block_number)
+{
+    uint16_t checksum;
+
+    memcpy(&checksum, page + 8, 2);
+    return (sum ^ block_number) % 65535 + 1 != checksum;
 }
 
 /* Return the number of the first bad page from `at` on, or `count`; the first page of `data` is `block_number`. */
 static uint64_t pgwal_next_bad_page(
     const uint8_t *data, uint64_t at, uint64_t count, uint64_t block_number, uint64_t lsn)
 {
-    while (at < count && !pgwal_is_bad_page(data + at * PGWAL_PAGE_SIZE, (uint32_t) (block_number + at), lsn))
+    uint32_t sums[2];
+    int is_bad, is_next_bad;
+
+    for (; at < count; at++) {
+        const uint8_t *page = data + at * PGWAL_PAGE_SIZE, *next = page + PGWAL_PAGE_SIZE;
+        if (!pgwal_needs_sum(page, lsn, &is_bad)) {
+            if (is_bad)
+                return at;
+            continue;
+        }
+        if (at + 1 == count || !pgwal_needs_sum(next, lsn, &is_next_bad)) {
+            if (pgwal_differs(page, pgwal_page_sum(page), (uint32_t) (block_number + at)))
+                return at;
+            continue;
+        }
+        pgwal_two_page_sums(page, sums);
+        if (pgwal_differs(page, sums[0], (uint32_t) (block_number + at)))
+            return at;
         at++;
-    return at;
+        if (pgwal_differs(next, sums[1], (uint32_t) (block_number + at)))
+            return at;
+    }
+    return count;
 }
 
 #endif

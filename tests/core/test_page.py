@@ -108,6 +108,31 @@ def test_pages_that_are_not_looked_at(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("module", FORMS)
+@settings(deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["right", "bad", "zero", "new but not zero", "late", "late and bad"]), max_size=7),
+    never_torn=st.booleans(),
+)
+def test_pages_of_all_kinds_side_by_side(module: ModuleType, kinds: list[str], never_torn: bool) -> None:
+    """The compiled form takes two at a time."""
+    start_lsn = 1000
+    pages = []
+    for number, kind in enumerate(kinds):
+        page = build_page(number, number, start_lsn if "late" in kind else 1)
+        if "bad" in kind:
+            page[-1] ^= 1
+        if kind == "zero":
+            page = bytearray(PAGE_SIZE)
+        if kind == "new but not zero":
+            struct.pack_into("<H", page, 14, 0)
+        pages.append(page)
+    bad = {"bad"} | ({"new but not zero", "late and bad"} if never_torn else set())
+    expected = [number for number, kind in enumerate(kinds) if kind in bad]
+    lsn = module.NEVER_TORN if never_torn else start_lsn
+    assert module.find_bad_pages(b"".join(pages), 0, lsn) == expected
+
+
+@pytest.mark.parametrize("module", FORMS)
 def test_where_no_page_may_be_torn_all_are_looked_at(module: ModuleType) -> None:
     pages = [build_page(number, number, lsn) for number, lsn in enumerate((1, NEWEST - 1, NEWEST))]
     assert module.find_bad_pages(b"".join(pages), 0, module.NEVER_TORN) == []
