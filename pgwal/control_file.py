@@ -8,9 +8,10 @@ Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 18.
 | 8 | u32 | pg_control_version |
 | 12 | u32 | catalog_version_no |
 | 16 | u32 | state |
-| 40 | u64 | redo LSN of the latest checkpoint |
-| 48 | u32 | timeline of the latest checkpoint |
+| 32 | u64 | LSN of the latest checkpoint's record; on a standby, of the one that the last restart point goes back to |
+| 40 | 88 | copy of that record's payload; in it, at 40 the redo LSN (u64), at 48 the timeline (u32) |
 | 136 | u64 | minRecoveryPoint |
+| 144 | u32 | timeline of minRecoveryPoint |
 | 172 | i32 | wal_level |
 | 216 | u32 | block size |
 | 220 | u32 | blocks in a segment file of a relation |
@@ -41,18 +42,30 @@ MAJOR_BY_CATALOG_VERSION = {
     202506291: 18,
 }
 _CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
+_CHECKPOINT_SIZE = {1300: 88, 1700: 88, 1800: 88}
+
+# DB_SHUTDOWNED_IN_RECOVERY, DB_IN_CRASH_RECOVERY, DB_IN_ARCHIVE_RECOVERY
+_RECOVERY_STATES = frozenset((2, 4, 5))
 
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """The fields of pg_control that pgwal uses; sizes in bytes."""
+    """The fields of pg_control that pgwal uses; sizes in bytes.
+
+    ``redo_lsn`` and ``timeline_id`` are those of ``checkpoint``, the copy of the payload of the record at
+    ``checkpoint_lsn``.
+    """
 
     system_identifier: int
     pg_control_version: int
     catalog_version_no: int
+    state: int
+    checkpoint_lsn: Lsn
+    checkpoint: bytes
     redo_lsn: Lsn
     timeline_id: int
     min_recovery_lsn: Lsn
+    min_recovery_timeline_id: int
     wal_level: int
     block_size: int
     blocks_per_file: int
@@ -63,6 +76,10 @@ class ControlFile:
     @property
     def major(self) -> int:
         return MAJOR_BY_CATALOG_VERSION[self.catalog_version_no]
+
+    @property
+    def in_recovery(self) -> bool:
+        return self.state in _RECOVERY_STATES
 
     @classmethod
     def decode(cls, content: bytes) -> ControlFile:
@@ -81,14 +98,18 @@ class ControlFile:
         (stored,) = struct.unpack_from("<I", content, crc_offset)
         if crc32c(content[:crc_offset]) != stored:
             raise ChecksumMismatch("pg_control: its CRC does not match its contents")
-        redo, timeline_id = struct.unpack_from("<QI", content, 40)
-        (min_recovery,) = struct.unpack_from("<Q", content, 136)
+        (state,) = struct.unpack_from("<I", content, 16)
+        (checkpoint_lsn,) = struct.unpack_from("<Q", content, 32)
+        checkpoint = bytes(content[40 : 40 + _CHECKPOINT_SIZE[version]])
+        redo, timeline_id = struct.unpack_from("<QI", checkpoint)
+        min_recovery, min_recovery_timeline = struct.unpack_from("<QI", content, 136)
         (wal_level,) = struct.unpack_from("<i", content, 172)
         block_size, blocks, wal_page, segment = struct.unpack_from("<IIII", content, 216)
         (checksum_version,) = struct.unpack_from("<I", content, 252)
         return cls(
-            system_identifier, version, catalog, Lsn(redo), timeline_id, Lsn(min_recovery), wal_level,
-            block_size, blocks, wal_page, segment, checksum_version,
+            system_identifier, version, catalog, state, Lsn(checkpoint_lsn), checkpoint, Lsn(redo), timeline_id,
+            Lsn(min_recovery), min_recovery_timeline, wal_level, block_size, blocks, wal_page, segment,
+            checksum_version,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.cluster_parts import (
     ClusterParts,
     account_for_databases,
@@ -128,7 +129,13 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
             with suppress(WalGap):
                 prior = choose_prior_entry(repository, request, facts)
             # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
-            with receiving(repository, request.parameters, request.slot, skip_removed=request.since is None) as wal:
+            with receiving(
+                repository,
+                request.parameters,
+                request.slot,
+                skip_removed=request.since is None,
+                from_restart_point=facts.in_recovery,
+            ) as wal:
                 if prior is None:
                     # After a promotion, the history of the server's timeline comes with its WAL.
                     prior = choose_prior_entry(repository, request, facts)
@@ -267,6 +274,10 @@ class _Backup:
             start_lsn = session.start(self._request.label, fast=self._request.fast)
         logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
         self._check_directory()
+        self._require_later_start(start_lsn)
+        backup_wal = BackupWal(self._repository, self._facts, self._wal)
+        with _timed(self._seconds, "wait for the checkpoint's WAL"):
+            backup_wal.require_servers(start_lsn, ControlFile.decode(self._sources[0].read_control_file()))
         parts = read_cluster_parts(self._connection, self._sources[0], self._facts.major)
         changes = self._changes_until(start_lsn)
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
@@ -278,15 +289,14 @@ class _Backup:
                 _note_absent_configuration(copy.absent_configuration)
                 copy.copy_control_file()
                 stop = session.stop()
-                self._write_label(copy, start_lsn, stop)
+                control = ControlFile.decode(self._sources[0].read_control_file())
+                label = self._write_label(copy, start_lsn, stop)
                 copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
             with _timed(self._seconds, "sync"):
                 copy.writer.sync()
             with _timed(self._seconds, "wait for WAL"):
-                self._wal.wait_until_safe(
-                    self._facts.timeline_id, stop.stop_lsn, whole_segment=not self._facts.in_recovery
-                )
-            self._account_for_missing(copy, parts, start_lsn, stop)
+                during = backup_wal.require_whole(label, stop.stop_lsn, control)
+            self._account_for_missing(copy, parts, during)
             entry = self._entry(staged.backup_id, start_lsn, stop, copy, parts)
             if self._prior is not None:
                 check_link(entry, self._prior)
@@ -310,17 +320,29 @@ class _Backup:
         if self._request.data_directory is not None:
             require_servers_directory(self._request.data_directory, self._connection)
 
+    def _require_later_start(self, start_lsn: Lsn) -> None:
+        prior = self._prior
+        if prior is None or start_lsn > prior.start_lsn:
+            return
+        problem = (
+            f"this backup starts at {start_lsn}, no later than {prior.backup_id}, which started at {prior.start_lsn}"
+        )
+        if self._facts.in_recovery:
+            raise ChainError(
+                f"{problem}: the standby has made no restart point since",
+                hint="Run CHECKPOINT on the primary, wait until the standby has replayed it, and run CHECKPOINT here.",
+            )
+        raise TimelineMismatch(
+            f"{problem}: the server was put back to an earlier state, or it is another one",
+            hint="Check the connection. If it is the right server, keep this repository for what it holds, and use"
+            " another one from now on.",
+        )
+
     def _changes_until(self, start_lsn: Lsn) -> BlockMap | None:
         """Return the block map of the window, proven complete; None for a full backup."""
         prior, timeline_id = self._prior, self._facts.timeline_id
         if prior is None:
             return None
-        if start_lsn <= prior.start_lsn:
-            raise ChainError(
-                f"this backup starts at {start_lsn}, no later than {prior.backup_id}, which started at"
-                f" {prior.start_lsn}: the standby has made no restart point since",
-                hint="Run CHECKPOINT on the primary, wait until the standby has replayed it, and run CHECKPOINT here.",
-            )
         with _timed(self._seconds, "wait for the window's WAL"):
             self._wal.wait_until_written(timeline_id, start_lsn)
         self._window = window(self._repository, prior.start_timeline_id, prior.start_lsn, timeline_id, start_lsn)
@@ -374,16 +396,15 @@ class _Backup:
             )
         logger.warning("%s: the backup holds them as they are", message)
 
-    def _account_for_missing(self, copy: Copy, parts: ClusterParts, start_lsn: Lsn, stop: BackupStop) -> None:
-        """Raise DataAbsent when files are missing and neither WAL, which is here by now, nor the server says why."""
+    def _account_for_missing(self, copy: Copy, parts: ClusterParts, during: BlockMap) -> None:
+        """Raise DataAbsent when files are missing and neither WAL of the backup nor the server says why."""
         if copy.missing:
-            during = [LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)]
-            copy.missing.account_for(read_changes(self._repository, during))
+            copy.missing.account_for(during)
         if copy.missing:
             account_for_databases(parts, copy.missing, self._connection)
         require_none_missing(copy.missing)
 
-    def _write_label(self, copy: Copy, start_lsn: Lsn, stop: BackupStop) -> None:
+    def _write_label(self, copy: Copy, start_lsn: Lsn, stop: BackupStop) -> BackupLabel:
         label = BackupLabel.decode(stop.label_file)
         if label.start_lsn != start_lsn:
             raise ServerError(f"the backup's label says that it started at {label.start_lsn}, not at {start_lsn}")
@@ -395,6 +416,7 @@ class _Backup:
         if self._prior is not None:
             label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id)
         copy.store(_LABEL_NAME, label.encode())
+        return label
 
     def _entry(self, backup_id: str, start_lsn: Lsn, stop: BackupStop, copy: Copy, parts: ClusterParts) -> BackupEntry:
         facts = self._facts

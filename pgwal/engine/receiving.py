@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pgwal.engine.stop import StopRequest
-from pgwal.errors import PgwalError, RepositoryLocked, WalGap
+from pgwal.errors import PgwalError, RepositoryLocked, WalGap, WalRemoved
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.repository import Repository
@@ -43,15 +43,32 @@ class ReceivedWal:
         """Return when WAL of a timeline is durable up to ``lsn``, and its last segment whole where asked for."""
         self._wait(timeline_id, lsn, complete=whole_segment)
 
+    def check(self) -> None:
+        """Raise the receiver's own error if it has ended, WalGap where that is about WAL which the server has removed.
+
+        A backup whose receiver has failed is none, even if all that it needs seems to be there: it may be what an
+        earlier life of the server left.
+        """
+        if self._thread is None:
+            return
+        try:
+            self._thread.check()
+        except WalRemoved as error:
+            raise WalGap(
+                f"the backup is not published, for WAL was lost while it was taken: {error}",
+                hint="Take it again. With a slot (-S), which a receiver that runs should have too, the server keeps WAL"
+                " until it is received.",
+            ) from error
+
     def _wait(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> None:
         last_position, last_progress_s = Lsn(0), time.monotonic()
+        self.check()
         while not self._has(timeline_id, lsn, complete=complete):
             state = self._repository.receiver_state()
             position = state.written_lsn if state is not None else Lsn(0)
             if position != last_position:
                 last_position, last_progress_s = position, time.monotonic()
-            if self._thread is not None:
-                self._thread.check()
+            self.check()
             self._check_stalled(lsn, position, last_progress_s)
             time.sleep(_POLL_S)
 
@@ -100,11 +117,17 @@ class _ReceiverThread(threading.Thread):
 
 @contextmanager
 def receiving(
-    repository: Repository, parameters: ConnectionParameters, slot: str | None, *, skip_removed: bool
+    repository: Repository,
+    parameters: ConnectionParameters,
+    slot: str | None,
+    *,
+    skip_removed: bool,
+    from_restart_point: bool = False,
 ) -> Iterator[ReceivedWal]:
     """Have WAL received into the repository while the context lasts.
 
-    With ``skip_removed``, WAL that the server has removed already is given up, with a warning.
+    With ``skip_removed``, WAL that the server has removed before that is given up, with a warning.  With
+    ``from_restart_point``, for a server in recovery, an empty archive begins at its last restart point.
     """
     if repository.receiver_is_running():
         yield ReceivedWal(repository, None)
@@ -115,7 +138,13 @@ def receiving(
 
     stop = StopRequest()
     # Without any slot, a checkpoint during the backup, even its own, could remove WAL that is still on its way.
-    options = StreamOptions(slot=slot, temporary_slot=slot is None, skip_removed=skip_removed, for_backup=True)
+    options = StreamOptions(
+        slot=slot,
+        temporary_slot=slot is None,
+        skip_removed=skip_removed,
+        from_restart_point=from_restart_point,
+        for_backup=True,
+    )
     receiver = Receiver(repository.store.root, parameters, options, stop)
     thread = _ReceiverThread(receiver)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")

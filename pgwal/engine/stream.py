@@ -234,6 +234,8 @@ class Receiver:
             raise self._missing(removed, sender, start.lsn, present) from removed
         logger.warning("%s; going on at %s, so that WAL from %s on is missing", removed, present, start.lsn)
         start = StreamStart(server.history.timeline_id, present)
+        if self.options.from_restart_point:
+            start = self._new_start(sender, repository, server)
         return start.timeline_id, self._stream_from(sender, repository, server, start, target)
 
     def _stream_from(
@@ -336,10 +338,7 @@ class Receiver:
             self.slot = sender.create_temporary_slot()
 
     def _starts(self, sender: WalSender, repository: Repository, server: ServerPosition) -> list[StreamStart]:
-        """Return where to receive from: what the archive has, else the slot, else the server.
-
-        A temporary slot, which begins at the last checkpoint, does not count: nobody waits for WAL that old.
-        """
+        """Return where to receive from: what the archive has, else the slot, else the server."""
         geometry, segments = repository.geometry, repository.wal.segments()
         starts = stream_starts(segments, server.history, geometry, server.flush_lsn)
         abandoned = abandoned_wal(segments, server.history, geometry)
@@ -354,12 +353,21 @@ class Receiver:
             )
         if starts:
             return starts
+        return [self._new_start(sender, repository, server)]
+
+    def _new_start(self, sender: WalSender, repository: Repository, server: ServerPosition) -> StreamStart:
+        """Return where to begin when nothing goes on: at the slot, else where the server is.
+
+        A temporary slot, which begins at the last checkpoint, does not count on a primary: nobody waits for WAL that
+        old.
+        """
         timeline_id, lsn = server.history.timeline_id, server.flush_lsn
-        position = self._slot_position(sender) if self.options.slot is not None else None
+        counts = self.options.slot is not None or self.options.from_restart_point
+        position = self._slot_position(sender) if counts else None
         if position is not None and position.restart_lsn is not None:
             timeline_id = position.restart_timeline_id or timeline_id
             lsn = position.restart_lsn
-        return [StreamStart(timeline_id, _segment_start(geometry, lsn))]
+        return StreamStart(timeline_id, _segment_start(repository.geometry, lsn))
 
     def _slot_position(self, sender: WalSender) -> SlotPosition | None:
         """Return where the slot is, None without a slot; raises SlotUnavailable when it does not exist."""

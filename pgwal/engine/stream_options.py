@@ -17,7 +17,10 @@ class StreamOptions:
     Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up
     an interrupted stream again, ``wait_for_room`` also one that a full disk has ended.  ``for_backup`` is the receiver
     that a backup command runs itself: any other one waits for it to end.  ``accept_new_history`` moves aside what the
-    archive holds of a history that the server has lost, and goes on with the server's.
+    archive holds of a history that the server has lost, and goes on with the server's.  ``skip_removed`` gives up WAL
+    that the server has removed, until the receiver has been level for the first time: a backup may have started then.
+    With ``from_restart_point``, where the archive has nothing to go on from, it begins at the slot, be that temporary:
+    a backup of a server in recovery starts at its last restart point.
     """
 
     slot: str | None = None
@@ -32,5 +35,6 @@ class StreamOptions:
     end_lsn: Lsn | None = None
     once: bool = False
     skip_removed: bool = False
+    from_restart_point: bool = False
     accept_new_history: bool = False
     compression: Compression = DEFAULT_COMPRESSION

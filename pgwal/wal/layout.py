@@ -12,7 +12,6 @@ from typing import Any
 
 from construct import (
     Byte,
-    Bytes,
     Construct,
     CString,
     Flag,
@@ -141,6 +140,7 @@ FIRST_CUSTOM_RMID = 128
 XLOG_CHECKPOINT_SHUTDOWN = 0x00
 XLOG_CHECKPOINT_ONLINE = 0x10
 XLOG_SWITCH = 0x40
+XLOG_BACKUP_END = 0x50
 XLOG_PARAMETER_CHANGE = 0x60
 XLOG_FPW_CHANGE = 0x80
 XLOG_END_OF_RECOVERY = 0x90
@@ -217,13 +217,30 @@ XactPrepare = Struct(
 Nothing is dropped yet: the record that ends the transaction repeats the list that applies.
 """
 
+_CHECKPOINT_COUNTERS = (
+    "next_xid" / Int64ul,
+    "next_oid" / Int32ul,
+    "next_multi" / Int32ul,
+    "next_multi_offset" / Int32ul,
+    "oldest_xid" / Int32ul,
+    "oldest_xid_db_oid" / Int32ul,
+    "oldest_multi" / Int32ul,
+    "oldest_multi_db_oid" / Int32ul,
+    Padding(4),
+    "time" / Int64sl,
+    "oldest_commit_ts_xid" / Int32ul,
+    "newest_commit_ts_xid" / Int32ul,
+    "oldest_active_xid" / Int32ul,
+    Padding(4),
+)
+
 CheckpointBefore17 = Struct(
     "redo_lsn" / Int64ul,
     "timeline_id" / Int32ul,
     "prev_timeline_id" / Int32ul,
     "full_page_writes" / Flag,
     Padding(7),
-    "rest" / Bytes(64),
+    *_CHECKPOINT_COUNTERS,
 )
 """CheckPoint (13 to 16), 88 bytes."""
 
@@ -234,12 +251,15 @@ CheckpointSince17 = Struct(
     "full_page_writes" / Flag,
     Padding(3),
     "wal_level" / Int32sl,
-    "rest" / Bytes(64),
+    *_CHECKPOINT_COUNTERS,
 )
 """CheckPoint (17, 18), 88 bytes."""
 
 CheckpointRedo = Struct("wal_level" / Int32sl)
 """XLOG_CHECKPOINT_REDO (17, 18): the start of this record is the redo LSN of the checkpoint to come."""
+
+BackupEnd = Struct("start_lsn" / Int64ul)
+"""XLOG_BACKUP_END, 8 bytes: the start of the backup that ends; the end of this record is its stop."""
 
 ParameterChange = Struct(
     "max_connections" / Int32sl,
@@ -309,6 +329,7 @@ def payloads(wal_format: WalFormat) -> dict[tuple[int, int], Construct[Any, Any]
         (RM_TBLSPC, 0x00): TablespaceCreate,
         (RM_TBLSPC, 0x10): TablespaceDrop,
         (RM_RELMAP, 0x00): RelmapUpdate,
+        (RM_XLOG, XLOG_BACKUP_END): BackupEnd,
         (RM_XLOG, XLOG_PARAMETER_CHANGE): ParameterChange,
         (RM_XLOG, XLOG_FPW_CHANGE): FpwChange,
         (RM_XLOG, XLOG_OVERWRITE_CONTRECORD): OverwriteContrecord,

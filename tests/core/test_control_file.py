@@ -22,8 +22,9 @@ def build(major: int, *, version: int | None = None, catalog: int | None = None)
     struct.pack_into(
         "<QIII", content, 0, 7_000_000_000_000_000_001, pg_control_version, catalog or CATALOG_VERSIONS[major], 6
     )
+    struct.pack_into("<Q", content, 32, 0x3000080)
     struct.pack_into("<QIIB", content, 40, 0x3000028, 2, 1, 1)
-    struct.pack_into("<Q", content, 136, 0x3000148)
+    struct.pack_into("<QI", content, 136, 0x3000148, 3)
     struct.pack_into("<i", content, 172, 1)
     struct.pack_into("<IIII", content, 216, 8192, 131072, 8192, 16 << 20)
     struct.pack_into("<I", content, 252, 1)
@@ -38,7 +39,11 @@ def test_the_fields(major: int) -> None:
     assert control_file.major == major
     assert control_file.system_identifier == 7_000_000_000_000_000_001
     assert (control_file.redo_lsn, control_file.timeline_id) == (Lsn(0x3000028), 2)
-    assert (control_file.min_recovery_lsn, control_file.wal_level) == (Lsn(0x3000148), 1)
+    assert (control_file.state, control_file.in_recovery) == (6, False)
+    assert control_file.checkpoint_lsn == Lsn(0x3000080)
+    assert control_file.checkpoint == struct.pack("<QIIB", 0x3000028, 2, 1, 1) + bytes(71)
+    assert (control_file.min_recovery_lsn, control_file.min_recovery_timeline_id) == (Lsn(0x3000148), 3)
+    assert control_file.wal_level == 1
     assert (control_file.block_size, control_file.blocks_per_file) == (8192, 131072)
     assert (control_file.wal_page_size, control_file.segment_size) == (8192, 16 << 20)
     assert control_file.data_checksum_version == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from construct import Construct
+from core.wal_builder import CHECKPOINT_FIELDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -219,7 +220,7 @@ def test_an_absurd_count_is_only_as_long_as_the_record() -> None:
 PARAMETERS = dict.fromkeys(
     ("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"), 10
 ) | {"wal_log_hints": True, "track_commit_timestamp": False}
-CHECKPOINT = {"redo_lsn": LSN, "timeline_id": 1, "prev_timeline_id": 1, "full_page_writes": True, "rest": bytes(64)}
+CHECKPOINT = CHECKPOINT_FIELDS | {"redo_lsn": LSN}
 RECOVERY = {"time": 0, "timeline_id": 2, "prev_timeline_id": 1}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from core.wal_builder import RM_HEAP, RM_SMGR, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
+from core.wal_builder import CHECKPOINT_FIELDS, RM_HEAP, RM_SMGR, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ LEVELS = {"minimal": 0, "replica": 1, "logical": 2}
 PARAMETERS = dict.fromkeys(
     ("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"), 10
 ) | {"wal_log_hints": False, "track_commit_timestamp": False}
-CHECKPOINT = {"redo_lsn": MB, "timeline_id": 1, "prev_timeline_id": 1, "full_page_writes": True, "rest": bytes(64)}
+CHECKPOINT = CHECKPOINT_FIELDS | {"redo_lsn": MB}
 RECOVERY = {"time": 0, "timeline_id": 1, "prev_timeline_id": 1}
 
 

@@ -33,6 +33,14 @@ XLOG_OVERWRITE_CONTRECORD = 0xD0
 # bimg_info of each compression, for the formats that have it.
 _COMPRESSION_BITS = {13: {"pglz": 0x02}, 15: {"pglz": 0x04, "lz4": 0x08, "zstd": 0x10}}
 
+CHECKPOINT_FIELDS = {
+    "redo_lsn": 1 << 20, "timeline_id": 1, "prev_timeline_id": 1, "full_page_writes": True, "next_xid": 745,
+    "next_oid": 24576, "next_multi": 1, "next_multi_offset": 0, "oldest_xid": 730, "oldest_xid_db_oid": 1,
+    "oldest_multi": 1, "oldest_multi_db_oid": 1, "time": 1_790_000_000, "oldest_commit_ts_xid": 0,
+    "newest_commit_ts_xid": 0, "oldest_active_xid": 745,
+}  # fmt: skip
+"""Of a CheckPoint, which has a wal_level besides from 17 on."""
+
 
 def align(position: int) -> int:
     return position + 7 & ~7

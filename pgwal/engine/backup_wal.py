@@ -1,0 +1,141 @@
+"""The WAL of a backup: proven to be the server's, and in the archive from the backup's start to its stop.
+
+A segment's name, and that of a timeline, says nothing about whose WAL it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pgwal.backup.label import BackupLabel
+from pgwal.control_file import ControlFile
+from pgwal.engine.receiving import ReceivedWal
+from pgwal.engine.summarize import read_changes
+from pgwal.errors import TimelineMismatch, WalGap
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres.server import ServerFacts
+from pgwal.repository.repository import Repository
+from pgwal.summary.block_map import BlockMap
+from pgwal.wal.checkpoint import (
+    checkpoint_record_end,
+    require_backup_end,
+    require_labels_checkpoint,
+    require_pg_controls_checkpoint,
+)
+from pgwal.wal.decoder import Need, WalDecoder
+from pgwal.wal.page_magic import wal_format_of_major
+from pgwal.wal.record import EndOfWal, WalRecord
+
+_LONGEST_BACKUP_END = 128
+"""Bytes from the start of the record that ends a backup to its end, page header included, are fewer."""
+
+_AGAIN_HINT = "Take it again. With a slot, the server keeps WAL until it is received."
+_RESTART_POINT_HINT = (
+    "A backup of a standby starts at its last restart point, which lies before what was received: run CHECKPOINT on the"
+    " primary, wait until the standby has replayed it, and take the backup again."
+)
+
+
+class BackupWal:
+    """The WAL of one backup, which begins and ends on the timeline of ``facts``."""
+
+    def __init__(self, repository: Repository, facts: ServerFacts, wal: ReceivedWal) -> None:
+        self._repository = repository
+        self._facts = facts
+        self._wal = wal
+
+    def require_servers(self, start_lsn: Lsn, control: ControlFile) -> None:
+        """Wait for the checkpoint that pg_control names, and return when the archive has that very record.
+
+        ``control`` is the server's, read after the backup has started.  Raises TimelineMismatch where the archive has
+        something else, WalGap where it does not begin at the backup's start.
+        """
+        self._require_timeline(control)
+        lsn, timeline_id = control.checkpoint_lsn, control.timeline_id
+        self._wal.wait_until_written(timeline_id, checkpoint_record_end(lsn, self._repository.geometry))
+        self._require_segments(start_lsn, lsn + 1, _RESTART_POINT_HINT if self._facts.in_recovery else _AGAIN_HINT)
+        require_pg_controls_checkpoint(control, read_record(self._repository, timeline_id, lsn))
+
+    def require_whole(self, label: BackupLabel, stop_lsn: Lsn, control: ControlFile) -> BlockMap:
+        """Wait until WAL up to the stop is durable, prove by reading it that all is there, and return what it changes.
+
+        ``control`` is the server's, read after the backup has stopped.  Raises TimelineMismatch for WAL of another
+        history, WalGap for WAL that is missing, FormatError for WAL that is damaged, and the receiver's own error.
+        """
+        facts, repository = self._facts, self._repository
+        if facts.in_recovery and control.min_recovery_timeline_id != facts.timeline_id:
+            raise TimelineMismatch(
+                f"while the backup was taken, the standby went from timeline {facts.timeline_id} to"
+                f" {control.min_recovery_timeline_id}",
+                hint="Take it again, when the standby has made a restart point on its new timeline.",
+            )
+        self._wal.wait_until_safe(facts.timeline_id, stop_lsn, whole_segment=not facts.in_recovery)
+        self._require_segments(label.start_lsn, stop_lsn, _AGAIN_HINT)
+        found = read_record(repository, label.start_timeline_id, label.checkpoint_lsn)
+        require_labels_checkpoint(label.checkpoint_lsn, label.start_lsn, label.start_timeline_id, facts.major, found)
+        if not facts.in_recovery:
+            begin = max(label.start_lsn, Lsn(stop_lsn - _LONGEST_BACKUP_END))
+            last = _record_that_ends_at(repository, facts.timeline_id, stop_lsn, begin)
+            require_backup_end(label.start_lsn, stop_lsn, last)
+        try:
+            changes = read_changes(repository, [LsnRange(facts.timeline_id, label.start_lsn, stop_lsn)])
+        except WalGap as error:
+            raise _gap(str(error), _AGAIN_HINT) from error
+        self._wal.check()
+        return changes
+
+    def _require_timeline(self, control: ControlFile) -> None:
+        if control.timeline_id == self._facts.timeline_id:
+            return
+        raise TimelineMismatch(
+            f"the backup starts on timeline {control.timeline_id}, the server is on {self._facts.timeline_id}",
+            hint="The standby has made no restart point on its new timeline: run CHECKPOINT on the primary, wait until"
+            " the standby has replayed it, and run CHECKPOINT here."
+            if self._facts.in_recovery
+            else "The server has just been promoted: run this again.",
+        )
+
+    def _require_segments(self, start: Lsn, end: int, hint: str) -> None:
+        """Raise WalGap, which names the first segment that is missing; a summary says what changed, and is no WAL."""
+        geometry, timeline_id = self._repository.geometry, self._facts.timeline_id
+        there = {s.segment_no for s in self._repository.wal.segments() if s.timeline_id == timeline_id}
+        for number in range(geometry.segment_no(start), geometry.last_segment_no(end) + 1):
+            if number not in there:
+                raise _gap(f"segment {geometry.file_name(timeline_id, number)} is not in the archive", hint)
+
+
+def _gap(cause: str, hint: str) -> WalGap:
+    return WalGap(f"the backup is not published, for WAL that it needs is missing: {cause}", hint=hint)
+
+
+def read_record(repository: Repository, timeline_id: int, lsn: Lsn) -> WalRecord | EndOfWal | None:
+    """Return the first record of a timeline that starts at ``lsn`` or later, or why there is none.
+
+    None where the archive ends.  Raises FormatError for a segment or a record that is damaged.
+    """
+    return next(_records(repository, timeline_id, lsn), None)
+
+
+def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:
+    for found in _records(repository, timeline_id, start):
+        if isinstance(found, EndOfWal) or found.end_lsn > lsn:
+            return None
+        if found.end_lsn == lsn:
+            return found
+    return None
+
+
+def _records(repository: Repository, timeline_id: int, start: Lsn) -> Iterator[WalRecord | EndOfWal]:
+    identity = repository.identity
+    decoder = WalDecoder(
+        identity.segment_size,
+        start,
+        wal_format=wal_format_of_major(identity.major),
+        system_identifier=identity.system_identifier,
+    )
+    for data in repository.wal.read(timeline_id, start):
+        decoder.feed(data)
+        while not isinstance(found := decoder.next_record(), Need):
+            yield found
+            if isinstance(found, EndOfWal):
+                return
