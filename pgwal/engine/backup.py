@@ -281,6 +281,9 @@ class _Backup:
         parts = read_cluster_parts(self._connection, self._sources[0], self._facts.major)
         changes = self._changes_until(start_lsn)
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
+            # Also of one that is dropped before it is looked at: WAL begins with it.
+            for oid in parts.linked_tablespaces:
+                copy.writer.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_files)
                 require_cluster_parts(parts, copy.missing, self._connection, self._sources[0], self._facts.major)
@@ -436,7 +439,7 @@ class _Backup:
             wal_segment_size=facts.segment_size,
             data_checksums=facts.data_checksums,
             # In-place tablespaces are directories of the data directory and have no location of their own.
-            tablespaces={oid: path for oid, path in parts.tablespaces.items() if path.startswith("/")},
+            tablespaces=parts.linked_tablespaces,
             totals=copy.totals,
             checksum_failures=copy.bad_page_count,
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _Found = TypeVar("_Found", bool, set[int], set[tuple[int, int]])
 
-_ATTEMPTS = 50
+_ATTEMPTS = 30
 _PAUSE_S = 0.1
 """The server removes directories before it commits that they are dropped, and makes them before it shows them."""
 _NAMED_FILES = 3
@@ -40,6 +40,11 @@ class ClusterParts:
 
     databases: dict[int, int]
     tablespaces: dict[int, str]
+
+    @property
+    def linked_tablespaces(self) -> dict[int, str]:
+        """The tablespaces but for those in place."""
+        return {oid: location for oid, location in self.tablespaces.items() if location.startswith("/")}
 
 
 def read_cluster_parts(connection: psycopg.Connection, source: BlockSource, major: int) -> ClusterParts:
@@ -60,11 +65,10 @@ def read_cluster_parts(connection: psycopg.Connection, source: BlockSource, majo
             continue
         try:
             return ClusterParts(databases, read_tablespace_locations(connection, there))
-        except ConnectionFailed:
-            raise
-        except ServerError:
-            # Dropped since it was listed.
-            continue
+        except ServerError as error:
+            # One has been dropped since, unless it is so every time.
+            if isinstance(error, ConnectionFailed) or attempt == _ATTEMPTS - 1:
+                raise
     raise _tablespace_absent(connection, absent, major)
 
 
@@ -146,8 +150,6 @@ def _database_directory(oid: int, spc_oid: int, major: int) -> str:
 
 
 def _tablespace_absent(connection: psycopg.Connection, oids: set[int], major: int) -> DataAbsent:
-    if not oids:
-        return DataAbsent("tablespaces come and go too fast to be listed", hint="Take the backup again.")
     oid = min(oids)
     try:
         location = read_tablespace_locations(connection, [oid])[oid]
