@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-_ATTEMPTS = 50
+_ATTEMPTS = 30
 _PAUSE_S = 0.05
 """A checkpoint, or a standby's replay, may write pg_control between the two readings; one soon comes that is quiet."""
 _STARTING_S = 60

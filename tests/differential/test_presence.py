@@ -284,5 +284,7 @@ def test_nothing_that_was_dropped_is_missed(site: Site, monkeypatch: pytest.Monk
     entry = site.take_here("latest", source)
     monkeypatch.undo()
     assert doomed not in site.paths(entry.backup_id)
-    site.run("DROP TABLE fresh_early, fresh_late")
+    # Unlogged tables are empty after recovery, and of a database that is moved while the backup runs, recovery may not
+    # find the files to move any more: so it is with every base backup.
+    site.run("DROP TABLE fresh_early, fresh_late", "DROP DATABASE moved_late")
     site.assert_restores(*spaces.values())
