@@ -26,6 +26,7 @@ from pgwal.backup.manifest import ManifestWriter, read_manifest
 from pgwal.backup.plan import IncrementalFile, plan_file
 from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, extents, read_each
 from pgwal.engine.copy import Copy, CopyRules
+from pgwal.errors import FileReplaced
 from pgwal.lsn import Lsn
 from pgwal.page import find_bad_pages
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, RelFileLocator, parse_relation_path
@@ -280,6 +281,52 @@ def test_the_blocks_of_an_incremental_are_checked_with_their_numbers(tmp_path: P
     copy, stored = copied(tmp_path, ChangingSource(*[relation_content(damaged=[0, 5])] * 20), changes)
     assert (copy.copied_block_count, copy.bad_page_count) == (4, 1)
     assert struct.unpack_from("<II", stored, 4) == (4, 10)
+
+
+# ---- files that are no relation files
+
+
+class ReplacedSource(ChangingSource):
+    """A data directory with one file that is replaced while it is read, the first times."""
+
+    path = "own"
+
+    def __init__(self, replaced_count: int, content: bytes, listed_bytes: int) -> None:
+        super().__init__()
+        self._replaced_count = replaced_count
+        self._content = content
+        self._listed_bytes = listed_bytes
+
+    def list(
+        self,
+        emptied: Collection[str] = (),  # noqa: ARG002
+        tablespaces: Collection[int] | None = None,  # noqa: ARG002
+    ) -> Iterator[SourceDirectory | SourceFile]:
+        yield SourceFile(self.path, self._listed_bytes, 0.0)
+
+    def read_to_end(self, path: str, size_bytes: int) -> Iterator[bytes] | None:
+        assert (path, size_bytes) == (self.path, self._listed_bytes)
+        yield self._content
+        self._replaced_count -= 1
+        if self._replaced_count >= 0:
+            raise FileReplaced(f"{path} was replaced")
+
+    def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
+        assert all(each == WantedContent(self.path, self._listed_bytes, None, True) for each in wanted)
+        return [Unread.LONGER for _ in wanted]
+
+
+@pytest.mark.parametrize("listed_bytes", [0, 700, 1 << 20])
+def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, listed_bytes: int) -> None:
+    content = bytes(range(256)) * 3000
+    copy, stored = copied(tmp_path, ReplacedSource(4, content, listed_bytes))
+    assert stored == content
+    assert copy.totals.size_bytes == copy.totals.stored_size_bytes == copy.bytes_read == len(content)
+
+
+def test_a_file_that_is_replaced_all_the_time_ends_the_backup(tmp_path: Path) -> None:
+    with pytest.raises(FileReplaced):
+        copied(tmp_path, ReplacedSource(5, b"x", 1 << 20))
 
 
 # ---- memory

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgwal.checksum import crc32c
-from pgwal.control_file import CONTROL_FILE_SIZE, MAJOR_BY_CATALOG_VERSION, ControlFile
+from pgwal.control_file import CONTROL_FILE_SIZE, MAJOR_BY_CATALOG_VERSION, ControlFile, ControlStamp
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn
 
@@ -22,7 +22,8 @@ def build(major: int, *, version: int | None = None, catalog: int | None = None)
     struct.pack_into(
         "<QIII", content, 0, 7_000_000_000_000_000_001, pg_control_version, catalog or CATALOG_VERSIONS[major], 6
     )
-    struct.pack_into("<Q", content, 32, 0x3000080)
+    struct.pack_into("<qQ", content, 24, 1_790_000_000, 0x3000080)
+    struct.pack_into("<q", content, 104, 1_789_999_999)
     struct.pack_into("<QIIB", content, 40, 0x3000028, 2, 1, 1)
     struct.pack_into("<QI", content, 136, 0x3000148, 3)
     struct.pack_into("<i", content, 172, 1)
@@ -47,6 +48,12 @@ def test_the_fields(major: int) -> None:
     assert (control_file.block_size, control_file.blocks_per_file) == (8192, 131072)
     assert (control_file.wal_page_size, control_file.segment_size) == (8192, 16 << 20)
     assert control_file.data_checksum_version == 1
+
+
+@pytest.mark.parametrize("major", MAJORS)
+def test_the_stamp(major: int) -> None:
+    stamp = ControlStamp.decode(build(major))
+    assert stamp == ControlStamp(1_790_000_000, Lsn(0x3000080), Lsn(0x3000028), 2, 1_789_999_999, Lsn(0x3000148))
 
 
 @pytest.mark.parametrize("major", MAJORS)

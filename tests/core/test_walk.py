@@ -53,7 +53,9 @@ def entry_files(sizes: dict[str, int]) -> list[BackupFile]:
 @settings(deadline=None)
 @given(now=TREES, before=TREES)
 def test_each_file_gets_its_size_in_the_prior_backup(now: dict[str, int], before: dict[str, int]) -> None:
-    found = list(with_prior_sizes(listing(now), entry_files(before)))
+    absent: list[BackupFile] = []
+    found = list(with_prior_sizes(listing(now), entry_files(before), absent.append))
+    assert {file.path for file in absent} == {*before, *TAIL} - set(now)
     assert [item for item, _ in found] == listing(now)
     assert found == [(item, before.get(item.path) if isinstance(item, SourceFile) else None) for item, _ in found]
 
@@ -65,6 +67,16 @@ def test_out_of_order_a_file_is_taken_for_new_at_worst(now: dict[str, int], seed
     random.Random(seed).shuffle(files)
     for item, size_bytes in with_prior_sizes(listing(now), files):
         assert size_bytes is None or size_bytes == now[item.path]
+
+
+def test_other_tablespaces_are_left_out_with_their_links() -> None:
+    version = "PG_18_202506291"
+    files = {f"pg_tblspc/{oid}/{version}/5/{number}": 1 for oid in (16400, 16401) for number in (1, 2)}
+    tree = Tree({**files, "pg_tblspc/own": 1, "zz/16401": 1})
+    listed = {item.path for item in walk(tree, 18, lambda _: None, (), {16400, 5})}
+    assert listed & set(files) == {path for path in files if "16400" in path}
+    assert "pg_tblspc/16401" not in listed
+    assert {"pg_tblspc/16400", "pg_tblspc/own", "zz/16401"} <= listed
 
 
 def test_the_prior_backup_is_read_to_its_end() -> None:
