@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgwal.backup.entry import BackupFile
@@ -60,6 +60,7 @@ def prior_file(path: str, size_bytes: int = 8192) -> BackupFile:
     return BackupFile(path, size_bytes, size_bytes, 0o600, 0, "0" * 32)
 
 
+@settings(deadline=None)
 @given(absent=st.sets(PATHS), gone=st.sets(PATHS), window=CHANGES, during=CHANGES)
 def test_what_no_wal_accounts_for_is_missing(
     absent: set[str], gone: set[str], window: Changes, during: Changes
