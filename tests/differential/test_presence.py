@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from differential.test_timelines import Pair, insert_lsn, one_value, pair, replays, wait_for  # noqa: F401
 from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.restored_server import Scene, assert_sound, checksums
@@ -288,3 +289,25 @@ def test_nothing_that_was_dropped_is_missed(site: Site, monkeypatch: pytest.Monk
     # find the files to move any more: so it is with every base backup.
     site.run("DROP TABLE fresh_early, fresh_late", "DROP DATABASE moved_late")
     site.assert_restores(*spaces.values())
+
+
+@pytest.mark.postgres(13, 18)
+def test_what_a_standby_replays_as_dropped_is_not_missed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The backup of a standby ends where its recovery must go at least, and that is behind what it has dropped."""
+
+    def run(*statements: str) -> None:
+        with pair.primary.connect() as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+        position = insert_lsn(pair.primary)
+        wait_for(lambda: replays(pair.standby, position), "the standby")
+
+    run(f"CREATE TABLE kept AS {ROWS}", f"CREATE TABLE gone AS {ROWS}", "CREATE DATABASE dropped", "CHECKPOINT")
+    doomed = one_value(pair.primary, "SELECT pg_relation_filepath('gone')")
+    drop = ("DROP TABLE gone", "DROP DATABASE dropped", "UPDATE kept SET filler = 'y'")
+    do_before_reading(monkeypatch, {doomed: lambda: run(*drop)})
+    parameters = ConnectionParameters(pair.standby.conninfo)
+    entry = take_backup(BackupRequest(pair.repo, parameters, pair.standby.data_directory, fast=True)).entry
+    monkeypatch.undo()
+    assert doomed not in [file.path for file in Repository.open(pair.repo).catalogue.files(entry.backup_id)]
+    succeed("verify", "--repo", pair.repo)
