@@ -42,7 +42,7 @@ def test_the_fields(major: int) -> None:
     assert (control_file.redo_lsn, control_file.timeline_id) == (Lsn(0x3000028), 2)
     assert (control_file.state, control_file.in_recovery) == (6, False)
     assert control_file.checkpoint_lsn == Lsn(0x3000080)
-    assert control_file.checkpoint == struct.pack("<QIIB", 0x3000028, 2, 1, 1) + bytes(71)
+    assert control_file.checkpoint == struct.pack("<QIIB47xq16x", 0x3000028, 2, 1, 1, 1_789_999_999)
     assert (control_file.min_recovery_lsn, control_file.min_recovery_timeline_id) == (Lsn(0x3000148), 3)
     assert control_file.wal_level == 1
     assert (control_file.block_size, control_file.blocks_per_file) == (8192, 131072)
