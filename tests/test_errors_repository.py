@@ -354,7 +354,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(taken: Taken, small_disk: Path) -> None:
     repo = small_disk / "repo"
     outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
-    assert_failed(outcome, FAILED, f"cannot write {repo}/backups/.*: No space left on device", "Free some space")
+    # Its own receiver may need the last of the room before the backup's files do.
+    assert_failed(outcome, FAILED, f"cannot (open|write) {repo}/(backups|wal)/.*: No space left", "Free some space")
     assert list((repo / "backups").iterdir()) == []
     # The archive begins while there is room; then more arrives than there is room for.
     stream: list[str | Path] = ["stream", "--repo", repo, "-d", taken.server.conninfo, "--once", "--compress", "none"]

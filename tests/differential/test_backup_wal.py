@@ -117,7 +117,7 @@ def test_pg_control_of_a_standby_may_know_a_later_transaction(pair: Pair) -> Non
 def test_a_receiver_that_is_connected_to_another_server(make_server: ServerFactory, scratch: Path) -> None:
     """Two copies of one cluster: identifier, timeline and names of segments are equal, and WAL is there in time."""
     repo = scratch / "repo"
-    server, other = make_server(), make_server()
+    server, other = make_server(), make_server(settings={"wal_keep_size": "1GB"})
     prepare(server)
     with streaming(other, repo):
         prepare(other)

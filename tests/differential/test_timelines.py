@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -260,6 +261,9 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
     with receiver(pair.conninfo, pair.repo):
         full = json.loads(pgwal("full", *pair.source(pair.primary)))
         run_load(pair.primary, 1)
+        # It notes running transactions in WAL now and then, and must not do so behind the switch.
+        writer = one_value(pair.primary, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'")
+        os.kill(int(writer), signal.SIGSTOP)
         one_value(pair.primary, "SELECT pg_switch_wal()")
         border = Lsn(-(-insert_lsn(pair.primary) // (16 << 20)) * (16 << 20) - (16 << 20))
         wait_for(lambda: replays(pair.standby, border), "the standby to follow")
