@@ -13,6 +13,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.link import Link
 from pgwal.wal import layout
 
 MB = 1 << 20
@@ -37,6 +38,13 @@ def span(timeline_id: int, start: int, end: int) -> LsnRange:
     return LsnRange(timeline_id, Lsn(start), Lsn(end))
 
 
+def write(repository: Repository, summary_range: LsnRange, block_map: BlockMap) -> None:
+    """Write a summary that begins behind a record and ends behind one, each some bytes before that."""
+    geometry = repository.geometry
+    prev_lsn, last_lsn = (Lsn(geometry.first_record_position(lsn) - 72) for lsn in summary_range[1:])
+    repository.summaries.write(summary_range, block_map, Link(prev_lsn, last_lsn))
+
+
 def shortened(limit: int) -> BlockMap:
     block_map = BlockMap()
     block_map.set_limit(TABLE, limit)
@@ -55,8 +63,8 @@ def insertion(block_no: int) -> RecordSpec:
 
 def test_a_redo_point_behind_a_segments_header_needs_no_wal_of_that_segment(repository: Repository) -> None:
     # Up to 16 summaries are cut at segment ends, and a backup starts 40 bytes later.
-    repository.summaries.write(span(1, MB, 2 * MB), shortened(100))
-    repository.summaries.write(span(1, 2 * MB, 3 * MB), shortened(200))
+    write(repository, span(1, MB, 2 * MB), shortened(100))
+    write(repository, span(1, 2 * MB, 3 * MB), shortened(200))
     changes = read_changes(repository, window(repository, 1, Lsn(MB + 40), 1, Lsn(3 * MB + 40)))
     assert changes.limit_block(*TABLE) == 100
 
@@ -70,17 +78,17 @@ def test_limits_beside_a_timeline_switch_count_as_0(
     repository: Repository, switch: int, first_end: int, second_start: int, touching: int
 ) -> None:
     repository.wal.write_history(2, f"1\t{Lsn(switch)}\tno recovery target specified\n".encode())
-    repository.summaries.write(span(1, MB, first_end), shortened(100) if touching == 1 else BlockMap())
-    repository.summaries.write(span(2, second_start, 3 * MB), shortened(100) if touching == 2 else BlockMap())
+    write(repository, span(1, MB, first_end), shortened(100) if touching == 1 else BlockMap())
+    write(repository, span(2, second_start, 3 * MB), shortened(100) if touching == 2 else BlockMap())
     changes = read_changes(repository, window(repository, 1, Lsn(MB), 2, Lsn(3 * MB)))
     assert changes.limit_block(*TABLE) == 0
 
 
 def test_limits_away_from_a_timeline_switch_count(repository: Repository) -> None:
     repository.wal.write_history(2, b"1\t0/200000\t\n")
-    repository.summaries.write(span(1, MB, MB + 8192), shortened(100))
-    repository.summaries.write(span(1, MB + 8192, 2 * MB), BlockMap())
-    repository.summaries.write(span(2, 2 * MB, 3 * MB), BlockMap())
+    write(repository, span(1, MB, MB + 8192), shortened(100))
+    write(repository, span(1, MB + 8192, 2 * MB), BlockMap())
+    write(repository, span(2, 2 * MB, 3 * MB), BlockMap())
     changes = read_changes(repository, window(repository, 1, Lsn(MB), 2, Lsn(3 * MB)))
     assert changes.limit_block(*TABLE) == 100
 
@@ -91,30 +99,31 @@ def test_records_count_by_where_they_start(repository: Repository) -> None:
     builder.append_switch()
     archive(repository, builder)
     first, second, third, _ = builder.records
-    cases = {(first.lsn, third.lsn): [1, 2], (first.lsn + 1, third.lsn + 1): [2, 3], (second.lsn, second.lsn): []}
+    cases = {(first.lsn, third.lsn): [1, 2], (second.lsn, third.end_lsn): [2, 3], (second.lsn, second.lsn): []}
     for (start, end), expected in cases.items():
         changes = read_changes(repository, [span(1, start, end)])
         assert list(changes.blocks_between(*TABLE, 0, 10)) == expected
 
 
 def test_summaries_and_wal_are_merged_in_the_order_of_positions(repository: Repository) -> None:
-    builder = WalBuilder(major=16, start_lsn=2 * MB)
+    builder = WalBuilder(major=16, start_lsn=2 * MB, prev_lsn=2 * MB - 32)
     builder.append_all([insertion(150), TRUNCATION, insertion(120)])
     builder.append_switch()
     archive(repository, builder)
     regrown, earlier = BlockMap(), BlockMap()
     earlier.mark(TABLE, [50, 180])
     regrown.mark(TABLE, [130])
-    repository.summaries.write(span(1, MB, 2 * MB), earlier)
-    repository.summaries.write(span(1, 3 * MB, 4 * MB), regrown)
+    write(repository, span(1, MB, 2 * MB), earlier)
+    link = Link(builder.records[-1].lsn, Lsn(4 * MB - 32))
+    repository.summaries.write(span(1, 3 * MB, 4 * MB), regrown, link)
     changes = read_changes(repository, [span(1, MB, 4 * MB)])
     assert changes.limit_block(*TABLE) == 100
     assert list(changes.blocks_between(*TABLE, 0, 1000)) == [50, 120, 130]
 
 
 def test_a_hole_is_named(repository: Repository) -> None:
-    repository.summaries.write(span(1, MB, 2 * MB), BlockMap())
-    repository.summaries.write(span(1, 3 * MB, 4 * MB), BlockMap())
+    write(repository, span(1, MB, 2 * MB), BlockMap())
+    write(repository, span(1, 3 * MB, 4 * MB), BlockMap())
     with pytest.raises(WalGap, match="0/200000"):
         read_changes(repository, [span(1, MB, 4 * MB)])
 

@@ -18,6 +18,7 @@ from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap
+from pgwal.summary.link import Link
 from pgwal_cli.exit_codes import FAILED, NO_CONNECTION
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -69,8 +70,8 @@ def test_what_is_not_there_is_left_over() -> None:
 
 def test_a_hole_in_the_archive_is_named(repository: Repository) -> None:
     put_segments(repository, 1, "3", "4", "7", "8.partial")
-    repository.summaries.write(part(1, 3, 4), BlockMap())
-    repository.summaries.write(part(1, 7, 8), BlockMap())
+    repository.summaries.write(part(1, 3, 4), BlockMap(), Link(Lsn(0), Lsn(4 * MB - 32)))
+    repository.summaries.write(part(1, 7, 8), BlockMap(), Link(Lsn(7 * MB - 32), Lsn(8 * MB - 32)))
     assert read_coverage(repository, state(1, 8.5)) == [
         TimelineCoverage(
             1,
@@ -80,6 +81,21 @@ def test_a_hole_in_the_archive_is_named(repository: Repository) -> None:
             summary_holes=[part(1, 4, 7)],
         )
     ]
+
+
+def test_summaries_are_one_range_as_far_as_they_link(repository: Repository) -> None:
+    lsns = [Lsn(number * MB - 32) for number in range(10)]
+    links = {3: Link(lsns[3], lsns[4]), 4: Link(lsns[4], lsns[5]), 5: Link(lsns[4], lsns[6]), 6: Link(lsns[6], lsns[6])}
+    for number, link in {**links, 7: Link(lsns[6], lsns[8])}.items():
+        repository.summaries.write(part(1, number, number + 1), BlockMap(), link)
+    # What an older pgwal wrote does not count, and what is damaged does not either.
+    repository.summaries.write(part(1, 2, 3), BlockMap(), None)
+    repository.summaries.write(part(1, 8, 9), BlockMap(), Link(lsns[8], lsns[9]))
+    damaged = max((repository.store.root / "summaries").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    (timeline,) = read_coverage(repository, None)
+    assert timeline.summaries == [part(1, 3, 5), part(1, 5, 8)]
+    assert timeline.summary_holes == []
 
 
 def test_a_partial_segment_counts_as_far_as_is_known(repository: Repository) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
-from pgwal.errors import ObjectNotFound
+from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.segment import WalGeometry
+from pgwal.summary.link import Link
 from pgwal.timeline import TimelineHistory
 
 
@@ -18,7 +20,8 @@ from pgwal.timeline import TimelineHistory
 class TimelineCoverage:
     """What there is of one timeline, in LSN order; a hole is what is missing between two things that are there.
 
-    A hole in the summaries alone is no loss: the WAL of the range is read instead.
+    A hole in the summaries alone is no loss: the WAL of the range is read instead.  Summaries are one range only as far
+    as each goes on behind the last record of the one before it.
     """
 
     timeline_id: int
@@ -31,17 +34,29 @@ class TimelineCoverage:
 def read_coverage(repository: Repository, receiver: ReceiverState | None) -> list[TimelineCoverage]:
     """Return what there is of each timeline, oldest first."""
     geometry = repository.geometry
-    summaries = repository.summaries.ranges()
-    wal = archived_ranges(repository, receiver)
+    links = _summary_links(repository)
+    summaries, wal = sorted(links), archived_ranges(repository, receiver)
     history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
     return [
         TimelineCoverage(
             timeline_id,
             *_ranges_and_holes(timeline_id, wal, history, geometry),
-            *_ranges_and_holes(timeline_id, summaries, history, geometry),
+            join_linked({part: links[part] for part in summaries if part.timeline_id == timeline_id}, geometry),
+            _ranges_and_holes(timeline_id, summaries, history, geometry)[1],
         )
         for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)})
     ]
+
+
+def _summary_links(repository: Repository) -> dict[LsnRange, Link]:
+    """Return the links of the summaries that count: not of those that an older pgwal wrote, nor of damaged ones."""
+    found = {}
+    for part in repository.summaries.ranges():
+        with suppress(FormatError, ObjectNotFound):
+            link = repository.summaries.link(part)
+            if link is not None:
+                found[part] = link
+    return found
 
 
 def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> list[LsnRange]:
@@ -105,6 +120,22 @@ def join(parts: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
             joined[-1] = joined[-1]._replace(end=max(joined[-1].end, part.end))
         else:
             joined.append(part)
+    return joined
+
+
+def join_linked(parts: Mapping[LsnRange, Link], geometry: WalGeometry) -> list[LsnRange]:
+    """Join summaries of one timeline as ``join`` does, but where one does not go on behind the one before it."""
+    place = geometry.first_record_position
+    joined: list[LsnRange] = []
+    last_lsn = Lsn(0)
+    for part, link in sorted(parts.items()):
+        meets = bool(joined) and place(part.start) == place(joined[-1].end)
+        if joined and place(part.start) <= place(joined[-1].end) and (not meets or link.follows(last_lsn)):
+            joined[-1] = joined[-1]._replace(end=max(joined[-1].end, part.end))
+        else:
+            joined.append(part)
+        if joined[-1].end == part.end:
+            last_lsn = link.last_lsn
     return joined
 
 

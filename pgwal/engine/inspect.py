@@ -57,7 +57,8 @@ class RecordedWal:
         """Yield the records that are wanted, in order.
 
         Raises FormatError for a record whose CRC is right and whose contents are not, and when WAL ends before its
-        last segment; WalGap when there is none at the start, or segments are missing before the end.
+        last segment; TimelineMismatch where another history goes on there; WalGap when there is none at the start, or
+        segments are missing before the end.
         """
         whole = self._range()
         start = whole.start if wanted.start is None else wanted.start
@@ -72,7 +73,7 @@ class RecordedWal:
                 if wanted.wants(record):
                     yield record
             if isinstance(record, EndOfWal):
-                require_last_segment(self._directory, self.timeline_id, record, decoder.feed_lsn)
+                require_last_segment(self._directory, self.wal_format, self.timeline_id, record, decoder.feed_lsn)
                 self.end = record
                 return
         if decoder.feed_lsn < (whole.end if wanted.end is None else min(whole.end, wanted.end)):

@@ -14,16 +14,18 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.aligned_buffer import aligned_buffer
-from pgwal.errors import FormatError, ObjectNotFound, WalGap, WalLevelMinimal
+from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
+from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile, open_wal_directory
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
+from pgwal.summary.link import Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
-from pgwal.wal.record import EndOfWal
+from pgwal.wal.record import EndOfWal, EndReason
 
 if TYPE_CHECKING:
     from pgwal.repository.segment_part import SegmentPart
@@ -69,10 +71,11 @@ def summarize_wal(
 
     Each timeline is summarised up to where the history files in the directory say that it was left.  ``jobs`` threads
     read it.  Raises ObjectNotFound when there is no WAL, WalGap when segments are missing in between or there is none
-    of the range, FormatError when WAL is damaged before its end; summaries of WAL before that place stay.
+    of the range, TimelineMismatch when that does not begin and end where records do, FormatError when WAL is damaged
+    before its end; summaries of WAL before that place stay.
     """
     directory, wal_format = open_recorded_wal(wal_path)
-    ranges = _ranges(directory, start, end)
+    ranges = [_begun_at_record(directory, wal_format, r, start, end) for r in _ranges(directory, start, end)]
     if not ranges:
         raise WalGap(f"{wal_path} holds no WAL of that range", hint="Name a range that the segments cover.")
     output = LocalStore(output_path)
@@ -82,7 +85,7 @@ def summarize_wal(
     for wal_range in ranges:
         for summary in _summaries(directory, wal_format, wal_range, jobs):
             name = summary_file_name(summary.range)
-            output.write(name, encode_summary(summary.block_map))
+            output.write(name, encode_summary(summary.block_map, summary.link))
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
             if on_progress is not None:
                 on_progress(done + summary.range.end - wal_range.start, total)
@@ -96,16 +99,18 @@ def read_recorded_changes(wal_path: Path, timeline_id: int | None, start: Lsn, e
     """Return the exact map of [start, end) of recorded WAL, and the visibility-map blocks derived beside it.
 
     A range that lies on several timelines is read along the history of ``timeline_id``, the newest by default.
-    Raises ObjectNotFound when there is no WAL, WalGap when it does not cover the range, WalLevelMinimal when it was
-    written with wal_level = minimal.
+    Raises ObjectNotFound when there is no WAL, WalGap when it does not cover the range, TimelineMismatch when it is of
+    two histories, or the range does not begin and end where records do, WalLevelMinimal when it was written with
+    wal_level = minimal.
     """
     directory, wal_format = open_recorded_wal(wal_path)
     if timeline_id is None:
         timeline_id = directory.segments()[-1].timeline_id
-    block_map, derived = BlockMap(), BlockMap()
+    block_map, derived, chain = BlockMap(), BlockMap(), Chain()
     ranges = _history(directory, timeline_id).ranges_between(start, end)
     for wanted in ranges:
         reader = _read_changes(directory, wal_format, wanted)
+        chain.go_on(wanted, reader.link, summarised=False)
         if len(ranges) > 1:
             # As read_changes does for a repository, of which all would be scanned.
             reader.block_map.forget_limits()
@@ -123,19 +128,15 @@ def _history(directory: WalDirectory, timeline_id: int) -> TimelineHistory:
 
 def _read_changes(directory: WalDirectory, wal_format: WalFormat, wanted: LsnRange) -> ChangeReader:
     """Read a range of one timeline."""
-    reader = ChangeReader(wal_format, directory.geometry, wanted.start, wanted.end)
-    for data in directory.read(wanted.timeline_id, wanted.start):
-        reader.feed(data)
-        if reader.complete or reader.end_of_wal is not None:
-            break
-    if reader.minimal_lsn is not None:
-        raise WalLevelMinimal(
-            f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
-            " which does not log every change"
-        )
+    reader = read_range(directory, wal_format, wanted)
     if not reader.complete:
+        end_of_wal = reader.end_of_wal
+        if end_of_wal is not None:
+            broken = broken_chain(directory, wal_format, wanted.timeline_id, end_of_wal)
+            if broken is not None:
+                raise broken
         missing = wanted._replace(start=max(wanted.start, reader.position))
-        why = f": {reader.end_of_wal}" if reader.end_of_wal is not None else ""
+        why = f": {end_of_wal}" if end_of_wal is not None else ""
         raise WalGap(f"the directory does not hold WAL {missing}{why}", hint="Name a range that the segments cover.")
     return reader
 
@@ -186,6 +187,18 @@ def _ranges(directory: WalDirectory, start: Lsn | None, end: Lsn | None) -> list
         if begin < stop:
             ranges.append(LsnRange(timeline_id, begin, stop))
     return ranges
+
+
+def _begun_at_record(
+    directory: WalDirectory, wal_format: WalFormat, wal_range: LsnRange, start: Lsn | None, end: Lsn | None
+) -> LsnRange:
+    """Return a range from where its first record can start; raises TimelineMismatch if an end named is in a record."""
+    timeline_id = wal_range.timeline_id
+    if wal_range.start == start:
+        wal_range = wal_range._replace(start=next_record_position(directory, wal_format, timeline_id, start))
+    if wal_range.end == end:
+        next_record_position(directory, wal_format, timeline_id, end)
+    return wal_range
 
 
 def _switches(directory: WalDirectory) -> tuple[dict[int, Lsn], dict[int, Lsn]]:
@@ -245,7 +258,7 @@ def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange
                 break
             directory.require_read(part)
     if summarizer.end_of_wal is not None:
-        require_last_segment(directory, whole.timeline_id, summarizer.end_of_wal, summarizer.feed_lsn)
+        require_last_segment(directory, wal_format, whole.timeline_id, summarizer.end_of_wal, summarizer.feed_lsn)
     summarizer.finish(whole.end if summarizer.complete else summarizer.position)
     yield from summarizer.take_finished()
 
@@ -291,23 +304,34 @@ def _read_ahead(parts: WalParts) -> Generator[tuple[bytes | SegmentPart, bytes |
 
 def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[list[Summary]]:
     """Yield the pieces of each part of a range, up to where WAL ends."""
+    last_lsn = Lsn(0)
     for part in _read_parts(directory, wal_format, _parts(directory, whole), jobs):
+        if not part.link.follows(last_lsn):
+            # One pass would have found no record there.
+            unlinked = EndOfWal(part.first_record_lsn, EndReason.RECORD_PREV_LINK)
+            require_last_segment(directory, wal_format, whole.timeline_id, unlinked, part.first_record_lsn + 1)
+            return
+        last_lsn = part.link.last_lsn or last_lsn
         if part.end_of_wal is not None:
-            require_last_segment(directory, whole.timeline_id, part.end_of_wal, part.fed_lsn)
+            require_last_segment(directory, wal_format, whole.timeline_id, part.end_of_wal, part.fed_lsn)
         yield part.pieces
         if not part.complete:
             # What begins in later parts comes after a record that is not whole.
             return
 
 
-def require_last_segment(directory: WalDirectory, timeline_id: int, end_of_wal: EndOfWal, fed_lsn: Lsn) -> None:
+def require_last_segment(
+    directory: WalDirectory, wal_format: WalFormat, timeline_id: int, end_of_wal: EndOfWal, fed_lsn: int
+) -> None:
     """Raise FormatError for WAL that ends before its last segment; ``fed_lsn`` is up to where it was read.
 
-    A record may well begin in one segment and be cut off in the next.
+    A record may well begin in one segment and be cut off in the next.  Raises TimelineMismatch where WAL of another
+    history goes on.
     """
     last = max(s.segment_no for s in directory.written_segments() if s.timeline_id == timeline_id)
     if directory.geometry.last_segment_no(fed_lsn) < last:
-        raise FormatError(
+        broken = broken_chain(directory, wal_format, timeline_id, end_of_wal)
+        raise broken or FormatError(
             f"timeline {timeline_id}: {end_of_wal}, but there are later segments",
             hint="A segment is damaged: replace it, if another archive holds a whole copy.",
         )
@@ -325,6 +349,8 @@ class _PartResult(NamedTuple):
     """What reading a part gave; ``complete`` when the pieces reach its end, ``fed_lsn`` is up to where it was read."""
 
     pieces: list[Summary]
+    link: Link
+    first_record_lsn: Lsn
     complete: bool
     end_of_wal: EndOfWal | None
     fed_lsn: Lsn
@@ -338,8 +364,8 @@ def _read_parts(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, part in enumerate(parts):
-                continues = number > 0
-                pending.append(pool.submit(_read_part, directory, wal_format, part, continues=continues))
+                places = {"continues": number > 0, "is_last": number == len(parts) - 1}
+                pending.append(pool.submit(_read_part, directory, wal_format, part, **places))
                 if len(pending) > jobs:
                     yield pending.popleft().result()
             while pending:
@@ -349,7 +375,9 @@ def _read_parts(
                 future.cancel()
 
 
-def _read_part(directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool) -> _PartResult:
+def _read_part(
+    directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *, continues: bool, is_last: bool
+) -> _PartResult:
     """Read the records that start in a part."""
     summarizer = Summarizer(
         part.timeline_id,
@@ -365,5 +393,13 @@ def _read_part(directory: WalDirectory, wal_format: WalFormat, part: LsnRange, *
         if summarizer.complete or summarizer.end_of_wal is not None:
             break
         directory.require_read(data)
-    summarizer.finish(part.end if summarizer.complete else summarizer.position)
-    return _PartResult(summarizer.take_pieces(), summarizer.complete, summarizer.end_of_wal, summarizer.feed_lsn)
+    # At a joint as one pass would: behind the last record before it.
+    summarizer.finish(part.end if summarizer.complete and is_last else summarizer.position)
+    return _PartResult(
+        summarizer.take_pieces(),
+        summarizer.link,
+        summarizer.first_record_lsn,
+        summarizer.complete,
+        summarizer.end_of_wal,
+        summarizer.feed_lsn,
+    )

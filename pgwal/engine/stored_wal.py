@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol, cast
 
 import lz4.frame
 import zstandard
 
+from pgwal.engine.record_chain import unlinked
 from pgwal.engine.stored_backup import Problem
 from pgwal.engine.summarize import wal_gap
 from pgwal.errors import FormatError, PgwalError
@@ -19,6 +21,7 @@ from pgwal.repository.wal_directory import split_segment_name
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import summary_file_name
 from pgwal.summary.coverage import cover
+from pgwal.summary.link import UNKNOWN, Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal.page_magic import wal_format_of_major
 
@@ -37,6 +40,7 @@ class StoredWal:
         self._wanted = wanted
         pieces = cover(wanted, repository.summaries.ranges(), repository.geometry)
         self._summaries = {piece.range for piece in pieces if piece.summarised}
+        self._links: dict[LsnRange, Link] = {}
 
     def verify(self, tell: Callable[[int], None]) -> None:
         """Check each record's CRC and its link to the one before, and hold the summaries against what WAL says.
@@ -47,7 +51,8 @@ class StoredWal:
         while place(position) < place(self._wanted.end):
             position = self._read_from(position, tell)
         for summary_range in sorted(self._summaries):
-            self._compare(summary_range, self._scan(summary_range))
+            self._compare(summary_range, *self._scan(summary_range))
+        self._check_links()
         self._check_compressed_files()
 
     def _read_from(self, position: Lsn, tell: Callable[[int], None]) -> Lsn:
@@ -101,9 +106,9 @@ class StoredWal:
         for summary in summarizer.take_finished():
             if summary.range in self._summaries:
                 self._summaries.remove(summary.range)
-                self._compare(summary.range, summary.block_map)
+                self._compare(summary.range, summary.block_map, summary.link)
 
-    def _scan(self, summary_range: LsnRange) -> BlockMap | None:
+    def _scan(self, summary_range: LsnRange) -> tuple[BlockMap | None, Link]:
         """Return what WAL says of a range, None where it cannot be read, which has been noted."""
         reader = ChangeReader(
             self._format,
@@ -118,18 +123,37 @@ class StoredWal:
                 if reader.complete or reader.end_of_wal is not None:
                     break
         except FormatError:
-            return None
-        return reader.block_map if reader.complete else None
+            return None, UNKNOWN
+        return (reader.block_map, reader.link) if reader.complete else (None, UNKNOWN)
 
-    def _compare(self, summary_range: LsnRange, changes: BlockMap | None) -> None:
+    def _compare(self, summary_range: LsnRange, changes: BlockMap | None, link: Link) -> None:
+        """Hold a summary against WAL; one of an older pgwal has no link."""
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
         try:
-            stored = self._repository.summaries.read(summary_range)
+            stored, stored_link = self._repository.summaries.read_linked(summary_range)
         except PgwalError as error:
             self._note(name, str(error))
             return
         if changes is not None and stored != changes:
             self._note(name, "it does not hold what the WAL of its range says")
+        if stored_link is None:
+            return
+        self._links[summary_range] = stored_link
+        if changes is not None and link not in (UNKNOWN, stored_link):
+            self._note(
+                name,
+                f"it follows the record at {stored_link.prev_lsn} and ends with the one at {stored_link.last_lsn}, but"
+                f" WAL of its range the one at {link.prev_lsn}, with the one at {link.last_lsn}",
+            )
+
+    def _check_links(self) -> None:
+        """Note each summary that does not go on behind the one that ends where it begins, with WAL and without."""
+        place = self._geometry.first_record_position
+        for before, after in pairwise(sorted(self._links)):
+            earlier, later = self._links[before], self._links[after]
+            if place(before.end) == place(after.start) and not later.follows(earlier.last_lsn):
+                error = unlinked(after, later, earlier.last_lsn, summarised=True)
+                self._note(f"{SUMMARY_DIRECTORY}/{summary_file_name(after)}", str(error))
 
     # -- compressed segments -----------------------------------------------------------------------------------
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pgwal.errors import ObjectNotFound, WalGap, WalLevelMinimal
+from pgwal.engine.record_chain import Chain, broken_chain, read_range
+from pgwal.errors import ChainError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
-from pgwal.summary.coverage import cover
+from pgwal.summary.coverage import Piece, cover
+from pgwal.summary.link import Link
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
 
@@ -42,8 +44,10 @@ def read_history(repository: Repository, timeline_id: int) -> TimelineHistory:
 def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
     """Return the exact map of consecutive ranges, one for each timeline, merged strictly in LSN order.
 
-    Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive,
-    WalLevelMinimal when a part was written with wal_level = minimal, FormatError when something is damaged.
+    It is proven that each record in them follows the one before, over all that WAL and summaries are cut into.
+    Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive, TimelineMismatch
+    when a part does not follow the one before it, or a range does not begin and end where records do, WalLevelMinimal
+    when a part was written with wal_level = minimal, FormatError when something is damaged.
     """
     return _read_changes(repository, ranges, to_any_end=False)[0]
 
@@ -58,27 +62,48 @@ def read_received_changes(repository: Repository, ranges: Sequence[LsnRange]) ->
 
 
 def _read_changes(repository: Repository, ranges: Sequence[LsnRange], *, to_any_end: bool) -> tuple[BlockMap, Lsn]:
-    block_map = BlockMap()
+    block_map, chain = BlockMap(), Chain()
     end = ranges[-1].end
     summaries = repository.summaries.ranges()
     # Of positions that a page header parts, a history file names the one and a summary the other.
     place = repository.geometry.first_record_position
     for index, wanted in enumerate(ranges):
-        for piece, summarised in cover(wanted, summaries, repository.geometry):
-            if summarised:
-                changes = repository.summaries.read(piece)
+        for part, summary in _parts(repository, cover(wanted, summaries, repository.geometry)):
+            if summary is not None:
+                changes, link = summary
             else:
-                is_last = piece.timeline_id == ranges[-1].timeline_id and piece.end == ranges[-1].end
-                reader = _scan(repository, piece, to_any_end=to_any_end and is_last)
-                changes = reader.block_map
+                is_last = index == len(ranges) - 1 and part.end == wanted.end
+                reader = _scan(repository, part, to_any_end=to_any_end and is_last)
+                changes, link = reader.block_map, reader.link
                 if not reader.complete:
                     end = reader.position
-            follows_switch = index > 0 and place(piece.start) == place(wanted.start)
-            precedes_switch = index < len(ranges) - 1 and place(piece.end) == place(wanted.end)
+            chain.go_on(part, link, summarised=summary is not None)
+            follows_switch = index > 0 and place(part.start) == place(wanted.start)
+            precedes_switch = index < len(ranges) - 1 and place(part.end) == place(wanted.end)
             if follows_switch or precedes_switch:
                 changes.forget_limits()
             block_map.merge(changes)
     return block_map, end
+
+
+def _parts(repository: Repository, pieces: Iterable[Piece]) -> Iterator[tuple[LsnRange, tuple[BlockMap, Link] | None]]:
+    """Yield the parts of a range with what their summaries say, None where WAL is read.
+
+    That it is, too, where an older pgwal wrote a summary: it does not say which record it goes on behind, and may end
+    within one, so what is read around it is one part with it.
+    """
+    unread: LsnRange | None = None
+    for piece, summarised in pieces:
+        changes, link = repository.summaries.read_linked(piece) if summarised else (None, None)
+        if changes is None or link is None:
+            unread = piece if unread is None else unread._replace(end=piece.end)
+            continue
+        if unread is not None:
+            yield unread, None
+            unread = None
+        yield piece, (changes, link)
+    if unread is not None:
+        yield unread, None
 
 
 def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
@@ -86,48 +111,42 @@ def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> 
 
     They are in no summary, so all of the WAL is read.  Raises as ``read_changes``.
     """
-    block_map = BlockMap()
+    block_map, chain = BlockMap(), Chain()
     for wanted in ranges:
-        block_map.merge(_scan(repository, wanted).derived)
+        reader = _scan(repository, wanted)
+        chain.go_on(wanted, reader.link, summarised=False)
+        block_map.merge(reader.derived)
     return block_map
 
 
 def _scan(repository: Repository, wanted: LsnRange, *, to_any_end: bool = False) -> ChangeReader:
-    """Read the WAL of a range that no summary covers; with ``to_any_end`` it may stop within the last segment."""
-    # Not above: it takes long to import, and summaries that lie in the window whole need none of it.
-    from pgwal.summary.summarizer import ChangeReader
-
+    """Read the WAL of a range; with ``to_any_end`` it may stop within the last segment."""
     identity = repository.identity
-    reader = ChangeReader(
+    reader = read_range(
+        repository.wal,
         wal_format_of_major(identity.major),
-        repository.geometry,
-        wanted.start,
-        wanted.end,
+        wanted,
         system_identifier=identity.system_identifier,
+        to_any_end=to_any_end,
     )
-    for data in repository.wal.read(wanted.timeline_id, wanted.start):
-        reader.feed(data)
-        if reader.complete or reader.end_of_wal is not None:
-            break
-    if reader.minimal_lsn is not None:
-        raise WalLevelMinimal(
-            f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
-            " which does not log every change",
-            hint="Take a full backup.",
-        )
     if not reader.complete and not (to_any_end and wanted.end - reader.position < identity.segment_size):
         raise wal_gap(repository, LsnRange(wanted.timeline_id, reader.position, wanted.end), reader.end_of_wal)
     return reader
 
 
-def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None = None) -> WalGap:
-    """Say what is missing of a range that could not be read, and where it can come from."""
+def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | None = None) -> ChainError:
+    """Say what is missing of a range that could not be read, and where it can come from.
+
+    A TimelineMismatch where nothing is missing, but WAL there is of another history, a WalGap else.
+    """
     geometry, timeline_id = repository.geometry, unread.timeline_id
     archived = {s.segment_no: s.complete for s in repository.wal.segments() if s.timeline_id == timeline_id}
     # A record that begins in the last segment before the gap is not whole either.
     first, last = geometry.segment_no(unread.start), geometry.last_segment_no(unread.end)
     if end_of_wal is not None and archived.get(first) and (first == last or archived.get(first + 1)):
-        return WalGap(
+        wal_format = wal_format_of_major(repository.identity.major)
+        broken = broken_chain(repository.wal, wal_format, timeline_id, end_of_wal)
+        return broken or WalGap(
             f"WAL is damaged: segment {geometry.file_name(timeline_id, first)} cannot be read on; {end_of_wal}",
             hint="Replace that segment in the repository's wal directory, if another archive holds a whole copy;"
             " else take a full backup.",

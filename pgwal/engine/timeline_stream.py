@@ -372,20 +372,21 @@ class TimelineStream:
 
     def _write_summaries(self, summaries: list[Summary]) -> None:
         for summary in summaries:
-            self._repository.summaries.write(summary.range, summary.block_map)
+            self._repository.summaries.write(summary.range, summary.block_map, summary.link)
             self._metrics.summaries_written += 1
 
     # -- where the summariser goes on --------------------------------------------------------------------------
 
     def _resumed_summarizer(self) -> Summarizer | None:
         """Return a summariser that goes on from the last summary, fed with the WAL that is here already."""
-        begin = self._summary_start()
+        begin, prev_lsn = self._summary_start()
         identity = self._repository.identity
         self._summarizer = Summarizer(
             self._timeline_id,
             wal_format_of_major(identity.major),
             self._repository.geometry,
             begin,
+            prev_lsn=prev_lsn,
             system_identifier=identity.system_identifier,
         )
         position = Lsn(begin - begin % WAL_PAGE_SIZE)
@@ -403,15 +404,22 @@ class TimelineStream:
                     return None
         return self._summarizer
 
-    def _summary_start(self) -> Lsn:
-        """Return the end of the last summary, or else the oldest position from which WAL is here without a hole."""
+    def _summary_start(self) -> tuple[Lsn, Lsn | None]:
+        """Return the end of the last summary, or else the oldest position from which WAL is here without a hole.
+
+        And where the record before it starts, None when that is not known.
+        """
         oldest = self._oldest_contiguous_lsn()
-        ends = [r.end for r in self._repository.summaries.ranges() if r.timeline_id == self._timeline_id]
-        ends = [end for end in ends if end <= self._continued_from]
-        if ends and max(ends) >= oldest:
-            return max(ends)
+        summaries = self._repository.summaries
+        ends = {r.end: r for r in summaries.ranges() if r.timeline_id == self._timeline_id}
+        newest = max((end for end in ends if end <= self._continued_from), default=Lsn(0))
+        if newest and newest >= oldest:
+            with suppress(FormatError):
+                link = summaries.link(ends[newest])
+                return newest, link.last_lsn if link is not None else None
+            return newest, None
         switches = self._comparison.history.switches
-        return max(oldest, switches[-1].switch_lsn) if switches else oldest
+        return max(oldest, switches[-1].switch_lsn) if switches else oldest, None
 
     def _drop_summaries_ahead(self) -> None:
         """Remove summaries of WAL that is not here (any more): it is received again, and may be other WAL."""

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.coverage import join
+from pgwal.engine.record_chain import next_record_position, require_linked_switch
 from pgwal.engine.stored_backup import Problem, StoredBackup
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
@@ -18,6 +20,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.timeline import history_file_name
+from pgwal.wal.page_magic import wal_format_of_major
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class _Verification:
         self._jobs = jobs
         self._on_progress = on_progress
         self._total_bytes = 0
+        self._switches: set[tuple[LsnRange, int]] = set()
         self.is_stopping = False
 
     def run(self, workers: Executor) -> None:
@@ -128,6 +132,8 @@ class _Verification:
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
             future.result()
             report.problems += wal.problems
+        self._check_switches()
+        self._check_starts()
 
     def _tell(self, size_bytes: int) -> None:
         if self.is_stopping:
@@ -158,6 +164,30 @@ class _Verification:
                 name = f"{WAL_DIRECTORY}/{history_file_name(timeline_id)}"
                 self._report.problems.append(Problem(None, name, str(error)))
 
+    def _check_switches(self) -> None:
+        """Note each timeline whose WAL does not go on behind the last record of the one that it left."""
+        wal_format = wal_format_of_major(self._repository.identity.major)
+        for switch, follower_id in sorted(self._switches):
+            first = self._repository.geometry.segment_no(switch.end)
+            name = f"{WAL_DIRECTORY}/{self._repository.geometry.file_name(follower_id, first)}"
+            try:
+                require_linked_switch(self._repository.wal, wal_format, switch, follower_id)
+            except ChainError as error:
+                self._report.problems.append(Problem(None, name, str(error)))
+            except FormatError:
+                pass  # Of the segment: noted already.
+
+    def _check_starts(self) -> None:
+        """Note each backup that starts within a record of the WAL that is here: it is of another history."""
+        wal_format = wal_format_of_major(self._repository.identity.major)
+        for backup_id, entry in sorted(self._report.entries.items()):
+            try:
+                next_record_position(self._repository.wal, wal_format, entry.start_timeline_id, entry.start_lsn)
+            except ChainError as error:
+                self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
+            except FormatError:
+                pass
+
     def _needed_wal(self) -> list[LsnRange]:
         """Return the WAL from the start to the stop of each backup, and the windows of incremental ones, joined."""
         parts: list[LsnRange] = []
@@ -176,10 +206,14 @@ class _Verification:
     def _window(self, entry: BackupEntry, timeline_id: int, start: Lsn, *, at_stop: bool) -> list[LsnRange]:
         """Return the ranges that lead from a position to the start or the stop of a backup."""
         end_timeline_id = entry.stop_timeline_id if at_stop else entry.start_timeline_id
+        end = entry.stop_lsn if at_stop else entry.start_lsn
         try:
-            return window(
-                self._repository, timeline_id, start, end_timeline_id, entry.stop_lsn if at_stop else entry.start_lsn
-            )
+            found = window(self._repository, timeline_id, start, end_timeline_id, end)
+            for before, after in pairwise(found):
+                segment_no = self._repository.geometry.last_segment_no(before.end)
+                begin = max(before.start, self._repository.geometry.segment_start(segment_no))
+                self._switches.add((before._replace(start=begin), after.timeline_id))
+            return found
         except ChainError as error:
             self._report.problems.append(_entry_problem(entry.backup_id, f"no WAL leads to it: {error}"))
         except FormatError:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import SEEK_END
+
 from pgwal.errors import FormatError
 from pgwal.lsn import LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
 from pgwal.repository.store import Store
 from pgwal.summary.block_map import BlockMap
-from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
+from pgwal.summary.codec import (
+    LINK_TAIL_SIZE,
+    decode_link,
+    decode_summary,
+    encode_summary,
+    parse_summary_file_name,
+    summary_file_name,
+)
+from pgwal.summary.link import Link
 
 
 class SummaryFiles:
@@ -23,17 +35,40 @@ class SummaryFiles:
 
     def read(self, summary_range: LsnRange) -> BlockMap:
         """Return the map of a summary; raises FormatError when the file is damaged."""
-        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        try:
-            return decode_summary(self._store.read(name), name)
-        except FormatError as error:
-            raise type(error)(
-                str(error), hint="Delete this file: the WAL of its range is read instead, if it is still there."
-            ) from error
+        return self.read_linked(summary_range)[0]
 
-    def write(self, summary_range: LsnRange, block_map: BlockMap) -> None:
-        self._store.write(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}", encode_summary(block_map))
+    def read_linked(self, summary_range: LsnRange) -> tuple[BlockMap, Link | None]:
+        """Return the map of a summary and its link, None where an older pgwal wrote none; raises as ``read``."""
+        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
+        content = self._store.read(name)
+        with _named_remedy():
+            return decode_summary(content, name), decode_link(content, name)
+
+    def link(self, summary_range: LsnRange) -> Link | None:
+        """Return the link of a summary without reading its map; raises FormatError when it is damaged."""
+        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
+        with self._store.open(name) as file:
+            size_bytes = file.seek(0, SEEK_END)
+            file.seek(max(0, size_bytes - LINK_TAIL_SIZE))
+            tail = file.read(LINK_TAIL_SIZE)
+        with _named_remedy():
+            return decode_link(tail, name)
+
+    def write(self, summary_range: LsnRange, block_map: BlockMap, link: Link | None) -> None:
+        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
+        self._store.write(name, encode_summary(block_map, link))
 
     def delete(self, summary_range: LsnRange) -> None:
         """Remove a summary; raises ObjectNotFound."""
         self._store.delete(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}")
+
+
+@contextmanager
+def _named_remedy() -> Iterator[None]:
+    """Have errors of a damaged file say what can be done about it."""
+    try:
+        yield
+    except FormatError as error:
+        raise type(error)(
+            str(error), hint="Delete this file: the WAL of its range is read instead, if it is still there."
+        ) from error

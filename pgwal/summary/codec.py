@@ -11,6 +11,17 @@ Source of the format: src/common/blkreftable.c and src/backend/backup/walsummary
 | 24 bytes | zeros |
 | u32 | CRC-32C of all bytes before it |
 
+There PostgreSQL's own files end, and its readers look no further.  Behind it pgwal keeps what links a summary to those
+before and behind it (``pgwal.summary.link``):
+
+| part | contents |
+|---|---|
+| u32 | magic 0x4C574750 ("PGWL") |
+| u32 | version, 1 |
+| u64 | LSN of the record before the first one of the range |
+| u64 | LSN of the last record of the range |
+| u32 | CRC-32C of the 28 bytes before it, the CRC above among them: it belongs to this table and no other |
+
 A roaring bitmap's containers are nearly these chunks, so both directions go by way of its portable serialisation
 (github.com/RoaringBitmap/RoaringFormatSpec) and cost time by the bytes, not by the blocks.
 """
@@ -26,18 +37,26 @@ from collections.abc import Iterator
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput
+from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.chunks import BITMAP_USAGE, CUT_OFF, TOO_MANY_WORDS, chunk_words, roaring_of_chunks
+from pgwal.summary.link import Link
 
 SUMMARY_MAGIC = 0x652B137B
+LINK_MAGIC = 0x4C574750
+_LINK_VERSION = 1
 
 _BITMAP_BYTES = 8192
 _MAX_CHUNKS = 1 << 16
 _ENTRY = struct.Struct("<IIIiII")
 _END_MARKER = bytes(_ENTRY.size)
+_CRC = struct.Struct("<I")
+_LINK = struct.Struct("<IIQQ")
+_LINK_SIZE = _LINK.size + _CRC.size
+LINK_TAIL_SIZE = _CRC.size + _LINK_SIZE
+"""So many bytes at a file's end hold its link, if it has one, and what that is checked with."""
 
 _ROARING_WITH_RUNS = 12347
 _ROARING_ARRAY_MAX = 4096
@@ -61,9 +80,9 @@ def parse_summary_file_name(name: str) -> LsnRange | None:
     return LsnRange(int(name[:8], 16), Lsn(int(name[8:24], 16)), Lsn(int(name[24:40], 16)))
 
 
-def encode_summary(block_map: BlockMap) -> bytes:
-    """Return the contents of the summary file of a map."""
-    parts = [struct.pack("<I", SUMMARY_MAGIC)]
+def encode_summary(block_map: BlockMap, link: Link | None = None) -> bytes:
+    """Return the contents of the summary file of a map; without a ``link`` what PostgreSQL itself would write."""
+    parts = [_CRC.pack(SUMMARY_MAGIC)]
     for key, changes in block_map.entries():
         usages, data = _encode_chunks(changes.blocks)
         parts.append(_ENTRY.pack(*key, changes.limit_block, len(usages)))
@@ -71,14 +90,18 @@ def encode_summary(block_map: BlockMap) -> bytes:
         parts.extend(data)
     parts.append(_END_MARKER)
     content = b"".join(parts)
-    return content + struct.pack("<I", crc32c(content))
+    crc = _CRC.pack(crc32c(content))
+    return content + crc + (_encode_link(link, crc) if link is not None else b"")
 
 
 def decode_summary(content: bytes, source: str) -> BlockMap:
-    """Parse a summary file; ``source`` names it in errors.
+    """Parse a summary file, with a link or without; ``source`` names it in errors.
 
-    Raises TruncatedInput, ChecksumMismatch, or FormatError for anything else that the server would not write.
+    Raises TruncatedInput, ChecksumMismatch, UnsupportedVersion for the link of a later pgwal, or FormatError for
+    anything else that neither the server nor pgwal would write.
     """
+    if decode_link(content, source) is not None:
+        content = content[:-_LINK_SIZE]
     if len(content) < 4 + len(_END_MARKER) + 4:
         raise TruncatedInput(f"{source}: {len(content)} bytes are too few for a WAL summary")
     (magic,) = struct.unpack_from("<I", content)
@@ -88,6 +111,31 @@ def decode_summary(content: bytes, source: str) -> BlockMap:
     if crc32c(content[:-4]) != stored:
         raise ChecksumMismatch(f"{source}: the CRC of the WAL summary does not match its contents")
     return _decode_entries(content, source)
+
+
+def decode_link(content: bytes, source: str) -> Link | None:
+    """Return the link of a summary file, of which the last LINK_TAIL_SIZE bytes are enough; None when it has none.
+
+    None is said of a damaged file too that does not look like one with a link.  Raises ChecksumMismatch,
+    UnsupportedVersion for the link of a later pgwal, or FormatError when its records are not in order.
+    """
+    # Without a link there are zeros: the end marker.
+    if len(content) < LINK_TAIL_SIZE or not content.endswith(_CRC.pack(LINK_MAGIC), 0, 4 - _LINK_SIZE):
+        return None
+    _, version, prev_lsn, last_lsn = _LINK.unpack_from(content, len(content) - _LINK_SIZE)
+    if version != _LINK_VERSION:
+        raise UnsupportedVersion(f"{source}: the link of the WAL summary has version {version}, not {_LINK_VERSION}")
+    link = Link(Lsn(prev_lsn), Lsn(last_lsn))
+    if _encode_link(link, content[-LINK_TAIL_SIZE:-_LINK_SIZE]) != content[-_LINK_SIZE:]:
+        raise ChecksumMismatch(f"{source}: the CRC of the link of the WAL summary does not match its contents")
+    if last_lsn < prev_lsn:
+        raise FormatError(f"{source}: its last record, {link.last_lsn}, lies before the one before its first")
+    return link
+
+
+def _encode_link(link: Link, table_crc: bytes) -> bytes:
+    encoded = _LINK.pack(LINK_MAGIC, _LINK_VERSION, *link)
+    return encoded + _CRC.pack(crc32c(table_crc + encoded))
 
 
 def _decode_entries(content: bytes, source: str) -> BlockMap:

@@ -12,6 +12,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.link import UNKNOWN, Link
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal
@@ -29,7 +30,7 @@ _MANY_BLOCKS = 1 << 15
 
 
 class Summary(NamedTuple):
-    """What changed in a range of WAL.
+    """What changed in a range of WAL, and what links it to the ranges before and behind it.
 
     ``minimal`` tells whether the range was written with wal_level = minimal, and so misses changes; None when nothing
     in it or before it said so.
@@ -37,6 +38,7 @@ class Summary(NamedTuple):
 
     range: LsnRange
     block_map: BlockMap
+    link: Link
     minimal: bool | None = None
 
 
@@ -69,6 +71,17 @@ class ChangeReader:
     def position(self) -> Lsn:
         return Lsn(self._scanner.position)
 
+    @property
+    def first_record_lsn(self) -> Lsn:
+        """Where the first record of the range starts; 0 before one is found."""
+        return Lsn(self._scanner.first_record_lsn)
+
+    @property
+    def link(self) -> Link:
+        """What links the range to the WAL before and behind it, when it is ``complete``."""
+        last_lsn = Lsn(self._scanner.last_record_lsn)
+        return Link(Lsn(self._scanner.first_prev_lsn) if self._scanner.record_count else last_lsn, last_lsn)
+
     def feed(self, data: bytes | memoryview) -> None:
         """Take in the WAL that follows; what lies after the range is passed over.
 
@@ -98,11 +111,12 @@ class Summarizer:
     """Cuts the WAL of one timeline into summaries as it arrives.
 
     From 17 on they are cut where the server cuts its own: before the record of each redo point, shutdown
-    checkpoint, parameter change and end of recovery.  Before 17 they are cut at the end of each segment; the record
-    that crosses it belongs to the range in which it starts.  Ranges written with wal_level = minimal are left out:
-    a hole in the summaries is what says that they are unusable.
+    checkpoint, parameter change and end of recovery.  Before 17 they are cut at the end of each segment, behind the
+    record that crosses it.  So each begins and ends where records do.  Ranges written with wal_level = minimal are left
+    out: a hole in the summaries is what says that they are unusable.
 
-    ``end_of_wal`` tells when what was fed is no record: only the caller knows whether that is damage.
+    ``end_of_wal`` tells when what was fed is no record, or none that links to the one before it: only the caller knows
+    whether that is damage.
     """
 
     def __init__(
@@ -113,16 +127,24 @@ class Summarizer:
         start: Lsn,
         *,
         stop: Lsn | None = None,
+        prev_lsn: Lsn | None = None,
         continues: bool = False,
         system_identifier: int = 0,
     ) -> None:
-        """``continues``: what was written before ``start`` is summarised elsewhere, and joined by join_pieces."""
+        """``prev_lsn`` is where the record before ``start`` starts: the first one must link to it.
+
+        Where that is not known, WAL is summarised from the first record that starts at or after ``start``.
+        ``continues``: what was written before ``start`` is summarised elsewhere, and joined by join_pieces.
+        """
         self.end_of_wal: EndOfWal | None = None
         self.complete = False
         self._timeline_id = timeline_id
         self._wal_format = wal_format
         self._geometry = geometry
-        self._scanner = _scanner(wal_format, geometry, start, system_identifier, derive_map_blocks=False)
+        self._prev_lsn = prev_lsn or Lsn(0)
+        self._scanner = _scanner(
+            wal_format, geometry, start, system_identifier, prev_lsn=self._prev_lsn, derive_map_blocks=False
+        )
         self._start = start if continues else geometry.first_record_position(start)
         self._continues = continues
         self._stop = stop
@@ -140,6 +162,18 @@ class Summarizer:
     def position(self) -> Lsn:
         """Up to where every record will be in a summary when that is finished."""
         return Lsn(self._scanner.position)
+
+    @property
+    def first_record_lsn(self) -> Lsn:
+        """Where the first record starts that was summarised; 0 before there is one."""
+        return Lsn(self._scanner.first_record_lsn)
+
+    @property
+    def link(self) -> Link:
+        """What links all that was summarised so far to the WAL before and behind it."""
+        if not self._scanner.record_count:
+            return Link(self._prev_lsn, self._prev_lsn)
+        return Link(Lsn(self._scanner.first_prev_lsn), Lsn(self._scanner.last_record_lsn))
 
     def feed(self, data: bytes | memoryview | WalSource) -> None:
         """Take in the WAL that follows, up to the stop if there is one; a source is read no further than that.
@@ -160,12 +194,11 @@ class Summarizer:
             if event == END_OF_WAL:
                 self.end_of_wal = _end_of_wal(self._scanner)
                 return
-            stopped_at = Lsn(self._scanner.stop_lsn)
-            self.complete = stopped_at == self._stop
+            self.complete = self._scanner.stop_lsn == self._stop
             if self.complete:
                 return
-            self._cut(stopped_at)
-            self._set_next_stop(stopped_at)
+            self._cut(self.position, self.link.last_lsn)
+            self._set_next_stop(self.position)
         if self._scanner.untaken_count >= _MANY_BLOCKS:
             _absorb_blocks(self._scanner, self._block_map)
 
@@ -179,28 +212,40 @@ class Summarizer:
         return finished
 
     def finish(self, end: Lsn) -> None:
-        """Finish the last summary at ``end``, where the timeline or what is known of it ends."""
+        """Finish the last summary at ``end``, where the timeline or what is known of it ends.
+
+        With a stop that was reached, it ends behind the record that is there.
+        """
         _absorb_blocks(self._scanner, self._block_map)
-        self._cut(end)
+        self._cut(max(end, self.position) if self.complete else end, self.link.last_lsn)
 
     def _take_special(self) -> None:
         scanner = self._scanner
         level = _announced_wal_level(scanner, self._wal_format)
         if level is not None and scanner.special_info & layout.INFO_RMGR_MASK in _CUTTING_OPERATIONS:
-            self._cut(Lsn(scanner.special_lsn))
+            self._cut(Lsn(scanner.special_lsn), Lsn(scanner.special_prev_lsn))
             self._minimal = level == layout.WAL_LEVEL_MINIMAL
         _apply_special(scanner, self._wal_format, self._block_map)
 
-    def _cut(self, end: Lsn) -> None:
-        """Finish the range at ``end``, where the next one starts; one without room for a record is none."""
+    def _cut(self, end: Lsn, last_lsn: Lsn) -> None:
+        """Finish the range at ``end``, before which ``last_lsn`` is the last record; there the next one starts.
+
+        One without room for a record is none.
+        """
         place = self._geometry.first_record_position
+        if not self._prev_lsn and self._scanner.record_count:
+            # The first record: what is before it belongs to a record that starts before ``start``.
+            self._prev_lsn = Lsn(self._scanner.first_prev_lsn)
+            self._start = max(self._start, Lsn(self._scanner.first_record_lsn))
+        link = Link(self._prev_lsn, last_lsn)
         # What goes on with the range before it tells that this one ends here, even when it adds nothing.
-        if place(end) > place(self._start) or self._continues:
+        if self._continues or (place(end) > place(self._start) and link != UNKNOWN):
             summary_range = LsnRange(self._timeline_id, self._start, end)
-            self._finished.append(Summary(summary_range, self._block_map, self._minimal))
+            self._finished.append(Summary(summary_range, self._block_map, link, self._minimal))
             self._block_map = BlockMap()
             self._start = end
             self._continues = False
+        self._prev_lsn = last_lsn
 
     def _set_next_stop(self, lsn: Lsn) -> None:
         """Have the scanner stop at the next segment end, where that is a cut, and at the stop."""
@@ -215,13 +260,14 @@ def join_pieces(parts: Iterable[list[Summary]], *, cut_at_joints: bool) -> Itera
     """Join what consecutive parts of a timeline gave to the usable summaries that one pass would have given.
 
     Unless ``cut_at_joints``, the first summary of a part, which ``continues``, goes on with the last one of the part
-    before.  Each summary is yielded as soon as it is whole.
+    before.  Each summary is yielded as soon as it is whole.  The caller has seen that the parts link to each other.
     """
     last: Summary | None = None
     for pieces in parts:
         for number, piece in enumerate(pieces):
             if last is None:
-                last = piece
+                # What only ends a range that began in no part before, where a record goes over all of them, is none.
+                last = piece if piece.range.start < piece.range.end and piece.link != UNKNOWN else None
             elif number == 0 and not cut_at_joints:
                 last = _continued(last, piece)
             else:
@@ -235,7 +281,10 @@ def join_pieces(parts: Iterable[list[Summary]], *, cut_at_joints: bool) -> Itera
 def _continued(last: Summary, piece: Summary) -> Summary:
     """Return a summary with the piece that goes on with it."""
     last.block_map.merge(piece.block_map)
-    return last._replace(range=last.range._replace(end=piece.range.end))
+    # A piece that lies within one record ends before that does.
+    end = max(last.range.end, piece.range.end)
+    link = Link(last.link.prev_lsn, piece.link.last_lsn or last.link.last_lsn)
+    return last._replace(range=last.range._replace(end=end), link=link)
 
 
 def _following(last: Summary, piece: Summary) -> Summary:
@@ -245,13 +294,20 @@ def _following(last: Summary, piece: Summary) -> Summary:
 
 
 def _scanner(
-    wal_format: WalFormat, geometry: WalGeometry, start: Lsn, system_identifier: int, *, derive_map_blocks: bool = True
+    wal_format: WalFormat,
+    geometry: WalGeometry,
+    start: Lsn,
+    system_identifier: int,
+    *,
+    prev_lsn: int = 0,
+    derive_map_blocks: bool = True,
 ) -> WalScanner:
     return WalScanner(
         geometry.segment_size,
         start,
         magic=wal_format.magic,
         system_identifier=system_identifier,
+        prev_lsn=prev_lsn,
         derive_map_blocks=derive_map_blocks,
     )
 

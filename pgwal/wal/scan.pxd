@@ -97,6 +97,7 @@ cdef class WalScanner:
     # Where the walk is.
     cdef uint64_t _at, _skip_to
     cdef readonly uint64_t feed_lsn, position, last_record_lsn, record_count, block_reference_count
+    cdef readonly uint64_t first_record_lsn, first_prev_lsn
     cdef int _state, _reason
     cdef bint _has_prev, _is_linked
     cdef readonly uint32_t timeline_id

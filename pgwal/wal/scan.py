@@ -253,6 +253,8 @@ class WalScanner:
     timeline_id            of the newest page
     magic                  of the pages, 0 while it is unknown
     last_record_lsn        where the newest whole record starts, also one before ``start_lsn``; 0 before there is one
+    first_record_lsn       where the first record that was reported starts; 0 before there is one
+    first_prev_lsn         the xl_prev of that record: where the record before it starts
     record_count           how many records were reported
     block_reference_count  how many block references they had, repetitions included
     special_*              after SPECIAL, the record that Python must decode; ``special_end_lsn`` as WalRecord.end_lsn
@@ -286,6 +288,8 @@ class WalScanner:
         self._skip_to = self._at
         self._state = _FINDING_FIRST
         self.last_record_lsn = 0
+        self.first_record_lsn = 0
+        self.first_prev_lsn = 0
         self._has_prev = False
         self._is_linked = False
         self.timeline_id = 0
@@ -840,7 +844,10 @@ class WalScanner:
         self.position = end_lsn if end_lsn > self._skip_to else self._skip_to
         if lsn < self._start_lsn:
             return self._room()
-        self._is_linked = True
+        if not self._is_linked:
+            self._is_linked = True
+            self.first_record_lsn = lsn
+            self.first_prev_lsn = _u64(data, base + 8)
         self.record_count += 1
         if is_special:
             self.special_lsn = lsn

@@ -243,7 +243,9 @@ def test_summaries_equal_the_expected_bytes(directory: Path) -> None:
         for at in range(0, len(wal), PIECE_BYTES):
             summarizer.feed(wal[at : at + PIECE_BYTES])
         summarizer.finish(summarizer.position)
-        found.update({summary.range: encode_summary(summary.block_map) for summary in summarizer.take_finished()})
+        found.update(
+            {summary.range: encode_summary(summary.block_map, summary.link) for summary in summarizer.take_finished()}
+        )
     assert found == summary_files(directory / "summaries")
 
 

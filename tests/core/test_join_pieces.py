@@ -90,14 +90,14 @@ def build(major: int, specs: list[RecordSpec]) -> WalBuilder:
 
 
 def read(
-    builder: WalBuilder, start: int, stop: int, *, continues: bool = False, missing: int = 0
+    builder: WalBuilder, start: int, stop: int, *, continues: bool = False, is_last: bool = True, missing: int = 0
 ) -> tuple[list[Summary], bool]:
     """Return the pieces of [start, stop), and whether they reach its end, of WAL that lacks its last bytes."""
     stop_lsn = Lsn(stop)
     summarizer = Summarizer(1, builder.wal_format, GEOMETRY, Lsn(start), stop=stop_lsn, continues=continues)
     wal = builder.wal_from(start)
     summarizer.feed(wal[: len(wal) - missing])
-    summarizer.finish(stop_lsn if summarizer.complete else summarizer.position)
+    summarizer.finish(stop_lsn if summarizer.complete and is_last else summarizer.position)
     return summarizer.take_pieces(), summarizer.complete
 
 
@@ -119,7 +119,8 @@ def in_parts(builder: WalBuilder, borders: list[int], missing: int = 0) -> list[
     parts = []
     is_cut = builder.major < 17
     for number, (start, stop) in enumerate(pairwise(borders)):
-        pieces, complete = read(builder, start, stop, continues=number > 0 and not is_cut, missing=missing)
+        continues, is_last = number > 0 and not is_cut, stop == borders[-1]
+        pieces, complete = read(builder, start, stop, continues=continues, is_last=is_last, missing=missing)
         parts.append(pieces)
         if not complete:
             break
@@ -127,7 +128,7 @@ def in_parts(builder: WalBuilder, borders: list[int], missing: int = 0) -> list[
 
 
 def as_written(summaries: list[Summary]) -> list[tuple[object, bytes]]:
-    return [(summary.range, encode_summary(summary.block_map)) for summary in summaries]
+    return [(summary.range, encode_summary(summary.block_map, summary.link)) for summary in summaries]
 
 
 @many
@@ -186,7 +187,7 @@ def test_summaries_come_as_soon_as_they_are_whole() -> None:
     def parts() -> Iterator[list[Summary]]:
         for number, (start, stop) in enumerate(pairwise(borders)):
             taken.append(number)
-            yield read(builder, start, stop, continues=number > 0)[0]
+            yield read(builder, start, stop, continues=number > 0, is_last=stop == borders[-1])[0]
 
     taken: list[int] = []
     builder = build(18, [redo_point(REPLICA), mark(16384, [1])] * 6)

@@ -101,6 +101,8 @@ class Outcome:
     record_count: int = 0
     reference_count: int = 0
     last_record_lsn: int = 0
+    first_record_lsn: int = 0
+    first_prev_lsn: int = 0
     blocks: Blocks | None = None
     derived: Blocks | None = None
     specials: list[tuple[object, ...]] | None = None
@@ -163,6 +165,8 @@ class Reader:
             s.record_count,
             s.block_reference_count,
             s.last_record_lsn,
+            s.first_record_lsn,
+            s.first_prev_lsn,
             self.blocks,
             self.derived,
             self.specials,
@@ -263,6 +267,8 @@ def assert_is(outcome: Outcome, records: list[BuiltRecord]) -> None:
     assert outcome.blocks == blocks_of(records)
     assert outcome.derived == derived_blocks(records)
     assert outcome.specials == specials_of(records)
+    first = (records[0].lsn, records[0].prev_lsn) if records else (0, 0)
+    assert (outcome.first_record_lsn, outcome.first_prev_lsn) == first
     if records:
         assert outcome.last_record_lsn == records[-1].lsn
 
@@ -477,6 +483,7 @@ def assert_decoder_agrees(wal: bytes, start_lsn: int, magic: int, outcome: Outco
     decoder = WalDecoder(SEGMENT_SIZE, start_lsn, wal_format=page_magic.WAL_FORMATS[magic] if magic else None)
     decoder.feed(wal)
     count = reference_count = 0
+    first_record = (0, 0)
     blocks: Blocks = {}
     error = None
     event: object = None
@@ -488,11 +495,14 @@ def assert_decoder_agrees(wal: bytes, start_lsn: int, magic: int, outcome: Outco
             break
         if isinstance(event, EndOfWal) or event is DECODER_NEEDS_DATA:
             break
+        if count == 0:
+            first_record = (event.lsn, event.prev_lsn)
         count += 1
         for block in event.blocks:
             reference_count += 1
             blocks.setdefault((*block.locator, int(block.fork)), set()).add(block.block_no)
     assert (outcome.error[0] if outcome.error is not None else None) == error
+    assert (outcome.first_record_lsn, outcome.first_prev_lsn) == first_record
     if error is not None:
         # The scanner's blocks are not taken after an error, and the bad record does not count.
         assert outcome.record_count == count

@@ -15,6 +15,7 @@ from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary
 from pgwal.wal import layout
+from pgwal.wal.record import EndReason
 
 MB = 1 << 20
 GEOMETRY = WalGeometry(MB)
@@ -114,17 +115,20 @@ def test_before_17_summaries_are_cut_at_the_ends_of_segments(major: int) -> None
 
 
 @pytest.mark.parametrize("major", [13, 16])
-def test_a_record_that_crosses_segments_belongs_to_the_one_in_which_it_starts(major: int) -> None:
+def test_a_record_that_crosses_segments_belongs_to_the_summary_of_the_one_in_which_it_starts(major: int) -> None:
     builder = WalBuilder(major=major)
     builder.append(RecordSpec(main_data=bytes(MB - 20000)))
     builder.append(insertion(1, data=bytes(40000)))
     builder.append(RecordSpec(main_data=bytes(5 * MB // 2)))
     builder.append(insertion(2))
+    _, second, third, last = builder.records
     summaries = summarise(builder)
-    assert spans(summaries) == [(MB + 40, 2 * MB), *((n * MB, (n + 1) * MB) for n in (2, 3))]
-    assert [blocks(summary.block_map) for summary in summaries] == [[1], [], []]
-    # Whoever begins at the cut finds the rest of it, and goes on behind.
-    assert spans(summarise(builder, start=2 * MB)) == [(2 * MB + 40, 3 * MB), (3 * MB, 4 * MB)]
+    assert spans(summaries) == [(MB + 40, second.end_lsn), (second.end_lsn, third.end_lsn)]
+    assert [blocks(summary.block_map) for summary in summaries] == [[1], []]
+    assert [summary.link for summary in summaries] == [(0, second.lsn), (second.lsn, third.lsn)]
+    # Whoever begins within it begins behind it, where the record that it ends is not known.
+    assert spans(summarise(builder, start=2 * MB)) == [(third.lsn, last.lsn)]
+    assert spans(summarise(builder, start=3 * MB)) == []
 
 
 @pytest.mark.parametrize("major", [13, 16, 17, 18])
@@ -211,14 +215,62 @@ def test_summaries_say_what_the_wal_of_their_range_says_however_it_arrives(
     summaries = summarise(builder, sizes=sizes)
     assert summaries == summarise(builder)
     merged, position = BlockMap(), MB + 40
-    for (_, start, end), block_map, _ in summaries:
+    for (_, start, end), block_map, link, _ in summaries:
         assert start == position
-        assert read(builder, start, end).block_map == block_map
+        reader = read(builder, start, end)
+        assert (reader.block_map, reader.link) == (block_map, link)
         merged.merge(block_map)
         position = end
     whole = read(builder, MB, position)
     assert whole.complete
     assert meaning(whole.block_map) == meaning(merged)
+
+
+@given(st.sampled_from([13, 16, 17, 18]), st.lists(steps, min_size=1, max_size=12), st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_summary_knows_the_record_before_it_wherever_summarising_begins_again(
+    major: int, taken: list[RecordSpec | str], data: st.DataObject
+) -> None:
+    builder = build(major, taken)
+    resumed: list[Summary] = []
+    position, prev_lsn = Lsn(MB), None
+    for stop in sorted(data.draw(st.sets(st.sampled_from([r.lsn for r in builder.records])))):
+        summarizer = Summarizer(1, builder.wal_format, GEOMETRY, position, stop=stop, prev_lsn=prev_lsn)
+        summarizer.feed(builder.wal_from(position))
+        summarizer.finish(stop)
+        found = summarizer.take_finished()
+        assert summarizer.end_of_wal is None
+        if found:
+            assert summarizer.link == (found[0].link.prev_lsn, found[-1].link.last_lsn)
+            position, prev_lsn = found[-1].range.end, found[-1].link.last_lsn
+        resumed += found
+    for before, summary in zip([None, *resumed], resumed, strict=False):
+        own = [r for r in builder.records if summary.range.start <= r.lsn < summary.range.end]
+        assert summary.link == (own[0].prev_lsn, own[-1].lsn)
+        if before is not None:
+            assert before.link.last_lsn == summary.link.prev_lsn
+            place = GEOMETRY.first_record_position
+            assert place(before.range.end) == place(summary.range.start)
+
+
+@pytest.mark.parametrize("major", [13, 16, 17, 18])
+def test_what_does_not_link_to_the_record_before_it_is_not_summarised(major: int) -> None:
+    builder = WalBuilder(major=major)
+    builder.append_all([insertion(1), insertion(2), insertion(3)])
+    first, second, third = builder.records
+    for start, prev_lsn, fits in [
+        (third.lsn, second.lsn, True),
+        (third.lsn, first.lsn, False),
+        # Not one that links, but within the one before.
+        (second.lsn + 8, second.lsn, True),
+        (second.lsn + 8, first.lsn, False),
+    ]:
+        summarizer = Summarizer(1, builder.wal_format, GEOMETRY, Lsn(start), prev_lsn=prev_lsn)
+        summarizer.feed(builder.wal())
+        end = summarizer.end_of_wal
+        assert (end is None) == fits
+        if end is not None:
+            assert (end.lsn, end.reason) == (third.lsn, EndReason.RECORD_PREV_LINK)
 
 
 @given(st.sampled_from([13, 16, 17, 18]), st.lists(steps, min_size=1, max_size=12), st.data())
@@ -231,6 +283,9 @@ def test_a_reader_takes_the_records_that_start_in_its_range(
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(starts) - 1)] * 2)))
     reader = read(builder, starts[first], starts[last])
     assert reader.complete
+    if first < last:
+        assert reader.first_record_lsn == starts[first]
+        assert reader.link == (builder.records[first].prev_lsn, starts[last - 1])
     expected = BlockMap()
     for record in builder.records[first:last]:
         for block in record.spec.blocks:

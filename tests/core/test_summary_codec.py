@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput
+from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import INVALID_BLOCK_NUMBER
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import (
+    LINK_TAIL_SIZE,
     SUMMARY_MAGIC,
+    decode_link,
     decode_summary,
     encode_summary,
     parse_summary_file_name,
     summary_file_name,
 )
+from pgwal.summary.link import UNKNOWN, Link
 
 KEY = RelationFork(1663, 5, 16384, 0)
 CHUNK = 1 << 16
@@ -168,6 +171,83 @@ def test_every_map_comes_back(block_map: BlockMap) -> None:
 def test_files_say_plainly_what_the_map_says(block_map: BlockMap) -> None:
     expected = [(key, changes.limit_block, set(changes.blocks)) for key, changes in block_map.entries()]
     assert read_plainly(encode_summary(block_map)) == expected
+
+
+# --- links ------------------------------------------------------------------------------------------------
+
+EXAMPLE_LINK = Link(Lsn(0x1000028), Lsn(0x1A3F0A0))
+# As docs/formats.md has it, behind the empty summary.
+EXAMPLE_TRAILER = bytes.fromhex("5047574c 01000000 2800000100000000 a0f0a30100000000")
+
+links = st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1)).map(
+    lambda lsns: Link(*map(Lsn, sorted(lsns)))
+)
+
+
+def with_link(trailer: bytes) -> bytes:
+    """Return the empty summary and this behind it, with a CRC that is right."""
+    return EMPTY + trailer + struct.pack("<I", crc32c(EMPTY[-4:] + trailer))
+
+
+def test_a_link_is_behind_all_that_postgresql_reads() -> None:
+    content = encode_summary(BlockMap(), EXAMPLE_LINK)
+    assert content == with_link(EXAMPLE_TRAILER)
+    assert decode_link(content, "linked") == EXAMPLE_LINK
+
+
+@given(block_maps(), links)
+@settings(deadline=None, max_examples=50)
+def test_every_link_comes_back_and_changes_nothing_of_the_table(block_map: BlockMap, link: Link) -> None:
+    plain, content = encode_summary(block_map), encode_summary(block_map, link)
+    assert content.startswith(plain)
+    assert decode_summary(content, "linked") == block_map
+    assert decode_link(content, "linked") == decode_link(content[-LINK_TAIL_SIZE:], "linked") == link
+    assert decode_link(plain, "plain") is None
+
+
+def test_every_cut_of_a_link_is_noticed_but_that_of_all_of_it() -> None:
+    plain, content = encode_summary(map_of([7])), encode_summary(map_of([7]), EXAMPLE_LINK)
+    for length in range(len(content)):
+        if length == len(plain):
+            assert decode_summary(content[:length], "cut") == map_of([7])
+            assert decode_link(content[:length], "cut") is None
+            continue
+        with pytest.raises(FormatError, match=r"^cut"):
+            decode_summary(content[:length], "cut")
+
+
+def test_every_flipped_bit_of_a_link_is_noticed() -> None:
+    plain, whole = encode_summary(map_of([7])), encode_summary(map_of([7]), EXAMPLE_LINK)
+    for bit in range(8 * len(plain), 8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError, match=r"^flipped"):
+            decode_summary(bytes(content), "flipped")
+
+
+def test_a_link_belongs_to_the_table_before_it() -> None:
+    trailer = encode_summary(map_of([7]), EXAMPLE_LINK)[len(encode_summary(map_of([7]))) :]
+    with pytest.raises(ChecksumMismatch, match=r"^moved: the CRC of the link"):
+        decode_link(encode_summary(map_of([8])) + trailer, "moved")
+
+
+def test_links_that_no_pgwal_writes() -> None:
+    with pytest.raises(UnsupportedVersion, match=r"^later: .* version 2"):
+        decode_summary(with_link(EXAMPLE_TRAILER[:4] + b"\2" + EXAMPLE_TRAILER[5:]), "later")
+    with pytest.raises(FormatError, match=r"^back: its last record, 0/1000028, lies before"):
+        decode_summary(with_link(EXAMPLE_TRAILER[:8] + EXAMPLE_TRAILER[16:] + EXAMPLE_TRAILER[8:16]), "back")
+
+
+def test_ranges_follow_each_other_where_one_names_the_last_record_of_the_other() -> None:
+    link = Link(Lsn(100), Lsn(200))
+    assert link.follows(100)
+    assert not link.follows(99)
+    assert link.follows(0), "where nothing is known of the range before"
+    assert UNKNOWN.follows(99)
+    assert UNKNOWN.after(Lsn(99)) == (99, 99)
+    assert link.after(Lsn(100)) == link
+    first_of_all = Link(Lsn(0), Lsn(200))
+    assert not first_of_all.follows(99), "a record without one before it follows none"
 
 
 # --- damaged files ----------------------------------------------------------------------------------------

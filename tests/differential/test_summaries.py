@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import INVALID_BLOCK_NUMBER
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
-from pgwal.summary.codec import decode_summary, parse_summary_file_name, summary_file_name
+from pgwal.summary.codec import decode_link, decode_summary, parse_summary_file_name, summary_file_name
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 SLOT = ("--slot", "pgwal", "--create-slot", "--if-not-exists")
@@ -130,3 +131,18 @@ def test_summaries_equal_the_servers_own(make_server: ServerFactory, scratch: Pa
         ours_printed = printed(server, files, *options)
         assert ours_printed == printed(server, [native[summary_range] for summary_range in compared], *options)
         assert len(ours_printed) > 100
+
+    # The server reads a file of ours as its own: what pgwal keeps behind the table does not concern it.
+    for summary_range in compared:
+        path = native[summary_range]
+        expected = decode_summary(path.read_bytes(), "the server's")
+        path.write_bytes((repo / "summaries" / path.name).read_bytes())
+        assert decode_link(path.read_bytes(), path.name) is not None
+        assert contents_by_sql(server, summary_range) == rows(expected)
+    # And they link to each other, although the receiver began again, and the server crashed.
+    for before, after in pairwise(ours):
+        earlier, later = repository.summaries.link(before), repository.summaries.link(after)
+        assert earlier is not None
+        assert later is not None
+        assert earlier.last_lsn == later.prev_lsn
+        assert later.last_lsn > later.prev_lsn

@@ -311,6 +311,8 @@ class Outcome:
     record_count: int
     reference_count: int
     last_record_lsn: int
+    first_record_lsn: int
+    first_prev_lsn: int
     blocks: Blocks
     derived: Blocks
     specials: list[tuple[object, ...]]
@@ -331,7 +333,7 @@ def scan(form: ModuleType, case: Input, pieces: Iterator[bytes]) -> Outcome:
     scanner = form.WalScanner(case.segment_size, first, magic=case.magic)
     if case.stop_lsn is not None:
         scanner.stop_lsn = case.stop_lsn
-    outcome = Outcome(NEED_DATA, None, 0, 0, 0, 0, 0, 0, {}, {}, [])
+    outcome = Outcome(NEED_DATA, None, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, [])
     try:
         for piece in pieces:
             scanner.feed(piece)
@@ -356,6 +358,7 @@ def scan(form: ModuleType, case: Input, pieces: Iterator[bytes]) -> Outcome:
     outcome.position, outcome.timeline_id = scanner.position, scanner.timeline_id
     outcome.record_count, outcome.reference_count = scanner.record_count, scanner.block_reference_count
     outcome.last_record_lsn = scanner.last_record_lsn
+    outcome.first_record_lsn, outcome.first_prev_lsn = scanner.first_record_lsn, scanner.first_prev_lsn
     return outcome
 
 
@@ -381,6 +384,7 @@ def check_decoder(case: Input, outcome: Outcome) -> None:
     decoder = WalDecoder(case.segment_size, first, wal_format=WAL_FORMATS[case.magic] if case.magic else None)
     decoder.feed(case.wal)
     count = references = 0
+    first_record = (0, 0)
     blocks: Blocks = {}
     error: str | None = None
     event: object = None
@@ -395,10 +399,13 @@ def check_decoder(case: Input, outcome: Outcome) -> None:
         assert isinstance(event, WalRecord)
         if case.stop_lsn is not None and event.lsn >= case.stop_lsn:
             break
+        if count == 0:
+            first_record = (event.lsn, event.prev_lsn)
         count += 1
         for block in event.blocks:
             references += 1
             blocks.setdefault((*block.locator, int(block.fork)), set()).add(block.block_no)
+    assert (outcome.first_record_lsn, outcome.first_prev_lsn) == first_record
     if outcome.result == STOP and outcome.error is None:
         # The scanner stops without reading on; what the decoder meets there is no matter.
         assert (outcome.record_count, outcome.reference_count, outcome.blocks) == (count, references, blocks)

@@ -75,7 +75,7 @@ def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
     summarizer = Summarizer(1, wal_format_of_major(MAJOR), repository.geometry, Lsn(MB))
     summarizer.feed(wal.wal_to_segment_end())
     for summary in summarizer.take_finished():
-        repository.summaries.write(summary.range, summary.block_map)
+        repository.summaries.write(summary.range, summary.block_map, summary.link)
     assert repository.summaries.ranges()
     return wal
 

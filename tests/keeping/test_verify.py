@@ -182,7 +182,7 @@ def test_a_flipped_byte_of_a_summary_is_found(stored: Stored, random: Random) ->
 def test_a_summary_that_says_something_else_than_wal_is_found(stored: Stored) -> None:
     summaries = stored.repository.summaries
     first, second = summaries.ranges()[:2]
-    summaries.write(first, summaries.read(second))
+    summaries.write(first, summaries.read(second), summaries.link(first))
     assert damaged(stored) == {f"summaries/{sorted(p.name for p in (stored.root / 'summaries').iterdir())[0]}"}
 
 
@@ -333,7 +333,7 @@ def test_recorded_wal_of_real_servers_and_its_summaries_agree(tmp_path: Path, ma
         if key is None or changes is None:
             continue
         changes.blocks.add(4_000_000)
-        repository.summaries.write(part, content)
+        repository.summaries.write(part, content, repository.summaries.link(part))
     problems = []
     for wanted in runs:
         stored = StoredWal(repository, wanted)
