@@ -128,6 +128,14 @@ def test_a_hole_is_named(repository: Repository) -> None:
         read_changes(repository, [span(1, MB, 4 * MB)])
 
 
+def test_a_summary_of_an_older_pgwal_does_not_count_without_its_wal(repository: Repository) -> None:
+    write(repository, span(1, MB, 2 * MB), BlockMap())
+    repository.summaries.write(span(1, 2 * MB, 3 * MB), BlockMap(), None)
+    with pytest.raises(WalGap, match="0/200000") as caught:
+        read_changes(repository, [span(1, MB, 3 * MB)])
+    assert "an older pgwal wrote" in str(caught.value.hint)
+
+
 def test_a_missing_history_is_a_gap(repository: Repository) -> None:
     with pytest.raises(WalGap, match="history of timeline 2"):
         window(repository, 1, Lsn(MB), 2, Lsn(2 * MB))

@@ -17,6 +17,7 @@ from core.wal_builder import RM_HEAP, BlockSpec, BuiltRecord, RecordSpec, WalBui
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pgwal.engine.record_chain import require_linked_switch
 from pgwal.engine.recorded import read_recorded_changes, summarize_wal
 from pgwal.engine.summarize import read_changes, read_derived_changes, read_received_changes
 from pgwal.errors import PgwalError, TimelineMismatch, WalGap
@@ -221,6 +222,16 @@ def test_a_window_that_begins_or_ends_within_a_record_is_refused(
             assert not output.exists()
 
 
+def test_an_empty_window_behind_a_switch_is_empty() -> None:
+    builder = build(16, [RecordSpec(main_data=bytes(MB + 5000)), SWITCH])
+    with repository_at(16) as (repository, path):
+        put(builder, repository)
+        # On a page of zeros.
+        for position in (Lsn(2 * MB + 8217), Lsn(2 * MB + 16384)):
+            assert len(read_changes(repository, [LsnRange(1, position, position)])) == 0
+            assert len(read_recorded_changes(path, None, position, position)[0]) == 0
+
+
 def test_what_was_received_may_end_within_a_record() -> None:
     builder = WalBuilder(major=17)
     builder.append_all([insertion(1), insertion(2, 30000)])
@@ -244,8 +255,9 @@ def test_a_record_that_begins_in_wal_that_is_not_here_has_no_name() -> None:
         with pytest.raises(TimelineMismatch, match=f"within the record at {long.lsn}$"):
             read_changes(repository, window)
         repository.store.delete(f"{WAL_DIRECTORY}/{GEOMETRY.file_name(1, 1)}")
-        with pytest.raises(TimelineMismatch, match=r"within a record that begins before 0/200000$"):
+        with pytest.raises(TimelineMismatch, match=r"within a record that begins before 0/200000$") as caught:
             read_changes(repository, window)
+        assert f"Name {last.lsn}, where a record begins" in str(caught.value.hint)
 
 
 # ---- two histories
@@ -331,9 +343,14 @@ def test_a_timeline_goes_on_behind_the_last_record_of_the_one_it_left(wal: bool)
                 repository.summaries.write(ranges[1], part.block_map, part.link)
             if is_right:
                 assert blocks(read_changes(repository, ranges)) == [1, 2, 7]
+                require_linked_switch(repository.wal, later.wal_format, ranges[0], 2)
                 continue
-            with pytest.raises(TimelineMismatch, match=f"at {other.records[2].lsn}, but .* is at {switch}"):
+            expected = f"at {other.records[2].lsn}, but .* is at {switch}"
+            with pytest.raises(TimelineMismatch, match=expected):
                 read_changes(repository, ranges)
+            if wal:
+                with pytest.raises(TimelineMismatch, match=expected):
+                    require_linked_switch(repository.wal, later.wal_format, ranges[0], 2)
 
 
 def test_a_timeline_that_was_left_within_a_record_of_what_is_here_is_another_history() -> None:

@@ -713,7 +713,8 @@ def test_a_map_follows_the_history(promoted: Promoted, tmp_path: Path) -> None:
         assert limit == 0 or blocks == set().union(*(part[key][1] for part in (before, after) if key in part))
     repo = tmp_path / "repo"
     stream_into(repo, promoted)
-    for until in (switch, end, start + 4096):
+    inner = next(line[0] for line in inspected(wal, "--timeline", "1") if line[0] > start + 4096)
+    for until in (switch, end, inner):
         bounds = ["--from", start, "--to", Lsn(until)]
         assert meaning("--repo", repo, *bounds) == meaning("--wal", wal, *bounds)
 
@@ -796,7 +797,12 @@ def test_a_segment_that_is_missing_in_the_middle(tmp_path: Path) -> None:
     mapped = run_pgwal("map", "--wal", wal, "--from", "0/100000", "--to", "0/400000")
     # From the record on that is cut off by the gap.
     assert_failed(mapped, NOT_COVERED, r"does not hold WAL 0/1F\w+ to 0/400000 on timeline 1", "Name a range")
-    on_one_side = summarized(wal, tmp_path / "side", "--from", "0/300000")
+    # Where a record begins on the other side is said.
+    outcome = run_pgwal("summarize", wal, "-o", tmp_path / "side", "--from", "0/300000")
+    assert_failed(outcome, NOT_COVERED, "within a record that begins before 0/300000", r"Name 0/30\w+")
+    found = re.search(r"Name (0/30\w+), ", outcome.stderr)
+    assert found is not None
+    on_one_side = summarized(wal, tmp_path / "side", "--from", found[1])
     assert len(on_one_side) == 1
 
 
@@ -893,7 +899,8 @@ def test_a_record_that_is_cut_off_in_the_next_segment_is_no_damage(
 
 def test_ranges_that_are_not_covered(tmp_path: Path) -> None:
     wal = built_directory(tmp_path)
-    for start, end in (("0/0", "0/200000"), ("0/400000", "0/900000"), ("0/800000", "0/900000")):
+    inner = str(inspected(wal, "--from", "0/400000")[0][0])
+    for start, end in (("0/0", "0/200000"), (inner, "0/900000"), ("0/800000", "0/900000")):
         outcome = run_pgwal("map", "--wal", wal, "--from", start, "--to", end)
         assert_failed(outcome, NOT_COVERED, f"does not hold WAL .*to {end} on timeline 1", "Name a range")
     assert_failed(

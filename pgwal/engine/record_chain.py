@@ -53,26 +53,32 @@ def next_record_position(directory: WalDirectory, wal_format: WalFormat, timelin
             segment_no -= 1
             earlier = geometry.segment_start(segment_no)
             if not directory.is_complete(timeline_id, segment_no):
-                raise _within(lsn, timeline_id, f"a record that begins before {begin}", "a position")
+                following = _walk(directory, wal_format, timeline_id, begin)
+                next_lsn = Lsn(following.first_record_lsn) if following is not None else 0
+                raise _within(lsn, timeline_id, f"a record that begins before {begin}", f"{next_lsn or 'a position'}")
         begin = earlier
     return lsn
 
 
 def _walk(
-    directory: WalDirectory, wal_format: WalFormat, timeline_id: int, begin: Lsn, place: Lsn
+    directory: WalDirectory, wal_format: WalFormat, timeline_id: int, begin: Lsn, place: Lsn | None = None
 ) -> WalScanner | None:
-    """Walk from the first record of a page over the one that starts at ``place``; None where that cannot be read."""
+    """Walk from the first record of a page over the one that starts at ``place``, by default over the first one.
+
+    None where that cannot be read.
+    """
     from pgwal.wal.scan import NEED_DATA, SPECIAL, WalScanner
 
     scanner = WalScanner(directory.geometry.segment_size, begin, magic=wal_format.magic, derive_map_blocks=False)
-    scanner.stop_lsn = place + 1
+    if place is not None:
+        scanner.stop_lsn = place + 1
     try:
         for data in directory.read(timeline_id, begin):
             scanner.feed(data)
             while (event := scanner.scan()) == SPECIAL:
                 scanner.take_blocks()
             scanner.take_blocks()
-            if event != NEED_DATA:
+            if event != NEED_DATA or (place is None and scanner.record_count):
                 break
     except FormatError:
         return None
@@ -177,12 +183,15 @@ def read_range(
     reader = _read(directory, wal_format, wanted, system_identifier)
     # Without a record of its own it must be nothing but the place between two.
     begin = reader.first_record_lsn or (reader.position if reader.complete else Lsn(0))
-    if place(begin) != place(wanted.start) and place(wanted.start) < place(wanted.end):
+    is_empty = place(wanted.start) >= place(wanted.end)
+    if place(begin) != place(wanted.start) and (not is_empty or reader.end_of_wal is not None):
         start = next_record_position(directory, wal_format, wanted.timeline_id, wanted.start)
         if start != wanted.start and not reader.first_record_lsn:
             reader = _read(directory, wal_format, wanted._replace(start=start), system_identifier)
-    is_end_behind = place(wanted.start) < place(wanted.end) < place(reader.position)
-    if reader.complete and not to_any_end and is_end_behind:
+            # With no room left for a record, no more WAL is needed.
+            reader.feed(b"")
+    is_end_exact = is_empty or to_any_end or place(reader.position) <= place(wanted.end)
+    if reader.complete and not is_end_exact:
         next_record_position(directory, wal_format, wanted.timeline_id, wanted.end)
     if reader.minimal_lsn is not None:
         raise WalLevelMinimal(
@@ -198,8 +207,6 @@ def _read(directory: WalDirectory, wal_format: WalFormat, wanted: LsnRange, syst
     from pgwal.summary.summarizer import ChangeReader
 
     reader = ChangeReader(wal_format, directory.geometry, wanted.start, wanted.end, system_identifier=system_identifier)
-    # A range without room for a record needs no WAL.
-    reader.feed(b"")
     for data in directory.read(wanted.timeline_id, wanted.start):
         if reader.complete or reader.end_of_wal is not None:
             break

@@ -151,18 +151,30 @@ def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | Non
             hint="Replace that segment in the repository's wal directory, if another archive holds a whole copy;"
             " else take a full backup.",
         )
+    is_older = _holds_older_summary(repository, unread)
+    older = " Summaries that an older pgwal wrote do not count without that WAL." if is_older else ""
     while archived.get(first):
         first += 1
     later = [segment_no for segment_no in archived if segment_no > first]
     if not later:
         return WalGap(
             f"WAL is missing: {unread} is neither summarised nor in the repository",
-            hint="If the server still has it, pgwal stream will fetch it; else take a full backup.",
+            hint=f"If the server still has it, pgwal stream will fetch it; else take a full backup.{older}",
         )
     missing = unread._replace(end=min(unread.end, geometry.segment_start(min(later))))
     names = [geometry.file_name(timeline_id, number) for number in (first, min(*later, last + 1) - 1)]
     return WalGap(
         f"WAL is missing: {missing} is neither summarised nor in the repository",
         hint=f"Copy segment {' to '.join(dict.fromkeys(names))} into the repository's wal directory,"
-        " if another archive holds it; else take a full backup.",
+        f" if another archive holds it; else take a full backup.{older}",
     )
+
+
+def _holds_older_summary(repository: Repository, unread: LsnRange) -> bool:
+    """Tell whether a range has a summary that does not say which record it follows."""
+    overlapping = (
+        r
+        for r in repository.summaries.ranges()
+        if r.timeline_id == unread.timeline_id and r.start < unread.end and unread.start < r.end
+    )
+    return any(repository.summaries.link(r) is None for r in overlapping)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -39,11 +40,13 @@ from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
 from pgwal.repository.wal_directory import WalDirectory, open_wal_directory
+from pgwal.summary.codec import summary_file_name
 from pgwal.wal.layout import LongPageHeader
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
 
 ROOT = Path(__file__).parent.parent.parent
 FLIPS = int(os.environ.get("PGWAL_VERIFY_FLIPS", "150"))
+OTHER = "20261130T101530Z_full"
 SEED = int(os.environ.get("PGWAL_VERIFY_SEED", time.time_ns() % 1_000_000_007))
 
 
@@ -184,6 +187,43 @@ def test_a_summary_that_says_something_else_than_wal_is_found(stored: Stored) ->
     first, second = summaries.ranges()[:2]
     summaries.write(first, summaries.read(second), summaries.link(first))
     assert damaged(stored) == {f"summaries/{sorted(p.name for p in (stored.root / 'summaries').iterdir())[0]}"}
+
+
+def test_a_summary_that_follows_another_record_than_its_wal_is_found(stored: Stored) -> None:
+    summaries = stored.repository.summaries
+    wanted = summaries.ranges()[1]
+    link = summaries.link(wanted)
+    assert link is not None
+    name = f"summaries/{summary_file_name(wanted)}"
+    for wrong in (link._replace(prev_lsn=Lsn(link.prev_lsn - 8)), link._replace(last_lsn=Lsn(link.last_lsn + 8))):
+        summaries.write(wanted, summaries.read(wanted), wrong)
+        assert damaged(stored) == {name}
+        assert any("follows the record at" in problem.message for problem in verified(stored).problems)
+    # An older pgwal wrote none.
+    summaries.write(wanted, summaries.read(wanted), None)
+    assert damaged(stored) == set()
+
+
+def test_summaries_that_do_not_link_are_found_without_their_wal(stored: Stored) -> None:
+    summaries = stored.repository.summaries
+    wanted = summaries.ranges()[1]
+    link = summaries.link(wanted)
+    assert link is not None
+    summaries.write(wanted, summaries.read(wanted), link._replace(prev_lsn=Lsn(link.prev_lsn - 8)))
+    for segment in stored.repository.wal.segments():
+        stored.repository.store.delete(f"wal/{segment.name}")
+    problems = [problem for problem in verified(stored).problems if problem.path.startswith("summaries/")]
+    assert [problem.path for problem in problems] == [f"summaries/{summary_file_name(wanted)}"]
+    assert re.search(r"follows a record at \S+, but the last one before it is at \S+", problems[0].message)
+
+
+def test_a_backup_that_starts_within_a_record_is_of_another_history(stored: Stored) -> None:
+    lsn, _ = stored.records[5]
+    (stop, _) = stored.records[60]
+    store_backup(stored.repository, OTHER, None, Lsn(lsn + 8), stop, {})
+    (problem,) = [problem for problem in verified(stored).problems if problem.backup_id == OTHER]
+    assert problem.path == f"backups/{OTHER}/backup.json"
+    assert f"{Lsn(lsn + 8)} of timeline 1 lies within the record at {lsn}" in problem.message
 
 
 # ---- files
