@@ -5,11 +5,10 @@ A segment's name, and that of a timeline, says nothing about whose WAL it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pgwal.backup.label import BackupLabel
 from pgwal.control_file import ControlFile
 from pgwal.engine.receiving import ReceivedWal
+from pgwal.engine.record_chain import read_record, records
 from pgwal.engine.summarize import read_changes
 from pgwal.errors import TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
@@ -22,8 +21,6 @@ from pgwal.wal.checkpoint import (
     require_labels_checkpoint,
     require_pg_controls_checkpoint,
 )
-from pgwal.wal.decoder import Need, WalDecoder
-from pgwal.wal.page_magic import wal_format_of_major
 from pgwal.wal.record import EndOfWal, WalRecord
 
 _LONGEST_BACKUP_END = 128
@@ -108,34 +105,10 @@ def _gap(cause: str, hint: str) -> WalGap:
     return WalGap(f"the backup is not published, for WAL that it needs is missing: {cause}", hint=hint)
 
 
-def read_record(repository: Repository, timeline_id: int, lsn: Lsn) -> WalRecord | EndOfWal | None:
-    """Return the first record of a timeline that starts at ``lsn`` or later, or why there is none.
-
-    None where the archive ends.  Raises FormatError for a segment or a record that is damaged.
-    """
-    return next(_records(repository, timeline_id, lsn), None)
-
-
 def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:
-    for found in _records(repository, timeline_id, start):
+    for found in records(repository, timeline_id, start):
         if isinstance(found, EndOfWal) or found.end_lsn > lsn:
             return None
         if found.end_lsn == lsn:
             return found
     return None
-
-
-def _records(repository: Repository, timeline_id: int, start: Lsn) -> Iterator[WalRecord | EndOfWal]:
-    identity = repository.identity
-    decoder = WalDecoder(
-        identity.segment_size,
-        start,
-        wal_format=wal_format_of_major(identity.major),
-        system_identifier=identity.system_identifier,
-    )
-    for data in repository.wal.read(timeline_id, start):
-        decoder.feed(data)
-        while not isinstance(found := decoder.next_record(), Need):
-            yield found
-            if isinstance(found, EndOfWal):
-                return

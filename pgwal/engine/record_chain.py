@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pgwal.errors import FormatError, TimelineMismatch, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.repository import Repository
 from pgwal.repository.wal_directory import WalDirectory
 from pgwal.segment import WAL_PAGE_SIZE
+from pgwal.wal.page_magic import wal_format_of_major
 
 if TYPE_CHECKING:
     from pgwal.summary.link import Link
@@ -139,6 +142,37 @@ def _passing_over(data: bytes, offset: int) -> bytes:
     header.info |= PAGE_FIRST_IS_CONTRECORD
     header.remaining_length = offset - header_size
     return ShortPageHeader.build(header) + data[ShortPageHeader.sizeof() :]
+
+
+def read_record(repository: Repository, timeline_id: int, lsn: Lsn) -> WalRecord | EndOfWal | None:
+    """Return the first record of a timeline that starts at ``lsn`` or later, or why there is none.
+
+    None where the archive ends.  Raises FormatError for a segment or a record that is damaged.
+    """
+    return next(records(repository, timeline_id, lsn), None)
+
+
+def records(repository: Repository, timeline_id: int, start: Lsn) -> Iterator[WalRecord | EndOfWal]:
+    """Yield the records of a timeline that start at ``start`` or later, and at last why there are no more, if known.
+
+    Raises FormatError for a segment or a record that is damaged.
+    """
+    from pgwal.wal.decoder import Need, WalDecoder
+    from pgwal.wal.record import EndOfWal
+
+    identity = repository.identity
+    decoder = WalDecoder(
+        identity.segment_size,
+        start,
+        wal_format=wal_format_of_major(identity.major),
+        system_identifier=identity.system_identifier,
+    )
+    for data in repository.wal.read(timeline_id, start):
+        decoder.feed(data)
+        while not isinstance(found := decoder.next_record(), Need):
+            yield found
+            if isinstance(found, EndOfWal):
+                return
 
 
 def broken_chain(

@@ -58,10 +58,12 @@ class Problem(NamedTuple):
 
 
 class StoredBackup:
-    """One backup to verify; ``problems`` is what was found so far."""
+    """One backup to verify; ``problems`` is what was found so far, ``control`` and ``label`` are what could be read."""
 
     def __init__(self, repository: Repository, backup_id: str) -> None:
         self.problems: list[Problem] = []
+        self.control: ControlFile | None = None
+        self.label: BackupLabel | None = None
         self._repository = repository
         self._backup_id = backup_id
         self._root = repository.store.path(f"{BACKUP_DIRECTORY}/{backup_id}")
@@ -228,6 +230,7 @@ class StoredBackup:
                 raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
             if bool(control.data_checksum_version) != entry.data_checksums:
                 raise FormatError(f"it and {BACKUP_ENTRY_NAME} differ on whether data checksums are on")
+            self.control = control
         label_path = self._data_path / BACKUP_LABEL_NAME
         with self._noting(label_path):
             label = BackupLabel.decode(label_path.read_bytes())
@@ -238,6 +241,7 @@ class StoredBackup:
             built_on = (prior.start_lsn, prior.start_timeline_id) if prior is not None else None
             if (prior is not None or entry.prior_id is None) and label.incremental_from != built_on:
                 raise FormatError("it names another prior backup")
+            self.label = label
         version_path = self._data_path / "PG_VERSION"
         with self._noting(version_path):
             if version_path.read_bytes() != f"{entry.major}\n".encode():

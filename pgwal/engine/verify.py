@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.coverage import join
-from pgwal.engine.record_chain import next_record_position, require_linked_switch
+from pgwal.engine.record_chain import next_record_position, read_record, require_linked_switch
 from pgwal.engine.stored_backup import Problem, StoredBackup
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
@@ -20,7 +20,9 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.timeline import history_file_name
+from pgwal.wal.checkpoint import require_labels_checkpoint, require_pg_controls_checkpoint
 from pgwal.wal.page_magic import wal_format_of_major
+from pgwal.wal.record import WalRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class _Verification:
         self._jobs = jobs
         self._on_progress = on_progress
         self._total_bytes = 0
+        self._backups: dict[str, StoredBackup] = {}
         self._switches: set[tuple[LsnRange, int]] = set()
         self.is_stopping = False
 
@@ -128,6 +131,7 @@ class _Verification:
             stored = StoredBackup(self._repository, backup_id)
             stored.verify(entry, prior, workers, self._jobs, self._tell)
             report.problems += stored.problems
+            self._backups[backup_id] = stored
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
             future.result()
@@ -178,15 +182,29 @@ class _Verification:
                 pass  # Of the segment: noted already.
 
     def _check_starts(self) -> None:
-        """Note each backup that starts within a record of the WAL that is here: it is of another history."""
+        """Note each backup that does not start with the WAL that is here: this is of another history."""
         wal_format = wal_format_of_major(self._repository.identity.major)
         for backup_id, entry in sorted(self._report.entries.items()):
             try:
                 next_record_position(self._repository.wal, wal_format, entry.start_timeline_id, entry.start_lsn)
+                self._require_checkpoint(self._backups[backup_id])
             except ChainError as error:
                 self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
             except FormatError:
-                pass
+                pass  # Of the segment: noted already.
+
+    def _require_checkpoint(self, stored: StoredBackup) -> None:
+        """Raise TimelineMismatch unless the archive has the checkpoint that a backup started with."""
+        label, control = stored.label, stored.control
+        if label is None:
+            return
+        found = read_record(self._repository, label.start_timeline_id, label.checkpoint_lsn)
+        if not isinstance(found, WalRecord):
+            return  # That WAL is missing has been noted.
+        major = self._repository.identity.major
+        require_labels_checkpoint(label.checkpoint_lsn, label.start_lsn, label.start_timeline_id, major, found)
+        if control is not None and control.checkpoint_lsn == label.checkpoint_lsn:
+            require_pg_controls_checkpoint(control, found)
 
     def _needed_wal(self) -> list[LsnRange]:
         """Return the WAL from the start to the stop of each backup, and the windows of incremental ones, joined."""

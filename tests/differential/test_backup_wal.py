@@ -27,8 +27,8 @@ from test_main_job import checksums, pgwal, prepare, run_load, server_streams, s
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.backup import BackupRequest, take_backup
-from pgwal.engine.backup_wal import read_record
 from pgwal.engine.receiving import receiving
+from pgwal.engine.record_chain import read_record
 from pgwal.errors import SlotUnavailable, WalGap
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.repository import Repository

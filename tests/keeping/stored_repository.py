@@ -22,6 +22,7 @@ from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.summarizer import Summarizer
 from pgwal.timeline import TimelineHistory
+from pgwal.wal import layout
 from pgwal.wal.page_magic import wal_format_of_major
 
 MB = 1 << 20
@@ -61,9 +62,11 @@ def build_repository(path: Path, segment_count: int = 3) -> Stored:
 
 
 def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
-    """Write segments and their summaries."""
+    """Write segments, which begin with a checkpoint, and their summaries."""
     wal = WalBuilder(MAJOR, start_lsn=MB, system_identifier=SYSTEM_IDENTIFIER)
     for segment in range(segment_count):
+        shutdown = layout.XLOG_CHECKPOINT_SHUTDOWN
+        wal.append(RecordSpec(layout.RM_XLOG, shutdown, main_data=checkpoint(Lsn((segment + 1) * MB + 40))))
         for number in range(60):
             block = BlockSpec(0, block_no=number % 7 + segment, data=bytes([number]) * 30)
             wal.append(RecordSpec(RM_HEAP, 0, 700, (block,), bytes(number * 5)))
@@ -80,20 +83,28 @@ def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
     return wal
 
 
-def control_file() -> bytes:
+def checkpoint(redo_lsn: Lsn) -> bytes:
+    """Return the payload of a checkpoint record, of which pg_control has a copy."""
+    return struct.pack("<QIIB", redo_lsn, 1, 1, True) + bytes(range(71))
+
+
+def control_file(checkpoint_lsn: Lsn) -> bytes:
+    """Return that of a server whose latest checkpoint is at a position, which is its redo position as well."""
     (catalog_version,) = (version for version, major in MAJOR_BY_CATALOG_VERSION.items() if major == MAJOR)
     content = bytearray(CONTROL_FILE_SIZE)
     struct.pack_into("<QII", content, 0, SYSTEM_IDENTIFIER, 1300, catalog_version)
+    struct.pack_into("<Q", content, 32, checkpoint_lsn)
+    content[40 : 40 + 88] = checkpoint(checkpoint_lsn)
     struct.pack_into("<IIII", content, 216, 8192, 131072, 8192, MB)
     struct.pack_into("<I", content, 252, 1)
     struct.pack_into("<I", content, 288, crc32c(bytes(content[:288])))
     return bytes(content)
 
 
-def label(start: Lsn, prior_start: Lsn | None) -> bytes:
+def label(start: Lsn, prior_start: Lsn | None, checkpoint_lsn: Lsn | None = None) -> bytes:
     text = f"""\
 START WAL LOCATION: {start} (file 0000000100000000{start // MB:08X})
-CHECKPOINT LOCATION: {start}
+CHECKPOINT LOCATION: {checkpoint_lsn or start}
 BACKUP METHOD: streamed
 BACKUP FROM: primary
 START TIME: 2026-11-22 12:49:32 UTC
@@ -121,13 +132,13 @@ def store_backup(
     totals = BackupTotals()
     always = {
         "PG_VERSION": b"16\n",
-        "global/pg_control": control_file(),
+        "global/pg_control": control_file(start),
         "backup_label": label(start, prior.start_lsn if prior is not None else None),
     }
     with repository.catalogue.stage(backup_id) as staged:
         for directory in required_directories(MAJOR):
             (staged.data_path / directory).mkdir(parents=True, exist_ok=True)
-        for file, content in [*_whole(whole | always), *_incremental(blocks or {})]:
+        for file, content in [*_whole(always | whole), *_incremental(blocks or {})]:
             target = staged.data_path / file.stored_path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)

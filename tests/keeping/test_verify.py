@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,14 @@ from keeping.stored_repository import (
     TABLE,
     Stored,
     build_repository,
+    control_file,
+    label,
     store_backup,
 )
 from keeping.stored_repository import history as parse_history
 from pgwal_process import assert_failed, run_pgwal
 
+from pgwal.checksum import crc32c
 from pgwal.engine.coverage import join
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.verify import VerifyReport, VerifyRequest, verify
@@ -224,6 +228,24 @@ def test_a_backup_that_starts_within_a_record_is_of_another_history(stored: Stor
     (problem,) = [problem for problem in verified(stored).problems if problem.backup_id == OTHER]
     assert problem.path == f"backups/{OTHER}/backup.json"
     assert f"{Lsn(lsn + 8)} of timeline 1 lies within the record at {lsn}" in problem.message
+
+
+def test_a_backup_of_another_checkpoint_than_that_in_the_archive_is_of_another_history(stored: Stored) -> None:
+    start = Lsn(2 * MB + 40)
+    stop = next(Lsn(lsn) for lsn, _ in stored.records if lsn > start + 1000)
+    other_time = bytearray(control_file(start))
+    other_time[40 + 64] ^= 1
+    struct.pack_into("<I", other_time, 288, crc32c(bytes(other_time[:288])))
+    cases = {
+        "global/pg_control": (bytes(other_time), "is not the server's: it has time"),
+        "backup_label": (label(start, None, Lsn(MB + 40)), "its redo position is 0/100028 on timeline 1"),
+    }
+    for number, (path, (content, message)) in enumerate(cases.items()):
+        backup_id = f"20261130T10153{number}Z_full"
+        store_backup(stored.repository, backup_id, None, start, stop, {path: content})
+        (problem,) = [problem for problem in verified(stored).problems if problem.backup_id == backup_id]
+        assert problem.path == f"backups/{backup_id}/backup.json"
+        assert message in problem.message
 
 
 # ---- files
