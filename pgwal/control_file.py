@@ -117,8 +117,7 @@ class ControlFile:
 class ControlStamp:
     """What tells one state of pg_control from others: positions, and times in seconds since 1970.
 
-    ``written_at_s`` is the i64 at offset 24.  The latest checkpoint is at ``checkpoint_lsn`` (u64 at 32), and the copy
-    of its record, from offset 40 on, has its time as i64 at 104.
+    ``written_at_s`` is the i64 at offset 24, ``checkpoint_at_s`` that at 104, in the copy of the checkpoint's record.
     """
 
     written_at_s: int
@@ -132,11 +131,11 @@ class ControlStamp:
     def decode(cls, content: bytes) -> ControlStamp:
         """Parse the bytes of pg_control, and verify them as ``ControlFile.decode`` does."""
         control = ControlFile.decode(content)
-        written_at_s, checkpoint_lsn = struct.unpack_from("<qQ", content, 24)
+        (written_at_s,) = struct.unpack_from("<q", content, 24)
         (checkpoint_at_s,) = struct.unpack_from("<q", content, 104)
         return cls(
             written_at_s,
-            Lsn(checkpoint_lsn),
+            control.checkpoint_lsn,
             control.redo_lsn,
             control.timeline_id,
             checkpoint_at_s,
