@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -45,7 +46,13 @@ class Load:
     """Runs while the context lasts; what ends a session other than the server is raised by ``pause`` and at the end."""
 
     def __init__(
-        self, server: ThrowawayServer, seed: str, session_count: int, tablespaces: list[str], has_visibility: bool
+        self,
+        server: ThrowawayServer,
+        seed: str,
+        session_count: int,
+        tablespaces: list[str],
+        place: Path | None,
+        has_visibility: bool,
     ) -> None:
         self.server = server
         """Where the sessions connect to; can be changed while they are paused."""
@@ -54,6 +61,7 @@ class Load:
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._tablespaces = tablespaces
+        self._place = place
         self._has_visibility = has_visibility
         self._changed = threading.Condition()
         self._is_paused = False
@@ -139,6 +147,7 @@ class Load:
                 conninfo,
                 self._has_visibility,
                 self.copying_files,
+                self._place,
             )
             operations: list[Callable[[Session], None]] = list(WEIGHTS)
             weights = list(WEIGHTS.values())

@@ -11,19 +11,24 @@ then goes on with another one.  Names come from small pools, so that sessions ge
 from __future__ import annotations
 
 import random
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psycopg
 from psycopg.rows import TupleRow
+
+from pgwal_cli.throwaway_server import give_to_server
 
 TABLES = 8
 MADE_TABLES = 6
 STEADY_TABLES = 3
 STEADY_ROWS = 8000
 EXTRA_DATABASES = 3
+BRIEF_TABLESPACES = 2
 
 COLUMNS = "id int, h int, tags int[], at point, place text, doc text"
 ROW = """i AS id, i % 50 AS h, ARRAY[i % 7, i % 11, i % 100] AS tags, point(i % 40, i % 90) AS at,
@@ -55,6 +60,8 @@ class Session:
     has_visibility: bool
     copying_files: threading.Lock
     """Held by whoever copies the files of a database, or wants none to be copied."""
+    place: Path | None = None
+    """Where new tablespaces lie; None is for those inside of the data directory."""
 
     def run(self, *statements: str) -> None:
         for statement in statements:
@@ -431,6 +438,32 @@ def database(session: Session) -> None:
             session.copying_files.release()
 
 
+def tablespace(session: Session) -> None:
+    """Create a tablespace and put something there, or empty one and drop it."""
+    if session.place is None and session.major < 15:
+        return
+    name = f"brief_space{session.chance.randrange(BRIEF_TABLESPACES)}"
+    if session.connection.execute("SELECT FROM pg_tablespace WHERE spcname = %s", [name]).rowcount == 0:
+        make_tablespace(session.connection, session.place, name)
+        session.run(f"ALTER TABLE {session.table()} SET TABLESPACE {name}")
+    else:
+        for kind in ("TABLE", "INDEX", "MATERIALIZED VIEW"):
+            session.run(f"ALTER {kind} ALL IN TABLESPACE {name} SET TABLESPACE {session.tablespace()} NOWAIT")
+        session.run(f"DROP TABLESPACE {name}")
+
+
+def make_tablespace(connection: psycopg.Connection[TupleRow], place: Path | None, name: str) -> str:
+    """Create a tablespace in a directory that none had before, below ``place`` or in the data directory."""
+    location = ""
+    if place is not None:
+        # Directories stay when a tablespace is dropped: a server that replays its creation needs them.
+        directory = Path(tempfile.mkdtemp(dir=place))
+        give_to_server(directory)
+        location = str(directory)
+    connection.execute(f"CREATE TABLESPACE {name} LOCATION '{location}'".encode())
+    return name
+
+
 def use_database(session: Session) -> None:
     name = session.chance.choice(["shape", *(f"extra{number}" for number in range(EXTRA_DATABASES))])
     with session.other_database(name) as inside:
@@ -494,6 +527,7 @@ WEIGHTS: dict[Callable[[Session], None], int] = {
     prepare: 4,
     settle: 5,
     database: 5,
+    tablespace: 5,
     use_database: 8,
     catalogs: 2,
     wal: 3,

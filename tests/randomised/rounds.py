@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -21,7 +23,10 @@ from typing import Any
 from fix_servers import BASE_SETTINGS, MAJORS
 from pgwal_process import PGWAL, Outcome, assert_nothing_raw, start_pgwal
 from pgwal_process import finish as finish_process
+from randomised import history_operations
+from randomised.archive import ALIGNMENT, Archive, Backup
 from randomised.cluster_state import State, damage, differences, read_state
+from randomised.lives import MARKS, Life, Moment, wrong_marks
 from randomised.load import Load, prepare
 
 from pgwal.engine.fetch_wal import fetch
@@ -38,6 +43,8 @@ from pgwal_cli.throwaway_server import (
 # The load takes all of the machine that it can get.
 WAIT_S = 180.0
 CHAIN_BROKEN = 4
+# Failed, usage, no connection, a gap or another history: what docs/commands.md says of a refusal.
+REFUSALS = (1, 2, 3, CHAIN_BROKEN)
 MOST_FETCHED_ONE_BY_ONE = 8
 
 
@@ -89,27 +96,13 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Backup:
-    """A backup that was taken; ``state`` is what the cluster held, where it was taken while the load paused."""
-
-    backup_id: str
-    prior_id: str | None
-    start_lsn: Lsn
-    stop_lsn: Lsn
-    state: State | None
-
-    @property
-    def is_incremental(self) -> bool:
-        return self.prior_id is not None
-
-
-@dataclass(frozen=True)
 class RestorePoint:
     """A moment at which the load paused, and what the cluster held then."""
 
     name: str
     lsn: Lsn
     state: State
+    moment: Moment
 
 
 @dataclass
@@ -118,6 +111,8 @@ class Target:
 
     settings: dict[str, str]
     state: State | None
+    least_marks: int
+    marks: int | None = None
 
 
 @dataclass
@@ -133,10 +128,13 @@ class Round:
     def play(self) -> None:
         self.chance = random.Random(f"round {self.seed}")
         self.choices = Choices.draw(self.chance, self.installation)
-        self.repo = self.directory / "repo"
-        self.backups: dict[str, Backup] = {}
+        self.numbers = count(1)
+        self.life = Life()
+        self.archives = [Archive(self.directory / "repo1", self.life)]
         self.points: list[RestorePoint] = []
-        self.locations: list[Path] = []
+        self.place: Path | None = None
+        self.is_on_way_out = False
+        self.operations: list[str] = []
         self.receiver: Popen[str] | None = None
         self.standby: ThrowawayServer | None = None
         self._started_s = time.monotonic()
@@ -146,6 +144,15 @@ class Round:
             self.run_load()
             for number in range(self.restore_count):
                 self.restore_one(number)
+
+    @property
+    def archive(self) -> Archive:
+        """The repository in use."""
+        return self.archives[-1]
+
+    @property
+    def repo(self) -> Path:
+        return self.archive.repo
 
     def note(self, text: str) -> None:
         line = f"{time.monotonic() - self._started_s:6.2f} {text}"
@@ -157,7 +164,7 @@ class Round:
 
     def make_servers(self) -> None:
         self.server = ThrowawayServer(self.installation, self.directory / "primary")
-        self.cleanup.callback(_discard, self.server)
+        self.discard_at_end(self.server)
         self.server.initdb(*self.choices.initdb_args)
         self.server.configure(**BASE_SETTINGS | self.choices.settings)
         if self.choices.has_standby:
@@ -169,13 +176,24 @@ class Round:
         with self.server.connect() as connection:
             query = "SELECT FROM pg_available_extensions WHERE name = 'pg_visibility'"
             has_visibility = connection.execute(query).fetchone() is not None
+            connection.execute(f"CREATE TABLE {MARKS} (n int)".encode())
         prepare(self.server, random.Random(f"prepare {self.seed}"), tablespaces, has_visibility)
-        self.load = Load(self.server, f"load {self.seed}", self.choices.session_count, tablespaces, has_visibility)
+        load_seed, session_count = f"load {self.seed}", self.choices.session_count
+        self.load = Load(self.server, load_seed, session_count, tablespaces, self.place, has_visibility)
+
+    def discard_at_end(self, server: ThrowawayServer) -> None:
+        self.cleanup.callback(_discard, server)
+
+    def lose_standby(self) -> None:
+        """Go on without the standby, which would not follow."""
+        if self.standby is not None:
+            self.standby.kill()
+            self.standby = None
 
     def make_standby(self) -> None:
         """Make a cold copy follow the primary."""
         self.standby = ThrowawayServer(self.installation, self.directory / "standby")
-        self.cleanup.callback(_discard, self.standby)
+        self.discard_at_end(self.standby)
         shutil.copytree(self.server.data_directory, self.standby.data_directory, symlinks=True)
         (self.standby.data_directory / "standby.signal").touch()
         give_to_server(self.standby.data_directory)
@@ -183,13 +201,16 @@ class Round:
 
     def make_tablespaces(self) -> list[str]:
         names = []
+        # Both servers would use the same directory.
+        if not self.choices.has_standby and self.chance.random() < 0.7:
+            self.place = self.directory / "made_spaces"
+            self.place.mkdir()
+            give_to_server(self.place)
         with self.server.connect() as connection:
-            # Both servers would use the same directory.
             for number in range(0 if self.choices.has_standby else self.chance.randint(0, 2)):
                 location = self.directory / f"space{number}"
                 location.mkdir()
                 give_to_server(location)
-                self.locations.append(location)
                 connection.execute(f"CREATE TABLESPACE space{number} LOCATION '{location}'".encode())
                 names.append(f"space{number}")
             if self.installation.major >= 15 and self.chance.random() < 0.5:
@@ -202,6 +223,7 @@ class Round:
     def run_load(self) -> None:
         if self.standby is not None:
             self.standby.start()
+        does = partial(partial, self.change_history)
         steps: dict[Callable[[], None], int] = {
             self.back_up: 10,
             self.back_up_at_rest: 3,
@@ -212,6 +234,12 @@ class Round:
             self.crash_during_backup: 1,
             self.kill_backup: 2,
             self.promote: 2 if self.standby is not None else 0,
+            does(history_operations.roll_back): 4,
+            does(history_operations.clone): 3,
+            does(history_operations.promote_twice): 3,
+            does(history_operations.recycle_wal): 0 if self.choices.use_slot else 3,
+            does(history_operations.recycle_wal_during_backup): 0 if self.choices.use_slot else 3,
+            does(history_operations.back_up_with_tablespaces): 3,
         }
         if self.choices.has_standby:
             self.load.copying_files.acquire()
@@ -233,6 +261,7 @@ class Round:
         self.note(f"operations: {dict(self.load.done)}; failed: {dict(self.load.failed)}")
         self.final_state = read_state(self.server)
         self.receive_the_rest()
+        self.check_nothing_overwritten()
         self.server.kill()
         if self.standby is not None:
             self.standby.kill()
@@ -242,10 +271,11 @@ class Round:
 
     def make_restore_point(self) -> None:
         with self.load.paused(), self.server.connect() as connection:
+            self.mark()
             name = f"point{len(self.points)}"
             row = connection.execute("SELECT pg_create_restore_point(%s)::text", [name]).fetchone()
             assert row is not None
-            self.points.append(RestorePoint(name, Lsn.parse(row[0]), read_state(self.server)))
+            self.points.append(RestorePoint(name, Lsn.parse(row[0]), read_state(self.server), self.life.now()))
         self.note(f"{name} at {row[0]}")
 
     def crash(self) -> None:
@@ -274,45 +304,179 @@ class Round:
             self.load.server = self.server
         self.note(f"promoted the standby at {lsn}")
 
+    # -- lives and archives
+
+    def change_history(self, operation: Callable[[Round], None]) -> None:
+        self.note(f"{operation.__name__} ...")
+        self.operations.append(operation.__name__)
+        operation(self)
+
+    def mark(self) -> None:
+        """Leave a mark in this life."""
+        number = next(self.numbers)
+        with self.server.connect() as connection:
+            connection.execute(f"INSERT INTO {MARKS} VALUES (%s)".encode(), [number])
+        self.life.own.append(number)
+
+    def end_life(self) -> None:
+        """Note what is received of a life that is about to be lost."""
+        self.archive.note_received()
+
+    def begin_life(self, moment: Moment, operation: str) -> None:
+        """Have the server, which runs, go on from an earlier moment."""
+        self.life = moment.branch()
+        self.mark()
+        self.doubt(operation)
+        self.note(f"{operation}: goes on from {moment.mark_count} marks")
+
+    def doubt(self, operation: str, *, recycled: bool = False) -> None:
+        """From now on pgwal may refuse to go on with this archive."""
+        archive = self.archive
+        archive.doubt = operation if archive.doubt is None else f"{archive.doubt}; {operation}"
+        archive.recycled = archive.recycled or recycled
+
+    def accepted(self, command: str) -> None:
+        """Check what a command that succeeded went on with, where pgwal had a reason to refuse."""
+        archive = self.archive
+        if archive.doubt is None:
+            return
+        self.check_nothing_overwritten()
+        difference = archive.difference_from(self.server)
+        assert difference is None, f"MIXED: {command} ended with 0 after {archive.doubt}, though {difference}"
+        self.follow_life()
+
+    def follow_life(self) -> None:
+        """Count the archive as one of the life that goes on; what it has of others is of no use to that."""
+        archive = self.archive
+        archive.life = self.life
+        kept = {name: backup for name, backup in archive.backups.items() if self.life.holds(backup.moment)}
+        archive.has_lost_backups = archive.has_lost_backups or len(kept) < len(archive.backups)
+        archive.backups = kept
+
+    def check_nothing_overwritten(self) -> None:
+        for archive in self.archives:
+            found = archive.overwritten()
+            assert not found, f"OVERWRITTEN after {archive.doubt}: {found}"
+
+    def refused(self, command: str, outcome: Outcome) -> None:
+        """Check how a command refused and that it had a reason to, and take the way out."""
+        archive = self.archive
+        failed = f"{command} ended with {outcome.code}"
+        assert archive.doubt is not None, f"{failed} for no reason\n{outcome.stderr}"
+        assert not self.is_on_way_out, f"NO WAY OUT: {failed}\n{outcome.stderr}"
+        failed += f" after {archive.doubt}"
+        assert_nothing_raw(outcome)
+        assert outcome.code in REFUSALS, f"NOT DOCUMENTED: {failed}\n{outcome.stderr}"
+        assert outcome.errors, f"NO REASON GIVEN: {failed}\n{outcome.stderr}"
+        assert outcome.hints, f"NO WAY OUT: {failed}\n{outcome.stderr}"
+        self.note(f"{failed}: {outcome.errors[-1]}; {outcome.hints[-1]}")
+        self.check_nothing_overwritten()
+        difference = archive.difference_from(self.server)
+        lost = archive.has_lost_backups or not all(self.life.holds(each.moment) for each in archive.backups.values())
+        reason = difference is not None or lost or archive.recycled
+        assert reason, f"REFUSED THOUGH RIGHT: {failed}: the archive is the server's\n{outcome.stderr}"
+        self.is_on_way_out = True
+        try:
+            self.take_way_out(difference)
+        finally:
+            self.is_on_way_out = False
+
+    def take_way_out(self, difference: str | None) -> None:
+        """Do what the documentation says: a full backup, into another repository where the history is another."""
+        self.stop_receiver_as_it_is()
+        if difference is None:
+            self.note("way out: a full backup")
+            self.follow_life()
+            self.take("full")
+        elif self.chance.random() < 0.5:
+            self.accept_new_history()
+        else:
+            self.note("way out: a new repository")
+            self.archive.note_received()
+            self.archive.is_left = True
+            self.archives.append(Archive(self.directory / f"repo{len(self.archives) + 1}", self.life))
+            self.take("full")
+        self.archive.doubt = self.archive.doubt if difference is None else None
+
+    def accept_new_history(self) -> None:
+        """Move what the server has lost aside, and go on with the same repository."""
+        self.note("way out: pgwal stream --accept-new-history")
+        self.archive.note_received()
+        outcome = finish(self.start_stream("--once", "--accept-new-history"))
+        assert outcome.code == 0, f"NO WAY OUT: --accept-new-history ended with {outcome.code}\n{outcome.stderr}"
+        there = {entry.backup_id for entry in Repository.open(self.repo).catalogue.entries()}
+        self.archive.backups = {name: each for name, each in self.archive.backups.items() if name in there}
+        self.accepted("stream --accept-new-history")
+        self.take("backup")
+
     # -- the receiver
 
     def start_receiver(self) -> None:
+        self.look_after_receiver()
         if self.receiver is not None:
             return
-        slot = ["--slot", "pgwal"] if self.choices.use_slot else []
         compression = self.chance.choice(["zstd", "lz4", "gzip", "none"])
         source = self.standby if self.standby is not None and self.chance.random() < 0.3 else self.server
         self.note(f"start the receiver, from the {source.directory.name}")
-        self.receiver = start_pgwal("stream", "--repo", self.repo, "-d", source.conninfo, "-Z", compression, *slot)
-        self.cleanup.callback(self.receiver.kill)
+        self.receiver = self.start_stream("-Z", compression, source=source)
         if self.chance.random() < 0.8:
-            _wait_for(lambda: self._receives_from(source), "the receiver")
+            _wait_for(lambda: self._has_ended_or_receives_from(source), "the receiver")
+        self.look_after_receiver()
 
-    def _receives_from(self, source: ThrowawayServer) -> bool:
+    def start_stream(self, *arguments: str, source: ThrowawayServer | None = None) -> Popen[str]:
+        slot = ["--slot", "pgwal"] if self.choices.use_slot else []
+        conninfo = (source or self.server).conninfo
+        process = start_pgwal("stream", "--repo", self.repo, "-d", conninfo, *arguments, *slot)
+        self.cleanup.callback(process.kill)
+        return process
+
+    def _has_ended_or_receives_from(self, source: ThrowawayServer) -> bool:
         assert self.receiver is not None
-        assert self.receiver.poll() is None, finish(self.receiver).stderr
         receivers = "count(*) FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
-        return bool(_value(source, receivers))
+        return self.receiver.poll() is not None or bool(_value(source, receivers))
+
+    def look_after_receiver(self) -> None:
+        """Notice that the receiver has ended, which it does by itself to refuse only."""
+        if self.receiver is not None and self.receiver.poll() is not None:
+            outcome = finish(self.receiver)
+            self.receiver = None
+            self.refused("stream", outcome)
+
+    def stop_receiver_as_it_is(self) -> None:
+        if self.receiver is not None:
+            self.receiver.kill()
+            finish(self.receiver)
+            self.receiver = None
 
     def kill_receiver(self) -> None:
         """Kill the receiver with the means that lets it do nothing any more."""
+        self.look_after_receiver()
         if self.receiver is None:
             return
         self.note("kill -9 the receiver")
-        assert self.receiver.poll() is None, finish(self.receiver).stderr
-        self.receiver.kill()
-        finish(self.receiver)
-        self.receiver = None
+        self.stop_receiver_as_it_is()
+
+    def receive_once(self) -> None:
+        """Receive what there is, unless pgwal refuses to go on with the archive."""
+        outcome = finish(self.start_stream("--once"))
+        if outcome.code != 0:
+            self.refused("stream --once", outcome)
+            return
+        assert_nothing_raw(outcome)
+        self.accepted("stream --once")
 
     def receive_the_rest(self) -> None:
+        self.look_after_receiver()
         if self.receiver is not None and self.chance.random() < 0.5:
             self.receiver.terminate()
             outcome = finish(self.receiver)
-            assert outcome.code == 0, outcome.stderr
             self.receiver = None
+            if outcome.code != 0:
+                self.refused("stream", outcome)
         self.kill_receiver()
-        slot = ["--slot", "pgwal"] if self.choices.use_slot else []
-        _succeeded(finish(start_pgwal("stream", "--repo", self.repo, "-d", self.server.conninfo, "--once", *slot)))
+        # Once more after a refusal, for the way out may have been a backup that received no more than it needs.
+        self.receive_once()
+        _succeeded(finish(self.start_stream("--once")))
 
     # -- backups
 
@@ -320,25 +484,40 @@ class Round:
         self.take(self.chance.choice(["full", *["incremental"] * 6, "backup"]))
 
     def back_up_at_rest(self) -> None:
+        self.look_after_receiver()
         with self.load.paused():
             self.take(self.chance.choice(["incremental", "backup"]), read_state(self.server))
 
     def take(self, command: str, state: State | None = None) -> None:
         """Take a backup, of the standby at times; that may have no restart point to start from."""
+        self.look_after_receiver()
         source = self.server
-        if self.standby is not None and state is None and self.backups and self.chance.random() < 0.4:
+        if self.standby is not None and state is None and self.archive.backups and self.chance.random() < 0.4:
             source = self.standby
+        if command == "incremental" and not self.archive.backups:
+            command = "full"
         with self.no_database_copied():
-            outcome = finish(self.start_backup(command, source))
+            process = self.start_backup(command, source)
+            outcome = finish(process)
         if source is not self.server and outcome.code == CHAIN_BROKEN and "no restart point" in outcome.stderr:
             self.note("the standby has no restart point")
             return
-        _succeeded(outcome)
+        self.count_backup(command, outcome, state)
+
+    def count_backup(self, command: str, outcome: Outcome, state: State | None = None) -> None:
+        """Count a backup among those that can be restored, unless pgwal refused to take it."""
+        if outcome.code != 0:
+            self.refused(command, outcome)
+            return
+        assert_nothing_raw(outcome)
         made = json.loads(outcome.stdout)
         start, stop = Lsn.parse(made["start_lsn"]), Lsn.parse(made["stop_lsn"])
-        self.backups[made["id"]] = Backup(made["id"], made["prior"], start, stop, state)
+        assert self.archive.has_wal(start, stop), f"PUBLISHED WITHOUT ITS WAL: {command}, {self.archive.doubt}"
+        backup = Backup(made["id"], made["prior"], start, stop, state, self.life.now())
+        self.archive.backups[backup.backup_id] = backup
         copied = f"{made['copied_blocks']} of {made['blocks']} blocks"
         self.note(f"backup {made['id']} on {made['prior']} from {start} to {stop}: {copied}, {made['seconds']}")
+        self.accepted(command)
 
     @contextmanager
     def no_database_copied(self) -> Iterator[None]:
@@ -349,7 +528,7 @@ class Round:
             with self.load.copying_files:
                 yield
 
-    def start_backup(self, command: str, source: ThrowawayServer) -> Popen[str]:
+    def start_backup(self, command: str, source: ThrowawayServer, *more: str) -> Popen[str]:
         arguments: list[str | Path] = ["--repo", self.repo, "-d", source.conninfo, "--json", "-c", "fast"]
         if self.chance.random() < 0.5:
             arguments += ["--pgdata", source.data_directory]
@@ -357,16 +536,17 @@ class Round:
             arguments += ["--slot", "pgwal"]
         if command == "incremental":
             arguments += ["--since", self.since()]
-        arguments += ["--manifest-checksums", self.chance.choice(["NONE", "CRC32C", "SHA256"])]
+        arguments += ["--manifest-checksums", self.chance.choice(["NONE", "CRC32C", "SHA256"]), *more]
         shown = " ".join(str(argument) for argument in arguments[4:])
         self.note(f"{command} {shown} of the {source.directory.name}")
         return start_pgwal(command, *arguments)
 
     def since(self) -> str:
         """Return what an incremental backup is to build on."""
-        backup = self.chance.choice(list(self.backups.values()))
-        first = min(each.start_lsn for each in self.backups.values())
-        lsns = [str(point.lsn) for point in self.points if point.lsn >= first]
+        backups = list(self.archive.backups.values())
+        backup = self.chance.choice(backups)
+        first = min(each.start_lsn for each in backups)
+        lsns = [str(point.lsn) for point in self.points if point.lsn >= first and self.life.holds(point.moment)]
         return self.chance.choice(["latest", "latest", backup.backup_id, str(backup.start_lsn), *lsns[-1:]])
 
     def kill_backup(self) -> None:
@@ -390,93 +570,114 @@ class Round:
 
     def note_unreported(self) -> None:
         """Note a backup that was finished before it could say so: it counts as any other."""
-        if not (self.repo / "pgwal.json").exists():
+        archive = self.archive
+        if not archive.exists or archive.has_lost_backups:
             return
-        for entry in Repository.open(self.repo).catalogue.entries():
-            found = Backup(entry.backup_id, entry.prior_id, entry.start_lsn, entry.stop_lsn, None)
-            self.backups.setdefault(entry.backup_id, found)
+        entries = Repository.open(self.repo).catalogue.entries()
+        new = [entry for entry in entries if entry.backup_id not in archive.backups]
+        for entry in new:
+            found = Backup(entry.backup_id, entry.prior_id, entry.start_lsn, entry.stop_lsn, None, self.life.now())
+            archive.backups[entry.backup_id] = found
+        if new:
+            self.accepted("a backup that could not say so")
 
     # -- restoring
 
     def restore_one(self, number: int) -> None:
-        incremental = [backup for backup in self.backups.values() if backup.is_incremental]
+        left = [archive for archive in self.archives[:-1] if archive.backups]
+        archive = self.chance.choice(left) if left and self.chance.random() < 0.4 else self.archive
+        incremental = [backup for backup in archive.backups.values() if backup.is_incremental]
         takes_incremental = self.chance.random() < 0.9 and incremental
-        backup = self.chance.choice(incremental if takes_incremental else list(self.backups.values()))
-        target = self.choose_target(backup)
+        backup = self.chance.choice(incremental if takes_incremental else list(archive.backups.values()))
+        target = self.choose_target(archive, backup)
+        locations = self.locations(archive, backup)
         combine = self.installation.major >= 17 and self.chance.random() < 0.4
-        self.note(f"restore {backup.backup_id} to {target.settings}{' by pg_combinebackup' if combine else ''}")
+        # Where a tablespace is created anew in replay, the directory that the tool leaves would be in the way.
+        combine = combine and not any(self.place in location.parents for location in locations)
+        how = " by pg_combinebackup" if combine and backup.is_incremental else ""
+        self.note(f"restore {backup.backup_id} of {archive.repo.name} to {target.settings}{how}")
         if self.installation.major >= 17:
-            self.verify(backup)
+            self.verify(archive, backup)
         restored = self.directory / f"restored{number}"
-        mapping = {location: self.directory / f"{restored.name}_{location.name}" for location in self.locations}
-        if combine and backup.is_incremental:
-            self.combine(backup, restored)
+        mapping = {location: self.directory / f"{restored.name}_{location.name}" for location in locations}
+        if how:
+            self.combine(archive, backup, restored)
         else:
-            moved = [word for old, new in mapping.items() for word in ("-T", f"{old}={new}")]
-            _succeeded(finish(start_pgwal("restore", backup.backup_id, "--repo", self.repo, "-D", restored, *moved)))
-        with self.running(restored, target) as server:
-            self.compare(server, target)
+            words = [word for old, new in mapping.items() for word in ("-T", f"{old}={new}")]
+            if not archive.has_wal(backup.start_lsn, None):
+                words.append("--to-gap")
+            restoring = start_pgwal("restore", backup.backup_id, "--repo", archive.repo, "-D", restored, *words)
+            _succeeded(finish(restoring))
+        with self.running(archive, restored, target) as server:
+            self.compare(archive, server, target)
         for directory in (restored, *mapping.values()):
             shutil.rmtree(directory, ignore_errors=True)
 
-    def choose_target(self, backup: Backup) -> Target:
-        targets = [Target({"recovery_target": "immediate"}, backup.state)]
+    def locations(self, archive: Archive, backup: Backup) -> list[Path]:
+        """Return the tablespaces of a backup that lie outside of the data directory."""
+        entries = Repository.open(archive.repo).catalogue.entries()
+        (entry,) = (entry for entry in entries if entry.backup_id == backup.backup_id)
+        return [Path(location) for location in entry.tablespaces.values() if Path(location).is_absolute()]
+
+    def choose_target(self, archive: Archive, backup: Backup) -> Target:
+        least = backup.moment.mark_count
+        targets = [Target({"recovery_target": "immediate"}, backup.state, least)]
+        end = archive.end()
         for point in self.points:
-            if point.lsn >= backup.stop_lsn:
-                targets.append(Target({"recovery_target_name": point.name}, point.state))
+            is_later = archive.life.holds(point.moment) and point.lsn >= backup.stop_lsn
+            if not is_later or not archive.has_wal(backup.start_lsn, point.lsn):
+                continue
+            if archive.is_left and end < point.lsn + ALIGNMENT:
+                continue
+            marks = point.moment.mark_count
+            targets.append(Target({"recovery_target_name": point.name}, point.state, least, marks))
+            if not archive.is_left:
                 exclusive = {"recovery_target_lsn": str(point.lsn), "recovery_target_inclusive": "off"}
-                targets.append(Target(exclusive, point.state))
-        targets.append(Target({}, self.final_state))
+                targets.append(Target(exclusive, point.state, least, marks))
+        if archive.has_wal(backup.start_lsn, None):
+            final = None if archive.is_left else self.final_state
+            targets.append(Target({}, final, least, None if archive.is_left else len(self.life.marks)))
         return self.chance.choice([*targets[1:], *targets])
 
-    def chain(self, backup: Backup) -> list[Path]:
+    def chain(self, archive: Archive, backup: Backup) -> list[Path]:
         """Return the data of a backup and those that it builds on, the full one first."""
-        found = [self.repo / "backups" / backup.backup_id / "data"]
+        found = [archive.repo / "backups" / backup.backup_id / "data"]
         while backup.prior_id is not None:
-            backup = self.backups[backup.prior_id]
-            found.insert(0, self.repo / "backups" / backup.backup_id / "data")
+            backup = archive.backups[backup.prior_id]
+            found.insert(0, archive.repo / "backups" / backup.backup_id / "data")
         return found
 
-    def verify(self, backup: Backup) -> None:
-        give_to_server(self.repo)
-        for data in self.chain(backup):
+    def verify(self, archive: Archive, backup: Backup) -> None:
+        give_to_server(archive.repo)
+        for data in self.chain(archive, backup):
             self.server.run_tool("pg_verifybackup", "-n", str(data))
 
-    def combine(self, backup: Backup, restored: Path) -> None:
+    def combine(self, archive: Archive, backup: Backup, restored: Path) -> None:
         """Have the server's own tool restore a chain; tablespaces end up in the data directory."""
-        chain = map(str, self.chain(backup))
+        chain = map(str, self.chain(archive, backup))
         self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *chain)
         (restored / "recovery.signal").touch()
         # That of a standby, which pgwal restore leaves out.
         (restored / "standby.signal").unlink(missing_ok=True)
 
     @contextmanager
-    def restore_command(self, restored: Path) -> Iterator[str]:
+    def restore_command(self, repo: Path, restored: Path) -> Iterator[str]:
         """Give a restore_command: the real one at times, mostly WAL that was fetched before, for it is quicker."""
-        fetched = self.directory / "fetched"
+        fetched = self.directory / f"fetched_{repo.name}"
         if not fetched.exists():
-            self.fetch_all(fetched)
+            _fetch_all(repo, fetched)
         if len(list(fetched.iterdir())) <= MOST_FETCHED_ONE_BY_ONE and self.chance.random() < 0.3:
-            command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
+            command = [*PGWAL, "fetch-wal", "--repo", str(repo)]
             with RestoreCommandRelay(command, self.directory / "relay", restored) as relay:
                 yield relay.restore_command
         else:
             yield f'cp "{fetched}/%f" "%p"'
 
-    def fetch_all(self, directory: Path) -> None:
-        """Fetch all WAL of the repository, as fetch-wal does for one name."""
-        directory.mkdir()
-        for path in (self.repo / "wal").iterdir():
-            name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
-            if is_history_name(name) or is_segment_name(name):
-                fetch(self.repo, name, directory / name)
-        give_to_server(directory)
-
     @contextmanager
-    def running(self, restored: Path, target: Target) -> Iterator[ThrowawayServer]:
+    def running(self, archive: Archive, restored: Path, target: Target) -> Iterator[ThrowawayServer]:
         """Run a restored cluster until it is a primary."""
         server = ThrowawayServer(self.installation, self.directory / f"{restored.name}_server")
-        with self.restore_command(restored) as command:
+        with self.restore_command(archive.repo, restored) as command:
             settings = {"restore_command": command, "primary_conninfo": ""} | target.settings
             settings |= {"recovery_target_action": "promote", "autovacuum": "off"}
             with (restored / "postgresql.auto.conf").open("a") as file:
@@ -492,11 +693,15 @@ class Round:
             finally:
                 _discard(server)
 
-    def compare(self, server: ThrowawayServer, target: Target) -> None:
+    def compare(self, archive: Archive, server: ThrowawayServer, target: Target) -> None:
         self.note("compare")
+        with server.connect() as connection:
+            marks = [n for (n,) in connection.execute(f"SELECT n FROM {MARKS} ORDER BY n".encode())]
+        wrong = wrong_marks(archive.life, marks, least=target.least_marks, exactly=target.marks)
+        assert wrong is None, f"WRONG ROWS: {wrong}"
         if target.state is not None:
             found = differences(target.state, read_state(server))
-            assert not found, "\n".join(found)
+            assert not found, "WRONG ROWS: " + "\n".join(found)
         found = damage(server)
         assert not found, "\n".join(found)
         self.note("the same and sound" if target.state is not None else "sound")
@@ -515,6 +720,16 @@ def finish(process: Popen[str]) -> Outcome:
 def _succeeded(outcome: Outcome) -> None:
     assert outcome.code == 0, f"exit code {outcome.code}\n{outcome.stderr}"
     assert "Traceback" not in outcome.stderr, outcome.stderr
+
+
+def _fetch_all(repo: Path, directory: Path) -> None:
+    """Fetch all WAL of a repository, as fetch-wal does for one name."""
+    directory.mkdir()
+    for path in (repo / "wal").iterdir():
+        name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
+        if is_history_name(name) or is_segment_name(name):
+            fetch(repo, name, directory / name)
+    give_to_server(directory)
 
 
 def _value(server: ThrowawayServer, expression: str) -> Any:
@@ -536,10 +751,15 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def round_directory(seed: int) -> Iterator[Path]:
-    """Make a directory for a round that servers can use; it stays when the round fails."""
+def round_directory(seed: int, *, keep: bool = True) -> Iterator[Path]:
+    """Make a directory for a round that servers can use; where ``keep`` is set, it stays when the round fails."""
     directory = Path(tempfile.mkdtemp(prefix=f"pgwal-round-{seed}-"))
     directory.chmod(0o755)
     give_to_server(directory)
-    yield directory
+    try:
+        yield directory
+    except BaseException:
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     shutil.rmtree(directory, ignore_errors=True)
