@@ -5,15 +5,12 @@ Each gives the round another life where there is one, and says what pgwal may re
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
+from cold_copy import ColdCopy, promote_alone
 from pgwal_process import assert_nothing_raw, finish, run_pgwal
 from randomised.archive import Archive
 from randomised.lives import Moment
@@ -21,7 +18,7 @@ from randomised.operations import make_tablespace
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
-from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 if TYPE_CHECKING:
     from randomised.rounds import Round
@@ -31,38 +28,9 @@ MOST_SWITCHES = 12
 SLOWLY = ("--max-rate", "30M")
 
 
-@dataclass
-class ColdCopy:
-    """The directories of a server that was down, as they were at a moment; good for one use."""
-
-    directory: Path
-    moment: Moment
-    locations: dict[Path, Path]
-    """The copy of each tablespace that lies outside of the data directory."""
-
-    def put_back(self, server: ThrowawayServer) -> None:
-        """Give a server back what it had."""
-        shutil.rmtree(server.data_directory)
-        self.directory.rename(server.data_directory)
-        for location, copied in self.locations.items():
-            for child in location.iterdir():
-                shutil.rmtree(child)
-            for child in copied.iterdir():
-                child.rename(location / child.name)
-
-    def become(self, server: ThrowawayServer) -> None:
-        """Make this the data directory of a server of its own, with tablespaces of its own."""
-        for link in _outside_tablespaces(self.directory):
-            copied = self.locations[link.readlink()]
-            link.unlink()
-            link.symlink_to(copied)
-        self.directory.rename(server.data_directory)
-        give_to_server(server.data_directory)
-
-
-def copy_cold(the_round: Round) -> ColdCopy:
+def copy_cold(the_round: Round) -> tuple[ColdCopy, Moment]:
     """Take the server down, copy what it has, and start it again; nothing may use it meanwhile."""
-    server, number = the_round.server, next(the_round.numbers)
+    server = the_round.server
     if the_round.chance.random() < 0.5:
         server.stop("fast")
     else:
@@ -70,23 +38,9 @@ def copy_cold(the_round: Round) -> ColdCopy:
             # What is replayed at the start must not create tablespaces: those of the copy would be the server's.
             connection.execute("CHECKPOINT")
         server.kill()
-    moment, locations = the_round.life.now(), {}
-    directory = the_round.directory / f"copy{number}"
-    for link in _outside_tablespaces(server.data_directory):
-        location = link.readlink()
-        locations[location] = the_round.directory / f"{directory.name}_{link.name}"
-        _copy(location, locations[location])
-    _copy(server.data_directory, directory)
+    copy = ColdCopy.take(server, the_round.directory / f"copy{next(the_round.numbers)}")
     server.start()
-    return ColdCopy(directory, moment, locations)
-
-
-def _outside_tablespaces(data_directory: Path) -> list[Path]:
-    return [link for link in (data_directory / "pg_tblspc").iterdir() if link.is_symlink()]
-
-
-def _copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "-a", source, target], check=True)
+    return copy, the_round.life.now()
 
 
 # ---- other lives
@@ -96,7 +50,7 @@ def roll_back(the_round: Round) -> None:
     """Put a cold copy of the data directory back, as when a machine is reverted to a snapshot."""
     with the_round.load.paused():
         the_round.lose_standby()
-        copy = copy_cold(the_round)
+        copy, moment = copy_cold(the_round)
     _live_on(the_round)
     is_away = the_round.chance.random() < 0.6
     if is_away:
@@ -106,7 +60,7 @@ def roll_back(the_round: Round) -> None:
         the_round.server.kill()
         copy.put_back(the_round.server)
         the_round.server.start()
-        the_round.begin_life(copy.moment, f"roll back, receiver {'away' if is_away else 'running'}")
+        the_round.begin_life(moment, f"roll back, receiver {'away' if is_away else 'running'}")
     _go_past_or_not(the_round)
 
 
@@ -114,7 +68,7 @@ def clone(the_round: Round) -> None:
     """Start a cold copy as a second primary, and have everything lead to it."""
     with the_round.load.paused():
         the_round.lose_standby()
-        copy = copy_cold(the_round)
+        copy, moment = copy_cold(the_round)
     _live_on(the_round)
     if the_round.chance.random() < 0.6:
         the_round.kill_receiver()
@@ -125,7 +79,7 @@ def clone(the_round: Round) -> None:
         if not stays:
             first.kill()
         second = _start(the_round, copy, "clone")
-        the_round.begin_life(copy.moment, f"clone, the first {'runs on' if stays else 'is gone'}")
+        the_round.begin_life(moment, f"clone, the first {'runs on' if stays else 'is gone'}")
     _go_past_or_not(the_round)
     if the_round.chance.random() < 0.3:
         _read_the_other_directory(the_round, first, second)
@@ -145,14 +99,14 @@ def promote_twice(the_round: Round) -> None:
     """Promote the server, and later a copy from before that, to the same timeline number."""
     with the_round.load.paused():
         the_round.lose_standby()
-        copy = copy_cold(the_round)
+        copy, moment = copy_cold(the_round)
     the_round.mark()
     if the_round.chance.random() < 0.5:
         _live_on(the_round)
     first = the_round.server
     with the_round.load.paused():
         first.stop("fast")
-        _promote(first)
+        promote_alone(first)
     _live_on(the_round)
     is_away = the_round.chance.random() < 0.6
     if is_away:
@@ -160,26 +114,17 @@ def promote_twice(the_round: Round) -> None:
     with the_round.load.paused():
         the_round.end_life()
         first.kill()
-        (copy.directory / "standby.signal").touch()
         _start(the_round, copy, "second", promoted=True)
-        the_round.begin_life(copy.moment, f"promote two, receiver {'away' if is_away else 'running'}")
+        the_round.begin_life(moment, f"promote two, receiver {'away' if is_away else 'running'}")
     _go_past_or_not(the_round)
-
-
-def _promote(server: ThrowawayServer) -> None:
-    server.configure(primary_conninfo="")
-    (server.data_directory / "standby.signal").touch()
-    give_to_server(server.data_directory / "standby.signal")
-    server.start()
-    server.promote()
 
 
 def _start(the_round: Round, copy: ColdCopy, name: str, *, promoted: bool = False) -> ThrowawayServer:
     server = ThrowawayServer(the_round.installation, the_round.directory / f"{name}{next(the_round.numbers)}")
     the_round.discard_at_end(server)
-    copy.become(server)
+    server.adopt(copy.separate())
     if promoted:
-        _promote(server)
+        promote_alone(server)
     else:
         server.start()
     the_round.server = the_round.load.server = server

@@ -187,6 +187,8 @@ class Round:
     def lose_standby(self) -> None:
         """Go on without the standby, which would not follow."""
         if self.standby is not None:
+            # It may receive from the standby.
+            self.kill_receiver()
             self.standby.kill()
             self.standby = None
 
