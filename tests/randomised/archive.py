@@ -79,10 +79,15 @@ class Archive:
         return max(ends, default=(0, Lsn(0)))[1]
 
     def has_wal(self, start: Lsn, end: Lsn | None) -> bool:
-        """Tell whether there is a segment for each position, of whatever timeline; None is the end of all."""
+        """Tell whether there is a segment for each position, of whatever timeline; None is the end of all.
+
+        One that is not whole is a gap, but for the last.
+        """
         repository = Repository.open(self.repo)
-        numbers = {segment.segment_no for segment in repository.wal.segments()}
-        last = max(numbers, default=0) if end is None else repository.geometry.segment_no(Lsn(end - 1))
+        segments = list(repository.wal.segments())
+        last_of_all = max((segment.segment_no for segment in segments), default=0)
+        numbers = {each.segment_no for each in segments if each.complete or each.segment_no == last_of_all}
+        last = last_of_all if end is None else repository.geometry.segment_no(Lsn(end - 1))
         return numbers >= set(range(repository.geometry.segment_no(start), last + 1))
 
     # -- nothing that was acknowledged is lost
