@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from randomised.rounds import Round
 
 MOST_SWITCHES = 12
+MOST_BREAKS = 3
 # So that a backup lasts for a second or two, in which something can happen.
 SLOWLY = ("--max-rate", "30M")
 
@@ -190,13 +191,19 @@ def recycle_wal_during_backup(the_round: Round) -> None:
     the_round.kill_receiver()
     the_round.doubt("recycled WAL during a backup", recycled=True)
     break_at = time.monotonic() + the_round.chance.uniform(0.3, 1.0)
+    switches_left, breaks_left = MOST_SWITCHES, MOST_BREAKS
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
 
     def disturb(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        if time.monotonic() > break_at and connection.execute(query).fetchone() is not None:
+        nonlocal switches_left, breaks_left
+        if breaks_left and time.monotonic() > break_at and connection.execute(query).fetchone() is not None:
+            breaks_left -= 1
             the_round.note("the connection of the receiver breaks")
-        connection.execute("SELECT pg_logical_emit_message(false, 'recycled', 'r'), pg_switch_wal()")
-        connection.execute("CHECKPOINT")
+        if switches_left:
+            switches_left -= 1
+            connection.execute("SELECT pg_logical_emit_message(false, 'recycled', 'r'), pg_switch_wal()")
+            connection.execute("CHECKPOINT")
+        time.sleep(0.1)
 
     _during_backup(the_round, disturb)
 
@@ -260,4 +267,5 @@ def _during_backup(the_round: Round, change: Callable[[psycopg.Connection[tuple[
         with the_round.server.connect() as connection:
             while process.poll() is None:
                 change(connection)
-        the_round.count_backup(command, finish(process))
+        outcome = finish(process)
+    the_round.count_backup(command, outcome)

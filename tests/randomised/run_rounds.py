@@ -81,7 +81,7 @@ def play_apart(seed: int, restore_count: int, logs: Path) -> Result:
             process.wait(LONGEST_S)
         if process.poll() is None:
             # It discards its servers.
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
             process.kill()
@@ -105,6 +105,7 @@ def main() -> int:
     seeds = range(arguments.seed, arguments.seed + arguments.rounds)
     chosen = [seed for seed in seeds if major_of(seed) in arguments.majors]
     if arguments.rounds == 1:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return 0 if all(play_here(seed, arguments.restores, keep=not arguments.discard) for seed in chosen) else 1
     logs: Path = arguments.logs or Path(tempfile.mkdtemp(prefix="pgwal-rounds-"))
     logs.mkdir(parents=True, exist_ok=True)
