@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -71,24 +72,35 @@ def clone(the_round: Round) -> None:
         the_round.lose_standby()
         copy, moment = copy_cold(the_round)
     _live_on(the_round)
-    if the_round.chance.random() < 0.6:
+    stays = the_round.chance.random() < 0.5
+    if stays or the_round.chance.random() < 0.5:
+        # A receiver that runs on would stay with the first.
         the_round.kill_receiver()
-    first = the_round.server
+    first_directory = the_round.server.data_directory
     with the_round.load.paused():
         the_round.end_life()
-        stays = the_round.chance.random() < 0.5
         if not stays:
-            first.kill()
-        second = _start(the_round, copy, "clone")
+            the_round.server.kill()
+        _take_over(the_round, copy)
+        the_round.server.start()
         the_round.begin_life(moment, f"clone, the first {'runs on' if stays else 'is gone'}")
     _go_past_or_not(the_round)
     if the_round.chance.random() < 0.3:
-        _read_the_other_directory(the_round, first, second)
+        _read_the_other_directory(the_round, first_directory)
 
 
-def _read_the_other_directory(the_round: Round, first: ThrowawayServer, second: ThrowawayServer) -> None:
+def _take_over(the_round: Round, copy: ColdCopy) -> None:
+    """Make a cold copy the round's server: reached as the first one was, where that does not run any more."""
+    if the_round.server.is_running:
+        directory = the_round.directory / f"clone{next(the_round.numbers)}"
+        the_round.server = the_round.load.server = ThrowawayServer(the_round.installation, directory)
+        the_round.discard_at_end(the_round.server)
+    the_round.server.adopt(copy.separate())
+
+
+def _read_the_other_directory(the_round: Round, other: Path) -> None:
     repo = the_round.directory / f"refused{next(the_round.numbers)}"
-    source = ("--repo", repo, "-d", second.conninfo, "--pgdata", first.data_directory, "-c", "fast")
+    source = ("--repo", repo, "-d", the_round.server.conninfo, "--pgdata", other, "-c", "fast")
     outcome = run_pgwal("full", *source)
     the_round.note(f"a full backup of the clone by the first's directory ended with {outcome.code}")
     assert outcome.code in (1, 2, 4), f"MIXED: --pgdata of another copy ended with {outcome.code}\n{outcome.stderr}"
@@ -115,21 +127,10 @@ def promote_twice(the_round: Round) -> None:
     with the_round.load.paused():
         the_round.end_life()
         first.kill()
-        _start(the_round, copy, "second", promoted=True)
+        _take_over(the_round, copy)
+        promote_alone(first)
         the_round.begin_life(moment, f"promote two, receiver {'away' if is_away else 'running'}")
     _go_past_or_not(the_round)
-
-
-def _start(the_round: Round, copy: ColdCopy, name: str, *, promoted: bool = False) -> ThrowawayServer:
-    server = ThrowawayServer(the_round.installation, the_round.directory / f"{name}{next(the_round.numbers)}")
-    the_round.discard_at_end(server)
-    server.adopt(copy.separate())
-    if promoted:
-        promote_alone(server)
-    else:
-        server.start()
-    the_round.server = the_round.load.server = server
-    return server
 
 
 def _live_on(the_round: Round) -> None:
