@@ -12,7 +12,16 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_nothing_raw, run_pgwal
 from test_main_job import pgwal, prepare, run_load, streaming
 
-from pgwal.engine.coverage import TimelineCoverage, join, read_coverage, subtract
+from pgwal.backup.entry import BackupEntry, BackupKind, BackupTotals
+from pgwal.engine.coverage import (
+    RecoverableRange,
+    Seam,
+    TimelineCoverage,
+    join,
+    read_coverage,
+    recoverable_range,
+    subtract,
+)
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState, Repository
@@ -96,6 +105,39 @@ def test_summaries_are_one_range_as_far_as_they_link(repository: Repository) -> 
     (timeline,) = read_coverage(repository, None)
     assert timeline.summaries == [part(1, 3, 5), part(1, 5, 8)]
     assert timeline.summary_holes == []
+    # Nor is WAL one range over such a seam.
+    put_segments(repository, 1, "3", "4", "5", "6", "7")
+    (timeline,) = read_coverage(repository, None)
+    assert timeline.wal == [part(1, 3, 5), part(1, 5, 8)]
+    assert timeline.wal_holes == []
+
+
+def test_nothing_is_recovered_over_a_seam() -> None:
+    wal = [part(1, 3, 9)]
+    entry = BackupEntry(
+        backup_id="20261129T080000Z_full",
+        kind=BackupKind.FULL,
+        prior_id=None,
+        system_identifier=1,
+        major=18,
+        start_lsn=Lsn(4 * MB),
+        start_timeline_id=1,
+        stop_lsn=Lsn(5 * MB),
+        stop_timeline_id=1,
+        label="",
+        started_at="2026-11-29T08:00:00+00:00",
+        finished_at="2026-11-29T08:00:01+00:00",
+        wal_segment_size=MB,
+        data_checksums=True,
+        tablespaces={},
+        totals=BackupTotals(),
+    )
+    found = recoverable_range(entry, wal, [], GEOMETRY, {Seam(1, Lsn(7 * MB)), Seam(2, Lsn(6 * MB))})
+    assert found == RecoverableRange(1, Lsn(5 * MB), Lsn(7 * MB), is_whole=False)
+    assert recoverable_range(entry, wal, [], GEOMETRY, {Seam(1, Lsn(int(4.5 * MB)))}) is None
+    whole = recoverable_range(entry, wal, [], GEOMETRY, {Seam(1, Lsn(3 * MB)), Seam(1, Lsn(9 * MB))})
+    assert whole is not None
+    assert whole.is_whole
 
 
 def test_a_partial_segment_counts_as_far_as_is_known(repository: Repository) -> None:

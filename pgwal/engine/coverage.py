@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
@@ -20,8 +22,8 @@ from pgwal.timeline import TimelineHistory
 class TimelineCoverage:
     """What there is of one timeline, in LSN order; a hole is what is missing between two things that are there.
 
-    A hole in the summaries alone is no loss: the WAL of the range is read instead.  Summaries are one range only as far
-    as each goes on behind the last record of the one before it.
+    A hole in the summaries alone is no loss: the WAL of the range is read instead.  Summaries, and WAL, are one range
+    only as far as each summary goes on behind the last record of the one before it.
     """
 
     timeline_id: int
@@ -37,15 +39,50 @@ def read_coverage(repository: Repository, receiver: ReceiverState | None) -> lis
     links = _summary_links(repository)
     summaries, wal = sorted(links), archived_ranges(repository, receiver)
     history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
+    broken = seams(links, geometry)
     return [
         TimelineCoverage(
             timeline_id,
-            *_ranges_and_holes(timeline_id, wal, history, geometry),
+            *_split(_ranges_and_holes(timeline_id, wal, history, geometry), broken),
             join_linked({part: links[part] for part in summaries if part.timeline_id == timeline_id}, geometry),
             _ranges_and_holes(timeline_id, summaries, history, geometry)[1],
         )
         for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)})
     ]
+
+
+def _split(
+    ranges_and_holes: tuple[list[LsnRange], list[LsnRange]], broken: Collection[Seam]
+) -> tuple[list[LsnRange], list[LsnRange]]:
+    """Split ranges where WAL of two histories meets."""
+    ranges, holes = ranges_and_holes
+    parts: list[LsnRange] = []
+    for part in ranges:
+        for seam in sorted(broken):
+            if seam.timeline_id == part.timeline_id and _is_within(seam.lsn, part):
+                parts.append(part._replace(end=seam.lsn))
+                part = part._replace(start=seam.lsn)
+        parts.append(part)
+    return parts, holes
+
+
+class Seam(NamedTuple):
+    """A place where what follows does not go on behind the last record before it: WAL of two histories meets."""
+
+    timeline_id: int
+    lsn: Lsn
+
+
+def seams(links: Mapping[LsnRange, Link], geometry: WalGeometry) -> set[Seam]:
+    """Return the places where summaries meet that do not link."""
+    place = geometry.first_record_position
+    return {
+        Seam(after.timeline_id, after.start)
+        for before, after in pairwise(sorted(links))
+        if before.timeline_id == after.timeline_id
+        and place(before.end) == place(after.start)
+        and not links[after].follows(links[before].last_lsn)
+    }
 
 
 def _summary_links(repository: Repository) -> dict[LsnRange, Link]:
@@ -170,11 +207,16 @@ class RecoverableRange:
 
 
 def recoverable_range(
-    entry: BackupEntry, wal: Sequence[LsnRange], histories: Sequence[TimelineHistory], geometry: WalGeometry
+    entry: BackupEntry,
+    wal: Sequence[LsnRange],
+    histories: Sequence[TimelineHistory],
+    geometry: WalGeometry,
+    broken: Collection[Seam] = (),
 ) -> RecoverableRange | None:
     """Return what can be recovered from a backup along the newest timeline that it leads to.
 
-    ``wal`` is what is in the archive.  None when WAL is missing before the backup's end: it cannot be used.
+    ``wal`` is what is in the archive, ``broken`` where WAL of two histories meets in it: recovery ends there.  None
+    when WAL is missing before the backup's end: it cannot be used.
     """
     known = {history.timeline_id: history for history in histories}
     candidates = {part.timeline_id for part in wal} | {entry.stop_timeline_id}
@@ -188,13 +230,18 @@ def recoverable_range(
     last = max(last, entry.stop_lsn)
     end = last
     for wanted in history.ranges_between(entry.start_lsn, last):
-        holes = subtract(wanted, wal, geometry)
-        if holes:
-            end = holes[0].start
+        ends = [hole.start for hole in subtract(wanted, wal, geometry)[:1]]
+        ends += [seam.lsn for seam in broken if seam.timeline_id == wanted.timeline_id and _is_within(seam.lsn, wanted)]
+        if ends:
+            end = min(ends)
             break
     if end < entry.stop_lsn:
         return None
     return RecoverableRange(history.timeline_at(end - 1), entry.stop_lsn, end, end == last)
+
+
+def _is_within(lsn: Lsn, wanted: LsnRange) -> bool:
+    return wanted.start < lsn < wanted.end
 
 
 def read_recoverable_ranges(
@@ -202,5 +249,6 @@ def read_recoverable_ranges(
 ) -> dict[str, RecoverableRange | None]:
     """Return what can be recovered from each backup, by id; raises FormatError for a damaged history file."""
     wal = archived_ranges(repository, repository.receiver_state())
-    histories = repository.wal.histories()
-    return {entry.backup_id: recoverable_range(entry, wal, histories, repository.geometry) for entry in entries}
+    histories, geometry = repository.wal.histories(), repository.geometry
+    broken = seams(_summary_links(repository), geometry)
+    return {entry.backup_id: recoverable_range(entry, wal, histories, geometry, broken) for entry in entries}
