@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
@@ -32,11 +33,18 @@ def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
         lost = {timeline_id: lsn, **dict.fromkeys(_descendants(repository, timeline_id, lsn), Lsn(0))}
         names = list(_names(repository, lost))
-        place = f"{SET_ASIDE_DIRECTORY}/{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{timeline_id:08X}_{lsn:016X}"
+        place = _place(repository, timeline_id, lsn)
         for name in names:
             logger.warning("moving %s to %s", name, place)
             repository.store.move(name, f"{place}/{name}")
     return names
+
+
+def _place(repository: Repository, timeline_id: int, lsn: Lsn) -> str:
+    """Return a directory that is not there yet: things of the same names may be moved within one second."""
+    name = f"{SET_ASIDE_DIRECTORY}/{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{timeline_id:08X}_{lsn:016X}"
+    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    return next(name for name in names if not repository.store.exists(name))
 
 
 def _descendants(repository: Repository, timeline_id: int, lsn: Lsn) -> Iterator[int]:
