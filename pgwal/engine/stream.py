@@ -51,11 +51,16 @@ logger = logging.getLogger(__name__)
 _RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
 
 
+def open_sender(parameters: ConnectionParameters, wake_fd: int) -> WalSender:
+    """Connect to the server; ``wake_fd`` is as of WalSender."""
+    return WalSender(connect_replication(parameters), wake_fd=wake_fd)
+
+
 class Receiver:
     """Receives the WAL of one cluster into one repository; at most one runs on a repository at a time.
 
     ``on_alive`` is called, about once a second, in the receiver's own thread: while it streams, and while it waits
-    to connect again.  ``metrics`` may be read by any thread.
+    to connect again.  ``metrics`` may be read by any thread.  ``opener`` makes each connection that WAL comes over.
     """
 
     def __init__(
@@ -66,12 +71,14 @@ class Receiver:
         stop: StopRequest,
         *,
         on_alive: Callable[[], None] | None = None,
+        opener: Callable[[ConnectionParameters, int], WalSender] = open_sender,
     ) -> None:
         self._repository_path = repository_path
         self._parameters = parameters
         self.options = options
         self.stop = stop
         self._on_alive = on_alive or (lambda: None)
+        self._open_sender = opener
         self._last_alive_s = 0.0
         self._compressor: SegmentCompressor | None = None
         self.metrics = ReceiverMetrics()
@@ -171,8 +178,7 @@ class Receiver:
         return transient and connected_before and self.options.reconnect
 
     def _receive_once(self, held: ExitStack) -> None:
-        connection = connect_replication(self._parameters)
-        with WalSender(connection, wake_fd=self.stop.fd) as sender:
+        with self._open_sender(self._parameters, self.stop.fd) as sender:
             self._receive_from(sender, held)
 
     def _receive_from(self, sender: WalSender, held: ExitStack) -> None:
