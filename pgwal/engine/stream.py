@@ -226,7 +226,9 @@ class Receiver:
         target: Lsn | None,
     ) -> tuple[int, Lsn | None]:
         """Stream from the first of some places for which the server still has WAL; return timeline and end of it."""
-        for start in starts:
+        tried: list[StreamStart] = []
+        while (start := next((start for start in starts if start not in tried), None)) is not None:
+            tried.append(start)
             logger.info("receiving WAL from %s on timeline %d", start.lsn, start.timeline_id)
             try:
                 return start.timeline_id, self._stream_from(sender, repository, server, start, target)
@@ -234,7 +236,11 @@ class Receiver:
                 removed = error
                 # The error has ended the temporary slot.
                 self._ensure_slot(sender)
-        start = starts[-1]
+            if start == starts[-1]:
+                # What came before that was written: a later timeline may have the segment that is gone.
+                segments = repository.wal.segments()
+                starts = [*starts, *stream_starts(segments, server.history, repository.geometry, server.flush_lsn)]
+        start = tried[-1]
         present = _segment_start(repository.geometry, server.flush_lsn)
         if not self.options.skip_removed or self.level.is_set() or start.lsn >= present:
             raise self._missing(removed, sender, start.lsn, present) from removed
