@@ -47,6 +47,12 @@ class WalGeometry:
     def segments_per_xlogid(self) -> int:
         return 0x1_0000_0000 // self.segment_size
 
+    @property
+    def record_bytes_per_segment(self) -> int:
+        """How much a segment holds besides the headers of its pages."""
+        pages = self.segment_size // WAL_PAGE_SIZE
+        return self.segment_size - LONG_PAGE_HEADER_SIZE - (pages - 1) * SHORT_PAGE_HEADER_SIZE
+
     def segment_no(self, lsn: int) -> int:
         """Return the number of the segment that holds the byte at ``lsn``."""
         return lsn // self.segment_size
@@ -73,6 +79,16 @@ class WalGeometry:
         if timeline_id == 0 or low >= self.segments_per_xlogid:
             raise FormatError(f"{name!r} is not the name of a WAL segment of {self.segment_size} bytes")
         return timeline_id, high * self.segments_per_xlogid + low
+
+    def position_behind(self, segment_no: int, size: int) -> Lsn:
+        """Return where the next record can start when a segment begins with ``size`` bytes of one from before."""
+        start = self.segment_start(segment_no)
+        first_page = WAL_PAGE_SIZE - LONG_PAGE_HEADER_SIZE
+        if size <= first_page:
+            return self.first_record_position(start + LONG_PAGE_HEADER_SIZE + size)
+        pages, rest = divmod(size - first_page, WAL_PAGE_SIZE - SHORT_PAGE_HEADER_SIZE)
+        page = start + (1 + pages) * WAL_PAGE_SIZE
+        return self.first_record_position(page + SHORT_PAGE_HEADER_SIZE + rest if rest else page)
 
     def first_record_position(self, lsn: int) -> Lsn:
         """Return the earliest position at or after ``lsn`` at which a record can start.

@@ -15,14 +15,19 @@ from pgwal.errors import HistoryMismatch
 from pgwal.lsn import Lsn
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
+from pgwal.segment import LONG_PAGE_HEADER_SIZE
 from pgwal.segment import WAL_PAGE_SIZE as _PAGE
 from pgwal.timeline import TimelineHistory
 
 
 class _Copy(NamedTuple):
-    """A segment file, read up to where WAL was compared last; it counts up to ``end``."""
+    """A segment file, read up to where WAL was compared last; it counts from ``begin`` up to ``end``.
+
+    The header of its first page counts in any case: it says where ``begin`` is.
+    """
 
     reader: SegmentReader
+    begin: Lsn
     end: Lsn
     name: str
 
@@ -32,7 +37,8 @@ class ArchiveComparison:
 
     Those are the timeline's own segments and, where it was begun within a segment, its ancestors', up to where
     ``history`` leaves them.  Of a segment that is not complete what counts is its whole records: a receiver that was
-    killed may leave anything behind them.  ``first_missing`` is the start of the first segment, from ``start`` on,
+    killed may leave anything behind them, and of the record before the first one nobody can tell whether it is whole
+    when its beginning is not here.  ``first_missing`` is the start of the first segment, from ``start`` on,
     that is not complete under the timeline's own name; ``end`` is up to where the archive has WAL of the timeline.
     """
 
@@ -43,11 +49,7 @@ class ArchiveComparison:
         assert part is not None, "not on this history"
         self.history = part
         self._limit = history.end_of(timeline_id)
-        self._segments = {
-            (segment.timeline_id, segment.segment_no): segment
-            for segment in archive.segments()
-            if segment.segment_no >= archive.geometry.segment_no(start)
-        }
+        self._segments = {(segment.timeline_id, segment.segment_no): segment for segment in archive.segments()}
         self._position = start
         self._copies: list[_Copy] = []
         self._opened = ExitStack()
@@ -110,8 +112,43 @@ class ArchiveComparison:
         if limit is not None:
             end = min(end, limit)
         if not segment.complete:
-            end = min(end, self._archive.end_of_records(segment)[0])
+            end = min(end, self._archive.end_of_records(segment, *self._in_front_of(segment))[0])
         return end
+
+    def _begin_of(self, segment: WalSegmentFile) -> Lsn:
+        """Return from where on a segment file counts."""
+        size = 0 if segment.complete else self._archive.continued_size(segment)
+        if not size or self._in_front_of(segment):
+            return self._geometry.segment_start(segment.segment_no)
+        return self._geometry.position_behind(segment.segment_no, size)
+
+    def _in_front_of(self, segment: WalSegmentFile) -> list[WalSegmentFile]:
+        """Return the whole segments over which the record goes that reaches into a segment; none unless all are here.
+
+        Its beginning may be whole while what follows it in the segment was lost with the power.
+        """
+        found: list[WalSegmentFile] = []
+        size, first = self._archive.continued_size(segment), segment
+        while size:
+            before = self._whole_segment_before(first)
+            if before is None:
+                return []
+            found.insert(0, before)
+            size, first = self._archive.continued_size(before), before
+            if size < self._geometry.record_bytes_per_segment:
+                break
+        return found
+
+    def _whole_segment_before(self, segment: WalSegmentFile) -> WalSegmentFile | None:
+        start = self._geometry.segment_start(segment.segment_no)
+        own_and_ancestors = (self._timeline_id, *(timeline_id for timeline_id, _ in reversed(self.history.switches)))
+        for timeline_id in own_and_ancestors:
+            before = self._segments.get((timeline_id, segment.segment_no - 1))
+            end = None if timeline_id == self._timeline_id else self.history.end_of(timeline_id)
+            is_on_history = timeline_id <= segment.timeline_id and (end is None or end >= start)
+            if before is not None and before.complete and is_on_history:
+                return before
+        return None
 
     def is_damaged_before(self, lsn: Lsn) -> str | None:
         """Return the name of the timeline's own whole segment with ``lsn`` if it holds no valid records up to there."""
@@ -135,7 +172,7 @@ class ArchiveComparison:
             if end > self._position:
                 reader = self._opened.enter_context(self._archive.open_segment(segment))
                 reader.skip(self._position % self._geometry.segment_size)
-                yield _Copy(reader, end, segment.name)
+                yield _Copy(reader, self._begin_of(segment), end, segment.name)
 
     # -- bytes -------------------------------------------------------------------------------------------------
 
@@ -143,11 +180,14 @@ class ArchiveComparison:
         size = min(len(received), copy.end - self._position)
         if size <= 0:
             return
-        stored, wanted = copy.reader.read(size), bytes(received[:size])
+        # What a file that is not complete has lost its room for is zeros.
+        stored, wanted = copy.reader.read(size).ljust(size, b"\0"), bytes(received[:size])
+        offset = self._position % self._geometry.segment_size
+        passed = min(size, max(0, copy.begin - self._position))
+        header = min(passed, max(0, LONG_PAGE_HEADER_SIZE - offset))
+        stored = stored[:header] + wanted[header:passed] + stored[passed:]
         if stored == wanted:
             return
-        # What a file that is not complete has lost its room for is zeros.
-        stored = stored.ljust(size, b"\0")
         at = next(page for page in range(0, size, _PAGE) if stored[page : page + _PAGE] != wanted[page : page + _PAGE])
         at = next(byte for byte in range(at, size) if stored[byte] != wanted[byte])
         raise history_mismatch(self._timeline_id, Lsn(self._position + at), f"{copy.name} holds other WAL")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pgwal.errors import FormatError
+from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Store
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalSegmentFile
-from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_segment_name
+from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
 _SCAN_SIZE = 1 << 18
@@ -46,28 +46,45 @@ class WalArchive(WalDirectory):
             return None
         return newest.timeline_id, self.geometry.segment_start(newest.segment_no + newest.complete)
 
-    def end_of_records(self, segment: WalSegmentFile) -> tuple[Lsn, bool]:
+    def end_of_records(self, segment: WalSegmentFile, *in_front: WalSegmentFile) -> tuple[Lsn, bool]:
         """Return where the last whole record that begins in a segment ends, and whether anything but a record follows.
 
-        Raises FormatError when the file is damaged, ObjectNotFound when it is gone.
+        ``in_front`` are the segments before it from which a record reaches into it: only with them it is known whether
+        that one is whole.  Without them its end counts as it stands.
+        Raises FormatError when a file is damaged, ObjectNotFound when it is gone.
         """
         # Not above: a server waits for each segment that it fetches, and that needs none of it.
         from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
 
-        start = self.geometry.segment_start(segment.segment_no)
+        start = self.geometry.segment_start((*in_front, segment)[0].segment_no)
         scanner = WalScanner(self.geometry.segment_size, start, derive_map_blocks=False)
         event = NEED_DATA
-        with self.open_segment(segment) as reader:
-            while event != END_OF_WAL and (data := reader.read(_SCAN_SIZE)):
-                try:
-                    scanner.feed(data)
-                    while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
-                        pass
-                    scanner.take_blocks()
-                except FormatError:
-                    # Its CRC is right, so it is a record, and what follows cannot be told from records.
-                    return self.geometry.segment_start(segment.segment_no + 1), False
+        for file in (*in_front, segment):
+            with self.open_segment(file) as reader:
+                while event != END_OF_WAL and (data := reader.read(_SCAN_SIZE)):
+                    try:
+                        scanner.feed(data)
+                        while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
+                            pass
+                        scanner.take_blocks()
+                    except UnsupportedVersion:
+                        # The first page is none.
+                        return Lsn(scanner.position), True
+                    except FormatError:
+                        # Its CRC is right, so it is a record, and what follows cannot be told from records.
+                        return self.geometry.segment_start(segment.segment_no + 1), False
         return Lsn(scanner.position), event == END_OF_WAL
+
+    def continued_size(self, segment: WalSegmentFile) -> int:
+        """Return how many bytes of a record from before a segment begins with, all pages' headers left out."""
+        from pgwal.wal.layout import PAGE_FIRST_IS_CONTRECORD, ShortPageHeader
+
+        with self.open_segment(segment) as reader:
+            content = reader.read(SHORT_PAGE_HEADER_SIZE)
+        if len(content) < SHORT_PAGE_HEADER_SIZE:
+            return 0
+        header = ShortPageHeader.parse(content)
+        return int(header.remaining_length) if header.info & PAGE_FIRST_IS_CONTRECORD else 0
 
     def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """As WalDirectory's.  A timeline's last segment is read from the copy with which a later timeline begins, where

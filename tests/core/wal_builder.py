@@ -200,9 +200,45 @@ class WalBuilder:
         """The WAL so far from the start of the page that holds ``lsn``."""
         return bytes(self._wal[lsn - lsn % PAGE_SIZE - self.start_lsn :])
 
+    def wal_between(self, start: int, end: int) -> bytes:
+        """The WAL from one position to another, or to where it ends."""
+        return bytes(self._wal[start - self.start_lsn : max(0, end - self.start_lsn)])
+
     def wal_to_segment_end(self) -> bytes:
         """The WAL so far and zeros, as in a file that was made for it."""
         return bytes(self._wal) + bytes(-self.end_lsn % self.segment_size)
+
+    def cut(self, lsn: int, timeline_id: int | None = None) -> WalBuilder:
+        """Return a builder that goes on at ``lsn`` as a server does that has lost all behind it.
+
+        That is the end of a record, or a page boundary: the next append says that the record was cut off there.
+        """
+        kept = [built for built in self.records if built.end_lsn <= lsn]
+        cut = replace(
+            self,
+            timeline_id=self.timeline_id if timeline_id is None else timeline_id,
+            prev_lsn=kept[-1].lsn if kept else 0,
+            records=kept,
+        )
+        cut._wal = self._wal[: lsn - self.start_lsn]
+        assert cut.end_lsn == lsn
+        begun = self.records[len(kept)].lsn if len(kept) < len(self.records) else lsn
+        if begun < lsn:
+            assert lsn % PAGE_SIZE == 0
+            cut._overwritten_lsn = Lsn(begun)
+        elif lsn == self.end_lsn:
+            cut._overwritten_lsn = self._overwritten_lsn
+        return cut
+
+    @property
+    def whole_end_lsn(self) -> Lsn:
+        """Where the last whole record ends, and WAL for whoever reads it."""
+        return self.end_lsn if self._overwritten_lsn is None else self._overwritten_lsn
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the last record was cut off, and nothing says so yet."""
+        return self._overwritten_lsn is not None
 
     def append(self, spec: RecordSpec) -> BuiltRecord:
         """Write a record; one that crosses a page goes on behind the next page's header."""
