@@ -16,7 +16,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_directory import PARTIAL_SUFFIX, split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import summary_file_name
 from pgwal.timeline import history_file_name
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
     """Move aside WAL of a timeline from ``lsn`` on, all of the timelines that left it behind that, and what needs it.
 
-    The segment that holds ``lsn`` is moved whole: its beginning is received again.  Returns the names of what was
-    moved.  Raises RepositoryLocked while a backup is taken or restored, RepositoryError.
+    Of the segment that holds ``lsn`` what lies before it stays, as a segment that is not complete.  Returns the names
+    of what was moved.  Raises RepositoryLocked while a backup is taken or restored, RepositoryError, FormatError.
     """
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
         lost = {timeline_id: lsn, **dict.fromkeys(_descendants(repository, timeline_id, lsn), Lsn(0))}
@@ -36,8 +36,35 @@ def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
         place = _place(repository, timeline_id, lsn)
         for name in names:
             logger.warning("moving %s to %s", name, place)
-            repository.store.move(name, f"{place}/{name}")
+            if _segment_of(name) == repository.geometry.file_name(timeline_id, repository.geometry.segment_no(lsn)):
+                _divide(repository, name, f"{place}/{name}", lsn)
+            else:
+                repository.store.move(name, f"{place}/{name}")
     return names
+
+
+def _segment_of(name: str) -> str:
+    return split_segment_name(name.removeprefix(f"{WAL_DIRECTORY}/"))[0]
+
+
+def _divide(repository: Repository, name: str, new_name: str, lsn: Lsn) -> None:
+    """Move a segment file aside whole, and leave what it holds from before ``lsn``; a crash in between loses nothing.
+
+    The server may have less than that: WAL that it has removed is in the archive alone.
+    """
+    store, segment = repository.store, _segment_of(name)
+    common = repository.wal.read_segment(segment)[: lsn % repository.geometry.segment_size]
+    partial = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+    if not common:
+        store.move(name, new_name)
+    elif name == partial:
+        store.create_directory(new_name.rpartition("/")[0])
+        store.write(new_name, store.read(name))
+        store.write(partial, common)
+    else:
+        # Beside the whole one it does not count.
+        store.write(partial, common)
+        store.move(name, new_name)
 
 
 def _place(repository: Repository, timeline_id: int, lsn: Lsn) -> str:
