@@ -1,14 +1,15 @@
 """Find where the server's WAL and the archive's part, once it is known that they do.
 
 Records of two histories may be alike for a while, to the byte.  But the end of a transaction and a checkpoint bear the
-time at which they happened: where one of those is the same, all before it is.
+time at which they happened: where one of those is the same, all before it is.  So what is received again when a stream
+begins, before there is any doubt, reaches back to one of them as well.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 
 from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
@@ -19,16 +20,14 @@ from pgwal.postgres.walsender import EndOfTimeline, WalSender
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.segment import WAL_PAGE_SIZE
+from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.timeline import TimelineHistory
 from pgwal.wal import layout
-from pgwal.wal.decoder import NEED_DATA, WalDecoder
-from pgwal.wal.record import WalRecord
+from pgwal.wal.scan import NEED_DATA, SPECIAL, WalScanner
 
 logger = logging.getLogger(__name__)
 
 _SILENCE_S = 60.0
-_FEW_PAGES = 8
 _TIMED = {
     *((layout.RM_XACT, operation) for operation in layout.XACT_ENDS),
     (layout.RM_XLOG, layout.XLOG_CHECKPOINT_SHUTDOWN),
@@ -70,6 +69,27 @@ def parting_of(
     )
 
 
+def proving_starts(
+    archive: WalArchive,
+    segments: Sequence[WalSegmentFile],
+    history: TimelineHistory,
+    starts: Sequence[StreamStart],
+    server_flush_lsn: Lsn,
+) -> list[StreamStart]:
+    """Return places to receive from, with an earlier one put first where WAL from the first on bears no time.
+
+    Whole segments can be the same in two lives that differed before, such as those of a load that was run again.
+    """
+    first, end = starts[0], server_flush_lsn
+    while not has_time_before(archive, first, end):
+        number = archive.geometry.segment_no(first.lsn) - 1
+        before = segment_before(segments, history, archive.geometry, first.timeline_id, number)
+        if before is None:
+            break
+        first, end = before, min(first.lsn, server_flush_lsn)
+    return [*([] if first == starts[0] else [first]), *starts]
+
+
 def _segment_start(archive: WalArchive, lsn: Lsn) -> Lsn:
     return archive.geometry.segment_start(archive.geometry.segment_no(lsn))
 
@@ -92,42 +112,30 @@ def _first_difference(
             found = _difference_from(sender, archive, history, start, lsn)
         except WalRemoved:
             return None
-        if _has_time_before(archive, start, found):
+        if has_time_before(archive, start, found):
             return found
         number -= 1
         start = segment_before(segments, history, geometry, timeline_id, number)
     return None
 
 
-def _has_time_before(archive: WalArchive, start: StreamStart, end: Lsn) -> bool:
-    """Tell whether a record that bears a time lies in the archive between a place and ``end``."""
-    pages = _FEW_PAGES
-    while True:
-        begin = Lsn(max(start.lsn, end - end % WAL_PAGE_SIZE - pages * WAL_PAGE_SIZE))
-        with suppress(FormatError):
-            if any(_bears_time(record) for record in _records(archive, start.timeline_id, begin, end)):
-                return True
-        if begin == start.lsn:
-            return False
-        pages *= _FEW_PAGES
+def has_time_before(archive: WalArchive, start: StreamStart, end: Lsn) -> bool:
+    """Tell whether a whole record that bears a time lies in the archive between a place and ``end``."""
+    scanner = WalScanner(archive.geometry.segment_size, start.lsn, derive_map_blocks=False, all_transaction_ends=True)
+    with suppress(FormatError):
+        for data in archive.read(start.timeline_id, start.lsn):
+            scanner.feed(data[: max(0, end - scanner.feed_lsn)])
+            while (event := scanner.scan()) == SPECIAL:
+                if _bears_time(scanner.special_rmid, scanner.special_info):
+                    return True
+            scanner.take_blocks()
+            if event != NEED_DATA or scanner.feed_lsn >= end:
+                break
+    return False
 
 
-def _records(archive: WalArchive, timeline_id: int, begin: Lsn, end: Lsn) -> Iterator[WalRecord]:
-    """Yield the whole records between two positions."""
-    decoder = WalDecoder(archive.geometry.segment_size, begin)
-    position = begin
-    for data in archive.read(timeline_id, begin):
-        decoder.feed(data[: end - position])
-        position = Lsn(position + len(data))
-        while isinstance(record := decoder.next_record(), WalRecord):
-            yield record
-        if record is not NEED_DATA or position >= end:
-            return
-
-
-def _bears_time(record: WalRecord) -> bool:
-    operation = record.info & (layout.XACT_OPERATION_MASK if record.rmid == layout.RM_XACT else layout.INFO_RMGR_MASK)
-    return (record.rmid, operation) in _TIMED
+def _bears_time(rmid: int, info: int) -> bool:
+    return (rmid, info & (layout.XACT_OPERATION_MASK if rmid == layout.RM_XACT else layout.INFO_RMGR_MASK)) in _TIMED
 
 
 def _difference_from(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tenacity
 
-from pgwal.engine.parting import parting_of
+from pgwal.engine.parting import parting_of, proving_starts
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.set_aside import set_aside
 from pgwal.engine.start_point import StreamStart, abandoned_wal, agreed_history, starts_in_segment, stream_starts
@@ -364,7 +364,7 @@ class Receiver:
                 abandoned.timeline_id,
             )
         if starts:
-            return starts
+            return proving_starts(repository.wal, segments, server.history, starts, server.flush_lsn)
         return [self._new_start(sender, repository, server)]
 
     def _new_start(self, sender: WalSender, repository: Repository, server: ServerPosition) -> StreamStart:

@@ -93,7 +93,7 @@ cdef class WalScanner:
     cdef uint64_t _segment_size, _segment_mask, _system_identifier, _start_lsn, _stop, _expected_prev
     cdef readonly uint32_t magic
     cdef uint32_t _compressed_bits
-    cdef bint _has_top_level_xid, _has_custom_rmgrs, _derives
+    cdef bint _has_top_level_xid, _has_custom_rmgrs, _derives, _all_transaction_ends
     # Where the walk is.
     cdef uint64_t _at, _skip_to
     cdef readonly uint64_t feed_lsn, position, last_record_lsn, record_count, block_reference_count

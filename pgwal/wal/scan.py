@@ -239,6 +239,7 @@ class WalScanner:
     ``magic`` 0 takes the format from the first page.  ``system_identifier`` 0 fits any.  ``prev_lsn``, when given,
     is where the record before ``start_lsn`` starts: the first record that is reported must link to it.
     ``derive_map_blocks`` False spares whoever never takes derived blocks the memory that they would pile up in.
+    With ``all_transaction_ends`` each record that ends a transaction is a special one.
 
     scan() raises FormatError for a record whose CRC is right and whose contents are not, UnknownRecord for one that
     announces what is not known, UnsupportedVersion for an unknown page magic.  Errors and END_OF_WAL are final.
@@ -269,6 +270,7 @@ class WalScanner:
         system_identifier: int = 0,
         prev_lsn: int = 0,
         derive_map_blocks: bool = True,
+        all_transaction_ends: bool = False,
     ) -> None:
         # So far below 2^64 that no sum of positions can wrap.
         assert 0 <= start_lsn < 1 << 63, "not a WAL position"
@@ -279,6 +281,7 @@ class WalScanner:
         self._start_lsn = start_lsn
         self._expected_prev = prev_lsn
         self._derives = derive_map_blocks
+        self._all_transaction_ends = all_transaction_ends
         self._system_identifier = system_identifier
         self._stop = (1 << 64) - 1
         self._set_format(0)
@@ -890,10 +893,13 @@ class WalScanner:
         if rmid == _RM_XLOG:
             # CHECKPOINT_SHUTDOWN, CHECKPOINT_ONLINE, PARAMETER_CHANGE, FPW_CHANGE, END_OF_RECOVERY, CHECKPOINT_REDO
             return operation in (0x00, 0x10, 0x60, 0x80, 0x90, 0xE0)
-        if rmid != _RM_XACT or operation & 0x80 == 0:
+        # COMMIT, ABORT, COMMIT_PREPARED, ABORT_PREPARED
+        if rmid != _RM_XACT or operation & 0x70 not in (0x00, 0x20, 0x30, 0x40):
             return False
-        # With an xinfo word: COMMIT, ABORT, COMMIT_PREPARED, ABORT_PREPARED that drop relations.
-        if operation & 0x70 not in (0x00, 0x20, 0x30, 0x40):
+        if self._all_transaction_ends:
+            return True
+        # With an xinfo word: those that drop relations.
+        if operation & 0x80 == 0:
             return False
         # One that is too short for its xinfo is handed over as well, for its decoder to refuse.
         return self._main_length < 12 or _u32(data, self._main_at + 8) & 0x004 != 0
