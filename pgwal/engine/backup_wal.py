@@ -106,9 +106,12 @@ def _gap(cause: str, hint: str) -> WalGap:
 
 
 def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:
-    for found in records(repository, timeline_id, start):
-        if isinstance(found, EndOfWal) or found.end_lsn > lsn:
-            return None
-        if found.end_lsn == lsn:
-            return found
+    geometry = repository.geometry
+    # Behind a switch of segments there is nothing but zeros, over which no record is found.
+    for begin in (start, max(start, geometry.segment_start(geometry.last_segment_no(lsn)))):
+        for found in records(repository, timeline_id, begin):
+            if isinstance(found, EndOfWal) or found.end_lsn > lsn:
+                break
+            if found.end_lsn == lsn:
+                return found
     return None

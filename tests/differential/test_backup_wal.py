@@ -312,3 +312,22 @@ def test_a_standby_whose_receiver_began_behind_its_restart_point(pair: Pair) -> 
         wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
         backup = json.loads(pgwal("full", *source(pair.standby, pair.repo), "--json"))
         pgwal("verify", backup["id"], "--repo", pair.repo)
+
+
+@pytest.mark.postgres(13, 18)
+def test_a_backup_that_ends_where_a_segment_begins(server: ThrowawayServer, scratch: Path) -> None:
+    """WAL is switched while the backup is taken, and nothing is written but the record that ends it."""
+    repo = scratch / "repo"
+    prepare(server)
+    request = BackupRequest(repo, ConnectionParameters(server.conninfo), fast=True)
+
+    def switch(done: int, total: int) -> None:
+        if done >= total:
+            execute(server, "SELECT pg_switch_wal()")
+
+    for _ in range(3):
+        entry = take_backup(request, switch).entry
+        if entry.stop_lsn % Repository.open(repo).geometry.segment_size < 128:
+            break
+    else:
+        pytest.fail("no backup ended where a segment begins")
