@@ -190,7 +190,9 @@ class ArchiveComparison:
             return
         at = next(page for page in range(0, size, _PAGE) if stored[page : page + _PAGE] != wanted[page : page + _PAGE])
         at = next(byte for byte in range(at, size) if stored[byte] != wanted[byte])
-        raise history_mismatch(self._timeline_id, Lsn(self._position + at), f"{copy.name} holds other WAL")
+        lsn = Lsn(self._position + at)
+        # Where the timeline was begun within the segment, that may be an ancestor.
+        raise history_mismatch(self.history.timeline_at(lsn), lsn, f"{copy.name} holds other WAL")
 
 
 def history_mismatch(timeline_id: int, lsn: Lsn, why: str) -> HistoryMismatch:

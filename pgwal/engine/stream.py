@@ -84,6 +84,7 @@ class Receiver:
         self.metrics = ReceiverMetrics()
         self._repository: Repository | None = None
         self._slot_ensured = False
+        self._set_aside_from: set[tuple[int, Lsn]] = set()
         self._failures = 0
         self._furthest_lsn = Lsn(0)
         self.waits_for: str | None = None
@@ -129,8 +130,12 @@ class Receiver:
         """Move aside what stands against the server's history, where that was asked for; else raise the error."""
         if not self.options.accept_new_history or self._repository is None:
             raise error
-        logger.warning("%s", error)
         lsn = Lsn(error.lsn) if isinstance(error, HistoryMismatch) else Lsn(0)
+        # What stands against the server again, when that has been moved, is not understood.
+        if (error.timeline_id, lsn) in self._set_aside_from:
+            raise error
+        self._set_aside_from.add((error.timeline_id, lsn))
+        logger.warning("%s", error)
         if not set_aside(self._repository, error.timeline_id, lsn):
             raise error
 

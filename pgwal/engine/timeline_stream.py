@@ -316,9 +316,8 @@ class TimelineStream:
     def _require_no_break(self, end: EndOfWal) -> None:
         """Tell WAL of another history from WAL that is damaged, on the server or here."""
         if end.reason in _BREAKS or self._start <= end.lsn < self._continued_from:
-            raise history_mismatch(
-                self._timeline_id, end.lsn, f"what was received does not continue the archive: {end}"
-            )
+            timeline_id = self._comparison.history.timeline_at(end.lsn)
+            raise history_mismatch(timeline_id, end.lsn, f"what was received does not continue the archive: {end}")
 
     def _is_unsynced(self) -> bool:
         """Tell whether something was received and is not noted as durable."""
