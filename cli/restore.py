@@ -131,7 +131,8 @@ def restore(
         repo,
         backup,
         pgdata,
-        command or restore_command(repo, to_gap=to_gap),
+        # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.
+        command or restore_command(repo, to_gap=to_gap or target.is_set),
         parse_tablespaces(tablespace_mapping),
         target,
         how,

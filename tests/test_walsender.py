@@ -26,7 +26,7 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
-from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, WalSender
+from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, WalSender, _removed_segment
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.segment import WalGeometry
@@ -576,3 +576,19 @@ def test_passwords_are_not_shown() -> None:
     with pytest.raises(ConnectionFailed) as invalid:
         ConnectionParameters.from_options("host=db password geheim = 'x")
     assert "geheim" not in str(invalid.value)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "text", "expected"),
+    [
+        ("58P01", "requested WAL segment 00000001000000000000000A has already been removed", True),
+        ("XX000", "requested WAL segment 00000001000000000000000A has already been removed", True),
+        ("XX000", "das angeforderte WAL-Segment 00000001000000000000000A wurde schon entfernt", True),
+        ("XX001", "could not read from WAL segment 00000001000000000000000A, offset 8192: read 0 of 8192", False),
+        ("58030", "could not read from WAL segment 00000001000000000000000A, offset 0: Input/output error", False),
+        ("55000", "requested starting point 0/A000000 is ahead of the WAL flush position of this server 0/9", False),
+        ("XX000", "unexpected state", False),
+    ],
+)
+def test_wal_that_is_gone_is_told_whatever_its_sqlstate(sqlstate: str, text: str, expected: bool) -> None:
+    assert _removed_segment(sqlstate, text) == ("00000001000000000000000A" if expected else None)

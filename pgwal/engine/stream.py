@@ -391,6 +391,8 @@ class Receiver:
         if self.slot is None:
             return None
         position = self._find_slot(sender, self.slot)
+        if position is None and self.options.slot is None:
+            raise ReplicationInterrupted("the connection has broken, and with it the temporary slot is gone")
         if position is None:
             raise _slot_missing(self.slot)
         return position

@@ -420,9 +420,9 @@ class WalSender:
             for field in (pq.DiagnosticField.MESSAGE_PRIMARY, pq.DiagnosticField.MESSAGE_DETAIL)
             if (part := _field(result, field))
         )
-        segment = re.search(r"\b[0-9A-F]{24}\b", text)
-        if sqlstate == _UNDEFINED_FILE and segment is not None:
-            return _wal_removed(segment[0])
+        segment = _removed_segment(sqlstate, text)
+        if segment is not None:
+            return _wal_removed(segment)
         if sqlstate[:3] in _INTERRUPTIONS:
             return self._interrupted(text)
         verb = command.partition(" ")[0]
@@ -439,6 +439,8 @@ class _SlotExists(SlotUnavailable):
 # Class 08, connection exceptions, and 57P: the server shuts down, has crashed or is starting.
 _INTERRUPTIONS = ("080", "57P")
 _UNDEFINED_FILE = "58P01"
+# What errcode_for_file_access (elog.c) makes of an errno that has nothing to do with it.
+_OF_ANY_ERRNO = ("XX000", "42501", "42809", "53000", "53100", "53200", "58030", "58P02")
 
 _UNUSABLE = (
     "Use a physical slot that is pgwal's own; if the server has invalidated it, drop it and create it again:"
@@ -461,6 +463,20 @@ _ERRORS: dict[tuple[str, str], tuple[type[ServerError], str | None]] = {
     ("DROP_REPLICATION_SLOT", "55006"): (SlotUnavailable, "Stop its receiver first."),
     ("", "42501"): (PrivilegeMissing, "A superuser can run: ALTER ROLE {role} REPLICATION;"),
 }
+
+
+def _removed_segment(sqlstate: str, text: str) -> str | None:
+    """Return the segment that an error says the server has removed; None for another error.
+
+    Where that is found out only after reading (CheckXLogRemoved in xlog.c), the SQLSTATE is made of an errno that may
+    be left of anything; the message then names the segment and no other number.
+    """
+    segment = re.search(r"\b[0-9A-F]{24}\b", text)
+    if segment is None:
+        return None
+    rest = text[: segment.start()] + text[segment.end() :]
+    is_alone = sqlstate in _OF_ANY_ERRNO and not any(map(str.isdigit, rest))
+    return segment[0] if sqlstate == _UNDEFINED_FILE or is_alone else None
 
 
 def _wal_removed(segment: str) -> WalRemoved:

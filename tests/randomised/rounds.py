@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -30,7 +30,6 @@ from randomised.lives import MARKS, Life, Moment, wrong_marks
 from randomised.load import Load, prepare
 
 from pgwal.engine.fetch_wal import fetch
-from pgwal.errors import WalGap
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
@@ -670,7 +669,7 @@ class Round:
         if not fetched.exists():
             _fetch_all(repo, fetched)
         if len(list(fetched.iterdir())) <= MOST_FETCHED_ONE_BY_ONE and self.chance.random() < 0.3:
-            command = [*PGWAL, "fetch-wal", "--repo", str(repo)]
+            command = [*PGWAL, "fetch-wal", "--repo", str(repo), "--to-gap"]
             with RestoreCommandRelay(command, self.directory / "relay", restored) as relay:
                 yield relay.restore_command
         else:
@@ -731,9 +730,8 @@ def _fetch_all(repo: Path, directory: Path) -> None:
     for path in (repo / "wal").iterdir():
         name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
         if is_history_name(name) or is_segment_name(name):
-            # No target is behind a gap.
-            with suppress(WalGap):
-                fetch(repo, name, directory / name)
+            # No target is behind a gap, and one may lie in the segment that is not whole before it.
+            fetch(repo, name, directory / name, to_gap=True)
     give_to_server(directory)
 
 

@@ -318,6 +318,8 @@ def test_targets_before_and_behind_a_gap(archive: Archive, scratch: Path) -> Non
     for target in (*before, ["--target-immediate"]):
         printed = json.loads(succeed(*restore(*target, "--json")))
         assert printed["recovery"]
+        # A segment that is not whole may hold the target.
+        assert "--to-gap" in (scratch / "data" / "postgresql.auto.conf").read_text()
         shutil.rmtree(scratch / "data")
     for flags in ([], ["--to-gap"]):
         # Only a transaction that ended later than a time ends recovery there.
