@@ -194,6 +194,12 @@ def session_scratch() -> Iterator[Path]:
     yield from _scratch()
 
 
+@pytest.fixture(scope="module")
+def module_scratch() -> Iterator[Path]:
+    """A directory for the tests of one module that the servers' user can enter."""
+    yield from _scratch()
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A directory for one test that the servers' user can enter and write to; ``tmp_path`` is closed to others."""

@@ -21,15 +21,16 @@ EITHER_WILL_DO = pytest.mark.postgres(18)
 
 LOCKED = 6
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-BIG_FILE_SIZE = 2 << 30
-"""Takes far longer to copy than it takes to send a signal; in the data directory it is a hole."""
+BIG_FILE_SIZE = 1 << 30
+SLOWLY = ("--max-rate", "32M")
+"""With these, a file takes far longer to copy than it takes to send a signal; in the data directory it is a hole."""
 
 
 @pytest.fixture(scope="module")
 def server(
-    installation: ServerInstallation, server_templates: Templates, session_scratch: Path
+    installation: ServerInstallation, server_templates: Templates, module_scratch: Path
 ) -> Iterator[ThrowawayServer]:
-    directory = session_scratch / f"interrupt-{installation.major}"
+    directory = module_scratch / f"interrupt-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
         yield factory()
 
@@ -106,7 +107,7 @@ def test_backup_interrupted_while_it_copies(
     server: ThrowawayServer, tmp_path: Path, big_file: str, number: signal.Signals, jobs: str
 ) -> None:
     repo = tmp_path / "repo"
-    process = start_pgwal(*full(server, repo), "--jobs", jobs)
+    process = start_pgwal(*full(server, repo), *SLOWLY, "--jobs", jobs)
     wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
     process.send_signal(number)
     # More than one may come for one request.
@@ -133,7 +134,7 @@ def test_backup_interrupted_while_it_waits_for_the_checkpoint(
 @EITHER_WILL_DO
 def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, tmp_path: Path, big_file: str) -> None:
     repo = tmp_path / "repo"
-    process = start_pgwal(*full(server, repo))
+    process = start_pgwal(*full(server, repo), *SLOWLY)
     wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
     process.kill()
     finish(process)

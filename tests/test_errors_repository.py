@@ -44,8 +44,8 @@ class Taken:
 
 
 @pytest.fixture(scope="module")
-def pristine(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Taken]:
-    directory = session_scratch / f"damage-{installation.major}"
+def pristine(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Taken]:
+    directory = module_scratch / f"damage-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
         taken = Taken(factory(settings={"wal_keep_size": "1GB"}), directory / "repo", {}, {}, "")
         run_sql(

@@ -31,9 +31,9 @@ ROLES = f"""
 
 @pytest.fixture(scope="module")
 def servers(
-    installation: ServerInstallation, server_templates: Templates, session_scratch: Path
+    installation: ServerInstallation, server_templates: Templates, module_scratch: Path
 ) -> Iterator[ServerFactory]:
-    with ServerFactory(installation, server_templates, session_scratch / f"errors-{installation.major}") as factory:
+    with ServerFactory(installation, server_templates, module_scratch / f"errors-{installation.major}") as factory:
         yield factory
 
 

@@ -21,14 +21,14 @@ def name_of(seed: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + ROUNDS), ids=name_of)
-def test_round(seed: int, session_scratch: Path) -> None:
+def test_round(seed: int, module_scratch: Path) -> None:
     major = major_of(seed)
     found = find_installation(major)
     if found.installation is None and major == REQUIRED_MAJOR:
         pytest.fail(f"PostgreSQL {major} must be there: {found.origin}", pytrace=False)
     if found.installation is None:
         pytest.skip(f"PostgreSQL {major}: {found.origin}")
-    installation = make_reachable(found.installation, session_scratch)
+    installation = make_reachable(found.installation, module_scratch)
     with round_directory(seed) as directory:
         print(f"again: python tests/randomised/run_rounds.py --seed {seed}; kept if this fails: {directory}")
         Round(seed, installation, directory).play()

@@ -240,8 +240,8 @@ class Archive:
 
 
 @pytest.fixture(scope="module")
-def archive(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Archive]:
-    directory = session_scratch / f"gap-{installation.major}"
+def archive(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Archive]:
+    directory = module_scratch / f"gap-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
         server = factory(initdb_args=("--wal-segsize=1",), settings={"autovacuum": False})
         archive = Archive(directory / "repo", factory)

@@ -77,8 +77,8 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Story]:
-    directory = session_scratch / f"matrix-{installation.major}"
+def story(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Story]:
+    directory = module_scratch / f"matrix-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
         server = factory(initdb_args=("--wal-segsize=1",), settings=SETTINGS)
         tablespace = directory / "side"

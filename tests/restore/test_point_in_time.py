@@ -142,8 +142,8 @@ class Moments:
 
 
 @pytest.fixture(scope="module")
-def moments(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Moments]:
-    directory = session_scratch / f"moments-{installation.major}"
+def moments(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Moments]:
+    directory = module_scratch / f"moments-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
         settings: dict[str, str | int | bool] = {"autovacuum": False, "max_prepared_transactions": 5}
         server = factory(initdb_args=("--wal-segsize=1",), settings=settings)
