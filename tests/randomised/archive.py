@@ -50,7 +50,7 @@ class Archive:
     backups: dict[str, Backup] = field(default_factory=dict)
     doubt: str | None = None
     recycled: bool = False
-    """Whether WAL that it lacks may be gone from the server."""
+    """Whether WAL that it lacks may be gone from the server: from the first time that WAL was recycled on."""
     is_left: bool = False
     """Whether another one has taken its place."""
     has_lost_backups: bool = False

@@ -181,7 +181,7 @@ def recycle_wal(the_round: Round) -> None:
     the_round.kill_receiver()
     if the_round.archive.exists:
         the_round.archive.note_received()
-        the_round.doubt("recycled WAL", recycled=True)
+        the_round.doubt("recycled WAL")
         _recycle(the_round, the_round.archive)
     the_round.mark()
 
@@ -190,7 +190,7 @@ def recycle_wal_during_backup(the_round: Round) -> None:
     """Recycle WAL while a backup runs, and break its connections for a moment."""
     _keep_no_wal(the_round)
     the_round.kill_receiver()
-    the_round.doubt("recycled WAL during a backup", recycled=True)
+    the_round.doubt("recycled WAL during a backup")
     break_at = time.monotonic() + the_round.chance.uniform(0.3, 1.0)
     switches_left, breaks_left = MOST_SWITCHES, MOST_BREAKS
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
@@ -210,6 +210,7 @@ def recycle_wal_during_backup(the_round: Round) -> None:
 
 
 def _keep_no_wal(the_round: Round) -> None:
+    the_round.archive.recycled = True
     the_round.lose_standby()
     server = the_round.server
     with server.connect() as connection:

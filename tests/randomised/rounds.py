@@ -331,11 +331,10 @@ class Round:
         self.doubt(operation)
         self.note(f"{operation}: goes on from {moment.mark_count} marks")
 
-    def doubt(self, operation: str, *, recycled: bool = False) -> None:
+    def doubt(self, operation: str) -> None:
         """From now on pgwal may refuse to go on with this archive."""
         archive = self.archive
         archive.doubt = operation if archive.doubt is None else f"{archive.doubt}; {operation}"
-        archive.recycled = archive.recycled or recycled
 
     def accepted(self, command: str) -> None:
         """Check what a command that succeeded went on with, where pgwal had a reason to refuse."""
@@ -396,7 +395,8 @@ class Round:
             self.note("way out: a new repository")
             self.archive.note_received()
             self.archive.is_left = True
-            self.archives.append(Archive(self.directory / f"repo{len(self.archives) + 1}", self.life))
+            new = Archive(self.directory / f"repo{len(self.archives) + 1}", self.life, recycled=self.archive.recycled)
+            self.archives.append(new)
             self.take("full")
         self.archive.doubt = self.archive.doubt if difference is None else None
 
