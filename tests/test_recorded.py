@@ -114,9 +114,7 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(
-    installation: ServerInstallation, server_templates: Templates, module_scratch: Path
-) -> Iterator[Recorded]:
+def recorded(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Recorded]:
     directory = module_scratch / f"recorded-{installation.major}"
     settings: dict[str, str | int | bool] = {"autovacuum": False, "wal_keep_size": "1GB", "max_wal_size": "1GB"}
     if installation.major >= 17:
