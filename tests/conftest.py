@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -18,7 +19,11 @@ settings.load_profile("pgwal")
 
 
 def pytest_configure() -> None:
-    """Have the tests of this process use the scanner that PGWAL_SCAN demands, as the command line does."""
+    """Have tests use the scanner that PGWAL_SCAN demands, and what they start react to SIGINT.
+
+    A shell starts what runs in the background with SIGINT ignored, and programs pass that on.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PGWAL_SCAN" in os.environ:
         choose_scan(os.environ["PGWAL_SCAN"])
 
