@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -181,6 +182,25 @@ def test_the_tablespace_map_holds_the_bytes_of_the_path(make_server: ServerFacto
         with BackupSession(connect(server, dbname=dbname)) as backup:
             backup.start("label", fast=True)
             assert backup.stop().tablespace_map == f"{oid} {location}\n".encode()
+
+
+@pytest.mark.postgres
+def test_a_tablespace_that_is_being_dropped_is_waited_for(server: ThrowawayServer, scratch: Path) -> None:
+    location = scratch / "space"
+    location.mkdir()
+    give_to_server(location)
+    with server.connect() as connection:
+        connection.execute(f"CREATE TABLESPACE space LOCATION '{location}'")
+        connection.execute("BEGIN")
+        connection.execute("DELETE FROM pg_tablespace WHERE spcname = 'space'")
+        # As DROP TABLESPACE does before it commits.
+        (link,) = (server.data_directory / "pg_tblspc").iterdir()
+        link.unlink()
+        timer = threading.Timer(0.5, connection.execute, ["COMMIT"])
+        timer.start()
+        with connect(server) as own:
+            assert read_server_facts(own).tablespaces == {}
+        timer.join()
 
 
 @pytest.mark.postgres

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
+import tenacity
 from psycopg.rows import dict_row
 
 from pgwal.backup.stored_path import decode_path
@@ -93,6 +94,8 @@ _FACTS = """
 # Locations are the bytes of the file system, whatever the database's encoding makes of them; see also files.py.
 _LOCATION = r"replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
 _TABLESPACES = f"SELECT oid, {_LOCATION} FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
+_DROP_PAUSE_S = 0.05
+_DROP_PATIENCE_S = 10.0
 _LOCATIONS = f"SELECT oid::bigint, {_LOCATION} FROM unnest(%s::bigint[]::oid[]) AS oid ORDER BY oid"
 
 
@@ -105,13 +108,25 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     _check_version(connection.info.server_version)
     with translated_errors(connection):
         row = connection.cursor(row_factory=dict_row).execute(_FACTS).fetchone()
-        tablespaces = connection.execute(_TABLESPACES, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
+        tablespaces = _read_tablespaces(connection)
     assert row is not None
     # The SQL type of the identifier is a signed bigint.
     row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
-    facts = ServerFacts(**row, tablespaces={int(oid): decode_path(location) for oid, location in tablespaces})
+    facts = ServerFacts(**row, tablespaces=tablespaces)
     _check_sizes(facts)
     return facts
+
+
+# Until DROP TABLESPACE commits, its row is there and its link no longer.
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(psycopg.errors.UndefinedFile),
+    wait=tenacity.wait_fixed(_DROP_PAUSE_S),
+    stop=tenacity.stop_after_delay(_DROP_PATIENCE_S),
+    reraise=True,
+)
+def _read_tablespaces(connection: psycopg.Connection) -> dict[int, str]:
+    rows = connection.execute(_TABLESPACES, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
+    return {int(oid): decode_path(location) for oid, location in rows}
 
 
 def _check_version(version_num: int) -> None:
