@@ -51,7 +51,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """
     app = typer.Typer(
         name="pgwal",
-        help="Incremental backups of PostgreSQL 13 to 18, driven by WAL alone.",
+        help="Incremental backups of PostgreSQL 13 to 19, driven by WAL alone.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -16,6 +16,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.engine.restore import RestoreRequest, require_empty, restore_backup
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_server
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import (
@@ -211,7 +212,7 @@ def _check_database(connection: psycopg.Connection, name: str, report: TrialRepo
     connection.execute("DROP EXTENSION IF EXISTS amcheck CASCADE")
     connection.execute("CREATE SCHEMA pgwal_trial_restore")
     connection.execute("CREATE EXTENSION amcheck SCHEMA pgwal_trial_restore")
-    if connection.info.server_version >= 140000:
+    if version_of_server(connection.info.server_version).has_verify_heapam:
         for oid, relation in connection.execute(_TABLES).fetchall():
             report.table_count += 1
             query = "SELECT format('block %%s, offset %%s: %%s', blkno, offnum, msg) FROM verify_heapam(%s::oid)"

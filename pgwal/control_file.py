@@ -1,24 +1,24 @@
 """pg_control: what a data directory says about itself.
 
-Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 18.
+Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 19.  The two versions tell the row of
+``postgres_version.py`` that has the other offsets.
 
-| offset | type | field |
-|---|---|---|
-| 0 | u64 | system_identifier |
-| 8 | u32 | pg_control_version |
-| 12 | u32 | catalog_version_no |
-| 16 | u32 | state |
-| 32 | u64 | LSN of the latest checkpoint's record; on a standby, of the one that the last restart point goes back to |
-| 40 | 88 | copy of that record's payload; in it, at 40 the redo LSN (u64), at 48 the timeline (u32) |
-| 136 | u64 | minRecoveryPoint |
-| 144 | u32 | timeline of minRecoveryPoint |
-| 172 | i32 | wal_level |
-| 216 | u32 | block size |
-| 220 | u32 | blocks in a segment file of a relation |
-| 224 | u32 | WAL block size |
-| 228 | u32 | WAL segment size |
-| 252 | u32 | data_checksum_version |
-| 288 (13-17), 292 (18) | u32 | CRC-32C of all bytes before it |
+| offset, 13 to 18 | 19 | type | field |
+|---|---|---|---|
+| 0 | 0 | u64 | system_identifier |
+| 8 | 8 | u32 | pg_control_version |
+| 12 | 12 | u32 | catalog_version_no |
+| 16 | 16 | u32 | state |
+| 24 | 24 | i64 | when it was written, in seconds since 1970 |
+| 32 | 32 | u64 | LSN of the latest checkpoint's record; on a standby, of the one of the last restart point |
+| 40 | 40 | 88, 96 bytes | copy of that record's payload; in it, at 40 the redo LSN (u64), at 48 the timeline (u32) |
+| 104 | 112 | i64 | in the copy: when the checkpoint was made |
+| 136 | 144 | u64, u32 | minRecoveryPoint, and its timeline |
+| 172 | 180 | i32 | wal_level |
+| 216 | 224 | u32, u32 | block size, blocks in a segment file of a relation |
+| 224 | 236 | u32, u32 | WAL block size, WAL segment size |
+| 252 | 268 | u32 | data_checksum_version |
+| 288 (13-17), 292 (18) | 308 | u32 | CRC-32C of all bytes before it |
 """
 
 from __future__ import annotations
@@ -27,22 +27,17 @@ import struct
 from dataclasses import dataclass
 
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, TruncatedInput, UnsupportedVersion
+from pgwal.errors import ChecksumMismatch, TruncatedInput
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import VERSIONS, PostgresVersion, version_of_catalog
 
 CONTROL_FILE_PATH = "global/pg_control"
 CONTROL_FILE_SIZE = 8192
 
-MAJOR_BY_CATALOG_VERSION = {
-    202007201: 13,
-    202107181: 14,
-    202209061: 15,
-    202307071: 16,
-    202406281: 17,
-    202506291: 18,
-}
-_CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
-_CHECKPOINT_SIZE = {1300: 88, 1700: 88, 1800: 88}
+_CHECKPOINT_OFFSET = 40
+
+# Up to the end of the longest: the file is padded far beyond that.
+_LEAST_SIZE = max(version.control.crc for version in VERSIONS) + 4
 
 # DB_SHUTDOWNED_IN_RECOVERY, DB_IN_CRASH_RECOVERY, DB_IN_ARCHIVE_RECOVERY
 _RECOVERY_STATES = frozenset((2, 4, 5))
@@ -75,7 +70,7 @@ class ControlFile:
 
     @property
     def major(self) -> int:
-        return MAJOR_BY_CATALOG_VERSION[self.catalog_version_no]
+        return _version(self.catalog_version_no, self.pg_control_version).major
 
     @property
     def in_recovery(self) -> bool:
@@ -87,25 +82,22 @@ class ControlFile:
 
         Raises TruncatedInput, UnsupportedVersion, or ChecksumMismatch (a torn read: read it again).
         """
-        if len(content) < 296:
-            raise TruncatedInput(f"pg_control has {len(content)} bytes, at least 296 are needed")
+        if len(content) < _LEAST_SIZE:
+            raise TruncatedInput(f"pg_control has {len(content)} bytes, at least {_LEAST_SIZE} are needed")
         system_identifier, version, catalog = struct.unpack_from("<QII", content)
-        if version not in _CRC_OFFSET or catalog not in MAJOR_BY_CATALOG_VERSION:
-            raise UnsupportedVersion(
-                f"pg_control version {version}, catalog version {catalog} is not of PostgreSQL 13 to 18"
-            )
-        crc_offset = _CRC_OFFSET[version]
-        (stored,) = struct.unpack_from("<I", content, crc_offset)
-        if crc32c(content[:crc_offset]) != stored:
+        at = _version(catalog, version).control
+        (stored,) = struct.unpack_from("<I", content, at.crc)
+        if crc32c(content[: at.crc]) != stored:
             raise ChecksumMismatch("pg_control: its CRC does not match its contents")
         (state,) = struct.unpack_from("<I", content, 16)
         (checkpoint_lsn,) = struct.unpack_from("<Q", content, 32)
-        checkpoint = bytes(content[40 : 40 + _CHECKPOINT_SIZE[version]])
+        checkpoint = bytes(content[_CHECKPOINT_OFFSET : _CHECKPOINT_OFFSET + at.checkpoint_size])
         redo, timeline_id = struct.unpack_from("<QI", checkpoint)
-        min_recovery, min_recovery_timeline = struct.unpack_from("<QI", content, 136)
-        (wal_level,) = struct.unpack_from("<i", content, 172)
-        block_size, blocks, wal_page, segment = struct.unpack_from("<IIII", content, 216)
-        (checksum_version,) = struct.unpack_from("<I", content, 252)
+        min_recovery, min_recovery_timeline = struct.unpack_from("<QI", content, at.min_recovery)
+        (wal_level,) = struct.unpack_from("<i", content, at.wal_level)
+        block_size, blocks = struct.unpack_from("<II", content, at.block_sizes)
+        wal_page, segment = struct.unpack_from("<II", content, at.wal_sizes)
+        (checksum_version,) = struct.unpack_from("<I", content, at.data_checksum_version)
         return cls(
             system_identifier, version, catalog, state, Lsn(checkpoint_lsn), checkpoint, Lsn(redo), timeline_id,
             Lsn(min_recovery), min_recovery_timeline, wal_level, block_size, blocks, wal_page, segment,
@@ -117,7 +109,7 @@ class ControlFile:
 class ControlStamp:
     """What tells one state of pg_control from others: positions, and times in seconds since 1970.
 
-    ``written_at_s`` is the i64 at offset 24, ``checkpoint_at_s`` that at 104, in the copy of the checkpoint's record.
+    ``written_at_s`` is when pg_control was written, ``checkpoint_at_s`` when the checkpoint was made.
     """
 
     written_at_s: int
@@ -132,7 +124,8 @@ class ControlStamp:
         """Parse the bytes of pg_control, and verify them as ``ControlFile.decode`` does."""
         control = ControlFile.decode(content)
         (written_at_s,) = struct.unpack_from("<q", content, 24)
-        (checkpoint_at_s,) = struct.unpack_from("<q", content, 104)
+        at = _version(control.catalog_version_no, control.pg_control_version).control
+        (checkpoint_at_s,) = struct.unpack_from("<q", content, at.checkpoint_time)
         return cls(
             written_at_s,
             control.checkpoint_lsn,
@@ -141,3 +134,7 @@ class ControlStamp:
             checkpoint_at_s,
             control.min_recovery_lsn,
         )
+
+
+def _version(catalog_version: int, control_version: int) -> PostgresVersion:
+    return version_of_catalog(catalog_version, control_version, "pg_control")

@@ -1,7 +1,7 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """Data pages: does a page hold what its checksum says?
 
-Source of the format: src/include/storage/bufpage.h and checksum_impl.h, PostgreSQL 13 to 18.  A page begins with
+Source of the format: src/include/storage/bufpage.h and checksum_impl.h, PostgreSQL 13 to 19.  A page begins with
 
 | offset | type | field |
 |---|---|---|

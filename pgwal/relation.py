@@ -1,6 +1,6 @@
 """Relation files: locators, forks, and the paths they have below a data directory.
 
-Source of the names: src/common/relpath.c and src/backend/storage/file/reinit.c, PostgreSQL 13 to 18.
+Source of the names: src/common/relpath.c and src/backend/storage/file/reinit.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

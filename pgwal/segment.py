@@ -1,6 +1,6 @@
 """WAL segments: their size, their names and what positions they hold.
 
-Source of the formats: src/include/access/xlog_internal.h, PostgreSQL 13 to 18.
+Source of the formats: src/include/access/xlog_internal.h, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

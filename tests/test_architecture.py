@@ -26,7 +26,8 @@ VALUES = {
     "timeline": {"errors", "lsn"},
     "page": set[str](),
     "relation": set[str](),
-    "control_file": {"checksum", "errors", "lsn"},
+    "postgres_version": {"errors"},
+    "control_file": {"checksum", "errors", "lsn", "postgres_version"},
     "scan_choice": {"errors"},
 }
 ALL_VALUES = set(VALUES) - {"scan_choice"}

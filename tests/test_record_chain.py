@@ -33,7 +33,7 @@ from pgwal.wal.record import EndReason
 MB = 1 << 20
 GEOMETRY = WalGeometry(MB)
 TABLE = RelationFork(1663, 5, 16384, 0)
-MAJORS = (13, 16, 17, 18)
+MAJORS = (13, 16, 17, 18, 19)
 
 some = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 

@@ -1,7 +1,7 @@
 """What a base backup leaves out of a data directory.
 
 Source of the rules: src/backend/backup/basebackup.c (13, 14: src/backend/replication/basebackup.c) and
-src/backend/storage/file/reinit.c, PostgreSQL 13 to 18.  Paths are relative to the data directory.
+src/backend/storage/file/reinit.c, PostgreSQL 13 to 19.  Paths are relative to the data directory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from enum import Enum
 
-from pgwal.control_file import MAJOR_BY_CATALOG_VERSION
+from pgwal.postgres_version import version_of_major
 from pgwal.relation import is_temporary_relation_name, parse_database_directory
 
 WAL_DIRECTORY = "pg_wal"
@@ -57,8 +57,8 @@ class Inclusion(Enum):
 
 def wal_directories(major: int) -> tuple[str, ...]:
     """Return the directories below pg_wal that every backup holds, empty, whether the server has them or not."""
-    archive_status = f"{WAL_DIRECTORY}/archive_status"
-    return (archive_status, f"{WAL_DIRECTORY}/summaries") if major >= 17 else (archive_status,)
+    names = ("archive_status", "summaries") if version_of_major(major).has_summaries else ("archive_status",)
+    return tuple(f"{WAL_DIRECTORY}/{name}" for name in names)
 
 
 def required_directories(major: int) -> tuple[str, ...]:
@@ -68,8 +68,7 @@ def required_directories(major: int) -> tuple[str, ...]:
 
 def tablespace_version_directory(major: int) -> str:
     """Return the name of the only directory in a tablespace that belongs to a cluster of ``major``."""
-    (catalog_version,) = (version for version, of in MAJOR_BY_CATALOG_VERSION.items() if of == major)
-    return f"PG_{major}_{catalog_version}"
+    return f"PG_{major}_{version_of_major(major).catalog_version}"
 
 
 def tablespace_oid(name: str) -> int | None:
@@ -105,7 +104,7 @@ def excluded_relation_files(directory: str, names: Collection[str], major: int) 
     if parse_database_directory(directory) is None:
         return set()
     if directory == "global":
-        return _unlogged(names) if major >= 17 else set()
+        return _unlogged(names) if version_of_major(major).unlogged_in_global else set()
     return {name for name in names if is_temporary_relation_name(name)} | _unlogged(names)
 
 

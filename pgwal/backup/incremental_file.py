@@ -1,7 +1,7 @@
 """INCREMENTAL files: the changed blocks of one relation file, and how much of the prior copy still counts.
 
 Source of the format: src/backend/backup/basebackup_incremental.c and src/bin/pg_combinebackup/reconstruct.c,
-PostgreSQL 17 and 18; pgwal writes the same for 13 to 16.
+PostgreSQL 17 to 19; pgwal writes the same for 13 to 16.
 
 | offset | type | field |
 |---|---|---|

@@ -1,6 +1,6 @@
 """backup_label and tablespace_map: what recovery needs to know of a backup.
 
-Source of the formats: src/backend/access/transam/xlog.c, xlogrecovery.c and xlogbackup.c, PostgreSQL 13 to 18.
+Source of the formats: src/backend/access/transam/xlog.c, xlogrecovery.c and xlogbackup.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.errors import FormatError, TruncatedInput
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_major
 
 BACKUP_LABEL_NAME = "backup_label"
 TABLESPACE_MAP_NAME = "tablespace_map"
@@ -92,12 +93,13 @@ class BackupLabel:
     def encode(self) -> bytes:
         return self.content
 
-    def with_incremental_from(self, lsn: Lsn, timeline_id: int) -> BackupLabel:
-        """Return this label as that of an incremental backup built on one that started at ``lsn``.
+    def with_incremental_from(self, lsn: Lsn, timeline_id: int, major: int) -> BackupLabel:
+        """Return this label, of a server of ``major``, as that of an incremental backup on one that started at ``lsn``.
 
         The lines follow START TIMELINE, where servers of 17 and later look for them to refuse a start.
         """
-        added = f"{_INCREMENTAL_LSN}: {Lsn(lsn)}\n{_INCREMENTAL_TLI}: {timeline_id}\n".encode()
+        lsn_text = version_of_major(major).lsn_text(lsn)
+        added = f"{_INCREMENTAL_LSN}: {lsn_text}\n{_INCREMENTAL_TLI}: {timeline_id}\n".encode()
         lines = []
         for line in _lines_without_incremental(self.content):
             lines.append(line)
@@ -203,7 +205,7 @@ _MAP_TOKEN_13 = re.compile(rb"\\([\r\n])|([\r\n])|([^\\\r\n]+|\\)")
 def _split_map(content: bytes, major: int) -> Iterator[bytes]:
     """Yield unescaped lines that are not empty."""
     line = bytearray()
-    for match in (_MAP_TOKEN if _escapes_backslashes(major) else _MAP_TOKEN_13).finditer(content):
+    for match in (_MAP_TOKEN if version_of_major(major).escapes_backslashes else _MAP_TOKEN_13).finditer(content):
         escaped, end, plain = match.groups()
         if end is None:
             if escaped is None and plain is None:
@@ -216,14 +218,10 @@ def _split_map(content: bytes, major: int) -> Iterator[bytes]:
         raise TruncatedInput("tablespace_map does not end with a newline")
 
 
-def _escapes_backslashes(major: int) -> bool:
-    return major >= 14
-
-
 def _escape_location(path: str, major: int) -> bytes:
     _check_location(path)
     content = encode_path(path)
-    if _escapes_backslashes(major):
+    if version_of_major(major).escapes_backslashes:
         return re.sub(rb"([\\\r\n])", rb"\\\1", content)
     if content.endswith(b"\\"):
         raise FormatError(f"PostgreSQL {major} cannot express a tablespace at {path!r}, which ends with a backslash")

@@ -2,7 +2,7 @@
 
 Both ways are streams: a million files pass through without being held.
 
-Source of the format: src/backend/backup/backup_manifest.c and src/common/parse_manifest.c, PostgreSQL 13 to 18.
+Source of the format: src/backend/backup/backup_manifest.c and src/common/parse_manifest.c, PostgreSQL 13 to 19.
 Version 2, of 17 and later, differs from version 1 by the line with the system identifier.
 """
 
@@ -21,6 +21,7 @@ from pgwal.backup.stored_path import DistinctPaths, check_path, decode_path, enc
 from pgwal.checksum import crc32c
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres_version import version_of_major
 
 MANIFEST_NAME = "backup_manifest"
 
@@ -36,7 +37,7 @@ _MAX_SIZE = (1 << 63) - 1
 
 def manifest_version(major: int) -> int:
     """Return the version of the manifests that servers and tools of ``major`` take."""
-    return 2 if major >= 17 else 1
+    return version_of_major(major).manifest_version
 
 
 class FileChecksum:
@@ -88,6 +89,7 @@ class ManifestWriter:
 
     def __init__(self, major: int, system_identifier: int) -> None:
         self._version = manifest_version(major)
+        self._lsn_text = version_of_major(major).lsn_text
         self._system_identifier = system_identifier
         self._digest = hashlib.sha256()
         self._separator = ""
@@ -122,7 +124,8 @@ class ManifestWriter:
         end = self._emit('\n],\n"WAL-Ranges": [')
         self._separator = "\n"
         for timeline_id, start, stop in wal_ranges:
-            end += self._emit_item(f'"Timeline": {timeline_id}, "Start-LSN": "{Lsn(start)}", "End-LSN": "{Lsn(stop)}"')
+            positions = f'"Start-LSN": "{self._lsn_text(start)}", "End-LSN": "{self._lsn_text(stop)}"'
+            end += self._emit_item(f'"Timeline": {timeline_id}, {positions}')
         end += self._emit("\n],\n")
         return end + f'"Manifest-Checksum": "{self._digest.hexdigest()}"}}\n'.encode()
 

@@ -3,7 +3,7 @@
 The vital property: every block that is not copied existed, unchanged, in the prior backup as that backup
 reconstructs.  An extra block costs 8 KiB, a missing one is silent data loss.
 
-The decisions follow src/backend/backup/basebackup_incremental.c, PostgreSQL 17 and 18, but for the truncation
+The decisions follow src/backend/backup/basebackup_incremental.c, PostgreSQL 17 to 19, but for the truncation
 block length, where the server's rule brings truncated rows back, and the visibility map, which older servers
 change without saying so in WAL.
 """

@@ -1,6 +1,6 @@
 """Where each part of a file lies in a chain of backups: pure decisions for restore.
 
-The walk is that of src/bin/pg_combinebackup/reconstruct.c, PostgreSQL 17 and 18, with one difference: what an
+The walk is that of src/bin/pg_combinebackup/reconstruct.c, PostgreSQL 17 to 19, with one difference: what an
 older incremental file says about its length is believed.  Blocks at or beyond its truncation block length that it
 does not hold are zero, never those of a still older backup.  In chains that pgwal writes, no such blocks exist and
 the results are the same.

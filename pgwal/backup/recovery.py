@@ -1,7 +1,7 @@
 """Recovery settings: up to where a restored server replays WAL, and how postgresql.auto.conf says so.
 
 Source of the settings: src/backend/access/transam/xlogrecovery.c (13, 14: xlog.c) and src/backend/utils/misc/
-guc-file.l, PostgreSQL 13 to 18.
+guc-file.l, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

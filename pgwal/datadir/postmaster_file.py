@@ -1,6 +1,6 @@
 """postmaster.pid: what the data directory of a server that runs says about that server.
 
-Source of the format: CreateLockFile in src/backend/utils/init/miscinit.c, PostgreSQL 13 to 18.  The lines are the
+Source of the format: CreateLockFile in src/backend/utils/init/miscinit.c, PostgreSQL 13 to 19.  The lines are the
 process id, the data directory, the start of the process in seconds since 1970, the port, and others.
 """
 

@@ -417,7 +417,7 @@ class _Backup:
                 hint="The server has just been promoted: run this again.",
             )
         if self._prior is not None:
-            label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id)
+            label = label.with_incremental_from(self._prior.start_lsn, self._prior.start_timeline_id, self._facts.major)
         copy.store(_LABEL_NAME, label.encode())
         return label
 

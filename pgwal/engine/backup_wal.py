@@ -49,7 +49,9 @@ class BackupWal:
         """
         self._require_timeline(control)
         lsn, timeline_id = control.checkpoint_lsn, control.timeline_id
-        self._wal.wait_until_written(timeline_id, checkpoint_record_end(lsn, self._repository.geometry))
+        self._wal.wait_until_written(
+            timeline_id, checkpoint_record_end(lsn, self._repository.geometry, self._repository.identity.major)
+        )
         self._require_segments(start_lsn, lsn + 1, _RESTART_POINT_HINT if self._facts.in_recovery else _AGAIN_HINT)
         require_pg_controls_checkpoint(control, read_record(self._repository, timeline_id, lsn))
 

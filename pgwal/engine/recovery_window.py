@@ -19,6 +19,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
 from pgwal.timeline import TimelineHistory
+from pgwal.wal.page_magic import wal_format_of_major
 from pgwal.wal.record import WalRecord
 
 logger = logging.getLogger(__name__)
@@ -383,7 +384,8 @@ def _prepared_xid(record: WalRecord, major: int) -> int | None:
         (xinfo,) = struct.unpack_from("<I", data, 8)
         at = 12 + (8 if xinfo & _XINFO_DBINFO else 0)
         item_sizes = (
-            (_XINFO_SUBXACTS, 4), (_XINFO_DROPPED, 12), (_XINFO_STATS, 16 if major >= 18 else 12), (_XINFO_INVALS, 16),
+            (_XINFO_SUBXACTS, 4), (_XINFO_DROPPED, 12),
+            (_XINFO_STATS, wal_format_of_major(major).dropped_stats_item_size), (_XINFO_INVALS, 16),
         )  # fmt: skip
         for bit, item_size in item_sizes:
             if xinfo & bit:

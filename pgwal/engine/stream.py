@@ -39,6 +39,7 @@ from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_server_facts, read_slot
 from pgwal.postgres.walsender import SlotPosition, SystemIdentity, WalSender
+from pgwal.postgres_version import version_of_server
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import SegmentCompressor
@@ -300,7 +301,7 @@ class Receiver:
         repository.wal.write_history(timeline_id, content)
 
     def _is_standby(self, sender: WalSender) -> bool:
-        if sender.server_version >= 140000:
+        if version_of_server(sender.server_version).shows_in_hot_standby:
             return sender.show("in_hot_standby") == "on"
         with connect_sql(self._parameters) as connection:
             return read_server_facts(connection).in_recovery
@@ -398,7 +399,7 @@ class Receiver:
         return position
 
     def _find_slot(self, sender: WalSender, slot: str) -> SlotPosition | None:
-        if sender.server_version >= 150000:
+        if version_of_server(sender.server_version).has_read_replication_slot:
             return sender.read_replication_slot(slot)
         with connect_sql(self._parameters) as connection:
             facts = read_slot(connection, slot)

@@ -1,6 +1,6 @@
 """The binary format of COPY TO STDOUT, read piece by piece as it arrives.
 
-Source of the format: src/backend/commands/copyto.c (13: copy.c), PostgreSQL 13 to 18: a header, then for each row an
+Source of the format: src/backend/commands/copyto.c (13: copy.c), PostgreSQL 13 to 19: a header, then for each row an
 i16 count of fields and for each field an i32 length (-1: NULL) and the value, then -1 instead of a count.  Integers
 are big-endian.
 """

@@ -1,7 +1,7 @@
 """What a role must be allowed to do for pgwal, what of it is missing, and the SQL that grants it.
 
 A superuser may do all of it.  Source of the functions' default privileges: src/backend/catalog/system_functions.sql
-(13: system_views.sql), PostgreSQL 13 to 18.
+(13: system_views.sql), PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

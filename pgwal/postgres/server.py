@@ -2,7 +2,7 @@
 
 Knows nothing of files and of replication.  Everything here works for a role without special rights, but for the
 two backup functions.
-Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 to 18.
+Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from psycopg.rows import dict_row
 
 from pgwal.backup.stored_path import decode_path
 from pgwal.control_file import ControlStamp
-from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired, UnsupportedVersion
+from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import error_text, translated_errors
 from pgwal.postgres.privileges import grant_hint
+from pgwal.postgres_version import version_of_catalog, version_of_server
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
 from pgwal.segment import WAL_PAGE_SIZE
-
-OLDEST_MAJOR = 13
-NEWEST_MAJOR = 18
-
 
 # ---- facts ----
 
@@ -66,6 +63,8 @@ class ServerFacts:
 # pg_settings hides the rows that a role may not see, where current_setting would fail.
 _FACTS = """
     SELECT current_setting('server_version_num')::int AS version_num,
+           pg_control_version,
+           catalog_version_no,
            system_identifier,
            CASE WHEN in_recovery
                 THEN greatest(checkpoint.timeline_id, min_recovery_end_timeline)
@@ -102,14 +101,16 @@ _LOCATIONS = f"SELECT oid::bigint, {_LOCATION} FROM unnest(%s::bigint[]::oid[]) 
 def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     """Read what pgwal must know about a server; any role may.
 
-    Raises UnsupportedVersion for a server that is not of 13 to 18, SettingRequired for one that was built with
-    other block sizes.
+    Raises UnsupportedVersion for a server of no supported version, and for a pre-release of one; SettingRequired for
+    one that was built with other block sizes.
     """
-    _check_version(connection.info.server_version)
+    version_of_server(connection.info.server_version)
     with translated_errors(connection):
         row = connection.cursor(row_factory=dict_row).execute(_FACTS).fetchone()
         tablespaces = _read_tablespaces(connection)
     assert row is not None
+    # The number of a server is the same in its beta versions, whose WAL and files may differ.
+    version_of_catalog(row.pop("catalog_version_no"), row.pop("pg_control_version"), "the server's pg_control")
     # The SQL type of the identifier is a signed bigint.
     row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
     facts = ServerFacts(**row, tablespaces=tablespaces)
@@ -127,14 +128,6 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
 def _read_tablespaces(connection: psycopg.Connection) -> dict[int, str]:
     rows = connection.execute(_TABLESPACES, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
     return {int(oid): decode_path(location) for oid, location in rows}
-
-
-def _check_version(version_num: int) -> None:
-    if not OLDEST_MAJOR <= version_num // 10000 <= NEWEST_MAJOR:
-        raise UnsupportedVersion(
-            f"the server is PostgreSQL {version_num // 10000}.{version_num % 10000},"
-            f" only {OLDEST_MAJOR} to {NEWEST_MAJOR} are supported"
-        )
 
 
 def _check_sizes(facts: ServerFacts) -> None:
@@ -298,40 +291,16 @@ class BackupStop:
     tablespace_map: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _BackupFunctions:
-    """The SQL of one range of versions; the files as the bytes that they have in the database's own encoding."""
-
-    start: str
-    stop: str
-    signatures: tuple[str, str]
-
-
+# The files as the bytes that they have in the database's own encoding.
 _FILES = (
     "SELECT lsn::text, convert_to(labelfile, getdatabaseencoding()),"
     r" replace(coalesce(spcmapfile, ''), E'\\', E'\\\\')::bytea FROM "
 )
 
-# wait_for_archive is false in both: it is pgwal that keeps the WAL, and knows what it has.
-_SINCE_15 = _BackupFunctions(
-    start="SELECT pg_backup_start(%(label)s, %(fast)s)::text",
-    stop=_FILES + "pg_backup_stop(wait_for_archive => false)",
-    signatures=("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
-)
-_BEFORE_15 = _BackupFunctions(
-    start="SELECT pg_start_backup(%(label)s, %(fast)s, exclusive => false)::text",
-    stop=_FILES + "pg_stop_backup(exclusive => false, wait_for_archive => false)",
-    signatures=("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"),
-)
-
-
-def _backup_functions(version_num: int) -> _BackupFunctions:
-    return _SINCE_15 if version_num >= 150000 else _BEFORE_15
-
 
 def backup_function_signatures(version_num: int) -> tuple[str, str]:
     """Return the functions that start and stop a backup, as GRANT EXECUTE ON FUNCTION names them."""
-    return _backup_functions(version_num).signatures
+    return version_of_server(version_num).backup_functions.signatures
 
 
 class BackupSession:
@@ -343,7 +312,7 @@ class BackupSession:
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
-        self._functions = _backup_functions(connection.info.server_version)
+        self._functions = version_of_server(connection.info.server_version).backup_functions
 
     def __enter__(self) -> Self:
         return self
@@ -359,14 +328,14 @@ class BackupSession:
         """
         if "\n" in label:
             raise PgwalError("a backup's label must be a single line")
-        return Lsn.parse(self._call(self._functions.start, {"label": label, "fast": fast})[0])
+        return Lsn.parse(self._call(f"SELECT {self._functions.start}::text", {"label": label, "fast": fast})[0])
 
     def stop(self) -> BackupStop:
         """Stop the backup; does not wait until WAL is archived.
 
         Raises ServerError when the server has given the backup up, as a standby does that was promoted.
         """
-        stop_lsn, label_file, tablespace_map = self._call(self._functions.stop, {})
+        stop_lsn, label_file, tablespace_map = self._call(_FILES + self._functions.stop, {})
         return BackupStop(Lsn.parse(stop_lsn), label_file, tablespace_map)
 
     def _call(self, query: str, parameters: dict[str, object]) -> tuple[Any, ...]:

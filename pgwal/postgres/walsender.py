@@ -4,7 +4,7 @@ Knows nothing of what the bytes mean; ``pgwal.replication`` does.  Whatever ends
 as one of pgwal's errors.  One thread, no callbacks, no busy loop: it waits in poll() for the socket, for a
 file descriptor that wakes it, or for the time to pass, and holds no more than libpq's buffer for one message.
 
-Follows "Streaming Replication Protocol" in the manual and src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 18.
+Follows "Streaming Replication Protocol" in the manual and src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import one_line, quoted_identifier
+from pgwal.postgres_version import version_of_server
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
@@ -186,7 +187,7 @@ class WalSender:
 
         Raises ServerError for a logical slot.
         """
-        assert self.server_version >= 150000, "READ_REPLICATION_SLOT came with PostgreSQL 15"
+        assert version_of_server(self.server_version).has_read_replication_slot
         row = self._one_row(f"READ_REPLICATION_SLOT {_slot_name(name)}")
         if row.values["slot_type"] is None:
             return None

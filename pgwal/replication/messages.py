@@ -2,7 +2,7 @@
 
 Knows nothing of connections, nor of what came before a message.
 Source of the format: src/backend/replication/walsender.c and "Streaming Replication Protocol" in the manual,
-PostgreSQL 13 to 18.  All integers are big-endian; times are microseconds since 2000-01-01 00:00 UTC.
+PostgreSQL 13 to 19.  All integers are big-endian; times are microseconds since 2000-01-01 00:00 UTC.
 
 | message | offset | type | field |
 |---|---|---|---|

@@ -13,7 +13,7 @@ The order at the caller, for each round: ``receive``, write, ``written``; when a
 ``reply_due`` is set: fsync, ``flushed``; then send what ``status_due`` returns.  To sync before answering
 matters when the server shuts down: it waits until everything it sent is confirmed as flushed.
 
-Behaviour follows src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 18.
+Behaviour follows src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which blocks of which relation forks changed: the block map (the server's "block reference table").
 
-Semantics are those of src/common/blkreftable.c, PostgreSQL 17 and 18.  Block sets are roaring bitmaps, which cost
+Semantics are those of src/common/blkreftable.c, PostgreSQL 17 to 19.  Block sets are roaring bitmaps, which cost
 at most 8 KiB for 65536 consecutive blocks (512 MiB of relation) and two bytes for a lonely block.
 """
 

@@ -1,6 +1,6 @@
 """PostgreSQL's WAL summary files, both ways: names, and the block reference table inside.
 
-Source of the format: src/common/blkreftable.c and src/backend/backup/walsummary.c, PostgreSQL 17 and 18.
+Source of the format: src/common/blkreftable.c and src/backend/backup/walsummary.c, PostgreSQL 17 to 19.
 
 | part | contents |
 |---|---|

@@ -1,6 +1,6 @@
 """WAL bytes of one timeline in, block maps of ranges of it out.
 
-Follows SummarizeWAL in src/backend/postmaster/walsummarizer.c, PostgreSQL 17 and 18.
+Follows SummarizeWAL in src/backend/postmaster/walsummarizer.c, PostgreSQL 17 to 19.
 """
 
 from __future__ import annotations

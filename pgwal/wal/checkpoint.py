@@ -2,7 +2,7 @@
 
 Equal positions say nothing: another server of the same cluster, or another life of this one, may have a record there
 too, even a checkpoint.  So all fields are compared.  The server builds the structure once (CreateCheckPoint in
-src/backend/access/transam/xlog.c, PostgreSQL 13 to 18), inserts it as the record's payload and copies it to pg_control;
+src/backend/access/transam/xlog.c, PostgreSQL 13 to 19), inserts it as the record's payload and copies it to pg_control;
 a standby copies it out of the record that its restart point goes back to (CreateRestartPoint).  ``time``, in seconds,
 and the counters then differ between histories.  Two things may differ within one:
 
@@ -29,9 +29,10 @@ _OTHER_HISTORY_HINT = (
 )
 
 
-def checkpoint_record_end(lsn: Lsn, geometry: WalGeometry) -> Lsn:
-    """Return where the checkpoint record that starts at ``lsn`` ends: all are of one size, and hold no block."""
-    size = (layout.RECORD_HEADER_SIZE + 2 + layout.CheckpointSince17.sizeof() + 7) & ~7
+def checkpoint_record_end(lsn: Lsn, geometry: WalGeometry, major: int) -> Lsn:
+    """Return where the checkpoint record that starts at ``lsn`` ends: a major's are of one size, and hold no block."""
+    payload = layout.payloads(wal_format_of_major(major))[layout.RM_XLOG, layout.XLOG_CHECKPOINT_ONLINE]
+    size = (layout.RECORD_HEADER_SIZE + 2 + payload.sizeof() + 7) & ~7
     left = WAL_PAGE_SIZE - lsn % WAL_PAGE_SIZE
     if size <= left:
         return Lsn(lsn + size)

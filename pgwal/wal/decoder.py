@@ -1,7 +1,7 @@
 """WAL bytes in, records out: the walk over pages and records as the construct declarations define it.
 
 This is the specification that ``scan.py`` is held to, and what ``inspect`` prints; it is slow.  The rules are
-those of src/backend/access/transam/xlogreader.c, PostgreSQL 13 to 18.
+those of src/backend/access/transam/xlogreader.c, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class WalDecoder:
             self.wal_format = wal_format_of_magic(header.magic, f"WAL page {Lsn(page_lsn)}")
         if self.wal_format is None or header.magic != self.wal_format.magic:
             raise _NoRecord(page_lsn, EndReason.PAGE_MAGIC)
-        if header.info & ~layout.PAGE_ALL_FLAGS:
+        if header.info & ~self.wal_format.page_flags:
             raise _NoRecord(page_lsn, EndReason.PAGE_FLAGS)
         if header.info & layout.PAGE_LONG_HEADER:
             raw = yield from self._peek(LONG_PAGE_HEADER_SIZE)
@@ -210,7 +210,8 @@ class WalDecoder:
             header = yield from self._page_header()
         except _NoRecord as no_record:
             raise _NoRecord(lsn, no_record.end.reason) from None
-        if header.info & layout.PAGE_FIRST_IS_OVERWRITE_CONTRECORD:
+        assert self.wal_format is not None
+        if header.info & self.wal_format.overwrite_contrecord_flag:
             self._overwritten_lsn = lsn
             raise _Overwritten
         continued = header.info & layout.PAGE_FIRST_IS_CONTRECORD

@@ -2,7 +2,7 @@
 
 Everything is little-endian.  Sources: src/include/access/{xlog_internal,xlogrecord,xact,heapam_xlog}.h,
 src/include/catalog/{storage_xlog,pg_control}.h, src/include/commands/{dbcommands,tablespace}*.h and
-src/include/utils/relmapper.h of PostgreSQL 13 to 18.  ``scan.py`` walks the same structures as a tight loop.
+src/include/utils/relmapper.h of PostgreSQL 13 to 19.  ``scan.py`` walks the same structures as a tight loop.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ from construct import (
     this,
 )
 
+from pgwal.postgres_version import CheckpointForm
 from pgwal.wal.page_magic import WalFormat
 
 # --- pages ------------------------------------------------------------------------------------------------
 
 PAGE_FIRST_IS_CONTRECORD = 0x0001
 PAGE_LONG_HEADER = 0x0002
-PAGE_BKP_REMOVABLE = 0x0004
-PAGE_FIRST_IS_OVERWRITE_CONTRECORD = 0x0008
-PAGE_ALL_FLAGS = 0x000F
 
 _PAGE_HEADER_FIELDS = (
     "magic" / Int16ul,
@@ -175,10 +173,10 @@ SmgrTruncate = Struct("block_no" / Int32ul, "locator" / Locator, "flags" / Int32
 DbaseCreateFileCopy = Struct(
     "db_oid" / Int32ul, "spc_oid" / Int32ul, "source_db_oid" / Int32ul, "source_spc_oid" / Int32ul
 )
-"""xl_dbase_create_rec (13, 14), xl_dbase_create_file_copy_rec (15 to 18), 16 bytes."""
+"""xl_dbase_create_rec (13, 14), xl_dbase_create_file_copy_rec (since 15), 16 bytes."""
 
 DbaseCreateWalLog = Struct("db_oid" / Int32ul, "spc_oid" / Int32ul)
-"""xl_dbase_create_wal_log_rec (15 to 18), 8 bytes."""
+"""xl_dbase_create_wal_log_rec (since 15), 8 bytes."""
 
 DbaseDrop = Struct("db_oid" / Int32ul, "spc_oids" / PrefixedArray(Int32ul, Int32ul))
 """xl_dbase_drop_rec, 8 + 4n bytes."""
@@ -217,16 +215,14 @@ XactPrepare = Struct(
 Nothing is dropped yet: the record that ends the transaction repeats the list that applies.
 """
 
-_CHECKPOINT_COUNTERS = (
-    "next_xid" / Int64ul,
-    "next_oid" / Int32ul,
-    "next_multi" / Int32ul,
-    "next_multi_offset" / Int32ul,
+_CHECKPOINT_NEXT = ("next_xid" / Int64ul, "next_oid" / Int32ul, "next_multi" / Int32ul)
+_CHECKPOINT_OLDEST = (
     "oldest_xid" / Int32ul,
     "oldest_xid_db_oid" / Int32ul,
     "oldest_multi" / Int32ul,
     "oldest_multi_db_oid" / Int32ul,
-    Padding(4),
+)
+_CHECKPOINT_TIME = (
     "time" / Int64sl,
     "oldest_commit_ts_xid" / Int32ul,
     "newest_commit_ts_xid" / Int32ul,
@@ -240,23 +236,53 @@ CheckpointBefore17 = Struct(
     "prev_timeline_id" / Int32ul,
     "full_page_writes" / Flag,
     Padding(7),
-    *_CHECKPOINT_COUNTERS,
+    *_CHECKPOINT_NEXT,
+    "next_multi_offset" / Int32ul,
+    *_CHECKPOINT_OLDEST,
+    Padding(4),
+    *_CHECKPOINT_TIME,
 )
 """CheckPoint (13 to 16), 88 bytes."""
 
-CheckpointSince17 = Struct(
+Checkpoint17 = Struct(
     "redo_lsn" / Int64ul,
     "timeline_id" / Int32ul,
     "prev_timeline_id" / Int32ul,
     "full_page_writes" / Flag,
     Padding(3),
     "wal_level" / Int32sl,
-    *_CHECKPOINT_COUNTERS,
+    *_CHECKPOINT_NEXT,
+    "next_multi_offset" / Int32ul,
+    *_CHECKPOINT_OLDEST,
+    Padding(4),
+    *_CHECKPOINT_TIME,
 )
 """CheckPoint (17, 18), 88 bytes."""
 
+CheckpointSince19 = Struct(
+    "redo_lsn" / Int64ul,
+    "timeline_id" / Int32ul,
+    "prev_timeline_id" / Int32ul,
+    "full_page_writes" / Flag,
+    Padding(3),
+    "wal_level" / Int32sl,
+    "logical_decoding_enabled" / Flag,
+    Padding(7),
+    *_CHECKPOINT_NEXT,
+    "next_multi_offset" / Int64ul,
+    *_CHECKPOINT_OLDEST,
+    *_CHECKPOINT_TIME,
+)
+"""CheckPoint (19), 96 bytes."""
+
+_CHECKPOINTS: dict[CheckpointForm, Construct[Any, Any]] = {
+    CheckpointForm.WITHOUT_WAL_LEVEL: CheckpointBefore17,
+    CheckpointForm.WITH_WAL_LEVEL: Checkpoint17,
+    CheckpointForm.WITH_WIDE_MULTI_OFFSET: CheckpointSince19,
+}
+
 CheckpointRedo = Struct("wal_level" / Int32sl)
-"""XLOG_CHECKPOINT_REDO (17, 18): the start of this record is the redo LSN of the checkpoint to come."""
+"""XLOG_CHECKPOINT_REDO (since 17): the start of this record is the redo LSN of the checkpoint to come."""
 
 BackupEnd = Struct("start_lsn" / Int64ul)
 """XLOG_BACKUP_END, 8 bytes: the start of the backup that ends; the end of this record is its stop."""
@@ -281,7 +307,7 @@ EndOfRecoveryBefore17 = Struct("time" / Int64sl, "timeline_id" / Int32ul, "prev_
 EndOfRecoverySince17 = Struct(
     "time" / Int64sl, "timeline_id" / Int32ul, "prev_timeline_id" / Int32ul, "wal_level" / Int32sl
 )
-"""xl_end_of_recovery (17, 18), 24 bytes with padding."""
+"""xl_end_of_recovery (since 17), 24 bytes with padding."""
 
 # --- heap records that clear bits of the visibility map by a flag -------------------------------------------
 
@@ -345,7 +371,7 @@ def payloads(wal_format: WalFormat) -> dict[tuple[int, int], Construct[Any, Any]
     known[RM_HEAP2, HEAP2_LOCK_UPDATED] = HeapDelete
     known.update({(RM_XACT, operation | XACT_HAS_INFO): XactEnd for operation in XACT_ENDS})
     since_17 = wal_format.has_checkpoint_redo
-    checkpoint = CheckpointSince17 if since_17 else CheckpointBefore17
+    checkpoint = _CHECKPOINTS[wal_format.checkpoint]
     known[RM_XLOG, XLOG_CHECKPOINT_SHUTDOWN] = checkpoint
     known[RM_XLOG, XLOG_CHECKPOINT_ONLINE] = checkpoint
     known[RM_XLOG, XLOG_END_OF_RECOVERY] = EndOfRecoverySince17 if since_17 else EndOfRecoveryBefore17

@@ -1,7 +1,7 @@
 """Names of resource managers and of their records, as pg_waldump prints them.
 
 Source: src/include/access/rmgrlist.h and the ``_identify`` functions in src/backend/access/rmgrdesc, PostgreSQL 13
-to 18.
+to 19.  Names that not all versions have, or for other records, are in the versions' rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ RMGR_NAMES = (
 _HEAP_MASK = 0x70
 _XACT_MASK = 0x70
 _INIT_PAGE = 0x80
+# Heap2, Heap, BRIN
+_PAGE_RMGRS = (9, 10, 17)
 
 _XLOG = {
     0x00: "CHECKPOINT_SHUTDOWN", 0x10: "CHECKPOINT_ONLINE", 0x20: "NOOP", 0x30: "NEXTOID", 0x40: "SWITCH",
@@ -27,12 +29,7 @@ _XACT = {
     0x00: "COMMIT", 0x10: "PREPARE", 0x20: "ABORT", 0x30: "COMMIT_PREPARED", 0x40: "ABORT_PREPARED",
     0x50: "ASSIGNMENT", 0x60: "INVALIDATION",
 }  # fmt: skip
-_HEAP2 = {
-    0x00: "REWRITE", 0x10: "PRUNE", 0x20: "VACUUM", 0x30: "FREEZE_PAGE", 0x40: "VISIBLE", 0x50: "MULTI_INSERT",
-    0x60: "LOCK_UPDATED", 0x70: "NEW_CID",
-}  # fmt: skip
-_HEAP2_13 = {0x10: "CLEAN", 0x20: "FREEZE_PAGE", 0x30: "CLEANUP_INFO"}
-_HEAP2_SINCE_17 = {0x10: "PRUNE_ON_ACCESS", 0x20: "PRUNE_VACUUM_SCAN", 0x30: "PRUNE_VACUUM_CLEANUP"}
+_HEAP2 = {0x00: "REWRITE", 0x50: "MULTI_INSERT", 0x60: "LOCK_UPDATED", 0x70: "NEW_CID"}
 _HEAP = {
     0x00: "INSERT", 0x10: "DELETE", 0x20: "UPDATE", 0x30: "TRUNCATE", 0x40: "HOT_UPDATE", 0x50: "HEAP_CONFIRM",
     0x60: "LOCK", 0x70: "INPLACE",
@@ -45,6 +42,8 @@ _BY_RMGR: dict[int, dict[int, str]] = {
     6: {0x00: "ZERO_OFF_PAGE", 0x10: "ZERO_MEM_PAGE", 0x20: "CREATE_ID", 0x30: "TRUNCATE_ID"},
     7: {0x00: "UPDATE"},
     8: {0x00: "LOCK", 0x10: "RUNNING_XACTS", 0x20: "INVALIDATIONS"},
+    9: _HEAP2,
+    10: _HEAP,
     11: {
         0x00: "INSERT_LEAF", 0x10: "INSERT_UPPER", 0x20: "INSERT_META", 0x30: "SPLIT_L", 0x40: "SPLIT_R",
         0x50: "INSERT_POST", 0x60: "DEDUP", 0x70: "DELETE", 0x80: "UNLINK_PAGE", 0x90: "UNLINK_PAGE_META",
@@ -90,31 +89,14 @@ def record_name(wal_format: WalFormat, rmid: int, info: int) -> str:
     operation = info & 0xF0
     if rmid == 1:
         name = _XACT.get(operation & _XACT_MASK)
-    elif rmid in (9, 10, 17):
-        name = _page_record_name(wal_format, rmid, operation & _HEAP_MASK)
+    elif rmid in _PAGE_RMGRS:
+        name = _own_or_common(wal_format, rmid, operation & _HEAP_MASK)
         if name is not None and operation & _INIT_PAGE:
             name += "+INIT"
-    elif rmid == 4:
-        name = _database_record_name(wal_format, operation)
     else:
-        name = _BY_RMGR.get(rmid, {}).get(operation)
+        name = _own_or_common(wal_format, rmid, operation)
     return name if name is not None else f"UNKNOWN (info {info:02X})"
 
 
-def _page_record_name(wal_format: WalFormat, rmid: int, operation: int) -> str | None:
-    if rmid == 10:
-        return _HEAP[operation]
-    if rmid == 17:
-        return _BY_RMGR[17].get(operation)
-    changed = _HEAP2_13 if wal_format.major == 13 else _HEAP2_SINCE_17 if wal_format.major >= 17 else {}
-    return changed.get(operation) or _HEAP2[operation]
-
-
-def _database_record_name(wal_format: WalFormat, operation: int) -> str | None:
-    names = {
-        wal_format.dbase_create_file_copy: "CREATE" if wal_format.major < 15 else "CREATE_FILE_COPY",
-        wal_format.dbase_drop: "DROP",
-    }
-    if wal_format.dbase_create_wal_log is not None:
-        names[wal_format.dbase_create_wal_log] = "CREATE_WAL_LOG"
-    return names.get(operation)
+def _own_or_common(wal_format: WalFormat, rmid: int, operation: int) -> str | None:
+    return wal_format.record_names.get((rmid, operation)) or _BY_RMGR.get(rmid, {}).get(operation)

@@ -1,7 +1,7 @@
 """Which records create, drop or truncate relation files, and what that means for a block map.
 
 The rules are those of SummarizeSmgrRecord, SummarizeDbaseRecord and SummarizeXactRecord in
-src/backend/postmaster/walsummarizer.c, PostgreSQL 17 and 18, with the record types of 13 to 18.
+src/backend/postmaster/walsummarizer.c, PostgreSQL 17 to 19, with the record types of 13 to 19.
 """
 
 from __future__ import annotations

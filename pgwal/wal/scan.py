@@ -2,7 +2,7 @@
 """WAL bytes in, changed blocks out: the walk over pages and records as a tight loop.
 
 It opens no file and keeps no clock.  The rules are those of src/backend/access/transam/xlogreader.c, PostgreSQL 13
-to 18; ``layout.py`` declares the structures that are read here by offset, ``decoder.py`` is the same walk as a
+to 19; ``layout.py`` declares the structures that are read here by offset, ``decoder.py`` is the same walk as a
 specification, and tests hold the two equal.
 
 This source runs in two forms: compiled by Cython, with the C types that ``scan.pxd`` gives to its names, and
@@ -69,8 +69,6 @@ _LONG_HEADER = LONG_PAGE_HEADER_SIZE
 
 _FIRST_IS_CONTRECORD = 0x0001
 _HAS_LONG_HEADER = 0x0002
-_FIRST_IS_OVERWRITE = 0x0008
-_ALL_PAGE_FLAGS = 0x000F
 
 _RECORD_HEADER = 24
 
@@ -280,7 +278,10 @@ class WalScanner:
         self._segment_mask = segment_size - 1
         self._start_lsn = start_lsn
         self._expected_prev = prev_lsn
-        self._derives = derive_map_blocks
+        self._wants_derived = derive_map_blocks
+        self._derives = False
+        self._all_page_flags = 0
+        self._overwrite_flag = 0
         self._all_transaction_ends = all_transaction_ends
         self._system_identifier = system_identifier
         self._stop = (1 << 64) - 1
@@ -534,11 +535,17 @@ class WalScanner:
         self._compressed_bits = 0
         self._has_top_level_xid = False
         self._has_custom_rmgrs = False
+        self._all_page_flags = 0
+        self._overwrite_flag = 0
+        self._derives = False
         if magic:
             wal_format = wal_format_of_magic(magic, "WalScanner")
             self._compressed_bits = wal_format.compressed_image_bits
             self._has_top_level_xid = wal_format.has_top_level_xid
             self._has_custom_rmgrs = wal_format.has_custom_rmgrs
+            self._all_page_flags = wal_format.page_flags
+            self._overwrite_flag = wal_format.overwrite_contrecord_flag
+            self._derives = self._wants_derived and wal_format.clears_unnamed_map_blocks
 
     def _raise(self, code: int) -> None:
         where = f"record at {Lsn(self._lsn)}"
@@ -615,7 +622,7 @@ class WalScanner:
                 return _NEED_FORMAT
             if magic != self.magic or magic == 0:
                 return self._end(blamed_lsn, _PAGE_MAGIC)
-            if flags & ~_ALL_PAGE_FLAGS:
+            if flags & ~self._all_page_flags:
                 return self._end(blamed_lsn, _PAGE_FLAGS)
             if not flags & _HAS_LONG_HEADER or wanted == _LONG_HEADER:
                 break
@@ -788,7 +795,7 @@ class WalScanner:
         code = self._page_header(data, size, self._record_lsn)
         if code != _GO_ON:
             return code
-        if self._page_flags & _FIRST_IS_OVERWRITE:
+        if self._page_flags & self._overwrite_flag:
             # A crash cut the record off: it never happened, and its successor begins here.
             self._has_discarded = True
             self._discarded_lsn = self._record_lsn
@@ -1222,7 +1229,7 @@ class WalScanner:
         """Return and forget the visibility map blocks in which records cleared bits without referring to them.
 
         Of the same shape as ``take_blocks``; derived from flags of heap records, so a server from 17.11 or 18.6 on
-        has them among its references too.
+        has them among its references too.  19 refers to all of them, and so there are none here.
         """
         self._settle_derived()
         taken = [(fork, array("I", sorted(blocks))) for fork, blocks in self._derived_blocks.items()]

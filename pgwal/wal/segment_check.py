@@ -1,6 +1,6 @@
 """Is this the WAL segment that it is called?  What the page headers of a segment tell, without its records.
 
-Source of the format: src/include/access/xlog_internal.h, PostgreSQL 13 to 18.
+Source of the format: src/include/access/xlog_internal.h, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations

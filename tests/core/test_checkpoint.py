@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from core.test_control_file import MAJORS, build
-from core.wal_builder import CHECKPOINT_FIELDS, RM_XLOG, RecordSpec, WalBuilder
+from core.wal_builder import RM_XLOG, RecordSpec, WalBuilder, checkpoint_fields
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,18 +22,19 @@ from pgwal.wal.checkpoint import (
     require_labels_checkpoint,
     require_pg_controls_checkpoint,
 )
+from pgwal.wal.decoder import decode_payload
 from pgwal.wal.page_magic import wal_format_of_major
 from pgwal.wal.record import EndOfWal, EndReason, WalRecord
 
 LSN = Lsn(0x3000080)
 REDO = Lsn(0x3000028)
-FIELDS = CHECKPOINT_FIELDS | {"redo_lsn": REDO, "timeline_id": 2}
+FIELDS_OF_HERE = {"redo_lsn": REDO, "timeline_id": 2}
 IN_PRODUCTION, IN_ARCHIVE_RECOVERY = 6, 5
 
 
 def payload(major: int, **changed: Any) -> bytes:
     declared = layout.payloads(wal_format_of_major(major))[RM_XLOG, layout.XLOG_CHECKPOINT_ONLINE]
-    return bytes(declared.build(FIELDS | {"wal_level": 1} | changed))
+    return bytes(declared.build(checkpoint_fields(major) | FIELDS_OF_HERE | changed))
 
 
 def record(main_data: bytes, info: int = layout.XLOG_CHECKPOINT_ONLINE, lsn: Lsn = LSN) -> WalRecord:
@@ -48,9 +49,9 @@ def control(major: int, copy: bytes, state: int = IN_PRODUCTION) -> ControlFile:
 @pytest.mark.parametrize("major", MAJORS)
 def test_each_field_counts(major: int) -> None:
     good = payload(major)
-    assert len(good) == 88
+    assert len(good) == (96 if major >= 19 else 88)
     require_pg_controls_checkpoint(control(major, good), record(good))
-    fields = {**FIELDS, **({"wal_level": 1} if major >= 17 else {})}
+    fields = checkpoint_fields(major) | FIELDS_OF_HERE
     for name, value in fields.items():
         other = not value if isinstance(value, bool) else value + 1
         with pytest.raises(
@@ -59,12 +60,16 @@ def test_each_field_counts(major: int) -> None:
             require_pg_controls_checkpoint(control(major, payload(major, **{name: other})), record(good))
 
 
-@given(st.sampled_from(MAJORS), st.integers(0, 87), st.integers(1, 255))
+@given(st.sampled_from(MAJORS), st.integers(0, 95), st.integers(1, 255))
 def test_each_byte_counts_but_padding(major: int, offset: int, difference: int) -> None:
     good = payload(major)
     changed = bytearray(good)
+    offset %= len(good)
     changed[offset] ^= difference
-    padding = {*range(17, 20 if major >= 17 else 24), *range(60, 64), *range(84, 88)}
+    if major >= 19:
+        padding = {*range(17, 20), *range(25, 32), *range(92, 96)}
+    else:
+        padding = {*range(17, 20 if major >= 17 else 24), *range(60, 64), *range(84, 88)}
     # A bool is true whatever its byte is, but for 0.
     if offset in padding or (offset == 16 and changed[16]):
         require_pg_controls_checkpoint(control(major, bytes(changed)), record(good))
@@ -119,11 +124,21 @@ def test_the_end_of_a_backup() -> None:
 
 @pytest.mark.parametrize("major", MAJORS)
 @pytest.mark.parametrize("segment_end", [False, True])
-@pytest.mark.parametrize("left_on_page", range(8, 136, 8))
+@pytest.mark.parametrize("left_on_page", range(8, 144, 8))
 def test_where_a_checkpoint_record_ends(major: int, segment_end: bool, left_on_page: int) -> None:
     start = (2 << 20) - 8192 if segment_end else 1 << 20
     builder = WalBuilder(major, start_lsn=start)
     builder.append_filler(left_on_page)
     built = builder.append(RecordSpec(RM_XLOG, layout.XLOG_CHECKPOINT_ONLINE, main_data=payload(major)))
-    assert built.end_lsn - built.lsn > left_on_page or left_on_page >= 120
-    assert checkpoint_record_end(built.lsn, WalGeometry(1 << 20)) == built.end_lsn
+    assert built.end_lsn - built.lsn > left_on_page or left_on_page >= (128 if major >= 19 else 120)
+    assert checkpoint_record_end(built.lsn, WalGeometry(1 << 20), major) == built.end_lsn
+
+
+def test_offsets_of_multixacts_have_64_bits_in_19() -> None:
+    """Past 2^32 they differ in the upper half alone, and what stands behind them keeps its place."""
+    near, far = payload(19, next_multi_offset=7), payload(19, next_multi_offset=(9 << 32) + 7)
+    decoded = decode_payload(wal_format_of_major(19), record(far))
+    assert (decoded.next_multi_offset, decoded.oldest_xid, decoded.time) == ((9 << 32) + 7, 730, 1_790_000_000)
+    require_pg_controls_checkpoint(control(19, far), record(far))
+    with pytest.raises(TimelineMismatch, match=f"next_multi_offset 7, not {(9 << 32) + 7}"):
+        require_pg_controls_checkpoint(control(19, far), record(near))

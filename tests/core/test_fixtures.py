@@ -27,6 +27,7 @@ from pgwal.backup.manifest import read_manifest
 from pgwal.engine import recorded
 from pgwal.engine.inspect import RecordedWal, RecordFilter
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres_version import VERSIONS
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.summarizer import Summarizer
@@ -41,7 +42,7 @@ from pgwal.wal.scan import NEED_DATA as SCAN_NEEDS_DATA
 from pgwal_cli.main import make_app
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
-MAJORS = (13, 14, 15, 16, 17, 18)
+MAJORS = tuple(version.major for version in VERSIONS)
 DAMAGED = sorted(path.name for path in (FIXTURES / "damaged").glob("*"))
 # Construct reads some thousand records a second, so of each timeline it reads one in so many pages.
 SAMPLED_PAGES = 8

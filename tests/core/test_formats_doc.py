@@ -111,6 +111,9 @@ def test_what_differs_between_versions_has_its_fields(name: str) -> None:
 def test_the_versions_are_those_of_the_formats() -> None:
     (line,) = re.findall(r"^\| page magic \| (.*) \|$", DOCUMENT, re.MULTILINE)
     assert [int(magic, 16) for magic in line.split(" | ")] == list(WAL_FORMATS)
+    (line,) = re.findall(r"^\| page flags: cut off by a crash / all \| (.*) \|$", DOCUMENT, re.MULTILINE)
+    flags = [(wal_format.overwrite_contrecord_flag, wal_format.page_flags) for wal_format in WAL_FORMATS.values()]
+    assert [tuple(int(flag, 16) for flag in cell.split(" / ")) for cell in line.split(" | ")] == flags
     (line,) = re.findall(r"^\| image flags: apply / compressed \| (.*) \|$", DOCUMENT, re.MULTILINE)
     flags = [(wal_format.apply_image_bit, wal_format.compressed_image_bits) for wal_format in WAL_FORMATS.values()]
     assert [tuple(int(flag, 16) for flag in cell.split(" / ")) for cell in line.split(" | ")] == flags

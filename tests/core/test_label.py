@@ -38,12 +38,12 @@ def test_an_incremental_backup() -> None:
 
 def test_the_incremental_lines_come_and_go_and_the_rest_stays() -> None:
     label = BackupLabel.decode(FULL)
-    assert label.with_incremental_from(Lsn(0x4000028), 1).content == INCREMENTAL
+    assert label.with_incremental_from(Lsn(0x4000028), 1, 17).content == INCREMENTAL
     assert label.without_incremental() == label
     incremental = BackupLabel.decode(INCREMENTAL)
     assert incremental.without_incremental() == label
-    assert incremental.with_incremental_from(Lsn(0x4000028), 1) == incremental
-    other = incremental.with_incremental_from(Lsn(0x16_B374D848), 7)
+    assert incremental.with_incremental_from(Lsn(0x4000028), 1, 17) == incremental
+    other = incremental.with_incremental_from(Lsn(0x16_B374D848), 7, 17)
     assert other.incremental_from == PriorStart(Lsn(0x16_B374D848), 7)
 
 
@@ -51,7 +51,7 @@ def test_unknown_lines_are_kept_behind_the_incremental_ones() -> None:
     # Servers of 17 and later look for them right after START TIMELINE.
     extended = b"STOP TIME: never\n" + FULL + b"SOMETHING NEW\nOTHER: 1\r\n"
     label = BackupLabel.decode(extended)
-    added = label.with_incremental_from(Lsn(0x4000028), 1)
+    added = label.with_incremental_from(Lsn(0x4000028), 1, 17)
     assert added.content == b"STOP TIME: never\n" + INCREMENTAL + b"SOMETHING NEW\nOTHER: 1\r\n"
     assert added.without_incremental() == label
 
@@ -61,7 +61,7 @@ def test_any_text_can_be_a_label(text: bytes) -> None:
     content = FULL.replace(b"pg_basebackup base backup", text)
     label = BackupLabel.decode(content)
     assert label.label.encode("utf-8", "surrogateescape") == text
-    assert label.with_incremental_from(Lsn(40), 1).without_incremental().content == content
+    assert label.with_incremental_from(Lsn(40), 1, 17).without_incremental().content == content
 
 
 def test_a_label_with_lines_of_its_own_changes_nothing_or_is_refused() -> None:
@@ -107,7 +107,7 @@ def test_every_flipped_bit_gives_a_label_or_a_declared_error() -> None:
         damaged = bytearray(INCREMENTAL)
         damaged[bit // 8] ^= 1 << bit % 8
         with suppress(FormatError):
-            BackupLabel.decode(bytes(damaged)).with_incremental_from(Lsn(40), 1)
+            BackupLabel.decode(bytes(damaged)).with_incremental_from(Lsn(40), 1, 17)
 
 
 # -- tablespace_map

@@ -1,4 +1,4 @@
-"""Builds WAL from literals: record specifications in, pages out, for any format from 13 to 18.
+"""Builds WAL from literals: record specifications in, pages out, for any format from 13 to 19.
 
 It knows nothing of the code under test but the table of page magics: what it writes is what
 src/backend/access/transam/xloginsert.c and xlog.c would.
@@ -22,8 +22,9 @@ BLOCK_SIZE = 8192
 
 FIRST_IS_CONTRECORD = 0x0001
 LONG_HEADER_FLAG = 0x0002
+# Up to 18; since 19 its bit is that of FIRST_IS_OVERWRITE_CONTRECORD.
 BKP_REMOVABLE = 0x0004
-FIRST_IS_OVERWRITE_CONTRECORD = 0x0008
+FIRST_IS_OVERWRITE_CONTRECORD = {13: 0x0008, 19: 0x0004}
 
 RM_XLOG, RM_XACT, RM_SMGR, RM_DBASE, RM_HEAP2, RM_HEAP, RM_BTREE = 0, 1, 2, 4, 9, 10, 11
 XLOG_NOOP = 0x20
@@ -39,7 +40,21 @@ CHECKPOINT_FIELDS = {
     "oldest_multi": 1, "oldest_multi_db_oid": 1, "time": 1_790_000_000, "oldest_commit_ts_xid": 0,
     "newest_commit_ts_xid": 0, "oldest_active_xid": 745,
 }  # fmt: skip
-"""Of a CheckPoint, which has a wal_level besides from 17 on."""
+"""Of a CheckPoint; see ``checkpoint_fields`` for those that came later."""
+
+
+def overwrite_contrecord_flag(major: int) -> int:
+    return FIRST_IS_OVERWRITE_CONTRECORD[19 if major >= 19 else 13]
+
+
+def checkpoint_fields(major: int) -> dict[str, int]:
+    """Return the fields of a CheckPoint of this version."""
+    fields: dict[str, int] = dict(CHECKPOINT_FIELDS)
+    if major >= 17:
+        fields["wal_level"] = 1
+    if major >= 19:
+        fields |= {"logical_decoding_enabled": False, "next_multi_offset": 5 << 32}
+    return fields
 
 
 def align(position: int) -> int:
@@ -303,7 +318,7 @@ class WalBuilder:
 
     def _append_overwrite_contrecord(self) -> None:
         assert self._overwritten_lsn is not None
-        self._begin_page(FIRST_IS_OVERWRITE_CONTRECORD, 0)
+        self._begin_page(overwrite_contrecord_flag(self.major), 0)
         payload = struct.pack("<Qq", self._overwritten_lsn, 0)
         self._overwritten_lsn = None
         self._append(RecordSpec(RM_XLOG, XLOG_OVERWRITE_CONTRECORD, main_data=payload))
@@ -320,7 +335,7 @@ class WalBuilder:
         is_long = lsn % self.segment_size == 0
         if is_long:
             flags |= LONG_HEADER_FLAG
-        if lsn // PAGE_SIZE % 3 == 0:
+        if self.major < 19 and lsn // PAGE_SIZE % 3 == 0:
             flags |= BKP_REMOVABLE
         magic = self.wal_format.magic if self.magic is None else self.magic
         self._wal += struct.pack("<HHIQI4x", magic, flags, self.timeline_id, lsn, rest)

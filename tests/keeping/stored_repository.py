@@ -16,8 +16,9 @@ from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.checksum import content_digest, crc32c
-from pgwal.control_file import CONTROL_FILE_SIZE, MAJOR_BY_CATALOG_VERSION
+from pgwal.control_file import CONTROL_FILE_SIZE
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_major
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.summarizer import Summarizer
@@ -90,7 +91,7 @@ def checkpoint(redo_lsn: Lsn) -> bytes:
 
 def control_file(checkpoint_lsn: Lsn) -> bytes:
     """Return that of a server whose latest checkpoint is at a position, which is its redo position as well."""
-    (catalog_version,) = (version for version, major in MAJOR_BY_CATALOG_VERSION.items() if major == MAJOR)
+    catalog_version = version_of_major(MAJOR).catalog_version
     content = bytearray(CONTROL_FILE_SIZE)
     struct.pack_into("<QII", content, 0, SYSTEM_IDENTIFIER, 1300, catalog_version)
     struct.pack_into("<Q", content, 32, checkpoint_lsn)
