@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from construct import Construct
-from core.wal_builder import CHECKPOINT_FIELDS
+from core.wal_builder import checkpoint_fields
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -220,7 +220,6 @@ def test_an_absurd_count_is_only_as_long_as_the_record() -> None:
 PARAMETERS = dict.fromkeys(
     ("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"), 10
 ) | {"wal_log_hints": True, "track_commit_timestamp": False}
-CHECKPOINT = CHECKPOINT_FIELDS | {"redo_lsn": LSN}
 RECOVERY = {"time": 0, "timeline_id": 2, "prev_timeline_id": 1}
 
 
@@ -232,11 +231,12 @@ def test_the_wal_level_that_is_announced(wal_format: WalFormat, level: int) -> N
         return wal_level_of(wal_format, LSN, info, data)
 
     assert announced(layout.XLOG_PARAMETER_CHANGE, **PARAMETERS, wal_level=level) == level
+    checkpoint = checkpoint_fields(wal_format.major) | {"redo_lsn": LSN, "wal_level": level}
     since_17 = level if wal_format.major >= 17 else None
-    assert announced(layout.XLOG_CHECKPOINT_SHUTDOWN, **CHECKPOINT, wal_level=level) == since_17
+    assert announced(layout.XLOG_CHECKPOINT_SHUTDOWN, **checkpoint) == since_17
     assert announced(layout.XLOG_END_OF_RECOVERY, **RECOVERY, wal_level=level) == since_17
     # Not even on 17 and later: the level of an online checkpoint is that of its redo point.
-    assert announced(layout.XLOG_CHECKPOINT_ONLINE, **CHECKPOINT, wal_level=level) is None
+    assert announced(layout.XLOG_CHECKPOINT_ONLINE, **checkpoint) is None
     if wal_format.has_checkpoint_redo:
         assert announced(layout.XLOG_CHECKPOINT_REDO, wal_level=level) == level
 
@@ -250,8 +250,10 @@ def test_other_records_announce_none(wal_format: WalFormat) -> None:
 
 @every_version
 def test_structures_have_the_sizes_of_the_server(wal_format: WalFormat) -> None:
-    checkpoint = payload(wal_format, layout.RM_XLOG, layout.XLOG_CHECKPOINT_SHUTDOWN, **CHECKPOINT, wal_level=1)
-    assert len(checkpoint) == 88
+    checkpoint = payload(
+        wal_format, layout.RM_XLOG, layout.XLOG_CHECKPOINT_SHUTDOWN, **checkpoint_fields(wal_format.major)
+    )
+    assert len(checkpoint) == (96 if wal_format.major >= 19 else 88)
     assert len(payload(wal_format, layout.RM_SMGR, layout.SMGR_CREATE, locator=TABLE, fork=0)) == 16
     assert layout.ShortPageHeader.sizeof() == 24
     assert layout.LongPageHeader.sizeof() == 40
