@@ -88,7 +88,7 @@ def prepare(server: ThrowawayServer) -> None:
         connection.execute("INSERT INTO account SELECT i, 0, repeat('x', 100) FROM generate_series(1, 20000) AS i")
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_backups_restored_hold_the_same_rows(
     server: ThrowawayServer, make_server: ServerFactory, scratch: Path
 ) -> None:

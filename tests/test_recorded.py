@@ -41,7 +41,7 @@ FAILED, USAGE, NOT_COVERED = 1, 2, 4
 
 FORKS = ("main", "fsm", "vm", "init")
 
-with_receivewal = pytest.mark.postgres(15, 16, 17, 18)
+with_receivewal = pytest.mark.postgres(15, 16, 17, 18, 19)
 """Versions whose packages have the client tools."""
 
 WORK = """
@@ -336,7 +336,7 @@ def by_place(files: dict[str, bytes]) -> dict[LsnRange, bytes]:
     }
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 @pytest.mark.parametrize("segment_mb", [16, 64])
 def test_larger_segments(make_server: ServerFactory, tmp_path: Path, segment_mb: int) -> None:
     server = make_server(initdb_args=("-k", f"--wal-segsize={segment_mb}"), settings={"wal_keep_size": "1GB"})
@@ -391,7 +391,7 @@ def native_files(server: ThrowawayServer) -> dict[str, Path]:
     return {path.name: path for path in sorted(files) if parse_summary_file_name(path.name) is not None}
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_summaries_equal_the_servers(recorded: Recorded, tmp_path: Path) -> None:
     ours = summarized(recorded.plain, tmp_path / "ours")
     native = native_files(recorded.server)
@@ -404,7 +404,7 @@ def test_summaries_equal_the_servers(recorded: Recorded, tmp_path: Path) -> None
         assert decode_summary(ours[name], name) == decode_summary(native[name].read_bytes(), name)
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_map_prints_what_pg_walsummary_prints(recorded: Recorded, tmp_path: Path) -> None:
     shutil.copytree(recorded.repo / "summaries", tmp_path / "summaries")
     readable = recorded.scratch / "readable"

@@ -67,7 +67,7 @@ def test_facts_are_those_of_the_control_file(server: ThrowawayServer, scratch: P
         assert read_server_facts(connection).data_directory == str(server.data_directory)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_facts_of_another_cluster(make_server: ServerFactory) -> None:
     server = make_server(
         initdb_args=("--wal-segsize=1", "--data-checksums"),
@@ -115,7 +115,7 @@ def _check_backup_of_a_standby(standby: ThrowawayServer) -> None:
         backup.start("left", fast=True)
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_sessions_have_no_time_limits(server: ThrowawayServer) -> None:
     with server.connect() as connection:
         connection.execute("CREATE ROLE hurried LOGIN")
@@ -237,7 +237,7 @@ def test_minimal_wal_is_refused(make_server: ServerFactory) -> None:
     assert "wal_level = replica" in (refused.value.hint or "")
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_what_else_can_go_wrong(server: ThrowawayServer) -> None:
     with BackupSession(connect(server)) as backup:
         with pytest.raises(PgwalError, match="single line"):

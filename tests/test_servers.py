@@ -63,7 +63,7 @@ def test_the_relay_fetches_wal(make_server: ServerFactory, scratch: Path) -> Non
     assert {code for _, code in relay.answered} == {0, 1}
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_a_closed_relay_is_an_error_and_no_missing_file(make_server: ServerFactory, scratch: Path) -> None:
     copy = _cluster_with_later_wal_in(scratch / "archive", make_server, scratch)
     with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay", copy) as relay:
@@ -106,7 +106,7 @@ def _wait_for_end_of_recovery(connection: psycopg.Connection[TupleRow]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_servers_are_copies_of_one_cluster_unless_asked(make_server: ServerFactory) -> None:
     def system_identifier(server: ThrowawayServer) -> int:
         with server.connect() as connection:
@@ -122,7 +122,7 @@ def test_servers_are_copies_of_one_cluster_unless_asked(make_server: ServerFacto
     assert identifiers[0] == identifiers[1] != identifiers[2]
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_settings_are_quoted_and_initdb_takes_arguments(make_server: ServerFactory) -> None:
     text = "it's \\ 100%"
     server = make_server(initdb_args=("--wal-segsize=1",), settings={"cluster_name": text})
@@ -131,14 +131,14 @@ def test_settings_are_quoted_and_initdb_takes_arguments(make_server: ServerFacto
         assert connection.execute("SHOW wal_segment_size").fetchone() == ("1MB",)
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_a_server_that_does_not_start_says_why(make_server: ServerFactory) -> None:
     server = make_server(settings={"shared_preload_libraries": "no_such_library"}, start=False)
     with pytest.raises(ServerError, match='could not access file "no_such_library"'):
         server.start()
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_a_long_path_moves_the_socket_elsewhere(installation: ServerInstallation, scratch: Path) -> None:
     with ThrowawayServer(installation, scratch / ("long" * 30)) as server:
         server.initdb()
@@ -150,7 +150,7 @@ def test_a_long_path_moves_the_socket_elsewhere(installation: ServerInstallation
     assert not socket_directory.exists()
 
 
-@pytest.mark.postgres(16, 17, 18)
+@pytest.mark.postgres(16, 17, 18, 19)
 def test_client_tools_run(server: ThrowawayServer, scratch: Path) -> None:
     server.run_tool("pg_basebackup", "-D", str(scratch / "backup"), "-c", "fast")
     server.run_tool("pg_verifybackup", "-n", str(scratch / "backup"))
@@ -161,7 +161,7 @@ def test_client_tools_run(server: ThrowawayServer, scratch: Path) -> None:
         server.run_tool("pg_mistaken")
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 @pytest.mark.skipif(server_account() is None, reason="only root runs servers as another user")
 def test_an_installation_out_of_reach_is_copied(installation: ServerInstallation, scratch: Path) -> None:
     prefix = installation.bin_dir.parent

@@ -201,7 +201,7 @@ def test_streaming_over_tls_loses_no_time(server: ThrowawayServer) -> None:
 # ---- waiting
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_waiting_ends_with_the_timeout_and_takes_no_cpu(server: ThrowawayServer) -> None:
     with walsender(server) as sender:
         stream = Stream(sender, flush_lsn(server), interval_s=0)
@@ -215,7 +215,7 @@ def test_waiting_ends_with_the_timeout_and_takes_no_cpu(server: ThrowawayServer)
         assert not stream.session.reply_due
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_a_readable_wake_descriptor_ends_the_wait(server: ThrowawayServer) -> None:
     read_fd, write_fd = os.pipe()
     try:
@@ -237,7 +237,7 @@ def test_a_readable_wake_descriptor_ends_the_wait(server: ThrowawayServer) -> No
         os.close(write_fd)
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_sending_never_blocks(server: ThrowawayServer) -> None:
     """A walsender that does not read its replies: they wait here, and go out when it reads again."""
     with walsender(server) as sender:
@@ -266,7 +266,7 @@ def test_an_idle_stream_survives_wal_sender_timeout(server: ThrowawayServer) -> 
         stream.run_until(end)
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_a_receiver_that_does_not_answer_is_cut_off(server: ThrowawayServer) -> None:
     server.configure(wal_sender_timeout="1s")
     server.reload()
@@ -315,7 +315,7 @@ def test_a_server_that_is_killed_interrupts(server: ThrowawayServer) -> None:
             sender.receive(1)
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_a_killed_server_interrupts_commands_and_the_end_of_a_stream(server: ThrowawayServer) -> None:
     with walsender(server) as idle, walsender(server) as streaming:
         stream = Stream(streaming, flush_lsn(server))
@@ -330,7 +330,7 @@ def test_a_killed_server_interrupts_commands_and_the_end_of_a_stream(server: Thr
         assert "server runs" in (refused.value.hint or "")
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_a_terminated_walsender_interrupts(server: ThrowawayServer) -> None:
     with walsender(server) as sender:
         stream = Stream(sender, flush_lsn(server))
@@ -533,7 +533,7 @@ def test_what_is_missing_is_said(server: ThrowawayServer) -> None:
     assert 'database "replication"' in (error.hint or "")
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_server_without_walsenders_to_spare(make_server: ServerFactory) -> None:
     server = make_server(settings={"max_wal_senders": 1})
     with walsender(server):
@@ -541,7 +541,7 @@ def test_a_server_without_walsenders_to_spare(make_server: ServerFactory) -> Non
         assert "max_wal_senders" in (error.hint or "")
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_the_next_host_is_tried_and_the_name_is_shown(server: ThrowawayServer) -> None:
     parameters = ConnectionParameters.from_options(
         f"host=127.0.0.1,127.0.0.1 port=1,{server.port} user=postgres dbname=postgres"

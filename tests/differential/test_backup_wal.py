@@ -83,7 +83,7 @@ def test_pg_control_equals_the_archives_checkpoint(server: ThrowawayServer, scra
         server.restart()
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_pg_control_of_a_standby_may_know_a_later_transaction(pair: Pair) -> None:
     """It names the record of its restart point, and the next transaction of the last checkpoint that it replayed."""
     prepare(pair.primary)
@@ -113,7 +113,7 @@ def test_pg_control_of_a_standby_may_know_a_later_transaction(pair: Pair) -> Non
         pgwal("verify", backup["id"], "--repo", pair.repo)
 
 
-@pytest.mark.postgres(14, 18)
+@pytest.mark.postgres(14, 18, 19)
 def test_a_receiver_that_is_connected_to_another_server(make_server: ServerFactory, scratch: Path) -> None:
     """Two copies of one cluster: identifier, timeline and names of segments are equal, and WAL is there in time."""
     repo = scratch / "repo"
@@ -135,7 +135,7 @@ def test_a_receiver_that_is_connected_to_another_server(make_server: ServerFacto
         )
 
 
-@pytest.mark.postgres(14, 18)
+@pytest.mark.postgres(14, 18, 19)
 @pytest.mark.parametrize("receives", ["itself", "nothing"])
 def test_a_server_that_was_put_back(make_server: ServerFactory, scratch: Path, receives: str) -> None:
     """A cold copy of the data directory is put back; what was received since is of a life that nobody has any more.
@@ -190,7 +190,7 @@ def taking(server: ThrowawayServer, repo: Path, meanwhile: Callable[[], None]) -
     take_backup(BackupRequest(repo, parameters, server.data_directory, fast=True), on_progress)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_wal_that_is_removed_while_the_connection_is_broken(make_server: ServerFactory, scratch: Path) -> None:
     """Without a slot that outlives the connection the server recycles WAL that was not received: nothing is skipped."""
     server = make_server(initdb_args=("--wal-segsize=1",), settings=FEW_SEGMENTS)
@@ -226,7 +226,7 @@ def terminated_walsenders(server: ThrowawayServer) -> int:
     return int(one_value(server, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication"))
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_segment_that_is_gone_before_the_backup_ends(make_server: ServerFactory, scratch: Path) -> None:
     """What the receiver has reached is not what the archive holds."""
     server = make_server(initdb_args=("--wal-segsize=1",))
@@ -250,7 +250,7 @@ def test_a_segment_that_is_gone_before_the_backup_ends(make_server: ServerFactor
     assert_nothing_counts(repo)
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_an_error_of_the_receiver_is_heard_when_the_wal_is_there(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(), scratch / "repo"
     pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", "--slot", "own", "--create-slot")
@@ -277,7 +277,7 @@ def test_an_error_of_the_receiver_is_heard_when_the_wal_is_there(make_server: Se
         wait_for(is_heard, "the receiver's error")
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 @pytest.mark.parametrize("paused", [False, True])
 def test_the_first_backup_of_a_standby(pair: Pair, make_server: ServerFactory, scratch: Path, paused: bool) -> None:
     """It starts at the last restart point, segments before what the standby has: they are received as well."""
@@ -294,7 +294,7 @@ def test_the_first_backup_of_a_standby(pair: Pair, make_server: ServerFactory, s
     restore_and_compare(pair, expected, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_standby_whose_receiver_began_behind_its_restart_point(pair: Pair) -> None:
     """What is missing is said before anything is copied, and how the standby comes to a restart point."""
     prepare(pair.primary)
@@ -314,7 +314,7 @@ def test_a_standby_whose_receiver_began_behind_its_restart_point(pair: Pair) -> 
         pgwal("verify", backup["id"], "--repo", pair.repo)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_backup_that_ends_where_a_segment_begins(server: ThrowawayServer, scratch: Path) -> None:
     """WAL is switched while the backup is taken, and nothing is written but the record that ends it."""
     repo = scratch / "repo"

@@ -118,7 +118,7 @@ def assert_summaries_equal_the_servers(server: ThrowawayServer, repo: Path) -> N
         assert repository.summaries.read(summary_range) == expected, str(summary_range)
 
 
-@pytest.mark.postgres(15, 16, 17, 18)
+@pytest.mark.postgres(15, 16, 17, 18, 19)
 def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path) -> None:
     settings = SETTINGS | ({"summarize_wal": True} if make_server.installation.major >= 17 else {})
     server = make_server(initdb_args=("-k", "--wal-segsize=1"), settings=settings)

@@ -21,7 +21,7 @@ def readable_copy(backup: Path, scratch: Path) -> Path:
     return copy
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 @pytest.mark.parametrize("algorithm", ["CRC32C", "SHA256"])
 def test_native_tools_accept_the_chain(
     server: ThrowawayServer, make_server: ServerFactory, scratch: Path, algorithm: str

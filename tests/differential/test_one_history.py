@@ -149,7 +149,7 @@ def stream(case: Case, conninfo: str) -> Iterator[Popen[str]]:
 # ---- rolled back
 
 
-@pytest.mark.postgres(13, 16, 18)
+@pytest.mark.postgres(13, 16, 18, 19)
 def test_a_server_that_was_rolled_back_and_ran_on(case: Case) -> None:
     """The receiver was away, and comes back when there is more WAL than it has, in segments that it has not."""
     copy = case.copy()
@@ -169,7 +169,7 @@ def test_a_server_that_was_rolled_back_and_ran_on(case: Case) -> None:
     assert case.restored() == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_a_server_that_was_rolled_back_within_the_open_segment(case: Case) -> None:
     """Summaries of what was lost end behind the position from which WAL is received again."""
     copy = case.copy()
@@ -194,7 +194,7 @@ def test_a_server_that_was_rolled_back_within_the_open_segment(case: Case) -> No
     assert case.restored() == [1, 2, 3, 100, 101, 102]
 
 
-@pytest.mark.postgres(13, 17, 18)
+@pytest.mark.postgres(13, 17, 18, 19)
 def test_acknowledged_rows_are_never_overwritten(case: Case) -> None:
     """A synchronous standby has six commits that the server loses; it comes back behind them and makes others."""
     process = start_pgwal(*receiver_args(case.server, case.repo))
@@ -222,7 +222,7 @@ def test_acknowledged_rows_are_never_overwritten(case: Case) -> None:
     assert case.restored() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.mark.postgres(14, 18)
+@pytest.mark.postgres(14, 18, 19)
 def test_backups_of_a_server_that_lies_behind(case: Case) -> None:
     """It has not reached yet what is here; a backup where one stood before would get the WAL of another life."""
     copy = case.copy()
@@ -252,7 +252,7 @@ def both(first: ThrowawayServer, second: ThrowawayServer) -> str:
     return f"{hosts} user=postgres dbname=postgres target_session_attrs=read-write"
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_two_servers_promoted_to_the_same_timeline_number(case: Case) -> None:
     """The second one was promoted from an earlier point, and is reached by the same connection string."""
     first = case.server
@@ -281,7 +281,7 @@ def test_two_servers_promoted_to_the_same_timeline_number(case: Case) -> None:
     assert case.restored() == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_the_old_primary_with_more_wal_than_the_new_one(case: Case) -> None:
     """The newest timeline tells who is behind, not the newest segment."""
     old = case.server
@@ -307,7 +307,7 @@ def test_the_old_primary_with_more_wal_than_the_new_one(case: Case) -> None:
     assert case.restored() == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_clone_that_was_started_beside_the_original(case: Case) -> None:
     """Equal system identifier and timeline, and both run: what is received follows one of them only."""
     copy = case.copy()
@@ -326,7 +326,7 @@ def test_a_clone_that_was_started_beside_the_original(case: Case) -> None:
 # ---- what must not be refused
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_two_promotions_within_one_segment(case: Case) -> None:
     """The server keeps the middle timeline's WAL under the name of the last one alone."""
     server = case.server
@@ -348,7 +348,7 @@ def test_two_promotions_within_one_segment(case: Case) -> None:
     assert case.restored() == [1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.postgres(14, 18)
+@pytest.mark.postgres(14, 18, 19)
 def test_a_standby_that_restarts_behind_what_it_had_sent(case: Case) -> None:
     """It sends what it has received, and has only what it has replayed after a restart: the receiver waits for it."""
     primary = case.server

@@ -291,7 +291,7 @@ def test_nothing_that_was_dropped_is_missed(site: Site, monkeypatch: pytest.Monk
     site.assert_restores(*spaces.values())
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_what_a_standby_replays_as_dropped_is_not_missed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The backup of a standby ends where its recovery must go at least, and that is behind what it has dropped."""
 

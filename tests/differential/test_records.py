@@ -125,7 +125,7 @@ def wal_from(server: ThrowawayServer, geometry: WalGeometry, start: Lsn, end: Ls
     return content[offset - offset % WAL_PAGE_SIZE :]
 
 
-@pytest.mark.postgres(15, 16, 17, 18)
+@pytest.mark.postgres(15, 16, 17, 18, 19)
 def test_records_equal_those_of_pg_waldump(make_server: ServerFactory, scratch: Path) -> None:
     settings = {**SETTINGS, "wal_keep_size": "1GB", "wal_level": "logical"}
     server = make_server(initdb_args=INITDB_ARGS, settings=settings)

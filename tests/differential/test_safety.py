@@ -221,7 +221,7 @@ def extend_by_copy(site: Site) -> None:
 # ---- truncation followed by unlogged extension
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_truncation_followed_by_unlogged_extension(
     site: Site, native: NativeBackups, make_server: ServerFactory
 ) -> None:
@@ -241,7 +241,7 @@ def test_truncation_followed_by_unlogged_extension(
         assert checksums(wrong)["filled"][0] > expected["filled"][0]
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_truncation_and_unlogged_extension_in_a_chain(
     site: Site, native: NativeBackups, make_server: ServerFactory
 ) -> None:
@@ -266,7 +266,7 @@ def test_truncation_and_unlogged_extension_in_a_chain(
 # ---- the order of summaries
 
 
-@pytest.mark.postgres(16, 17, 18)
+@pytest.mark.postgres(16, 17, 18, 19)
 def test_summaries_are_merged_in_lsn_order(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncation in one summary does not void blocks of later ones, in whatever order the directory lists them."""
     fill(site)
@@ -335,7 +335,7 @@ def grown_blocks(changes: BlockMap, relation: RelationFork) -> list[int]:
 # ---- the visibility map
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_partly_cleared_page_of_the_visibility_map(
     site_without_checksums: Site, make_server: ServerFactory, scratch: Path
 ) -> None:
@@ -406,7 +406,7 @@ def assert_map_not_named(site: Site, full: str, incremental: str) -> None:
 # ---- databases
 
 
-@pytest.mark.postgres(15, 16, 17, 18)
+@pytest.mark.postgres(15, 16, 17, 18, 19)
 def test_database_copied_to_an_oid_that_was_used_before(site: Site) -> None:
     """Files of the old and the new database have the same names and lengths, and WAL names none of their blocks."""
     create = "CREATE DATABASE reused TEMPLATE {} OID 50000 STRATEGY file_copy"
@@ -468,7 +468,7 @@ def switched(pair: Pair) -> bool:
     return (pair.repo / "wal" / "00000002.history").exists()
 
 
-@pytest.mark.postgres(15, 17, 18)
+@pytest.mark.postgres(15, 17, 18, 19)
 def test_promotion_on_a_segment_border(make_server: ServerFactory, scratch: Path) -> None:
     """WAL ends with a switch, the new timeline begins with a segment: the page header between is no missing WAL."""
     pair = make_pair(make_server, scratch)
@@ -495,7 +495,7 @@ def test_promotion_on_a_segment_border(make_server: ServerFactory, scratch: Path
     after.assert_restores(expected)
 
 
-@pytest.mark.postgres(15, 17, 18)
+@pytest.mark.postgres(15, 17, 18, 19)
 def test_truncation_just_before_a_timeline_switch(make_server: ServerFactory, scratch: Path) -> None:
     """Whether the truncation belongs to this history is not asked: the file goes whole."""
     pair = make_pair(make_server, scratch)

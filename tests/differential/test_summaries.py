@@ -101,7 +101,7 @@ def last_cut(server: ThrowawayServer) -> Lsn:
     return Lsn.parse(row[0])
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_summaries_equal_the_servers_own(make_server: ServerFactory, scratch: Path) -> None:
     settings = {**SETTINGS, "summarize_wal": True, "wal_keep_size": "1GB"}
     server = make_server(initdb_args=INITDB_ARGS, settings=settings)

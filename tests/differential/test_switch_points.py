@@ -15,7 +15,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_switch_points_that_fall(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:  # noqa: F811
     prepare(pair.primary)
     scene = Scene(pair.repo, make_server)

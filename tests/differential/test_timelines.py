@@ -216,7 +216,7 @@ def wait_for_native(pair: Pair) -> None:
         assert_summaries_equal_the_servers(pair)
 
 
-@pytest.mark.postgres(13, 14, 15, 17, 18)
+@pytest.mark.postgres(13, 14, 15, 17, 18, 19)
 def test_failover_under_load(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The primary crashes; a connection string with both servers leads the receiver to the new primary."""
     prepare(pair.primary)
@@ -232,7 +232,7 @@ def test_failover_under_load(pair: Pair, make_server: ServerFactory, scratch: Pa
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(15, 17, 18)
+@pytest.mark.postgres(15, 17, 18, 19)
 def test_promotion_of_the_server_that_is_streamed_from(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The receiver is a cascading standby: its own server is promoted, and the stream's timeline ends."""
     prepare(pair.primary)
@@ -251,7 +251,7 @@ def test_promotion_of_the_server_that_is_streamed_from(pair: Pair, make_server: 
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(15, 17, 18)
+@pytest.mark.postgres(15, 17, 18, 19)
 def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """WAL ends with a switch: the new timeline begins with a segment, of which nothing is copied.
 
@@ -275,7 +275,7 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_promotion_while_no_receiver_runs(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The incremental backup fetches the new timeline's history itself, with the WAL of both timelines."""
     prepare(pair.primary)
@@ -288,7 +288,7 @@ def test_promotion_while_no_receiver_runs(pair: Pair, make_server: ServerFactory
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The backup holds standby.signal, as the server's own would; the restored server ends recovery all the same."""
     prepare(pair.primary)
@@ -303,7 +303,7 @@ def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: S
     restore_and_compare(pair, expected, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """A standby starts a backup at its last restart point: without a new one there is no window, and it says so."""
     prepare(pair.primary)
@@ -327,7 +327,7 @@ def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scrat
     restore_and_compare(pair, expected, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 15, 18)
+@pytest.mark.postgres(13, 15, 18, 19)
 def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """It got segments that the standby did not: it follows from where the standby left, and keeps what it has."""
     prepare(pair.primary)
@@ -381,7 +381,7 @@ def assert_all_of_the_new_timeline_is_here(pair: Pair) -> None:
             assert sha256(repository.wal.read_segment(name)).digest() == sha256(theirs).digest(), name
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_the_primary_from_before_a_failover_is_refused(pair: Pair) -> None:
     prepare(pair.primary)
     wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")

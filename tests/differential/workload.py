@@ -1,4 +1,4 @@
-"""A workload that reaches the WAL in as many ways as it can, for a server of any version from 13 to 18.
+"""A workload that reaches the WAL in as many ways as it can, for a server of any version from 13 to 19.
 
 It is SQL in steps: ``prepare`` makes what the steps of ``run`` change.  It is small, some 30000 records, and
 always the same but for what versions and builds lack: bloom, in-place tablespaces, kinds of compression.

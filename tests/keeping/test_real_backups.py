@@ -31,7 +31,7 @@ def ids(repo: Path) -> list[str]:
 
 
 # The wheel of 16 comes without amcheck.
-@pytest.mark.postgres(13, 15, 18)
+@pytest.mark.postgres(13, 15, 18, 19)
 def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("-k",), settings={"archive_mode": True, "archive_command": "exit 1"})
     repo, location = scratch / "repo", scratch / "space"
@@ -92,7 +92,7 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: S
         assert checksums(restored) == expected
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("-k", "--wal-segsize=1"))
     repo = scratch / "repo"
@@ -116,7 +116,7 @@ def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scr
     assert full["id"] in json.loads(outcome.stdout)["backups"]
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactory, scratch: Path) -> None:
     # Without checksums, an index that lacks an entry is backed up, digested and stored as it is.
     server = make_server(initdb_args=("--wal-segsize=1", "--no-data-checksums"))

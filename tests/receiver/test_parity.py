@@ -97,7 +97,7 @@ def test_files_are_the_servers_and_pg_receivewals(make_server: ServerFactory, sc
         assert contents(repo / "wal").keys() == contents(peer).keys()
 
 
-@pytest.mark.postgres(15, 16, 17, 18)
+@pytest.mark.postgres(15, 16, 17, 18, 19)
 def test_a_directory_goes_from_pg_receivewal_to_pgwal_and_back(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make(make_server, 1), scratch / "repo"
     create_slot(server, "pgwal")

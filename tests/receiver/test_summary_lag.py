@@ -41,7 +41,7 @@ def run(receiver: Receiver) -> threading.Thread:
     return thread
 
 
-@pytest.mark.postgres(15, 18)
+@pytest.mark.postgres(15, 18, 19)
 def test_summaries_are_level_with_what_is_received(make_server: ServerFactory, scratch: Path) -> None:
     """For each moment: how long until everything that had been written by then was in a map?"""
     server, repo, stop = keeping_server(make_server), scratch / "repo", StopRequest()
@@ -84,7 +84,7 @@ def _lags(samples: list[tuple[float, Lsn, Lsn]]) -> Iterator[float]:
         yield samples[later][0] - taken_s
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_what_is_summarised_is_not_read_again(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def tree(directory: Path) -> dict[str, bytes | None]:
     }
 
 
-@pytest.mark.postgres(17, 18)
+@pytest.mark.postgres(17, 18, 19)
 def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(settings={"autovacuum": False, "summarize_wal": True, "wal_keep_size": "1GB"})
     repo = scratch / "repo"

@@ -119,7 +119,7 @@ def test_restored_as_of_the_backup(story: Story, scratch: Path, number: int) -> 
         assert any(side.iterdir())
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(13, 18, 19)
 def test_combined_backup_starts(story: Story, scratch: Path) -> None:
     """Without recovery settings it is a backup as pg_basebackup makes them: WAL is brought to it by hand."""
     backup_id, rows = story.backups[5]
@@ -138,7 +138,7 @@ def test_combined_backup_starts(story: Story, scratch: Path) -> None:
         assert checksums(server) == rows
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(18, 19)
 def test_backup_of_another_timeline_is_refused(story: Story, scratch: Path) -> None:
     newest = story.backups[-1][0]
     arguments = [
