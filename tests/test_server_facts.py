@@ -20,6 +20,7 @@ from pgwal.postgres.server import (
     read_server_facts,
     read_slot,
 )
+from pgwal.postgres_version import version_of_major
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def test_a_backup_session_starts_and_stops(server: ThrowawayServer) -> None:
     assert stop.stop_lsn > start_lsn
     assert stop.tablespace_map == b""
     lines = stop.label_file.decode().splitlines()
-    assert lines[0].startswith(f"START WAL LOCATION: {start_lsn} (file ")
+    written_lsn = version_of_major(server.installation.major).lsn_text(start_lsn)
+    assert lines[0].startswith(f"START WAL LOCATION: {written_lsn} (file ")
     assert "LABEL: Größe 1" in lines
     assert "START TIMELINE: 1" in lines
 

@@ -161,7 +161,7 @@ def test_client_tools_run(server: ThrowawayServer, scratch: Path) -> None:
         server.run_tool("pg_mistaken")
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 @pytest.mark.skipif(server_account() is None, reason="only root runs servers as another user")
 def test_an_installation_out_of_reach_is_copied(installation: ServerInstallation, scratch: Path) -> None:
     prefix = installation.bin_dir.parent

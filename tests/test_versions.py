@@ -106,7 +106,7 @@ def test_the_rows() -> None:
 
 def test_what_names_the_versions_names_all() -> None:
     """The range of majors in text that people read is the one of the rows."""
-    for name in ("README.md", "pyproject.toml", "docs/commands.md", "docs/formats.md", "docs/operations.md"):
+    for name in ("README.md", "pyproject.toml", "docs/commands.md", "docs/operations.md"):
         for first, last in re.findall(r"\b(1[0-9]) to (1[0-9])\b", (ROOT / name).read_text()):
             assert (int(first), int(last)) != (VERSIONS[0].major, VERSIONS[-2].major), f"{name}: {first} to {last}"
     assert f"PostgreSQL {SUPPORTED}" in (ROOT / "README.md").read_text()

@@ -21,6 +21,7 @@ from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, StreamOptions
 from pgwal.errors import FormatError, PgwalError, ReplicationInterrupted, RepositoryError, StandbyBehind
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.walsender import EndOfTimeline, WalSender
+from pgwal.postgres_version import version_of_magic
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.repository import ReceiverState, Repository
@@ -262,6 +263,9 @@ class TimelineStream:
 
     def _take(self, message: WalData) -> None:
         lsn, data = message.lsn, memoryview(message.data)
+        if lsn == self._start:
+            # A release candidate has the number of its release, and may have other WAL.
+            version_of_magic(int.from_bytes(data[:2], "little"), f"the server's WAL at {lsn}")
         if self._until is not None:
             data = data[: max(0, self._until - lsn)]
         if not self._comparison.is_over:

@@ -18,13 +18,15 @@ class Proxy:
     """Passes connections on to a port of 127.0.0.1, as a context.
 
     ``delay_s`` is slept for each chunk that comes from the server; while ``frozen`` is set nothing passes, and nobody
-    is told.  ``cut_after`` bytes from the server, wherever in a message that is, all connections are reset.
+    is told.  ``cut_after`` bytes from the server, wherever in a message that is, all connections are reset.  What comes
+    from the server is changed where it holds the first of ``replaced``, into the second, of the same length.
     """
 
     def __init__(self, port: int) -> None:
         self.delay_s = 0.0
         self.frozen = threading.Event()
         self.cuts = 0
+        self.replaced: tuple[bytes, bytes] | None = None
         self._target = port
         self._cut_after: int | None = None
         self._links: list[socket.socket] = []
@@ -94,6 +96,8 @@ class Proxy:
                     time.sleep(0.01)
                 if is_from_server:
                     time.sleep(self.delay_s)
+                    if self.replaced is not None:
+                        data = data.replace(*self.replaced)
                     data, is_cut = self._allowed(data)
                     target.sendall(data)
                     if is_cut:
