@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.restore import RestoreRequest, require_empty, restore_backup
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
@@ -163,11 +164,22 @@ def _restored_server(
     server = ThrowawayServer(make_reachable(installation, workplace), workplace / "server")
     opened.enter_context(server)
     server.adopt(target)
-    server.configure(**_SETTINGS)
+    server.configure(**_SETTINGS | _recovery_settings(target))
     auto_conf = target / "postgresql.auto.conf"
     kept = [line for line in auto_conf.read_text().splitlines() if line.startswith("restore_command ")]
     auto_conf.write_text("\n".join([*kept, ""]))
     return server
+
+
+def _recovery_settings(data_directory: Path) -> dict[str, int]:
+    """Return what recovery needs as much of as the server had.
+
+    Prepared transactions and their locks need their place in any case.  There may come more of them in WAL than the
+    server allowed when it was backed up: as many as it recommends, one for each connection.
+    """
+    needed = ControlFile.decode((data_directory / CONTROL_FILE_PATH).read_bytes()).recovery_settings
+    prepared = max(needed["max_prepared_transactions"], needed["max_connections"])
+    return needed | {"max_prepared_transactions": prepared}
 
 
 # ---- amcheck

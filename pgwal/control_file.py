@@ -15,6 +15,7 @@ Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 19.  Th
 | 104 | 112 | i64 | in the copy: when the checkpoint was made |
 | 136 | 144 | u64, u32 | minRecoveryPoint, and its timeline |
 | 172 | 180 | i32 | wal_level |
+| 180 | 188 | 5 i32 | the settings of _RECOVERY_SETTINGS |
 | 216 | 224 | u32, u32 | block size, blocks in a segment file of a relation |
 | 224 | 236 | u32, u32 | WAL block size, WAL segment size |
 | 252 | 268 | u32 | data_checksum_version |
@@ -39,6 +40,11 @@ _CHECKPOINT_OFFSET = 40
 # Up to the end of the longest: the file is padded far beyond that.
 _LEAST_SIZE = max(version.control.crc for version in VERSIONS) + 4
 
+_RECOVERY_SETTINGS = (
+    "max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions",
+    "max_locks_per_transaction",
+)  # fmt: skip
+
 # DB_SHUTDOWNED_IN_RECOVERY, DB_IN_CRASH_RECOVERY, DB_IN_ARCHIVE_RECOVERY
 _RECOVERY_STATES = frozenset((2, 4, 5))
 
@@ -48,7 +54,8 @@ class ControlFile:
     """The fields of pg_control that pgwal uses; sizes in bytes.
 
     ``redo_lsn`` and ``timeline_id`` are those of ``checkpoint``, the copy of the payload of the record at
-    ``checkpoint_lsn``.
+    ``checkpoint_lsn``.  ``recovery_settings`` are those of the server that wrote it which one that recovers its WAL
+    needs at least as high (CheckRequiredParameterValues in xlogrecovery.c).
     """
 
     system_identifier: int
@@ -67,6 +74,7 @@ class ControlFile:
     wal_page_size: int
     segment_size: int
     data_checksum_version: int
+    recovery_settings: dict[str, int]
 
     @property
     def major(self) -> int:
@@ -95,13 +103,14 @@ class ControlFile:
         redo, timeline_id = struct.unpack_from("<QI", checkpoint)
         min_recovery, min_recovery_timeline = struct.unpack_from("<QI", content, at.min_recovery)
         (wal_level,) = struct.unpack_from("<i", content, at.wal_level)
+        recovery_settings = struct.unpack_from("<5i", content, at.wal_level + 8)
         block_size, blocks = struct.unpack_from("<II", content, at.block_sizes)
         wal_page, segment = struct.unpack_from("<II", content, at.wal_sizes)
         (checksum_version,) = struct.unpack_from("<I", content, at.data_checksum_version)
         return cls(
             system_identifier, version, catalog, state, Lsn(checkpoint_lsn), checkpoint, Lsn(redo), timeline_id,
             Lsn(min_recovery), min_recovery_timeline, wal_level, block_size, blocks, wal_page, segment,
-            checksum_version,
+            checksum_version, dict(zip(_RECOVERY_SETTINGS, recovery_settings, strict=True)),
         )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def build(major: int, *, version: int | None = None, catalog: int | None = None)
     struct.pack_into("<QIIB", content, 40, 0x3000028, 2, 1, 1)
     struct.pack_into("<QI", content, 136 + longer, 0x3000148, 3)
     struct.pack_into("<i", content, 172 + longer, 1)
+    struct.pack_into("<5i", content, 180 + longer, 100, 8, 10, 3, 64)
     struct.pack_into("<II", content, 216 + longer, 8192, 131072)
     struct.pack_into("<II", content, 224 + longer + between, 8192, 16 << 20)
     if major >= 19:
@@ -60,6 +61,13 @@ def test_the_fields(major: int) -> None:
     assert control_file.checkpoint == struct.pack(fields, 0x3000028, 2, 1, 1, 1_789_999_999)
     assert (control_file.min_recovery_lsn, control_file.min_recovery_timeline_id) == (Lsn(0x3000148), 3)
     assert control_file.wal_level == 1
+    assert control_file.recovery_settings == {
+        "max_connections": 100,
+        "max_worker_processes": 8,
+        "max_wal_senders": 10,
+        "max_prepared_transactions": 3,
+        "max_locks_per_transaction": 64,
+    }
     assert (control_file.block_size, control_file.blocks_per_file) == (8192, 131072)
     assert (control_file.wal_page_size, control_file.segment_size) == (8192, 16 << 20)
     assert control_file.data_checksum_version == 1

@@ -142,3 +142,21 @@ def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactor
     (line,) = [line for line in outcome.stdout.splitlines() if "account_pkey" in line]
     assert line.startswith("postgres: index public.account_pkey: ")
     assert "lacks matching index tuple" in line
+
+
+@pytest.mark.postgres(13, 18, 19)
+def test_a_trial_restore_has_room_for_what_the_server_had(make_server: ServerFactory, scratch: Path) -> None:
+    """Prepared transactions outlive a recovery, with their locks: more of both than a server has by default."""
+    many = {"max_prepared_transactions": 7, "max_locks_per_transaction": 300, "max_connections": 120}
+    server, repo = make_server(initdb_args=("--wal-segsize=1",), settings=many), scratch / "repo"
+    with server.connect() as connection:
+        connection.execute("CREATE TABLE t (id int)")
+        for number in range(6):
+            connection.execute("BEGIN")
+            connection.execute(f"INSERT INTO t VALUES ({number})")
+            connection.execute(f"PREPARE TRANSACTION 'prepared {number}'")
+    pgwal("full", *source_of(server, repo))
+    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    trial = ["--restore", "--bindir", make_server.installation.bin_dir]
+    outcome = finish(start_pgwal("verify", "--repo", repo, *trial), TRIAL_S)
+    assert outcome.code == 0, outcome.stdout + outcome.stderr
