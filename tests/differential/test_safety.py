@@ -137,9 +137,32 @@ def native(site: Site, scratch: Path) -> NativeBackups:
 
 
 def minor(server: ThrowawayServer) -> int:
-    match = re.match(r"\d+\.(\d+)", server.installation.version)
+    """Return a server's minor version; a release candidate comes before the first one."""
+    match = re.match(r"\d+(?:rc\d+|\.(\d+))", server.installation.version)
     assert match is not None
-    return int(match[1])
+    return int(match[1] or 0)
+
+
+# The newest minor of each major that was run here and still does it.  A newer one of which docs/safety.md does not tell
+# makes the test fail either way: run it, and write down what it does.
+EVERY = 1 << 31
+DELETED_ROWS_COME_BACK = {17: EVERY, 18: EVERY, 19: EVERY}
+STALE_BITS_AFTER_TRUNCATION = {17: 11, 18: 6, 19: EVERY}
+INCOMPLETE_BEHIND_A_BORDER = {17: EVERY, 18: EVERY, 19: EVERY}
+
+
+def has_fault(server: ThrowawayServer, last_with_it: dict[int, int]) -> bool:
+    return minor(server) <= last_with_it[server.installation.major]
+
+
+def assert_native_count(
+    restored: ThrowawayServer, expected: dict[str, tuple[int, str]], server: ThrowawayServer, fault: dict[int, int]
+) -> None:
+    """Check that the server's own backup brought rows back where its minor does that, and did not elsewhere."""
+    if has_fault(server, fault):
+        assert checksums(restored)["filled"][0] > expected["filled"][0]
+    else:
+        assert checksums(restored) == expected
 
 
 # ---- what restored servers are checked with
@@ -238,7 +261,7 @@ def test_truncation_followed_by_unlogged_extension(
     native_incremental = native.take("native_incremental", native_full)
     site.assert_restores(expected)
     with native.restored(make_server, native_full, native_incremental) as wrong:
-        assert checksums(wrong)["filled"][0] > expected["filled"][0]
+        assert_native_count(wrong, expected, site.server, DELETED_ROWS_COME_BACK)
 
 
 @pytest.mark.postgres(17, 18, 19)
@@ -260,7 +283,7 @@ def test_truncation_and_unlogged_extension_in_a_chain(
     native_chain.append(native.take("native_second", native_chain[-1]))
     site.assert_restores(expected)
     with native.restored(make_server, *native_chain) as wrong:
-        assert checksums(wrong)["filled"][0] > expected["filled"][0]
+        assert_native_count(wrong, expected, site.server, DELETED_ROWS_COME_BACK)
 
 
 # ---- the order of summaries
@@ -363,9 +386,10 @@ def test_partly_cleared_page_of_the_visibility_map(
         assert index_only_count(server, "filled") == expected["filled"][0]
         assert checksums(server) == expected
         assert_sound(server)
-    with native.restored(make_server, native_full, native_incremental) as wrong:
-        assert index_only_count(wrong, "filled") > expected["filled"][0]
-        assert stale_visibility_bits(wrong) > 0
+    with native.restored(make_server, native_full, native_incremental) as restored:
+        is_wrong = has_fault(site.server, STALE_BITS_AFTER_TRUNCATION)
+        assert (index_only_count(restored, "filled") > expected["filled"][0]) == is_wrong
+        assert (stale_visibility_bits(restored) > 0) == is_wrong
 
 
 @pytest.mark.postgres(13, 14, 15, 16, 17)
@@ -475,8 +499,8 @@ def test_promotion_on_a_segment_border(make_server: ServerFactory, scratch: Path
     site = Site(pair.primary, pair.repo, make_server)
     fill(site)
     native = NativeBackups(pair.standby, scratch)
-    # 17.10 and older do not even get over the switch: the summariser is stuck.
-    beside = pair.standby.installation.major >= 18 and minor(pair.standby) >= 6
+    # 17.10, and 18 before 18.6, do not even get over the switch: the summariser is stuck.
+    beside = minor(pair.standby) >= {17: 11, 18: 6, 19: 0}.get(pair.standby.installation.major, EVERY)
     with receiver(pair.conninfo, pair.repo):
         site.back_up("full")
         native_full = NativeBackups(pair.primary, scratch).take("native_full") if beside else None
@@ -489,9 +513,13 @@ def test_promotion_on_a_segment_border(make_server: ServerFactory, scratch: Path
         after.execute("UPDATE filled SET filler = 'after' WHERE id > 21000")
         expected, backup = checksums(pair.standby), after.back_up("incremental")
     assert after.stored(backup, after.path_of("filled")).is_incremental
-    if native_full is not None:
+    if native_full is not None and has_fault(pair.standby, INCOMPLETE_BEHIND_A_BORDER):
         with pytest.raises(ServerError, match="incomplete"):
             native.take("native_incremental", native_full)
+    elif native_full is not None:
+        native_incremental = native.take("native_incremental", native_full)
+        with native.restored(make_server, native_full, native_incremental) as restored:
+            assert checksums(restored) == expected
     after.assert_restores(expected)
 
 
