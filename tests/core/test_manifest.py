@@ -69,7 +69,7 @@ def test_the_servers_bytes_are_read() -> None:
     assert read_manifest(NATIVE) == Manifest(2, SYSTEM_IDENTIFIER, tuple(FILES), (RANGE,))
 
 
-@pytest.mark.parametrize(("major", "version"), [(13, 1), (16, 1), (17, 2), (18, 2)])
+@pytest.mark.parametrize(("major", "version"), [(13, 1), (16, 1), (17, 2), (18, 2), (19, 2)])
 def test_versions(major: int, version: int) -> None:
     assert manifest_version(major) == version
     content = write(FILES, [RANGE], major)

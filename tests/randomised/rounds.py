@@ -49,7 +49,7 @@ MOST_FETCHED_ONE_BY_ONE = 8
 
 
 def major_of(seed: int) -> int:
-    """Return the version that a round is for: of six in a row, each has its turn."""
+    """Return the version that a round is for: each has its turn."""
     return MAJORS[seed % len(MAJORS)]
 
 
