@@ -264,8 +264,7 @@ class TimelineStream:
     def _take(self, message: WalData) -> None:
         lsn, data = message.lsn, memoryview(message.data)
         if lsn == self._start:
-            # A release candidate has the number of its release, and may have other WAL.
-            version_of_magic(int.from_bytes(data[:2], "little"), f"the server's WAL at {lsn}")
+            _require_known_format(lsn, data)
         if self._until is not None:
             data = data[: max(0, self._until - lsn)]
         if not self._comparison.is_over:
@@ -445,3 +444,13 @@ class TimelineStream:
         while segment_no - 1 in complete:
             segment_no -= 1
         return geometry.segment_start(segment_no)
+
+
+def _require_known_format(lsn: Lsn, page: memoryview) -> None:
+    """Raise UnsupportedVersion where the page that starts at ``lsn`` is whole and of no version that pgwal knows.
+
+    A release candidate has the version number of its release, and may have other WAL.
+    """
+    page_lsn = int.from_bytes(page[8:16], "little")
+    if page_lsn == lsn:
+        version_of_magic(int.from_bytes(page[:2], "little"), f"the server's WAL at {lsn}")
