@@ -18,11 +18,13 @@ from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.server_account import require_own_place, require_reachable, server_account
 from pgwal_cli.throwaway_server import (
     ServerInstallation,
     ThrowawayServer,
+    access_files,
     make_reachable,
-    server_account,
+    setting_lines,
 )
 
 REPLAY_TIMEOUT_S = 24 * 3600
@@ -43,8 +45,6 @@ _SETTINGS: dict[str, str | int | bool] = {
     "shared_buffers": "128MB",
     "dynamic_shared_memory_type": "mmap",
 }
-_ACCESS = "local all all trust\n"
-
 _TABLES = """
     SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 't', 'm') AND c.relpersistence <> 't'
@@ -103,7 +103,7 @@ def try_restore(
     begin_s = time.monotonic()
     with _workplace(directory) as workplace, ExitStack() as opened:
         try:
-            server = _restored_server(repository_path, entry, installation, workplace, opened, on_progress)
+            server = _restored_server(repository_path, entry, installation, workplace, opened, superuser, on_progress)
             server.start(timeout_s=REPLAY_TIMEOUT_S)
             _check_server(server, superuser, report)
         except ServerError as error:
@@ -126,16 +126,24 @@ def _find_installation(bin_dir: Path | None) -> ServerInstallation:
 
 @contextmanager
 def _workplace(directory: Path | None) -> Iterator[Path]:
-    """Give a directory that the server's user can enter; what is put into it is removed at the end."""
+    """Give a directory that the server's user can enter; what is put into it is removed at the end.
+
+    Raises PgwalError when this process is root and others could exchange what lies there.
+    """
     if directory is not None:
         require_empty(directory)
+        require_own_place(directory)
         directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="pgwal-trial-", dir=directory, ignore_cleanup_errors=True) as name:
-        for each in (
-            (directory, Path(name)) if directory is not None and server_account() is not None else (Path(name),)
-        ):
-            each.chmod(0o755)
-        yield Path(name)
+    name = Path(tempfile.mkdtemp(prefix="pgwal-trial-", dir=directory)).absolute()
+    try:
+        require_own_place(name)
+        if server_account() is not None:
+            # To pass through; what lies in it has modes of its own.
+            name.chmod(0o711)
+        require_reachable(name)
+        yield name
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
 
 
 def _restored_server(
@@ -144,6 +152,7 @@ def _restored_server(
     installation: ServerInstallation,
     workplace: Path,
     opened: ExitStack,
+    superuser: str,
     on_progress: Callable[[int, int], None] | None,
 ) -> ThrowawayServer:
     target = workplace / "data"
@@ -152,20 +161,20 @@ def _restored_server(
     command = restore_command(repository_path, prefetch=False, to_gap=True)
     if server_account() is not None:
         # The server's user may not be able to run this Python, nor to read the repository of root.
-        relay = RestoreCommandRelay(fetch_wal_words(repository_path, to_gap=True), workplace / "relay", target)
+        relay = RestoreCommandRelay(fetch_wal_words(repository_path, to_gap=True), workplace / "relay")
         command = opened.enter_context(relay).restore_command
     locations = {path: str(workplace / f"tablespace_{oid}") for oid, path in entry.tablespaces.items()}
     request = RestoreRequest(repository_path, entry.backup_id, target, command, locations, to_gap=True)
     restore_backup(request, on_progress)
-    for name, content in (("postgresql.conf", ""), ("pg_hba.conf", _ACCESS), ("pg_ident.conf", "")):
+    # All of it before the directory is handed over.
+    for name, content in (access_files(superuser) | {"postgresql.conf": setting_lines(_SETTINGS)}).items():
         (target / name).write_text(content)
-    server = ThrowawayServer(make_reachable(installation, workplace), workplace / "server")
-    opened.enter_context(server)
-    server.adopt(target)
-    server.configure(**_SETTINGS)
     auto_conf = target / "postgresql.auto.conf"
     kept = [line for line in auto_conf.read_text().splitlines() if line.startswith("restore_command ")]
     auto_conf.write_text("\n".join([*kept, ""]))
+    server = ThrowawayServer(make_reachable(installation, workplace), workplace / "server")
+    opened.enter_context(server)
+    server.adopt(target)
     return server
 
 
