@@ -227,12 +227,7 @@ class _Demo:
 
     def _replay(self, restored: ThrowawayServer) -> None:
         restored.start(timeout_s=int(_TIMEOUT_S))
-
-        def is_promoted() -> bool:
-            with restored.connect() as connection:
-                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-
-        self._wait_for("recovery to end", is_promoted, lambda: restored.is_running)
+        self._wait_for("recovery to end", restored.has_ended_recovery, lambda: restored.is_running)
 
     # -- around the steps --------------------------------------------------------------------------------------
 

@@ -68,6 +68,8 @@ SOCKET_PATH_MAX_BYTES = 103
 # Between choosing a free port and binding it, another process may take it.
 START_ATTEMPTS = 5
 LOG_TAIL_LINES = 40
+NOT_READY = "the database system is "
+"""What a server answers as long as it replays WAL: starting up, not yet accepting connections, and the like."""
 STOP_TIMEOUT_S = 60
 KILL_TIMEOUT_S = 10.0
 # <sys/ipc.h>, the same on Linux and macOS.
@@ -341,6 +343,16 @@ class ThrowawayServer:
     def connect(self, **parameters: Any) -> psycopg.Connection[TupleRow]:
         """Connect as the superuser, in autocommit mode; parameters are psycopg's, and override."""
         return psycopg.connect(self.conninfo, **{"autocommit": True, **parameters})
+
+    def has_ended_recovery(self) -> bool:
+        """Tell whether the server is a primary; one that lets nobody in while it recovers is none."""
+        try:
+            with self.connect() as connection:
+                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+        except psycopg.OperationalError as error:
+            if NOT_READY not in str(error):
+                raise
+            return False
 
     def run_tool(
         self, name: str, *args: str, check: bool = True, tools: ServerInstallation | None = None

@@ -128,7 +128,6 @@ def test_backups_restored_hold_the_same_rows(
 
 def wait_until_promoted(server: ThrowawayServer) -> None:
     deadline = time.monotonic() + 60
-    with server.connect() as connection:
-        while connection.execute("SELECT pg_is_in_recovery()").fetchone() != (False,):
-            assert time.monotonic() < deadline, server.log_tail()
-            time.sleep(0.05)
+    while not server.has_ended_recovery():
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.05)

@@ -687,7 +687,7 @@ class Round:
             server.adopt(restored)
             try:
                 server.start(timeout_s=120)
-                _wait_for(lambda: _value(server, "pg_is_in_recovery()") is False, "recovery to end")
+                _wait_for(server.has_ended_recovery, "recovery to end")
                 yield server
             except Exception as error:
                 self.note(f"{error}\n{server.log_tail()}")
