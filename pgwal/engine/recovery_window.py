@@ -63,6 +63,8 @@ def choose_backup(
         end = _require_target(repository, chosen, history, target)
         _require_wal(repository, history, chosen.start_lsn, end)
         _require_no_gap(repository, chosen, history, target, to_gap=to_gap)
+        if target.time is not None:
+            _require_later_transaction(repository, chosen, history, target)
     return chosen
 
 
@@ -184,8 +186,6 @@ def _require_target(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
 ) -> Lsn:
     """Return up to where WAL is needed at least; raises TargetError when the target's WAL has not been received."""
-    if target.time is not None:
-        _require_later_transaction(repository, chosen, history, target)
     if target.lsn is None:
         return chosen.stop_lsn
     _require_wal(repository, history, chosen.start_lsn, chosen.stop_lsn)
