@@ -221,7 +221,10 @@ def _end_of_trial(
     timeline = history.timeline_id
     parameters = replayed.parameters_before(_END_OF_LSNS)
     if not replayed.tablespaces:
-        end = max(replayed.last_record_lsn, entry.start_lsn)
+        if replayed.last_record_lsn < entry.stop_lsn:
+            # No record starts behind the backup yet, at which recovery could stop.
+            return RecoveryTarget(immediate=True, timeline=timeline, action=TargetAction.PROMOTE), parameters
+        end = replayed.last_record_lsn
         return RecoveryTarget(lsn=end, timeline=timeline, action=TargetAction.PROMOTE), parameters
     first = replayed.tablespaces[0]
     if first.lsn < entry.stop_lsn:
