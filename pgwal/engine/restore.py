@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
-from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
+from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH
@@ -183,8 +183,9 @@ def _all_but_settings(rebuild: Rebuild, old_settings: list[BackupFile]) -> Itera
             rebuild.writer.write(file.path, [label.without_incremental().encode()])
         elif file.path == _AUTO_CONF_NAME:
             old_settings.append(file)
-        elif file.path not in (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME):
-            # Those are of a standby, or of a recovery under way: this one is to be a primary.
+        elif file.path not in (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME, TABLESPACE_MAP_NAME):
+            # Those are of a standby, or of a recovery under way: this one is to be a primary.  Nor may anything but the
+            # links that were just made say where tablespaces are.
             yield file
 
 
