@@ -18,12 +18,12 @@ from pgwal.errors import PgwalError, TargetError
 from pgwal_cli.demo_load import WriteLoad, create_tables, table_checksums
 from pgwal_cli.output import size_text, table_lines
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.server_account import require_own_place, require_reachable, server_account
 from pgwal_cli.throwaway_server import (
     ServerInstallation,
     ThrowawayServer,
     embedded_installation,
     make_reachable,
-    server_account,
 )
 
 _Result = TypeVar("_Result")
@@ -52,13 +52,16 @@ def _workplace(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         if keep.exists() and any(keep.iterdir()):
             raise TargetError(f"directory {keep} is not empty", hint="--keep wants a new or empty directory.")
+        require_own_place(keep)
         keep.mkdir(parents=True, exist_ok=True)
-        keep.chmod(0o755)
+        require_reachable(keep)
         yield keep.absolute()
         return
     directory = Path(tempfile.mkdtemp(prefix="pgwal-demo-"))
-    directory.chmod(0o755)
     try:
+        require_own_place(directory)
+        # For the server's user to pass through; what lies in it has modes of its own.
+        directory.chmod(0o711 if server_account() is not None else 0o700)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -192,15 +195,10 @@ class _Demo:
         """Take a backup through the command line and note what it says of itself."""
         self._say(name)
         begin_s = time.monotonic()
-        arguments = [
-            "-d",
-            self._server.conninfo,
-            "--pgdata",
-            str(self._server.data_directory),
-            "-c",
-            "fast",
-            "--json",
-        ]
+        arguments = ["-d", self._server.conninfo, "-c", "fast", "--json"]
+        if server_account() is None:
+            # Root does not read by names that the server's user can change; over SQL the server itself reads them.
+            arguments += ["--pgdata", str(self._server.data_directory)]
         output = json_codec.loads(self._pgwal(*command, *arguments))
         seconds = time.monotonic() - begin_s
         counts = (output[key] for key in ("bytes_read", "bytes_written", "copied_blocks", "blocks"))
@@ -215,7 +213,7 @@ class _Demo:
         if server_account() is not None:
             # The server's user may not be able to run this Python, nor to read the repository of root.
             fetch = [*_PGWAL, "fetch-wal", "--repo", str(self._repository)]
-            relay = self._opened.enter_context(RestoreCommandRelay(fetch, self._directory / "relay", self._target))
+            relay = self._opened.enter_context(RestoreCommandRelay(fetch, self._directory / "relay"))
             command = ["--restore-command", relay.restore_command]
         output = json_codec.loads(self._pgwal("restore", backup_id, "-D", str(self._target), *command, "--json"))
         seconds = time.monotonic() - begin_s
@@ -229,12 +227,7 @@ class _Demo:
 
     def _replay(self, restored: ThrowawayServer) -> None:
         restored.start(timeout_s=int(_TIMEOUT_S))
-
-        def is_promoted() -> bool:
-            with restored.connect() as connection:
-                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-
-        self._wait_for("recovery to end", is_promoted, lambda: restored.is_running)
+        self._wait_for("recovery to end", restored.has_ended_recovery, lambda: restored.is_running)
 
     # -- around the steps --------------------------------------------------------------------------------------
 
@@ -272,7 +265,7 @@ class _Demo:
     def _scratch(self) -> Path:
         scratch = self._directory / "server"
         scratch.mkdir()
-        scratch.chmod(0o755)
+        scratch.chmod(0o711)
         return scratch
 
 

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 TARGET = "Recovery target options"
 
 
+class Archiving(StrEnum):
+    """What the restored server does about archiving its WAL."""
+
+    OFF = "off"
+    PRESERVE = "preserve"
+
+
 class Action(StrEnum):
     """What the server can do at the target."""
 
@@ -98,6 +105,13 @@ def restore(
         bool,
         typer.Option("--to-gap", help="Restore although WAL is missing behind the backup: recovery ends there."),
     ] = False,
+    archive_mode: Annotated[
+        Archiving | None,
+        typer.Option(
+            "--archive-mode",
+            help="Set archive_mode to off, or leave it as it was; off by default with a recovery target.",
+        ),
+    ] = None,
     copy: Copy = False,
     clone: Clone = False,
     copy_file_range: CopyFileRange = False,
@@ -112,7 +126,7 @@ def restore(
     It replays all WAL received, unless a recovery target is given.
     """
     from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time
-    from pgwal.engine.restore import RestoreRequest, restore_backup
+    from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup, switches_archiving_off
 
     how = rebuild_options(
         copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
@@ -138,6 +152,7 @@ def restore(
         how,
         wal_is_here=command is None,
         to_gap=to_gap,
+        archive_mode=ArchiveMode.OFF_AT_TARGET if archive_mode is None else ArchiveMode(archive_mode.value),
     )
     with progress_bar("restoring", progress) as on_progress:
         report = restore_backup(request, on_progress)
@@ -150,6 +165,8 @@ def restore(
             f" {size_text(report.bytes_written)}, from {report.chain_length} backups"
         )
         print(f"Start the server there: it replays WAL {_end_text(target)}.")
+        if switches_archiving_off(request):
+            print("It does not archive its WAL: archive_mode is off in postgresql.auto.conf.")
 
 
 def _timeline(text: str) -> int | str:
@@ -163,7 +180,7 @@ def _timeline(text: str) -> int | str:
 
 def _end_text(target: RecoveryTarget) -> str:
     if not target.is_set:
-        return "from the repository, and then accepts connections"
+        return "from the repository, and accepts connections at the end of it, not before"
     side = "before" if target.exclusive else "up to"
     endings = {
         None: "pauses: SELECT pg_wal_replay_resume() makes it accept writes",

@@ -3,7 +3,10 @@
 Knows nothing of backups: of pgwal it imports the errors alone.
 
 PostgreSQL refuses to run as root.  Where this process is root, the server and its tools run as the user
-``nobody``, which must be able to reach everything they are given.
+``nobody``, which must be able to reach everything they are given; pgwal_cli.server_account says what root may do then.
+
+Nobody else gets in: a server listens on a Unix socket alone, in a directory that is closed to other users, and lets in
+by peer authentication, under the superuser's name, the user of this process and the server's.
 """
 
 from __future__ import annotations
@@ -11,25 +14,36 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import pwd
 import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
 from pgwal.errors import PgwalError, ServerError
+from pgwal_cli.server_account import UNPRIVILEGED_USER as UNPRIVILEGED_USER
+from pgwal_cli.server_account import (
+    append_as_server,
+    belongs_to_server,
+    peer_names,
+    read_of_server,
+    require_servers_own,
+    server_identity,
+)
+from pgwal_cli.server_account import can_execute_python as can_execute_python
+from pgwal_cli.server_account import give_to_server as give_to_server
+from pgwal_cli.server_account import require_reachable as require_reachable
+from pgwal_cli.server_account import server_account as server_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,7 +51,6 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-UNPRIVILEGED_USER = "nobody"
 SUPERUSER = "postgres"
 
 FAST_SETTINGS: Mapping[str, str | int | bool] = {
@@ -55,92 +68,12 @@ SOCKET_PATH_MAX_BYTES = 103
 # Between choosing a free port and binding it, another process may take it.
 START_ATTEMPTS = 5
 LOG_TAIL_LINES = 40
+NOT_READY = "the database system is "
+"""What a server answers as long as it replays WAL: starting up, not yet accepting connections, and the like."""
 STOP_TIMEOUT_S = 60
 KILL_TIMEOUT_S = 10.0
 # <sys/ipc.h>, the same on Linux and macOS.
 IPC_RMID = 0
-
-
-# ---- the user that runs servers
-
-
-def server_account() -> pwd.struct_passwd | None:
-    """Return the account that servers run as, or None when they run as this process's own user.
-
-    Raises PgwalError when this process is root and there is no unprivileged account.
-    """
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam(UNPRIVILEGED_USER)
-    except KeyError:
-        raise PgwalError(
-            f"PostgreSQL does not run as root, and there is no user {UNPRIVILEGED_USER}",
-            hint="Run this as an ordinary user.",
-        ) from None
-
-
-def give_to_server(path: Path) -> None:
-    """Make the server's user the owner of a file or of a whole directory tree.
-
-    Links are not followed, except those of tablespaces: they lead to a part of the data directory.
-    """
-    account = server_account()
-    if account is None:
-        return
-    for each in _tree(path):
-        os.chown(each, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        if each.is_symlink() and each.parent.name == "pg_tblspc":
-            give_to_server(each.resolve())
-
-
-def can_execute_python() -> bool:
-    """Tell whether the server's user can run this interpreter with ``pgwal_cli``; really tries, once."""
-    return _succeeds_for_server((sys.executable, "-P", "-c", "import pgwal_cli"))
-
-
-@cache
-def _succeeds_for_server(command: tuple[str, ...]) -> bool:
-    try:
-        finished = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, **_server_identity())
-    except OSError:
-        return False
-    return finished.returncode == 0
-
-
-def _server_identity() -> dict[str, Any]:
-    """Return the arguments that make subprocess start something as the server's user."""
-    account = server_account()
-    if account is None:
-        return {}
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
-def require_reachable(directory: Path) -> None:
-    """Raise PgwalError unless the user who runs the server can enter a directory."""
-    # Not by reading mode bits: access lists and mount options have a say as well.
-    if not _can_enter(directory):
-        raise PgwalError(
-            f"the user {UNPRIVILEGED_USER}, who runs the server, cannot enter {directory}",
-            hint="Choose a directory all of whose parents have mode 0755.",
-        )
-
-
-def _can_enter(directory: Path) -> bool:
-    finished = subprocess.run(
-        ["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)],
-        cwd="/",
-        capture_output=True,
-        **_server_identity(),
-    )
-    return finished.returncode == 0
-
-
-def _tree(path: Path) -> Iterator[Path]:
-    yield path
-    if path.is_dir() and not path.is_symlink():
-        for child in path.iterdir():
-            yield from _tree(child)
 
 
 # ---- installations
@@ -251,7 +184,7 @@ def _runs_for_server(installation: ServerInstallation) -> bool:
             cwd="/",
             env=installation.environment(),
             capture_output=True,
-            **_server_identity(),
+            **server_identity(),
         )
     except OSError:
         return False
@@ -272,7 +205,10 @@ def _copy_installation(installation: ServerInstallation, scratch: Path) -> Serve
     shutil.copytree(prefix, package / prefix.name, symlinks=True)
     if libraries.is_dir():
         shutil.copytree(libraries, root / libraries.name, symlinks=True)
-    give_to_server(root)
+    # The files stay root's: root asks these programs for their version, too.
+    for each in root.rglob("*"):
+        if not each.is_symlink():
+            each.chmod(each.stat().st_mode | (0o555 if each.is_dir() or os.access(each, os.X_OK) else 0o444))
     library_dir = installation.library_dir
     if library_dir is not None and library_dir.is_relative_to(prefix):
         library_dir = package / prefix.name / library_dir.relative_to(prefix)
@@ -294,12 +230,18 @@ class ThrowawayServer:
         self.installation = installation
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        give_to_server(self.directory)
+        self.socket_directory = self._make_socket_directory()
+        """The directory of the Unix socket; elsewhere when the path would become too long for one."""
+        if not belongs_to_server(self.directory):
+            give_to_server(self.directory)
         require_reachable(self.directory)
         self.data_directory = self.directory / "data"
         self.log_file = self.directory / "server.log"
         self.port = _free_port()
-        self._socket_directory: Path | None = None
+        self.listen_addresses = ""
+        """Addresses of TCP to listen at from the next start on, for tests that need them."""
+        self.overrides: Mapping[str, str | int | bool] = {}
+        """Settings that win over those of the data directory from the next start on."""
 
     def __enter__(self) -> Self:
         return self
@@ -315,16 +257,16 @@ class ThrowawayServer:
             self.stop()
         except ServerError:
             self.kill()
-        if self._socket_directory is not None:
-            shutil.rmtree(self._socket_directory, ignore_errors=True)
-            self._socket_directory = None
+        shutil.rmtree(self.socket_directory, ignore_errors=True)
 
     # -- the data directory
 
     def initdb(self, *extra_args: str) -> None:
-        """Create the data directory: superuser ``postgres``, no passwords, UTF8, locale C."""
-        fixed = ["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        """Create the data directory: superuser ``postgres``, as whom only this user gets in, UTF8, locale C."""
+        fixed = ["-U", SUPERUSER, "-A", "peer", "-E", "UTF8", "--locale=C", "--no-sync"]
         self.run_tool("initdb", "-D", str(self.data_directory), *fixed, *extra_args)
+        for name, content in access_files(SUPERUSER).items():
+            append_as_server(self.data_directory / name, content.encode(), afresh=True)
 
     def adopt(self, data_directory: Path) -> None:
         """Use an existing data directory from now on, a restored one for example."""
@@ -335,10 +277,7 @@ class ThrowawayServer:
 
     def configure(self, **settings: str | int | bool) -> None:
         """Append settings to postgresql.conf; they count from the next start or reload on."""
-        path = self.data_directory / "postgresql.conf"
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{name} = {_quoted_setting(value)}\n" for name, value in settings.items())
-        give_to_server(path)
+        append_as_server(self.data_directory / "postgresql.conf", setting_lines(settings).encode())
 
     # -- running
 
@@ -381,11 +320,9 @@ class ThrowawayServer:
         if postmaster is None:
             return
         # Stopped first, or it would go on starting processes while they are being listed.
-        os.kill(postmaster, signal.SIGSTOP)
+        _signal_as_server(signal.SIGSTOP, [postmaster])
         victims = [postmaster, *_descendants(postmaster)]
-        for pid in victims:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _signal_as_server(signal.SIGKILL, victims)
         _wait_until_gone(victims)
         self._remove_remains()
 
@@ -403,16 +340,19 @@ class ThrowawayServer:
             host=str(self.socket_directory), port=self.port, user=SUPERUSER, dbname="postgres"
         )
 
-    @property
-    def socket_directory(self) -> Path:
-        """The directory of the Unix socket; elsewhere when the path would become too long for one."""
-        if self._socket_directory is None:
-            self._socket_directory = self._make_socket_directory()
-        return self._socket_directory
-
     def connect(self, **parameters: Any) -> psycopg.Connection[TupleRow]:
         """Connect as the superuser, in autocommit mode; parameters are psycopg's, and override."""
         return psycopg.connect(self.conninfo, **{"autocommit": True, **parameters})
+
+    def has_ended_recovery(self) -> bool:
+        """Tell whether the server is a primary; one that lets nobody in while it recovers is none."""
+        try:
+            with self.connect() as connection:
+                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+        except psycopg.OperationalError as error:
+            if NOT_READY not in str(error):
+                raise
+            return False
 
     def run_tool(
         self, name: str, *args: str, check: bool = True, tools: ServerInstallation | None = None
@@ -430,7 +370,7 @@ class ThrowawayServer:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            **_server_identity(),
+            **server_identity(),
         )
         if check and finished.returncode != 0:
             output = (finished.stdout + finished.stderr).strip()
@@ -454,8 +394,9 @@ class ThrowawayServer:
 
     def _options(self) -> str:
         # On the command line, so that they win over what a restored or copied data directory is configured with.
-        options = ["-p", str(self.port), "-k", str(self.socket_directory), "-c", "listen_addresses=127.0.0.1"]
-        return shlex.join(options)
+        settings = {"listen_addresses": self.listen_addresses, **self.overrides}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={_setting_text(value)}")]
+        return shlex.join(["-p", str(self.port), "-k", str(self.socket_directory), *options])
 
     def _pg_ctl(self, action: str, *args: str) -> subprocess.CompletedProcess[str]:
         wait = [] if action == "reload" else ["-w"]
@@ -469,45 +410,43 @@ class ThrowawayServer:
     def _make_socket_directory(self) -> Path:
         own = self.directory / "socket"
         if len(os.fsencode(own / ".s.PGSQL.65535")) <= SOCKET_PATH_MAX_BYTES:
-            own.mkdir(exist_ok=True)
+            # Another object for the same server may have made it: it stays as it is, and is the server's.
+            own.mkdir(mode=0o700, exist_ok=True)
+            require_servers_own(own)
         else:
             own = Path(tempfile.mkdtemp(prefix="pgwal-"))
-        own.chmod(0o755)
         give_to_server(own)
         return own
 
     def _postmaster_pid(self) -> int | None:
-        try:
-            lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return None
+        lines = self._postmaster_file()
         # The second line is the data directory: a copy of one holds the number of the process it was copied from.
-        if len(lines) < 2 or Path(lines[1]).resolve() != self.data_directory.resolve():
+        if len(lines) < 2 or Path(lines[1]).resolve() != self.data_directory.resolve() or not lines[0].isdecimal():
             return None
         pid = int(lines[0])
         return pid if pid in _live_processes() else None
 
+    def _postmaster_file(self) -> list[str]:
+        content = read_of_server(self.data_directory / "postmaster.pid") or b""
+        return os.fsdecode(content).splitlines()
+
     def _remove_remains(self) -> None:
-        pid_file = self.data_directory / "postmaster.pid"
         # Line 7 holds key and id of a small segment of System V shared memory, which no process frees any more;
         # a machine has only some thousands of them.
-        lines: list[str] = []
-        with suppress(FileNotFoundError):  # it was about to end by itself
-            lines = pid_file.read_text().splitlines()
+        lines = self._postmaster_file()  # none when it was about to end by itself
         if len(lines) >= 7:
-            _free_shared_memory(int(lines[6].split()[1]))
+            _free_shared_memory(lines[6].split()[1])
+        pid_file = self.data_directory / "postmaster.pid"
         # These name the killed postmaster.  As long as it waits to be reaped the server takes it for alive, and
         # later its number may come to belong to any other process.
         for lock in (pid_file, self.socket_directory / f".s.PGSQL.{self.port}.lock"):
             lock.unlink(missing_ok=True)
 
     def _log_size(self) -> int:
-        return self.log_file.stat().st_size if self.log_file.exists() else 0
+        return len(read_of_server(self.log_file) or b"")
 
     def _log_since(self, offset: int) -> str:
-        if not self.log_file.exists():
-            return ""
-        return self.log_file.read_bytes()[offset:].decode("utf-8", "replace")
+        return (read_of_server(self.log_file) or b"")[offset:].decode("utf-8", "replace")
 
 
 def _free_port() -> int:
@@ -518,9 +457,26 @@ def _free_port() -> int:
     return port
 
 
+def access_files(superuser: str) -> dict[str, str]:
+    """Return pg_hba.conf and pg_ident.conf of a server that lets in this user and its own, as its superuser alone."""
+    role = superuser.replace('"', '""')
+    people = "".join(f'throwaway "{name}" "{role}"\n' for name in peer_names())
+    rules = "".join(f"local {databases} all peer map=throwaway\n" for databases in ("all", "replication"))
+    return {"pg_hba.conf": rules, "pg_ident.conf": people}
+
+
+def setting_lines(settings: Mapping[str, str | int | bool]) -> str:
+    """Return lines of postgresql.conf."""
+    return "".join(f"{name} = {_quoted_setting(value)}\n" for name, value in settings.items())
+
+
+def _setting_text(value: str | int | bool) -> str:
+    return str(value) if not isinstance(value, bool) else "on" if value else "off"
+
+
 def _quoted_setting(value: str | int | bool) -> str:
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return _setting_text(value)
     # Inside quotes postgresql.conf knows backslash escapes (src/backend/utils/misc/guc-file.l).
     text = str(value).replace("\\", "\\\\").replace("'", "''")
     assert "\n" not in text
@@ -569,5 +525,18 @@ def _wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.005)
 
 
-def _free_shared_memory(segment_id: int) -> None:
-    ctypes.CDLL(None).shmctl(segment_id, IPC_RMID, None)
+def _signal_as_server(number: signal.Signals, pids: list[int]) -> None:
+    """Send a signal to processes, as the server's user: their numbers come from a file of that user."""
+    command = ["/bin/sh", "-c", 'for pid; do kill -s "$0" "$pid"; done', number.name.removeprefix("SIG")]
+    subprocess.run([*command, *map(str, pids)], cwd="/", capture_output=True, **server_identity())
+
+
+def _free_shared_memory(segment_id: str) -> None:
+    """Remove a segment of System V shared memory, as the server's user: its number comes from a file of that user."""
+    if not segment_id.isdecimal():
+        return
+    if server_account() is None:
+        ctypes.CDLL(None).shmctl(int(segment_id), IPC_RMID, None)
+    else:
+        with suppress(OSError):
+            subprocess.run(["ipcrm", "-m", segment_id], cwd="/", capture_output=True, **server_identity())

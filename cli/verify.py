@@ -96,10 +96,20 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
     lines.append(f"read {size_text(report.bytes_read)} of {len(report.backup_ids)} backups; WAL {wal}")
     if trial is not None:
         lines += trial.problems
+        if trial.stopped_before is not None:
+            lines.append(
+                f"the trial ended before LSN {trial.stopped_before.lsn}: there WAL creates {trial.stopped_before}, and"
+                " replaying that writes to that very place; take a new backup to try what comes behind it"
+            )
         lines.append(
             f"restored {trial.backup_id}, replayed up to {trial.end_lsn or 'nowhere'}, checked {trial.table_count}"
             f" tables and {trial.index_count} indexes of {trial.database_count} databases in {trial.seconds:.0f} s"
         )
+        if trial.unchecked_indexes:
+            lines.append(
+                f"{len(trial.unchecked_indexes)} indexes were not checked, for that would run functions of the"
+                f" cluster's own: {', '.join(trial.unchecked_indexes)}"
+            )
     count = len(report.problems) + (len(trial.problems) if trial is not None else 0)
     return [*lines, f"{count} problem{'s' * (count > 1)}" if count else "nothing is wrong"]
 

@@ -15,7 +15,7 @@ Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 19.  Th
 | 104 | 112 | i64 | in the copy: when the checkpoint was made |
 | 136 | 144 | u64, u32 | minRecoveryPoint, and its timeline |
 | 172 | 180 | i32 | wal_level |
-| 180 | 188 | 5 i32 | the settings of _RECOVERY_SETTINGS |
+| 180 | 188 | 5 i32 | the settings of RECOVERY_SETTINGS |
 | 216 | 224 | u32, u32 | block size, blocks in a segment file of a relation |
 | 224 | 236 | u32, u32 | WAL block size, WAL segment size |
 | 252 | 268 | u32 | data_checksum_version |
@@ -40,7 +40,7 @@ _CHECKPOINT_OFFSET = 40
 # Up to the end of the longest: the file is padded far beyond that.
 _LEAST_SIZE = max(version.control.crc for version in VERSIONS) + 4
 
-_RECOVERY_SETTINGS = (
+RECOVERY_SETTINGS = (
     "max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions",
     "max_locks_per_transaction",
 )  # fmt: skip
@@ -110,7 +110,7 @@ class ControlFile:
         return cls(
             system_identifier, version, catalog, state, Lsn(checkpoint_lsn), checkpoint, Lsn(redo), timeline_id,
             Lsn(min_recovery), min_recovery_timeline, wal_level, block_size, blocks, wal_page, segment,
-            checksum_version, dict(zip(_RECOVERY_SETTINGS, recovery_settings, strict=True)),
+            checksum_version, dict(zip(RECOVERY_SETTINGS, recovery_settings, strict=True)),
         )  # fmt: skip
 
 

@@ -86,7 +86,9 @@ class PostgresVersion:
     """One major version.
 
     ``escapes_backslashes`` is of tablespace_map.  ``unlogged_in_global`` tells whether a base backup looks for unlogged
-    relations in global too.  ``shows_in_hot_standby`` tells of the setting of that name.  ``lsn_digits`` is how many
+    relations in global too.  ``has_trigger_file`` tells of promote_trigger_file.  ``quiet_session`` are settings that
+    keep a session from being ended, and from running event triggers, of those that 13 does not have.
+    ``shows_in_hot_standby`` tells of the setting of that name.  ``lsn_digits`` is how many
     digits the low half of an LSN has at least in what the server writes.
     """
 
@@ -101,6 +103,8 @@ class PostgresVersion:
     backup_functions: BackupFunctions
     has_read_replication_slot: bool
     shows_in_hot_standby: bool
+    has_trigger_file: bool
+    quiet_session: Mapping[str, str] = field(hash=False)
     has_verify_heapam: bool
     lsn_digits: int
 
@@ -168,6 +172,8 @@ _13 = PostgresVersion(
     backup_functions=_BACKUP_FUNCTIONS_BEFORE_15,
     has_read_replication_slot=False,
     shows_in_hot_standby=False,
+    has_trigger_file=True,
+    quiet_session={},
     has_verify_heapam=False,
     lsn_digits=1,
 )
@@ -192,6 +198,7 @@ _14 = replace(
     ),
     escapes_backslashes=True,
     shows_in_hot_standby=True,
+    quiet_session={"idle_session_timeout": "0"},
     has_verify_heapam=True,
 )
 
@@ -224,7 +231,13 @@ _15 = replace(
     has_read_replication_slot=True,
 )
 
-_16 = replace(_15, major=16, catalog_version=202307071, wal=replace(_15.wal, major=16, magic=0xD113))
+_16 = replace(
+    _15,
+    major=16,
+    catalog_version=202307071,
+    wal=replace(_15.wal, major=16, magic=0xD113),
+    has_trigger_file=False,
+)
 
 _PRUNE_NAMES_SINCE_17 = {
     (_RM_HEAP2, 0x10): "PRUNE_ON_ACCESS",
@@ -248,6 +261,7 @@ _17 = replace(
     manifest_version=2,
     has_summaries=True,
     unlogged_in_global=True,
+    quiet_session={**_16.quiet_session, "event_triggers": "off", "transaction_timeout": "0"},
 )
 
 _18 = replace(

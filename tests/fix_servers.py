@@ -25,6 +25,7 @@ import pytest
 
 from pgwal.errors import PgwalError
 from pgwal.postgres_version import VERSIONS
+from pgwal_cli.server_account import append_as_server
 from pgwal_cli.throwaway_server import (
     FAST_SETTINGS,
     ServerInstallation,
@@ -166,6 +167,7 @@ class ServerFactory:
         else:
             if own_system_identifier:
                 server.initdb(*initdb_args)
+                let_everyone_in(server)
             else:
                 shutil.copytree(self.templates.get(self.installation, initdb_args), server.data_directory)
                 give_to_server(server.data_directory)
@@ -188,8 +190,19 @@ class Templates:
         if key not in self._made:
             template = ThrowawayServer(installation, self.directory / f"template{len(self._made)}")
             template.initdb(*initdb_args)
+            let_everyone_in(template)
             self._made[key] = template.data_directory
         return self._made[key]
+
+
+def let_everyone_in(server: ThrowawayServer) -> None:
+    """Let tests connect under any role; the directory of the socket is closed to other users all the same."""
+    rules = "".join(
+        f"{way} trust\n"
+        for databases in ("all", "replication")
+        for way in (f"local {databases} all", f"host {databases} all 127.0.0.1/32")
+    )
+    append_as_server(server.data_directory / "pg_hba.conf", rules.encode(), afresh=True)
 
 
 def _discard(server: ThrowawayServer) -> None:
@@ -220,6 +233,17 @@ def _scratch() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="pgwal-test-"))
     directory.chmod(0o755)
     give_to_server(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def guarded_scratch() -> Iterator[Path]:
+    """A directory for one test that the servers' user can enter, and only this one can write to."""
+    directory = Path(tempfile.mkdtemp(prefix="pgwal-test-"))
+    directory.chmod(0o755)
     try:
         yield directory
     finally:

@@ -294,7 +294,7 @@ def test_a_server_replays_compressed_wal(make_server: ServerFactory, scratch: Pa
     assert incremental["prior"] == full["id"]
     assert len(archived(repo, ".zst")) > 5
     pgwal("restore", "latest", "--repo", repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\n")
         restored = make_server(adopt=target)

@@ -29,8 +29,8 @@ def processes_below(directory: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(directory) in line]
 
 
-def test_the_restored_server_equals_the_source(scratch: Path) -> None:
-    demo = start_demo(scratch, "--json")
+def test_the_restored_server_equals_the_source(guarded_scratch: Path) -> None:
+    demo = start_demo(guarded_scratch, "--json")
     output, messages = demo.communicate(timeout=300)
     assert demo.returncode == 0, messages
     report = json.loads(output)
@@ -38,11 +38,11 @@ def test_the_restored_server_equals_the_source(scratch: Path) -> None:
     backups = [step for step in report["steps"] if step["copied_blocks"] is not None]
     assert [step["step"].split(",")[0] for step in backups] == ["full backup", "incremental 1", "incremental 2"]
     assert all(0 < step["copied_blocks"] < step["blocks"] for step in backups[1:])
-    assert list(scratch.iterdir()) == []
+    assert list(guarded_scratch.iterdir()) == []
 
 
-def test_an_interrupted_demo_cleans_up(scratch: Path) -> None:
-    demo = start_demo(scratch)
+def test_an_interrupted_demo_cleans_up(guarded_scratch: Path) -> None:
+    demo = start_demo(guarded_scratch)
     assert demo.stdout is not None
     for line in demo.stdout:
         if "incremental 1" in line:
@@ -52,5 +52,5 @@ def test_an_interrupted_demo_cleans_up(scratch: Path) -> None:
     _, messages = demo.communicate(timeout=120)
     assert demo.returncode == 128 + signal.SIGTERM
     assert messages.endswith("pgwal: interrupted\n")
-    assert list(scratch.iterdir()) == []
-    assert processes_below(scratch) == []
+    assert list(guarded_scratch.iterdir()) == []
+    assert processes_below(guarded_scratch) == []

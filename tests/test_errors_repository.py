@@ -38,6 +38,10 @@ class Taken:
     incremental: dict[str, str]
     end_lsn: str
 
+    @property
+    def over_tcp(self) -> str:
+        return f"host=127.0.0.1 port={self.server.port} user=postgres dbname=postgres"
+
     def taking(self, kind: str, *args: str | Path) -> list[str | Path]:
         source: list[str | Path] = ["-d", self.server.conninfo, "--pgdata", self.server.data_directory]
         return [kind, "--repo", self.repo, *source, "-c", "fast", *args]
@@ -47,7 +51,11 @@ class Taken:
 def pristine(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Taken]:
     directory = module_scratch / f"damage-{installation.major}"
     with ServerFactory(installation, server_templates, directory) as factory:
-        taken = Taken(factory(settings={"wal_keep_size": "1GB"}), directory / "repo", {}, {}, "")
+        server = factory(settings={"wal_keep_size": "1GB"}, start=False)
+        # For those who may not enter the directory of the socket.
+        server.listen_addresses = "127.0.0.1"
+        server.start()
+        taken = Taken(server, directory / "repo", {}, {}, "")
         run_sql(
             taken.server, "CREATE TABLE t AS SELECT i, repeat('x', 500) AS filler FROM generate_series(1, 20000) AS i"
         )
@@ -291,7 +299,7 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
             ["list"],
             ["map", "--from", "0/1", "--to", "0/2"],
             ["restore", "latest", "-D", scratch / "target"],
-            ["stream", "-d", taken.server.conninfo, "--once"],
+            ["stream", "-d", taken.over_tcp, "--once"],
         ):
             outcome = run_pgwal(*command, "--repo", taken.repo, prefix=as_ordinary_user)
             cause = f"cannot .*{taken.repo}.*: Permission denied"
@@ -303,7 +311,7 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
 
 @EITHER_WILL_DO
 def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
-    stream: list[str | Path] = ["stream", "-d", taken.server.conninfo, "--once"]
+    stream: list[str | Path] = ["stream", "-d", taken.over_tcp, "--once"]
     parent = scratch / "closed"
     parent.mkdir(mode=0o555)
     outcome = run_pgwal(*stream, "--repo", parent / "repo", prefix=as_ordinary_user)
@@ -320,7 +328,9 @@ def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, as_ordin
 @EITHER_WILL_DO
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root, the server's user is the one that runs pgwal")
 def test_data_directory_of_another_user(taken: Taken, tmp_path: Path, as_ordinary_user: list[str]) -> None:
-    outcome = run_pgwal(*taken.taking("full"), "--repo", tmp_path / "repo", prefix=as_ordinary_user)
+    outcome = run_pgwal(
+        *taken.taking("full"), "-d", taken.over_tcp, "--repo", tmp_path / "repo", prefix=as_ordinary_user
+    )
     assert_failed(outcome, FAILED, "cannot read .*pg_control: Permission denied", "as the server's user")
     assert not (tmp_path / "repo").exists()
 

@@ -46,6 +46,7 @@ def cluster(servers: ServerFactory) -> ThrowawayServer:
         "local all all trust\nlocal replication all trust\n"
         "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
     )
+    server.listen_addresses = "127.0.0.1"
     server.start()
     with server.connect() as connection:
         connection.execute(ROLES)

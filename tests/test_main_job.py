@@ -118,7 +118,7 @@ def test_backups_restored_hold_the_same_rows(
     expected = checksums(server)
 
     pgwal("restore", "latest", "--repo", repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\n")
         restored = make_server(adopt=target)
@@ -128,7 +128,6 @@ def test_backups_restored_hold_the_same_rows(
 
 def wait_until_promoted(server: ThrowawayServer) -> None:
     deadline = time.monotonic() + 60
-    with server.connect() as connection:
-        while connection.execute("SELECT pg_is_in_recovery()").fetchone() != (False,):
-            assert time.monotonic() < deadline, server.log_tail()
-            time.sleep(0.05)
+    while not server.has_ended_recovery():
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.05)

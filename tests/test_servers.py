@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def test_a_killed_server_recovers(server: ThrowawayServer) -> None:
 @pytest.mark.postgres
 def test_the_relay_fetches_wal(make_server: ServerFactory, scratch: Path) -> None:
     copy = _cluster_with_later_wal_in(scratch / "archive", make_server, scratch)
-    with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay", copy) as relay:
+    with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay") as relay:
         restored = make_server(adopt=copy, settings=_recovery_settings(relay))
         with restored.connect() as connection:
             _wait_for_end_of_recovery(connection)
@@ -66,7 +67,7 @@ def test_the_relay_fetches_wal(make_server: ServerFactory, scratch: Path) -> Non
 @pytest.mark.postgres(18, 19)
 def test_a_closed_relay_is_an_error_and_no_missing_file(make_server: ServerFactory, scratch: Path) -> None:
     copy = _cluster_with_later_wal_in(scratch / "archive", make_server, scratch)
-    with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay", copy) as relay:
+    with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay") as relay:
         pass
     restored = make_server(adopt=copy, settings=_recovery_settings(relay), start=False)
     with pytest.raises(ServerError, match="child process exited with exit code 255"):
@@ -176,6 +177,9 @@ def test_an_installation_out_of_reach_is_copied(installation: ServerInstallation
         ThrowawayServer(hidden, scratch / "server").initdb()
     copy = make_reachable(hidden, scratch)
     assert copy.bin_dir != hidden.bin_dir
+    # Root asks these programs for their version, so nobody else may change them.
+    copied = [path.lstat() for path in (copy.bin_dir.parent, *copy.bin_dir.parent.rglob("*"))]
+    assert {(found.st_uid, found.st_mode & 0o022 * (not stat.S_ISLNK(found.st_mode))) for found in copied} == {(0, 0)}
     assert make_reachable(hidden, scratch) is copy
     with ThrowawayServer(copy, scratch / "server") as server:
         server.initdb()

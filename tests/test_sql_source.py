@@ -469,7 +469,7 @@ def test_a_role_with_the_printed_grants_takes_backups(
     expected = checksums(server)
 
     succeed("restore", "latest", "--repo", repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\n")
         restored = make_server(adopt=target)

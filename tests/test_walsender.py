@@ -183,6 +183,7 @@ def test_streaming_over_tls_loses_no_time(server: ThrowawayServer) -> None:
     key.chmod(0o600)
     give_to_server(key)
     server.configure(ssl=True)
+    server.listen_addresses = "127.0.0.1"
     server.restart()
     start = segment_start(flush_lsn(server))
     end = write_segment(server)
@@ -508,6 +509,8 @@ def test_passwords(server: ThrowawayServer, replication: bool, tmp_path: Path, m
     sql(server, "CREATE ROLE secured LOGIN REPLICATION PASSWORD 'right'")
     local = "local all postgres trust"
     write_hba(server, local, "host all,replication all 127.0.0.1/32 md5")
+    server.listen_addresses = "127.0.0.1"
+    server.restart()
     secured = {"host": "127.0.0.1", "user": "secured"}
     wrong = refused(server, ConnectionFailed, replication, password="wrong", **secured)
     assert "authentication failed" in str(wrong)
@@ -543,6 +546,8 @@ def test_a_server_without_walsenders_to_spare(make_server: ServerFactory) -> Non
 
 @pytest.mark.postgres(18, 19)
 def test_the_next_host_is_tried_and_the_name_is_shown(server: ThrowawayServer) -> None:
+    server.listen_addresses = "127.0.0.1"
+    server.restart()
     parameters = ConnectionParameters.from_options(
         f"host=127.0.0.1,127.0.0.1 port=1,{server.port} user=postgres dbname=postgres"
     )

@@ -1,13 +1,13 @@
 """Recovery settings: up to where a restored server replays WAL, and how postgresql.auto.conf says so.
 
-Source of the settings: src/backend/access/transam/xlogrecovery.c (13, 14: xlog.c) and src/backend/utils/misc/
-guc-file.l, PostgreSQL 13 to 19.
+Source of the settings: src/backend/access/transam/xlogrecovery.c (13, 14: xlog.c), src/backend/utils/misc/guc_tables.c
+(13 to 15: guc.c) and guc-file.l, PostgreSQL 13 to 19.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,6 +15,7 @@ from enum import StrEnum
 from pgwal.backup.stored_path import encode_path
 from pgwal.errors import TargetError
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_major
 
 LATEST_TIMELINE = "latest"
 CURRENT_TIMELINE = "current"
@@ -85,7 +86,7 @@ class RecoveryTarget:
         if self.lsn is not None:
             return f"LSN {self.lsn}"
         if self.time is not None:
-            return f"time {_time_text(self.time)}"
+            return f"time {time_text(self.time)}"
         if self.xid is not None:
             return f"transaction {self.xid}"
         return f"restore point {self.name!r}" if self.name is not None else "the end of the backup"
@@ -95,7 +96,7 @@ class RecoveryTarget:
         if self.lsn is not None:
             yield "recovery_target_lsn", str(self.lsn)
         if self.time is not None:
-            yield "recovery_target_time", _time_text(self.time)
+            yield "recovery_target_time", time_text(self.time)
         if self.xid is not None:
             yield "recovery_target_xid", str(self.short_xid)
         if self.name is not None:
@@ -110,33 +111,87 @@ class RecoveryTarget:
             yield "recovery_target_action", self.action.value
 
 
-def _time_text(time: datetime) -> str:
+def time_text(time: datetime) -> str:
+    """Return a time as recovery_target_time takes it."""
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
 
 
 def parse_target_time(text: str) -> datetime:
-    """Read an ISO 8601 time; without an offset it is local time.  Raises TargetError."""
+    """Read an ISO 8601 time; without an offset it is local time.
+
+    Raises TargetError, also for a local time that clocks pass over or show twice where daylight saving begins or ends.
+    """
     try:
         time = datetime.fromisoformat(text)
+        if time.tzinfo is not None:
+            return time
         # An absurd year has no local time.
-        return time if time.tzinfo is not None else time.astimezone()
+        readings = [time.replace(fold=fold).astimezone() for fold in (0, 1)]
     except (ValueError, OverflowError) as error:
         raise TargetError(
             f"{text!r} is not a time", hint="Write it as 2026-11-22 10:15:30+01; without an offset it is local time."
         ) from error
+    if readings[0] == readings[1]:
+        return readings[0]
+    before, after = sorted(readings)
+    how_often = "exists twice" if before.replace(tzinfo=None) == time else "does not exist"
+    raise TargetError(
+        f"the local time {text} {how_often}: the clocks are changed then",
+        hint=f"Give its offset: it may be {before.isoformat(sep=' ')} or {after.isoformat(sep=' ')}.",
+    )
 
 
-_RECOVERY_SETTING = re.compile(rb"[ \t]*(?:recovery_target\w*|restore_command)\b", re.IGNORECASE)
+_RESTORE_COMMAND = "restore_command"
+_NO_RECOVERY = {
+    "archive_cleanup_command": "",
+    "recovery_end_command": "",
+    "recovery_min_apply_delay": "0",
+    "primary_conninfo": "",
+    "primary_slot_name": "",
+    "promote_trigger_file": "",
+    "recovery_target": "",
+    "recovery_target_lsn": "",
+    "recovery_target_name": "",
+    "recovery_target_time": "",
+    "recovery_target_xid": "",
+    "recovery_target_inclusive": "on",
+    "recovery_target_timeline": LATEST_TIMELINE,
+    "recovery_target_action": TargetAction.PAUSE.value,
+}
+"""Every setting that decides what recovery does, as it is when nobody has set it."""
+
+_SETTING_NAME = re.compile(rb"[ \t]*(\w+)")
 
 
-def with_recovery_settings(content: bytes, settings: Iterator[tuple[str, str]]) -> bytes:
-    """Return a postgresql.auto.conf in place of ``content``, whose own recovery settings are left out.
+def recovery_settings(target: RecoveryTarget, restore_command: str, major: int) -> Iterator[tuple[str, str]]:
+    """Yield every recovery setting of a major version, those without effect too, which earlier recoveries may have set.
 
-    They are those of an earlier restore: two targets stop a server from starting, and an old one stops recovery early.
+    What is wanted comes last: a server refuses an empty target as a second one when another has been set before it
+    (assign_recovery_target_xid and its like).
     """
+    wanted = dict(target.settings()) | {_RESTORE_COMMAND: restore_command}
+    absent = set() if version_of_major(major).has_trigger_file else {"promote_trigger_file"}
+    for name, value in _NO_RECOVERY.items():
+        if name not in wanted.keys() | absent:
+            yield name, value
+    yield from wanted.items()
+
+
+def with_settings(content: bytes, settings: Iterable[tuple[str, str]]) -> bytes:
+    """Return a postgresql.auto.conf: ``content`` without what it says of these settings, and they at its end.
+
+    The server reads this file last, and of each setting the last line alone.
+    """
+    stated = dict(settings)
+    names = {name.encode() for name in stated}
     lines = [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
-    kept = [line for line in lines if _RECOVERY_SETTING.match(line) is None]
-    return b"".join(kept) + b"".join(_setting_line(name, value) for name, value in settings)
+    kept = [line for line in lines if _name_of(line) not in names]
+    return b"".join(kept) + b"".join(_setting_line(name, value) for name, value in stated.items())
+
+
+def _name_of(line: bytes) -> bytes:
+    match = _SETTING_NAME.match(line)
+    return b"" if match is None else match[1].lower()
 
 
 def _setting_line(name: str, value: str) -> bytes:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +51,7 @@ from pgwal.postgres.server import (
     BackupStop,
     ServerFacts,
     backup_function_signatures,
+    read_clock,
     read_server_facts,
 )
 from pgwal.repository.catalogue import StagedBackup
@@ -265,7 +265,8 @@ class _Backup:
         self._sources = sources
         self._prior = prior
         self._wal = wal
-        self._started_at = datetime.now(UTC)
+        # Not by this machine's clock: a recovery target is compared with them.
+        self._started_at = self._finished_at = read_clock(connection)
         self._seconds: dict[str, float] = {}
         self._window: list[LsnRange] = []
 
@@ -292,6 +293,7 @@ class _Backup:
                 _note_absent_configuration(copy.absent_configuration)
                 copy.copy_control_file()
                 stop = session.stop()
+                self._finished_at = read_clock(self._connection)
                 control = ControlFile.decode(self._sources[0].read_control_file())
                 label = self._write_label(copy, start_lsn, stop)
                 copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
@@ -435,7 +437,7 @@ class _Backup:
             stop_timeline_id=facts.timeline_id,
             label=self._request.label,
             started_at=self._started_at.isoformat(timespec="seconds"),
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            finished_at=self._finished_at.isoformat(timespec="seconds"),
             wal_segment_size=facts.segment_size,
             data_checksums=facts.data_checksums,
             # In-place tablespaces are directories of the data directory and have no location of their own.

@@ -6,14 +6,15 @@ import logging
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pgwal.backup.chain import off_history
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget
+from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget, time_text
 from pgwal.backup.stored_path import encode_path
 from pgwal.engine.recovery_gap import RecoveryGap, find_gap
+from pgwal.engine.replayed_wal import latest_transaction_end
 from pgwal.errors import FormatError, ObjectNotFound, TargetError, TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
@@ -28,7 +29,6 @@ _END_OF_LSNS = Lsn((1 << 64) - 1)
 _RM_XLOG, _RM_XACT = 0, 1
 _RESTORE_POINT = 0x70
 _COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MAX_MATCH = 128
 _XINFO_DBINFO, _XINFO_SUBXACTS, _XINFO_DROPPED, _XINFO_INVALS, _XINFO_TWOPHASE, _XINFO_STATS = 1, 2, 4, 8, 16, 256
 
@@ -59,11 +59,13 @@ def choose_backup(
     on_history = _on_history(repository, newest_first, target)
     if not wal_is_here and (target.name is not None or target.xid is not None):
         return on_history[0].entry
-    chosen, history = _newest_before(repository, on_history, target)
+    chosen, history = _newest_before(repository, on_history, target, wal_is_here=wal_is_here)
     if wal_is_here:
         end = _require_target(repository, chosen, history, target)
         _require_wal(repository, history, chosen.start_lsn, end)
         _require_no_gap(repository, chosen, history, target, to_gap=to_gap)
+        if target.time is not None:
+            _require_later_transaction(repository, chosen, history, target)
     return chosen
 
 
@@ -76,7 +78,7 @@ def _on_history(repository: Repository, entries: list[BackupEntry], target: Reco
     """Return the backups that lie on the timeline that recovery is to follow, with its history."""
     found, problem = [], None
     for entry in entries:
-        history = _target_history(repository, target.timeline, entry)
+        history = target_history(repository, target.timeline, entry)
         problem_here = off_history(entry, history)
         if problem_here is None:
             found.append(_Candidate(entry, history))
@@ -87,7 +89,8 @@ def _on_history(repository: Repository, entries: list[BackupEntry], target: Reco
     return found
 
 
-def _target_history(repository: Repository, timeline: int | str, entry: BackupEntry) -> TimelineHistory:
+def target_history(repository: Repository, timeline: int | str, entry: BackupEntry) -> TimelineHistory:
+    """Return the history that recovery from a backup follows; raises TimelineMismatch for an unknown timeline."""
     if timeline == CURRENT_TIMELINE:
         timeline = entry.stop_timeline_id
     elif timeline == LATEST_TIMELINE:
@@ -108,14 +111,23 @@ def _target_history(repository: Repository, timeline: int | str, entry: BackupEn
         ) from error
 
 
-def _newest_before(repository: Repository, candidates: list[_Candidate], target: RecoveryTarget) -> _Candidate:
+def _newest_before(
+    repository: Repository, candidates: list[_Candidate], target: RecoveryTarget, *, wal_is_here: bool
+) -> _Candidate:
     """Return the newest backup that ended before the target; raises TargetError."""
     if target.lsn is not None:
         lsn = target.lsn
-        return _first(candidates, lambda entry: entry.stop_lsn <= lsn, target)
+        return _first(candidates, lambda candidate: candidate.entry.stop_lsn <= lsn, target)
     if target.time is not None:
         time = target.time
-        return _first(candidates, lambda entry: _finished_at(entry) <= time, target)
+        return _first(
+            candidates,
+            lambda candidate: (
+                _finished_at(candidate.entry) <= time
+                and not (wal_is_here and _holds_later(repository, candidate, target))
+            ),
+            target,
+        )
     if target.name is not None or target.xid is not None:
         return _before_record(repository, candidates, target)
     return candidates[0]
@@ -126,9 +138,18 @@ def _finished_at(entry: BackupEntry) -> datetime:
     return datetime.fromisoformat(entry.finished_at) + timedelta(seconds=1)
 
 
-def _first(candidates: list[_Candidate], reaches: Callable[[BackupEntry], bool], target: RecoveryTarget) -> _Candidate:
+def _holds_later(repository: Repository, candidate: _Candidate, target: RecoveryTarget) -> bool:
+    """Tell whether WAL says that a backup holds a transaction later than a time.
+
+    The server's clock at its end does not tell that for certain: it may have been set back, or be a standby's.
+    """
+    last = _last_end(repository, candidate.history, Lsn(0), candidate.entry.stop_lsn)
+    return last is not None and _passes(last, target)
+
+
+def _first(candidates: list[_Candidate], reaches: Callable[[_Candidate], bool], target: RecoveryTarget) -> _Candidate:
     for candidate in candidates:
-        if reaches(candidate.entry):
+        if reaches(candidate):
             return candidate
     raise _too_early(candidates[-1].entry, target)
 
@@ -177,6 +198,20 @@ def _require_target(
             hint="Choose an earlier one, or replay all WAL by giving no target.",
         )
     return target.lsn
+
+
+def _require_later_transaction(
+    repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
+) -> None:
+    """Raise TargetError unless a transaction later than a time has ended: only at one does recovery stop."""
+    last = _last_end(repository, history, chosen.stop_lsn, _END_OF_LSNS)
+    if last is not None and _passes(last, target):
+        return
+    ended = "no transaction has ended" if last is None else f"the last transaction ended at {time_text(last)}"
+    raise TargetError(
+        f"{target} is not in the WAL received: {ended} in the WAL since backup {chosen.backup_id}",
+        hint="Choose an earlier one, or replay all WAL by giving no target.",
+    )
 
 
 def _record_follows(repository: Repository, history: TimelineHistory, lsn: Lsn) -> bool:
@@ -229,7 +264,7 @@ def _require_no_gap(
 ) -> None:
     """Raise WalGap when recovery would meet a gap before its target, or before the end of WAL unless ``to_gap``."""
     gap = _find_gap(repository, history, chosen.start_lsn)
-    if gap is None or _is_reached_before(repository, chosen, history, target, gap.start):
+    if gap is None or is_reached_before(repository, chosen, history, target, gap.start):
         return
     if target.is_set:
         raise WalGap(
@@ -254,7 +289,7 @@ def _find_gap(repository: Repository, history: TimelineHistory, start: Lsn) -> R
     return gap
 
 
-def _is_reached_before(
+def is_reached_before(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget, end: Lsn
 ) -> bool:
     """Tell whether recovery from a backup comes to its target before ``end``."""
@@ -274,24 +309,30 @@ def _time_passes(
 
     The segments with the last ones tell; decoding all would take long.
     """
+    last = _last_end(repository, history, start, end)
+    return last is not None and _passes(last, target)
+
+
+def _passes(time: datetime, target: RecoveryTarget) -> bool:
+    """Tell whether recovery stops at a transaction that ended at this time."""
+    assert target.time is not None
+    return time > target.time or (target.exclusive and time == target.time)
+
+
+def _last_end(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn) -> datetime | None:
+    """Return the latest time in the last segment of [start, end) in which a transaction ended; None when none did."""
     geometry = repository.geometry
+    there = [(segment.timeline_id, segment.segment_no) for segment in repository.wal.segments()]
     for part in reversed(history.ranges_between(start, end)):
-        for number in range(geometry.last_segment_no(part.end), geometry.segment_no(part.start) - 1, -1):
+        first, last = geometry.segment_no(part.start), geometry.last_segment_no(part.end)
+        numbers = {number for timeline_id, number in there if timeline_id == part.timeline_id}
+        for number in sorted((number for number in numbers if first <= number <= last), reverse=True):
             begin = max(part.start, geometry.segment_start(number))
             segment = LsnRange(part.timeline_id, begin, min(part.end, geometry.segment_start(number + 1)))
-            times = [time for record in _records(repository, segment, begin) if (time := _end_time(record)) is not None]
-            if times:
-                assert target.time is not None
-                return max(times) > target.time or (target.exclusive and max(times) == target.time)
-    return False
-
-
-def _end_time(record: WalRecord) -> datetime | None:
-    """Return when the transaction ended that a record ends."""
-    if record.rmid != _RM_XACT or record.info & 0x70 not in (_COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED):
-        return None
-    (microseconds,) = struct.unpack_from("<q", record.main_data)
-    return _EPOCH + timedelta(microseconds=microseconds)
+            latest = latest_transaction_end(repository, segment)
+            if latest is not None:
+                return latest
+    return None
 
 
 # ---- the record that a name or a transaction stands for

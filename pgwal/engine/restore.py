@@ -7,26 +7,45 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
-from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
+from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLabel
+from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
 from pgwal.backup.stored_path import encode_path
-from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions, RebuildReport
-from pgwal.engine.recovery_window import choose_backup
+from pgwal.engine.recovery_window import choose_backup, target_history
+from pgwal.engine.replayed_wal import ReplayedWal, read_replayed_wal
+from pgwal.engine.restored_configuration import archiving, settings_leading_out
+from pgwal.engine.wal_tablespaces import require_own_tablespaces
 from pgwal.errors import ObjectNotFound, TargetError
+from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
 
 LATEST = "latest"
 
+_END_OF_LSNS = Lsn((1 << 64) - 1)
+
 _AUTO_CONF_NAME = "postgresql.auto.conf"
 _SIGNAL_NAME = "recovery.signal"
 _STANDBY_SIGNAL_NAME = "standby.signal"
+
+
+class ArchiveMode(Enum):
+    """Whether the restored server archives its own WAL.
+
+    A server that ended recovery before the end of WAL begins another history than that of the archive, which the source
+    may still be writing.
+    """
+
+    OFF = "off"
+    PRESERVE = "preserve"
+    OFF_AT_TARGET = "off at a target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +55,7 @@ class RestoreRequest:
     ``backup`` is an id, "latest", or None for the newest one that can reach ``recovery_target``.  ``tablespaces``
     maps old absolute locations to new ones.  Unless ``wal_is_here``, the restore command gets WAL from elsewhere than
     the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
-    WAL is missing that has more behind it.
+    WAL is missing that has more behind it.  Unless it ``warns``, nothing is said of the backup's own configuration.
     """
 
     repository_path: Path
@@ -48,6 +67,8 @@ class RestoreRequest:
     options: RebuildOptions = field(default_factory=RebuildOptions)
     wal_is_here: bool = True
     to_gap: bool = False
+    archive_mode: ArchiveMode = ArchiveMode.OFF_AT_TARGET
+    warns: bool = True
 
 
 def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
@@ -69,15 +90,78 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
         to_gap=request.to_gap,
     )
     chain = resolve_chain(entries, chosen.backup_id)
+    replayed = _replayed(repository, chosen, request)
+    moved = require_own_tablespaces(repository, chosen, request.recovery_target, replayed, request.tablespaces)
     locations = tablespace_locations(chain[0], request.tablespaces)
+    for created in moved:
+        require_empty(Path(os.fsdecode(encode_path(created.path))), because=f"WAL creates {created} there")
     with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
         rebuild.make_directories(locations)
-        for _ in rebuild.write_all(_all_but_settings(rebuild, request)):
+        old_settings: list[BackupFile] = []
+        for _ in rebuild.write_all(_all_but_settings(rebuild, old_settings)):
             pass
+        settings = _settings(rebuild, chosen, request, replayed)
+        content = b"".join(rebuild.content(file) for file in old_settings)
+        rebuild.writer.write(_AUTO_CONF_NAME, [with_settings(content, settings)])
         rebuild.writer.write(_SIGNAL_NAME, [])
         rebuild.finish()
+    if request.warns:
+        _warn_of_configuration(request)
     return rebuild.report()
+
+
+def _replayed(repository: Repository, chosen: BackupEntry, request: RestoreRequest) -> ReplayedWal:
+    """Read the WAL that recovery will replay, as far as the target does not tell that it ends earlier."""
+    if not request.wal_is_here:
+        return ReplayedWal()
+    target = request.recovery_target
+    end = _END_OF_LSNS
+    if target.lsn is not None:
+        end = Lsn(target.lsn + 1)
+    elif target.immediate:
+        end = chosen.stop_lsn
+    return read_replayed_wal(repository, target_history(repository, target.timeline, chosen), chosen.start_lsn, end)
+
+
+def _settings(
+    rebuild: Rebuild, entry: BackupEntry, request: RestoreRequest, replayed: ReplayedWal
+) -> Iterator[tuple[str, str]]:
+    """Yield what the restored server's postgresql.auto.conf must say."""
+    target = request.recovery_target
+    yield from recovery_settings(target, request.restore_command, entry.major)
+    # A server that lets nobody in while it recovers does not mind when the primary's max_connections was raised behind
+    # the backup; others pause or end there.  At a target it may have to pause, which it can in this way alone.
+    yield "hot_standby", "on" if target.is_set else "off"
+    if target.is_set and (raised := replayed.parameters_before(_END_OF_LSNS)):
+        before = ControlFile.decode(rebuild.content(rebuild.control_file)).recovery_settings
+        for name, value in raised.items():
+            if value > before[name]:
+                logger.warning(
+                    "%s is set to %d, to which WAL behind the backup raises it from %d", name, value, before[name]
+                )
+                yield name, str(value)
+    if switches_archiving_off(request):
+        yield "archive_mode", "off"
+
+
+def switches_archiving_off(request: RestoreRequest) -> bool:
+    """Tell whether a restore sets archive_mode to off."""
+    if request.archive_mode is ArchiveMode.OFF_AT_TARGET:
+        return request.recovery_target.is_set
+    return request.archive_mode is ArchiveMode.OFF
+
+
+def _warn_of_configuration(request: RestoreRequest) -> None:
+    for setting in settings_leading_out(request.target):
+        logger.warning("%s", setting)
+    command = archiving(request.target)
+    if command is not None:
+        logger.warning(
+            "archive_mode is on: the restored server archives its WAL with %s, and so does its source, if that still"
+            " runs; --archive-mode=off keeps it from that",
+            command,
+        )
 
 
 def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | None:
@@ -88,17 +172,20 @@ def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | Non
     return max(entries, key=lambda entry: (entry.start_lsn, entry.backup_id)).backup_id
 
 
-def _all_but_settings(rebuild: Rebuild, request: RestoreRequest) -> Iterator[BackupFile]:
-    """Write what a restored server needs otherwise than it was, and yield the files that stay as they were."""
+def _all_but_settings(rebuild: Rebuild, old_settings: list[BackupFile]) -> Iterator[BackupFile]:
+    """Write what a restored server needs otherwise than it was, and yield the files that stay as they were.
+
+    postgresql.auto.conf, where the backup has it, comes into ``old_settings``.
+    """
     for file in rebuild.files():
         if file.path == BACKUP_LABEL_NAME:
             label = BackupLabel.decode(rebuild.content(file))
             rebuild.writer.write(file.path, [label.without_incremental().encode()])
         elif file.path == _AUTO_CONF_NAME:
-            settings = [("restore_command", request.restore_command), *request.recovery_target.settings()]
-            rebuild.writer.write(file.path, [with_recovery_settings(rebuild.content(file), iter(settings))])
-        elif file.path not in (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME):
-            # Those are of a standby, or of a recovery under way: this one is to be a primary.
+            old_settings.append(file)
+        elif file.path not in (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME, TABLESPACE_MAP_NAME):
+            # Those are of a standby, or of a recovery under way: this one is to be a primary.  Nor may anything but the
+            # links that were just made say where tablespaces are.
             yield file
 
 
@@ -136,8 +223,8 @@ def filling(target: Path, others: Iterable[Path]) -> Iterator[None]:
         raise
 
 
-def require_empty(directory: Path) -> None:
-    """Raise TargetError unless a directory is absent or empty."""
+def require_empty(directory: Path, *, because: str = "") -> None:
+    """Raise TargetError unless a directory is absent or empty; ``because`` says why, where nobody named it."""
     try:
         names = os.listdir(directory)  # noqa: PTH208 (a file is no directory, and says so)
     except FileNotFoundError:
@@ -147,6 +234,11 @@ def require_empty(directory: Path) -> None:
     if INCOMPLETE_NAME in names:
         raise TargetError(
             f"directory {directory} holds a restore that was interrupted", hint="Empty it, and restore again."
+        )
+    if names and because:
+        raise TargetError(
+            f"directory {directory} is not empty, and {because}: PostgreSQL would write into it, whoever uses it",
+            hint="End recovery before it with --target-lsn and --target-exclusive, or restore where it is free.",
         )
     if names:
         raise TargetError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import psycopg
@@ -164,6 +165,19 @@ def read_control_stamp(connection: psycopg.Connection) -> ControlStamp:
         checkpoint_at_s,
         Lsn.parse(min_recovery_lsn),
     )
+
+
+def read_clock(connection: psycopg.Connection) -> datetime:
+    """Return the time by the clock that commits are stamped with.
+
+    On a standby that is the primary's, of which it knows the last commit alone: then the later of that and its own.
+    """
+    with translated_errors(connection):
+        (seconds,) = _one_row(
+            connection,
+            "SELECT extract(epoch FROM greatest(clock_timestamp(), pg_last_xact_replay_timestamp()))::float8",
+        )
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:

@@ -51,7 +51,7 @@ cdef int _NEED_DATA, _STOP, _SPECIAL, _END_OF_WAL
 cdef int _GO_ON, _NEED_FORMAT, _NEED_TABLES, _NEED_RECORD_BUFFER, _UNKNOWN, _BROKEN
 cdef uint64_t _PAGE_SIZE, _PAGE_MASK, _SHORT_HEADER, _LONG_HEADER, _RECORD_HEADER, _BLOCK_SIZE
 cdef uint32_t _FIRST_IS_CONTRECORD, _HAS_LONG_HEADER
-cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_HEAP2, _RM_HEAP
+cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_TBLSPC, _RM_HEAP2, _RM_HEAP
 cdef uint32_t _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
 cdef uint32_t _MAX_BLOCK_ID, _ID_TOP_LEVEL_XID, _ID_ORIGIN, _ID_DATA_LONG, _ID_DATA_SHORT
 cdef uint64_t _SOURCE_BUFFER, _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
@@ -93,7 +93,7 @@ cdef class WalScanner:
     cdef uint64_t _segment_size, _segment_mask, _system_identifier, _start_lsn, _stop, _expected_prev
     cdef readonly uint32_t magic
     cdef uint32_t _compressed_bits, _all_page_flags, _overwrite_flag
-    cdef bint _has_top_level_xid, _has_custom_rmgrs, _wants_derived, _derives, _all_transaction_ends
+    cdef bint _has_top_level_xid, _has_custom_rmgrs, _wants_derived, _derives, _all_transaction_ends, _tablespaces
     # Where the walk is.
     cdef uint64_t _at, _skip_to
     cdef readonly uint64_t feed_lsn, position, last_record_lsn, record_count, block_reference_count

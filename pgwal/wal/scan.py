@@ -72,7 +72,7 @@ _HAS_LONG_HEADER = 0x0002
 
 _RECORD_HEADER = 24
 
-_RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_HEAP2, _RM_HEAP = 0, 1, 2, 4, 9, 10
+_RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_TBLSPC, _RM_HEAP2, _RM_HEAP = 0, 1, 2, 4, 5, 9, 10
 _LAST_BUILTIN_RMID = 21
 _FIRST_CUSTOM_RMID = 128
 
@@ -237,7 +237,8 @@ class WalScanner:
     ``magic`` 0 takes the format from the first page.  ``system_identifier`` 0 fits any.  ``prev_lsn``, when given,
     is where the record before ``start_lsn`` starts: the first record that is reported must link to it.
     ``derive_map_blocks`` False spares whoever never takes derived blocks the memory that they would pile up in.
-    With ``all_transaction_ends`` each record that ends a transaction is a special one.
+    With ``all_transaction_ends`` each record that ends a transaction is a special one, with ``tablespaces`` each that
+    creates or drops a tablespace.
 
     scan() raises FormatError for a record whose CRC is right and whose contents are not, UnknownRecord for one that
     announces what is not known, UnsupportedVersion for an unknown page magic.  Errors and END_OF_WAL are final.
@@ -269,6 +270,7 @@ class WalScanner:
         prev_lsn: int = 0,
         derive_map_blocks: bool = True,
         all_transaction_ends: bool = False,
+        tablespaces: bool = False,
     ) -> None:
         # So far below 2^64 that no sum of positions can wrap.
         assert 0 <= start_lsn < 1 << 63, "not a WAL position"
@@ -283,6 +285,7 @@ class WalScanner:
         self._all_page_flags = 0
         self._overwrite_flag = 0
         self._all_transaction_ends = all_transaction_ends
+        self._tablespaces = tablespaces
         self._system_identifier = system_identifier
         self._stop = (1 << 64) - 1
         self._set_format(0)
@@ -850,6 +853,8 @@ class WalScanner:
             if rmid == _RM_XLOG and not self._check_xlog(data, info, end_lsn):
                 return _BROKEN
             is_special = self._is_special(data, rmid, info)
+        elif rmid == _RM_TBLSPC:
+            is_special = self._tablespaces
         self._has_discarded = False
         self.position = end_lsn if end_lsn > self._skip_to else self._skip_to
         if lsn < self._start_lsn:

@@ -170,7 +170,7 @@ def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path
     pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once")
     target = scratch / "restored"
     pgwal("restore", "latest", "--repo", repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as file:
             file.write(f"restore_command = '{relay.restore_command}'\n")
         restored = make_server(adopt=target)

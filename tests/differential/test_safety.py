@@ -78,7 +78,7 @@ class Site:
         target = self.repo.parent / "restored"
         pgwal("restore", "latest", "--repo", self.repo, "-D", target)
         command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
-        with RestoreCommandRelay(command, self.repo.parent / "relay", target) as relay:
+        with RestoreCommandRelay(command, self.repo.parent / "relay") as relay:
             with (target / "postgresql.auto.conf").open("a") as settings:
                 settings.write(f"restore_command = '{relay.restore_command}'\nprimary_conninfo = ''\n")
             server = self.make_server(adopt=target)

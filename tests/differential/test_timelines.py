@@ -190,7 +190,7 @@ def restore_and_compare(
     """Restore the latest backup and all WAL: a primary that holds what is expected."""
     target = scratch / "restored"
     pgwal("restore", "latest", "--repo", pair.repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(pair.repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(pair.repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\nprimary_conninfo = ''\n")
         restored = make_server(adopt=target)

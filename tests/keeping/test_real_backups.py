@@ -32,7 +32,9 @@ def ids(repo: Path) -> list[str]:
 
 # The wheel of 16 comes without amcheck.
 @pytest.mark.postgres(13, 15, 18, 19)
-def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: ServerFactory, scratch: Path) -> None:
+def test_backups_are_verified_tried_and_expired_beside_a_receiver(
+    make_server: ServerFactory, scratch: Path, guarded_scratch: Path
+) -> None:
     server = make_server(initdb_args=("-k",), settings={"archive_mode": True, "archive_command": "exit 1"})
     repo, location = scratch / "repo", scratch / "space"
     location.mkdir()
@@ -68,7 +70,7 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: S
     server.stop()
 
     bindir = make_server.installation.bin_dir
-    place = scratch / "trial"
+    place = guarded_scratch / "trial"
     outcome = finish(
         start_pgwal("verify", "--repo", repo, "--restore", "--restore-dir", place, "--bindir", bindir, "--json"),
         TRIAL_S,
@@ -84,7 +86,7 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(make_server: S
 
     target, space = scratch / "restored", scratch / "restored_space"
     pgwal("restore", "latest", "--repo", repo, "-D", target, "-T", f"{location}={space}")
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as file:
             file.write(f"restore_command = '{relay.restore_command}'\n")
         restored = make_server(adopt=target)

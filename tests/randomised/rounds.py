@@ -663,14 +663,14 @@ class Round:
         (restored / "standby.signal").unlink(missing_ok=True)
 
     @contextmanager
-    def restore_command(self, repo: Path, restored: Path) -> Iterator[str]:
+    def restore_command(self, repo: Path) -> Iterator[str]:
         """Give a restore_command: the real one at times, mostly WAL that was fetched before, for it is quicker."""
         fetched = self.directory / f"fetched_{repo.name}"
         if not fetched.exists():
             _fetch_all(repo, fetched)
         if len(list(fetched.iterdir())) <= MOST_FETCHED_ONE_BY_ONE and self.chance.random() < 0.3:
             command = [*PGWAL, "fetch-wal", "--repo", str(repo), "--to-gap"]
-            with RestoreCommandRelay(command, self.directory / "relay", restored) as relay:
+            with RestoreCommandRelay(command, self.directory / "relay") as relay:
                 yield relay.restore_command
         else:
             yield f'cp "{fetched}/%f" "%p"'
@@ -679,7 +679,7 @@ class Round:
     def running(self, archive: Archive, restored: Path, target: Target) -> Iterator[ThrowawayServer]:
         """Run a restored cluster until it is a primary."""
         server = ThrowawayServer(self.installation, self.directory / f"{restored.name}_server")
-        with self.restore_command(archive.repo, restored) as command:
+        with self.restore_command(archive.repo) as command:
             settings = {"restore_command": command, "primary_conninfo": ""} | target.settings
             settings |= {"recovery_target_action": "promote", "autovacuum": "off"}
             with (restored / "postgresql.auto.conf").open("a") as file:
@@ -687,7 +687,7 @@ class Round:
             server.adopt(restored)
             try:
                 server.start(timeout_s=120)
-                _wait_for(lambda: _value(server, "pg_is_in_recovery()") is False, "recovery to end")
+                _wait_for(server.has_ended_recovery, "recovery to end")
                 yield server
             except Exception as error:
                 self.note(f"{error}\n{server.log_tail()}")

@@ -130,7 +130,8 @@ def test_the_network_is_cut_slowed_and_frozen(make_server: ServerFactory, scratc
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     # The server has to notice a network that says nothing: until then it keeps the slot.
     server.configure(wal_sender_timeout="1s")
-    server.reload()
+    server.listen_addresses = "127.0.0.1"
+    server.restart()
     prepare_load(server)
     kinds = ("cut", "slow", "freeze")
     with Proxy(server.port) as proxy, load(server):

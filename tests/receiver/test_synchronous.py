@@ -167,7 +167,7 @@ def test_what_was_committed_survives_receiver_and_server(make_server: ServerFact
         finish(process)
 
     succeed("restore", "latest", "--repo", repo, "-D", target)
-    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay", target) as relay:
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\nsynchronous_standby_names = ''\n")
         restored = make_server(adopt=target)

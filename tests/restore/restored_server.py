@@ -42,7 +42,7 @@ class Scene:
     def started(self, data_directory: Path, *, promoted: bool = True) -> Iterator[ThrowawayServer]:
         """Start a server on a restored directory, which gets its WAL by pgwal fetch-wal, and close it at the end."""
         command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
-        with RestoreCommandRelay(command, self.repo.parent / "relay", data_directory) as relay:
+        with RestoreCommandRelay(command, self.repo.parent / "relay") as relay:
             with (data_directory / "postgresql.auto.conf").open("a") as settings:
                 settings.write(f"restore_command = '{relay.restore_command}'\nsynchronous_standby_names = ''\n")
             server = self.make_server(adopt=data_directory)

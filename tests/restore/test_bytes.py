@@ -13,7 +13,7 @@ from fix_servers import ServerFactory
 from pgwal_process import PGWAL, environment, run_pgwal, succeed
 from restore.restored_server import Scene
 
-from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
+from pgwal.backup.recovery import RecoveryTarget, with_settings
 from pgwal.backup.stored_path import decode_path
 from pgwal.errors import TargetError
 from pgwal_cli.throwaway_server import give_to_server
@@ -29,7 +29,7 @@ LATIN1 = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 
 
 def test_a_name_of_any_bytes_is_written_as_it_is() -> None:
     target = RecoveryTarget(name=decode_path(NAME))
-    assert with_recovery_settings(b"", target.settings()) == b"recovery_target_name = '" + NAME + b"'\n"
+    assert with_settings(b"", target.settings()) == b"recovery_target_name = '" + NAME + b"'\n"
     assert str(target).isascii()
     with pytest.raises(TargetError):
         RecoveryTarget(name=decode_path(b"\xc4" * 64))

@@ -229,7 +229,7 @@ class Archive:
         settings = data_directory / "postgresql.auto.conf"
         flags = ["--to-gap"] if "--to-gap" in settings.read_text() else []
         command = [*PGWAL, "fetch-wal", "--repo", str(repo), *flags]
-        with RestoreCommandRelay(command, repo.parent / "relay", data_directory) as relay:
+        with RestoreCommandRelay(command, repo.parent / "relay") as relay:
             with settings.open("a") as file:
                 file.write(f"restore_command = '{relay.restore_command}'\n")
             server = self.factory(adopt=data_directory, start=False)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from hypothesis import strategies as st
 from pgwal_process import Outcome, assert_failed, run_pgwal, succeed
 from restore.restored_server import Scene
 
-from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, with_recovery_settings
+from pgwal.backup.entry import decode_entry, encode_entry
+from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
 from pgwal.errors import TargetError
 from pgwal.lsn import Lsn
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
@@ -27,7 +31,7 @@ from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
 @given(name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15))
 def test_any_name_is_quoted(name: str) -> None:
-    content = with_recovery_settings(b"", RecoveryTarget(name=name).settings())
+    content = with_settings(b"", RecoveryTarget(name=name).settings())
     assert content.count(b"\n") == 1
     quoted = content.decode().removeprefix("recovery_target_name = '").removesuffix("'\n")
     assert unquoted(quoted) == name
@@ -56,10 +60,26 @@ def test_settings_of_an_earlier_restore_are_left_out() -> None:
         b"restore_command = 'old'\nport = '5433'"
     )
     settings = [("restore_command", "it's \\ new"), *RecoveryTarget(lsn=Lsn(0x1_0000_0028)).settings()]
-    assert with_recovery_settings(before, iter(settings)) == (
-        b"# Do not edit\nwork_mem = '4MB'\nport = '5433'\nrestore_command = 'it''s \\\\ new'\n"
-        b"recovery_target_lsn = '1/28'\n"
+    assert with_settings(before, settings) == (
+        b"# Do not edit\nwork_mem = '4MB'\nrecovery_target_time = '2020-01-01'\nRECOVERY_TARGET = 'immediate'\n"
+        b"port = '5433'\nrestore_command = 'it''s \\\\ new'\nrecovery_target_lsn = '1/28'\n"
     )
+    stated = with_settings(before, recovery_settings(RecoveryTarget(lsn=Lsn(0x1_0000_0028)), "new", 18)).decode()
+    assert "2020-01-01" not in stated
+    assert "immediate" not in stated
+    assert stated.startswith("# Do not edit\nwork_mem = '4MB'\nport = '5433'\n")
+
+
+@pytest.mark.parametrize("major", [13, 15, 16, 18])
+def test_every_recovery_setting_is_stated_and_what_is_wanted_last(major: int) -> None:
+    stated = list(recovery_settings(RecoveryTarget(xid=800, exclusive=True), "fetch", major))
+    names = [name for name, _ in stated]
+    assert len(set(names)) == len(names)
+    assert ("promote_trigger_file" in names) == (major < 16)
+    empty = ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time"]
+    assert {dict(stated)[name] for name in (*empty, "primary_conninfo", "recovery_end_command")} == {""}
+    assert names.index("recovery_target_xid") > max(names.index(name) for name in empty)
+    assert dict(stated)["recovery_target_inclusive"] == "off"
 
 
 def test_all_settings() -> None:
@@ -223,6 +243,8 @@ def test_targets_that_cannot_be_reached(moments: Moments, scratch: Path) -> None
     assert_failed(refused(moments, scratch, moments.incremental, "--target-lsn", moments.lsns[1]), 1, before, "older")
     assert_failed(refused(moments, scratch, "latest", "--target-lsn", moments.lsns[1]), 1, before, "older")
     assert_failed(refused(moments, scratch, "--target-time", "2001-01-01 00:00Z"), 1, before, "later")
+    ended = "time 2101-.* the last transaction ended at 20.*[+]00 in the WAL since backup"
+    assert_failed(refused(moments, scratch, "--target-time", "2101-01-01 00:00Z"), 1, ended, "giving no target")
     assert_failed(refused(moments, scratch, "--target-lsn", "F/0"), 1, "has not been received; up to 0/", "earlier")
     missing = "is not in the WAL received since backup"
     assert_failed(refused(moments, scratch, "--target-name", "nowhere"), 1, missing, "pgwal status")
@@ -249,3 +271,73 @@ def test_wal_that_recovery_needs_is_missing(moments: Moments, scratch: Path) -> 
 def test_a_time_without_offset_is_local() -> None:
     local = parse_target_time("2026-11-22 10:15:30")
     assert local == datetime(2026, 11, 22, 10, 15, 30).astimezone()
+
+
+@pytest.mark.parametrize(
+    ("local", "cause", "readings"),
+    [
+        ("2026-10-25 02:30", "exists twice", "2026-10-25 02:30:00+02:00 or 2026-10-25 02:30:00+01:00"),
+        ("2026-03-29 02:30", "does not exist", "2026-03-29 01:30:00+01:00 or 2026-03-29 03:30:00+02:00"),
+    ],
+)
+def test_a_local_time_that_is_none_or_two(tmp_path: Path, local: str, cause: str, readings: str) -> None:
+    arguments = ["restore", "--repo", tmp_path / "repo", "-D", tmp_path / "data", "--target-time"]
+    # The rule of the zone itself, for a machine that has no list of zones.
+    berlin = {"TZ": "CET-1CEST,M3.5.0,M10.5.0/3"}
+    outcome = run_pgwal(*arguments, local, env=berlin)
+    assert_failed(outcome, 1, f"the local time {local} {cause}", re.escape(readings))
+    assert_failed(run_pgwal(*arguments, "2026-10-25 04:30", env=berlin), 1, "repository")
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec -= 600;
+    return code;
+}
+"""
+
+
+@pytest.mark.postgres(18)
+def test_a_host_whose_clock_is_behind(make_server: ServerFactory, scratch: Path) -> None:
+    """Ten minutes behind: by that clock, the backup had ended before the table was dropped."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler to make a clock with that goes wrong")
+    (scratch / "clock.c").write_text(CLOCK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", scratch / "clock.so", scratch / "clock.c", "-ldl"], check=True)
+    late = {"LD_PRELOAD": str(scratch / "clock.so")}
+    server, repo = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo"
+    source = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
+    with server.connect() as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS id")
+    first = json.loads(succeed("full", *source, "--json", env=late))
+    time.sleep(2.1)
+    with server.connect() as connection:
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None
+        connection.execute("DROP TABLE kept")
+    time.sleep(1.1)
+    second = json.loads(succeed("full", *source, "--json", env=late))
+    with server.connect() as connection:
+        connection.execute("CREATE TABLE later AS SELECT 1 AS id")
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    listed = {backup["id"]: backup for backup in json.loads(succeed("list", "--repo", repo, "--json"))}
+    assert datetime.fromisoformat(listed[first["id"]]["finished"]) < row[0]
+    assert datetime.fromisoformat(listed[second["id"]]["started"]) > row[0] - timedelta(seconds=1)
+    before_the_drop = ["restore", "--repo", repo, "--target-time", row[0].isoformat(), "--target-action", "promote"]
+    assert json.loads(succeed(*before_the_drop, "-D", scratch / "1", "--json"))["backup"] == first["id"]
+    # Nor is an entry believed whose times are such a clock's: WAL tells of a later transaction.
+    entry = repo / "backups" / second["id"] / "backup.json"
+    head, files = decode_entry(iter(entry.read_bytes().splitlines(keepends=True)))
+    wrong = {
+        name: (row[0] - timedelta(minutes=9)).isoformat(timespec="seconds") for name in ("started_at", "finished_at")
+    }
+    entry.write_bytes(b"".join(encode_entry(replace(head, **wrong), list(files))))
+    assert json.loads(succeed(*before_the_drop, "-D", scratch / "2", "--json"))["backup"] == first["id"]

@@ -169,3 +169,13 @@ def test_file_table_finds_what_it_was_given(files: dict[str, tuple[str, int, byt
     assert {path: table.find(path) for path in files} == expected
     assert {file.path: StoredFile.of(file) for file in listed} == expected
     assert table.find("another/path") is None
+
+
+def test_no_tablespace_map_of_a_backup_is_restored(tmp_path: Path) -> None:
+    """A server that finds one puts its links in place of those that the restore has made."""
+    made = MadeRepository(tmp_path / "repo")
+    made.add({"tablespace_map": b"16384 /elsewhere\n", "standby.signal": b""})
+    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    assert not (tmp_path / "restored/tablespace_map").exists()
+    assert not (tmp_path / "restored/standby.signal").exists()
+    assert (tmp_path / "restored/recovery.signal").exists()
