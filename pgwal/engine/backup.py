@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
@@ -55,7 +55,7 @@ from pgwal.postgres.server import (
     read_server_facts,
 )
 from pgwal.repository.catalogue import StagedBackup
-from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
@@ -230,7 +230,7 @@ def choose_prior_entry(repository: Repository, request: BackupRequest, facts: Se
     """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
     if request.since is None:
         return None
-    entries = repository.catalogue.entries()
+    entries = repository.catalogue.entries(request.since if isinstance(request.since, str) else None)
     history = TimelineHistory(facts.timeline_id)
     if entries and any(entry.start_timeline_id != facts.timeline_id for entry in entries):
         history = read_history(repository, facts.timeline_id)
@@ -380,12 +380,21 @@ class _Backup:
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
-        taken = set(self._repository.store.list_directories("backups"))
+        taken = self._repository.store.names(BACKUP_DIRECTORY)
         started_s = int(self._started_at.timestamp())
         # Two backups may start within a second; ids still sort by time.
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):
             started_s += 1
-        return self._repository.catalogue.stage(format_backup_id(started_s, kind))
+        backup_id = format_backup_id(started_s, kind)
+        later = [name for name in taken if is_backup_id(name) and name > backup_id]
+        if later:
+            logger.warning(
+                "this backup is %s, though %s is there already: a clock was wrong, now or then; what is older is told by"
+                " where backups lie in WAL, not by their names",
+                backup_id,
+                later[-1],
+            )
+        return self._repository.catalogue.stage(backup_id)
 
     # -- after the copy ----------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     empty, ObjectNotFound, ChainError or FormatError when the chain is not whole.
     """
     repository = Repository.open(request.repository_path)
-    chain = resolve_chain(repository.catalogue.entries(), request.backup)
+    chain = resolve_chain(repository.catalogue.entries(request.backup), request.backup)
     entry = chain[0]
     locations = tablespace_locations(entry, request.tablespaces)
     with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgwal.backup.chain import resolve_chain
+from pgwal.backup.chain import place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
@@ -58,7 +58,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     the chain is not whole, WalGap when WAL is missing that recovery needs.
     """
     repository = Repository.open(request.repository_path)
-    entries = repository.catalogue.entries()
+    entries = repository.catalogue.entries(request.backup)
     backup_id = _wanted_id(entries, request)
     chosen = choose_backup(
         repository,
@@ -85,7 +85,7 @@ def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | Non
         return None if request.backup == LATEST else request.backup
     if not entries:
         raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
-    return max(entries, key=lambda entry: (entry.start_lsn, entry.backup_id)).backup_id
+    return max(entries, key=place_of).backup_id
 
 
 def _all_but_settings(rebuild: Rebuild, request: RestoreRequest) -> Iterator[BackupFile]:
