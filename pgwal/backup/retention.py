@@ -9,13 +9,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pgwal.backup.chain import check_link, is_on_history, place_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.errors import ChainError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory
+
+
+_END_OF_TIMES = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,36 +158,36 @@ def end_times(entries: Iterable[BackupEntry]) -> dict[str, datetime]:
     """Return when backups had ended at the latest, by id.
 
     In the order of WAL, times that do not ascend were told by a clock that was wrong.  As many as possible are taken
-    for right; any other backup had ended by the time of the next that is right, or by its own when none follows.
+    for right; any other backup had ended by the time of the next that is right, and may just have when none follows.
     """
     ordered = sorted(entries, key=place_of)
     times = [datetime.fromisoformat(entry.finished_at) for entry in ordered]
-    right = set(_longest_ascent(times))
+    right = _longest_ascent(times)
     ended: dict[str, datetime] = {}
-    following: datetime | None = None
+    following = _END_OF_TIMES
     for at in reversed(range(len(ordered))):
-        if at in right or following is None:
-            following = times[at] if at in right else None
-            ended[ordered[at].backup_id] = times[at]
-        else:
-            ended[ordered[at].backup_id] = following
+        if at in right:
+            following = times[at]
+        ended[ordered[at].backup_id] = following
     return ended
 
 
-def _longest_ascent(times: Sequence[datetime]) -> list[int]:
-    """Return the places of the most values of which none is less than one before; of several ways, with the least."""
-    tails: list[int] = []
-    before: list[int | None] = []
-    for at, time in enumerate(times):
-        length = bisect_right(tails, time, key=lambda place: times[place])
-        before.append(tails[length - 1] if length else None)
-        tails[length : length + 1] = [at]
-    found: list[int] = []
-    place = tails[-1] if tails else None
+def _longest_ascent(times: Sequence[datetime]) -> set[int]:
+    """Return the places of the most times of which none is before an earlier one; of several ways, the latest times."""
+    # Backwards, each list of one length more begins with the latest time that it can.
+    heads: list[int] = []
+    following: dict[int, int] = {}
+    for at in reversed(range(len(times))):
+        length = bisect_right(heads, -times[at].timestamp(), key=lambda place: -times[place].timestamp())
+        if length:
+            following[at] = heads[length - 1]
+        heads[length : length + 1] = [at]
+    found: set[int] = set()
+    place = heads[-1] if heads else None
     while place is not None:
-        found.append(place)
-        place = before[place]
-    return found[::-1]
+        found.add(place)
+        place = following.get(place)
+    return found
 
 
 class WalRetention:

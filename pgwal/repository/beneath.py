@@ -56,7 +56,8 @@ class Beneath:
     @contextmanager
     def parent(self, name: str) -> Iterator[tuple[int, str]]:
         """Give a descriptor of the directory that a name is in, and its last part."""
-        directory, _, last = name.rpartition("/")
+        *parts, last = _parts(name) or [""]
+        directory = "/".join(parts)
         with self.directory(directory) as descriptor:
             yield descriptor, last
 

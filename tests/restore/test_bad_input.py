@@ -40,7 +40,7 @@ def made(tmp_path: Path) -> MadeRepository:
 
 
 def restore(made: MadeRepository, target: Path) -> None:
-    restore_backup(RestoreRequest(made.path, "latest", target, "false", options=RebuildOptions(jobs=2)))
+    restore_backup(RestoreRequest(made.path, made.ids[-1], target, "false", options=RebuildOptions(jobs=2)))
 
 
 def everything(directory: Path) -> dict[str, bytes | None]:
