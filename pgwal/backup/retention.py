@@ -17,7 +17,6 @@ from pgwal.errors import ChainError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory
 
-
 _END_OF_TIMES = datetime.max.replace(tzinfo=UTC)
 
 

@@ -18,6 +18,7 @@ from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
+from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.cluster_parts import (
@@ -56,6 +57,7 @@ from pgwal.postgres.server import (
 )
 from pgwal.repository.catalogue import StagedBackup
 from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
+from pgwal.repository.place import require_outside_data_directories
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
@@ -213,6 +215,7 @@ def check_server(facts: ServerFacts, control: ControlFile, request: BackupReques
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     """Open the repository; one that is not there is made for a full backup alone."""
     identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
+    require_outside_data_directories(request.repository_path)
     if request.since is None:
         return Repository.open_or_create(request.repository_path, identity)
     try:
@@ -374,6 +377,7 @@ class _Backup:
             max_rate_bytes_per_s=request.max_rate_bytes_per_s,
             checked_before=start_lsn if facts.data_checksums else None,
             tablespaces=frozenset(parts.tablespaces),
+            file_mode=GROUP_FILE_MODE if facts.group_access else FILE_MODE,
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
         return Copy(self._sources, changes, staged, manifest, rules, on_progress)

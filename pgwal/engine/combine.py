@@ -13,6 +13,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations
+from pgwal.engine.restore_places import require_places
 from pgwal.lsn import LsnRange
 from pgwal.repository.repository import Repository
 
@@ -28,6 +29,7 @@ class CombineRequest:
     output: Path
     tablespaces: Mapping[str, str] = field(default_factory=dict)
     options: RebuildOptions = field(default_factory=RebuildOptions)
+    allow_tablespaces_in_place: bool = False
 
 
 def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
@@ -40,6 +42,14 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     chain = resolve_chain(repository.catalogue.entries(request.backup), request.backup)
     entry = chain[0]
     locations = tablespace_locations(entry, request.tablespaces)
+    require_places(
+        repository,
+        entry,
+        request.output,
+        locations,
+        mapped=request.tablespaces,
+        in_place=request.allow_tablespaces_in_place,
+    )
     with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
         rebuild = Rebuild(
             repository, chain, request.output, request.options, on_progress, checksum_algorithm=_CHECKSUM_ALGORITHM

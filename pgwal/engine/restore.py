@@ -11,12 +11,14 @@ from pathlib import Path
 
 from pgwal.backup.chain import place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, with_recovery_settings
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH
-from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions, RebuildReport
+from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport
 from pgwal.engine.recovery_window import choose_backup
+from pgwal.engine.restore_places import require_places
 from pgwal.errors import ObjectNotFound, TargetError
 from pgwal.repository.repository import Repository
 
@@ -36,7 +38,8 @@ class RestoreRequest:
     ``backup`` is an id, "latest", or None for the newest one that can reach ``recovery_target``.  ``tablespaces``
     maps old absolute locations to new ones.  Unless ``wal_is_here``, the restore command gets WAL from elsewhere than
     the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
-    WAL is missing that has more behind it.
+    WAL is missing that has more behind it.  Whether a tablespace may go to where the backup says, outside of the
+    target, is for ``allow_tablespaces_in_place``; see pgwal.engine.restore_places.
     """
 
     repository_path: Path
@@ -48,6 +51,7 @@ class RestoreRequest:
     options: RebuildOptions = field(default_factory=RebuildOptions)
     wal_is_here: bool = True
     to_gap: bool = False
+    allow_tablespaces_in_place: bool = False
 
 
 def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
@@ -70,6 +74,14 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     )
     chain = resolve_chain(entries, chosen.backup_id)
     locations = tablespace_locations(chain[0], request.tablespaces)
+    require_places(
+        repository,
+        chain[0],
+        request.target,
+        locations,
+        mapped=request.tablespaces,
+        in_place=request.allow_tablespaces_in_place,
+    )
     with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
         rebuild.make_directories(locations)
@@ -110,10 +122,7 @@ def tablespace_locations(entry: BackupEntry, mapping: Mapping[str, str]) -> dict
             f"backup {entry.backup_id} has no tablespace at {min(unknown)}",
             hint=f"Its tablespaces are: {', '.join(sorted(entry.tablespaces.values())) or 'none'}.",
         )
-    locations = {oid: _path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
-    if len(set(locations.values())) < len(locations):
-        raise TargetError("two tablespaces would share a directory", hint="Map each to its own with -T OLD=NEW.")
-    return locations
+    return {oid: _path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
 
 
 def _path(location: str) -> Path:

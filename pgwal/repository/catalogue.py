@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -137,7 +137,7 @@ class Catalogue:
                 hint=f"Move {path.parent} back to the repository that it comes from.",
             )
 
-    def files(self, backup_id: str) -> Iterator[BackupFile]:
+    def files(self, backup_id: str) -> Generator[BackupFile]:
         """Yield the files of a backup; they are proven right only when the iterator has ended.
 
         Raises ObjectNotFound, and FormatError or ChecksumMismatch for a damaged entry.

@@ -30,6 +30,7 @@ from pgwal.repository.layout import (
 )
 from pgwal.repository.local import LocalStore
 from pgwal.repository.ownership import require_only_owner_writes, require_own
+from pgwal.repository.place import require_outside_data_directories
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import is_wal_file_name
@@ -109,8 +110,9 @@ class Repository:
         """Open the repository of a cluster, or make it.
 
         Raises WrongCluster when the one that is there belongs to another cluster, RepositoryError when the directory
-        is in use for something else.
+        is in use for something else, lies in a data directory, or can be written by others.
         """
+        require_outside_data_directories(path)
         store = LocalStore(path)
         store.create_directory("")
         require_only_owner_writes(store)
