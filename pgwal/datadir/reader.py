@@ -167,7 +167,7 @@ def _kind(mode: int) -> EntryKind:
 
 
 def _warn_skipped(path: str) -> None:
-    logger.warning("skipping %s: it is neither a file nor a directory", path)
+    logger.warning("skipping %s: it is neither a file, nor a directory, nor the link of a tablespace", path)
 
 
 def _unreadable(path: Path, error: OSError) -> ServerError:

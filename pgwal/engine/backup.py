@@ -180,7 +180,7 @@ def directories_to_empty(
 
     Where the server tells the role neither setting, what they would name is copied as it lies.
     """
-    root = facts.data_directory or (None if data_directory is None else str(data_directory.absolute()))
+    root = servers_data_directory(facts, data_directory)
     found = set()
     for path in filter(None, (*tablespaces.values(), facts.stats_temp_directory)):
         relative = Path(path)
@@ -190,6 +190,13 @@ def directories_to_empty(
         if not relative.is_absolute() and relative.parts and relative.parts[0] != TABLESPACE_DIRECTORY:
             found.add(relative.as_posix())
     return frozenset(found)
+
+
+def servers_data_directory(facts: ServerFacts, data_directory: Path | None) -> Path | None:
+    """Return the data directory as the server names it, if the role may see that, or the one that is read locally."""
+    if facts.data_directory is not None:
+        return Path(facts.data_directory)
+    return None if data_directory is None else data_directory.absolute()
 
 
 def check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
@@ -281,7 +288,12 @@ class _Backup:
         backup_wal = BackupWal(self._repository, self._facts, self._wal)
         with _timed(self._seconds, "wait for the checkpoint's WAL"):
             backup_wal.require_servers(start_lsn, ControlFile.decode(self._sources[0].read_control_file()))
-        parts = read_cluster_parts(self._connection, self._sources[0], self._facts.major)
+        parts = read_cluster_parts(
+            self._connection,
+            self._sources[0],
+            self._facts.major,
+            servers_data_directory(self._facts, self._request.data_directory),
+        )
         changes = self._changes_until(start_lsn)
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
