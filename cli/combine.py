@@ -36,6 +36,8 @@ def combine(
     ],
     tablespace_mapping: TablespaceMapping = None,
     allow_tablespaces_in_place: TablespacesInPlace = False,
+    manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,
+    no_manifest: Annotated[bool, typer.Option("--no-manifest", help="Write no backup manifest.")] = False,
     copy: Copy = False,
     clone: Clone = False,
     copy_file_range: CopyFileRange = False,
@@ -52,7 +54,13 @@ def combine(
         copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
     )
     request = CombineRequest(
-        repo, backup, output, parse_tablespaces(tablespace_mapping), how, allow_tablespaces_in_place
+        repo,
+        backup,
+        output,
+        parse_tablespaces(tablespace_mapping),
+        how,
+        allow_tablespaces_in_place=allow_tablespaces_in_place,
+        manifest_checksums=None if no_manifest else manifest_checksums.value,
     )
     with progress_bar("combining", progress) as on_progress:
         report = combine_backups(request, on_progress)

@@ -206,17 +206,31 @@ def check_server(facts: ServerFacts, control: ControlFile, request: BackupReques
             "wal_level is minimal, which leaves changes out of WAL",
             hint="Set wal_level = replica, restart the server, then take a full backup.",
         )
-    if not facts.full_page_writes:
-        raise SettingRequired(
-            "full_page_writes is off: pages that are torn while they are read could not be repaired",
-            hint="Set full_page_writes = on and reload the server.",
-        )
+    _require_page_images(facts, is_full=request.since is None)
     if control.system_identifier != facts.system_identifier:
         raise WrongCluster(
             f"data directory {request.data_directory} has system identifier {control.system_identifier},"
             f" the server has {facts.system_identifier}",
             hint="--pgdata and the connection must name the same server.",
         )
+
+
+def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
+    """Raise SettingRequired where pages that are torn while they are read could not be repaired from WAL.
+
+    A primary writes page images while a backup runs, whatever the setting (runningBackups in xlog.c; forcePageWrites in
+    13 and 14), so that a full backup is right.  What its standbys replay has them only with the setting.
+    """
+    if facts.full_page_writes or (is_full and not facts.in_recovery):
+        return
+    hint = "Set full_page_writes = on and reload the server."
+    if facts.in_recovery:
+        hint = f"{hint[:-1]}, on the primary, or back the primary up."
+    elif not is_full:
+        hint += " A full backup is possible as it is."
+    raise SettingRequired(
+        "full_page_writes is off: pages that are torn while they are read could not be repaired", hint=hint
+    )
 
 
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
