@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from differential.test_presence import SOURCES, Site, site  # noqa: F401
-from differential.test_timelines import Pair, one_value, pair, replays, wait_for  # noqa: F401
+from differential.test_timelines import Pair, insert_lsn, one_value, pair, replays, wait_for  # noqa: F401
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.restored_server import assert_sound, checksums
 
@@ -16,8 +16,13 @@ from pgwal.repository.repository import Repository
 from pgwal.wal.decoder import WalDecoder
 from pgwal.wal.record import WalRecord
 from pgwal_cli.exit_codes import FAILED
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 OFF = ("ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()")
+
+
+def wait_for_setting(server: ThrowawayServer, value: str) -> None:
+    wait_for(lambda: one_value(server, "SHOW full_page_writes") == value, "the setting")
 
 
 def page_images(repo: Path, backup_id: str) -> int:
@@ -70,7 +75,8 @@ def test_full_backups_are_right(site: Site, source: str) -> None:  # noqa: F811
     (finding,) = [each for each in findings if each["name"] == "full_page_writes"]
     assert finding["status"] == "warning"
     # What ZFS users can do for incrementals, as the docs say.
-    site.run("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()", "SELECT pg_sleep(0.5)")
+    site.run("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()")
+    wait_for_setting(site.server, "on")
     site.run("UPDATE t1 SET f = 'new' WHERE id < 100")
     assert json.loads(succeed(*site.taking("incremental", source)))["kind"] == "incremental"
     succeed("stream", "--once", "--repo", site.repo, "-d", site.server.conninfo)
@@ -85,9 +91,12 @@ def test_full_backups_are_right(site: Site, source: str) -> None:  # noqa: F811
 @pytest.mark.postgres(18)
 def test_a_standby_of_such_a_primary_is_refused(pair: Pair, scratch: Path) -> None:  # noqa: F811
     with pair.primary.connect() as connection:
-        for statement in (*OFF, "SELECT pg_sleep(0.5)", "CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT"):
+        for statement in OFF:
             connection.execute(statement)
-        end = one_value(pair.primary, "SELECT pg_current_wal_flush_lsn()")
+        wait_for_setting(pair.primary, "off")
+        for statement in ("CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT"):
+            connection.execute(statement)
+    end = insert_lsn(pair.primary)
     wait_for(lambda: replays(pair.standby, end), "the standby")
     with pair.standby.connect() as connection:
         connection.execute("CHECKPOINT")
