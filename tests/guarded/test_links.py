@@ -12,7 +12,9 @@ from fix_servers import ServerFactory
 from keeping.stored_repository import FIRST, FULL, SECOND, Stored, build_repository
 from pgwal_process import assert_failed, assert_nothing_raw, run_pgwal, succeed
 
-from pgwal.errors import RepositoryError
+from pgwal.backup.source import WantedContent, read_wanted
+from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.errors import RepositoryError, ServerError
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -226,3 +228,18 @@ def test_a_repository_is_used_without_links_as_before(make_server: ServerFactory
         succeed(kind, "--repo", scratch / "repo", "-d", server.conninfo, "-c", "fast")
     assert len(Repository.open(scratch / "repo").catalogue.entries()) == 2
     succeed("verify", "--repo", scratch / "repo")
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_file_that_is_exchanged_for_a_link_is_not_read_through(tmp_path: Path, size: int) -> None:
+    """A data directory is read as it was listed: what was a file then is one now."""
+    (tmp_path / "secret").write_bytes(bytes(size))
+    (tmp_path / "pgdata").mkdir()
+    (tmp_path / "pgdata/file").symlink_to(tmp_path / "secret")
+    source = LocalDataDirectory(tmp_path / "pgdata")
+    for wanted in (WantedContent("file", size, None, to_end=True), WantedContent("file", size, None)):
+        with pytest.raises(ServerError, match="exchanged for a symbolic link") as refused:
+            read_wanted(source, wanted)
+        assert "Take the backup again" in (refused.value.hint or "")
+        with pytest.raises(ServerError, match="exchanged for a symbolic link"):
+            source.read_small([wanted])
