@@ -76,13 +76,13 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
     report = VerifyReport([])
     seen: set[str] = set()
-    directories = set(repository.store.list_directories(BACKUP_DIRECTORY))
+    others = set(repository.catalogue.ids()) - set(repository.store.list_directories(BACKUP_DIRECTORY))
     while wanted:
         current = wanted.pop()
         if current in seen:
             continue
         seen.add(current)
-        if current not in directories:
+        if current in others:
             report.problems.append(Problem(current, f"{BACKUP_DIRECTORY}/{current}", "it is not a directory"))
             continue
         if backup_id is not None:
