@@ -18,10 +18,12 @@ from pgwal_cli.rebuilding import (
     Link,
     NoSync,
     TablespaceMapping,
+    TablespacesInPlace,
     parse_tablespaces,
     rebuild_document,
     rebuild_options,
     warn_of_links,
+    warn_of_root,
 )
 
 
@@ -33,6 +35,9 @@ def combine(
         typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
     ],
     tablespace_mapping: TablespaceMapping = None,
+    allow_tablespaces_in_place: TablespacesInPlace = False,
+    manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,
+    no_manifest: Annotated[bool, typer.Option("--no-manifest", help="Write no backup manifest.")] = False,
     copy: Copy = False,
     clone: Clone = False,
     copy_file_range: CopyFileRange = False,
@@ -48,10 +53,19 @@ def combine(
     how = rebuild_options(
         copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
     )
-    request = CombineRequest(repo, backup, output, parse_tablespaces(tablespace_mapping), how)
+    request = CombineRequest(
+        repo,
+        backup,
+        output,
+        parse_tablespaces(tablespace_mapping),
+        how,
+        allow_tablespaces_in_place=allow_tablespaces_in_place,
+        manifest_checksums=None if no_manifest else manifest_checksums.value,
+    )
     with progress_bar("combining", progress) as on_progress:
         report = combine_backups(request, on_progress)
     warn_of_links(report.linked_backups, output)
+    warn_of_root(output)
     if json:
         print_json(rebuild_document(report))
     else:

@@ -43,16 +43,28 @@ def expire(
     since = None if keep_days is None else datetime.now(UTC) - timedelta(days=keep_days)
     with progress_bar("removing", progress) as on_progress:
         report = expire(ExpireRequest(repo, keep_full, since, dry_run), on_progress)
-    for entry in report.broken:
-        print(
-            f"pgwal: warning: backup {entry.backup_id} cannot be restored, what it builds on is amiss: it is left"
-            " alone, and no WAL is kept for it",
-            file=sys.stderr,
-        )
+    _warn(report)
     if json:
         print_json(_document(report, dry_run))
     else:
         print("\n".join(_lines(report, dry_run)))
+
+
+def _warn(report: ExpireReport) -> None:
+    """Name what is left alone because it cannot be judged."""
+    for backup in report.unreadable:
+        print(
+            f"pgwal: warning: backup {backup.backup_id} is left in place, with all that it may need: {backup.error}",
+            file=sys.stderr,
+        )
+    for entry in report.broken:
+        # Of one that builds on a damaged entry, the WAL behind that is kept.
+        no_wal = "" if report.unreadable else ", and no WAL is kept for it"
+        print(
+            f"pgwal: warning: backup {entry.backup_id} cannot be restored because a backup it depends on is missing or"
+            f" damaged; it is left in place{no_wal}",
+            file=sys.stderr,
+        )
 
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
@@ -80,6 +92,7 @@ def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
         "expired": [{"id": entry.backup_id, "stored_size": entry.totals.stored_size_bytes} for entry in report.expired],
         "kept": [entry.backup_id for entry in report.kept],
         "broken": [entry.backup_id for entry in report.broken],
+        "unreadable": [backup.backup_id for backup in report.unreadable],
         "unfinished": report.unfinished,
         "wal_needed_from": None if report.wal_needed_from is None else str(report.wal_needed_from),
         "wal": [{"name": file.name, "size": file.size_bytes} for file in report.wal],

@@ -18,6 +18,12 @@ logger = logging.getLogger("pgwal")
 TablespaceMapping = Annotated[
     list[str] | None, typer.Option("-T", "--tablespace-mapping", metavar="OLD=NEW", help="Move a tablespace.")
 ]
+TablespacesInPlace = Annotated[
+    bool,
+    typer.Option(
+        "--allow-tablespaces-in-place", help="Let tablespaces that are not mapped go to where the backup says."
+    ),
+]
 Copy = Annotated[bool, typer.Option("--copy", help="Copy files; the default. All that is copied is checked.")]
 Clone = Annotated[bool, typer.Option("--clone", help="Clone files (reflinks) that come whole from one backup.")]
 CopyFileRange = Annotated[bool, typer.Option("--copy-file-range", help="Have the kernel copy, by copy_file_range.")]
@@ -83,6 +89,12 @@ def warn_of_links(backups: Iterable[str], directory: Path) -> None:
             directory,
             names,
         )
+
+
+def warn_of_root(directory: Path) -> None:
+    """Say that a server cannot use what root has restored for root; what was another user's before is so again."""
+    if os.geteuid() == 0 and directory.stat().st_uid == 0:
+        logger.warning("all of %s belongs to root, and a server does not run as root: chown it to its user", directory)
 
 
 def rebuild_document(report: RebuildReport) -> dict[str, object]:

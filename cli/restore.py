@@ -19,11 +19,13 @@ from pgwal_cli.rebuilding import (
     Link,
     NoSync,
     TablespaceMapping,
+    TablespacesInPlace,
     argument_bytes,
     parse_tablespaces,
     rebuild_document,
     rebuild_options,
     warn_of_links,
+    warn_of_root,
 )
 from pgwal_cli.restore_command import restore_command
 
@@ -97,6 +99,7 @@ def restore(
         ),
     ] = None,
     tablespace_mapping: TablespaceMapping = None,
+    allow_tablespaces_in_place: TablespacesInPlace = False,
     command: Annotated[
         str | None,
         typer.Option("--restore-command", metavar="CMD", help="restore_command to set instead of pgwal fetch-wal."),
@@ -153,10 +156,12 @@ def restore(
         wal_is_here=command is None,
         to_gap=to_gap,
         archive_mode=ArchiveMode.OFF_AT_TARGET if archive_mode is None else ArchiveMode(archive_mode.value),
+        allow_tablespaces_in_place=allow_tablespaces_in_place,
     )
     with progress_bar("restoring", progress) as on_progress:
         report = restore_backup(request, on_progress)
     warn_of_links(report.linked_backups, pgdata)
+    warn_of_root(pgdata)
     if json:
         print_json(rebuild_document(report) | {"recovery": dict(target.settings())})
     else:

@@ -28,7 +28,7 @@ def show(
     from pgwal.repository.repository import Repository
 
     repository = Repository.open(repo)
-    entries = repository.catalogue.entries()
+    entries = repository.catalogue.entries(backup)
     entry = next((entry for entry in entries if entry.backup_id == backup), None)
     if entry is None:
         raise ObjectNotFound(f"there is no backup {backup}", hint="List the backups with pgwal list.")

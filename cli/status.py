@@ -114,6 +114,7 @@ def _slot_text(server: ServerStatus) -> str:
 
 def _coverage_lines(found: RepositoryStatus) -> list[str]:
     lines = [line for timeline in found.coverage for line in _timeline_lines(timeline)]
+    lines += [f"backup left out  {backup.backup_id}: {backup.error}" for backup in found.unreadable]
     newest = found.newest_backup
     if newest is None:
         return [*lines, "newest backup    none"]
@@ -150,6 +151,7 @@ def _document(
         "server_error": None if problem is None else str(problem),
         "lag": None if lag is None else {"bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
         "coverage": [_timeline_document(timeline) for timeline in found.coverage],
+        "unreadable_backups": [{"id": backup.backup_id, "problem": str(backup.error)} for backup in found.unreadable],
         "newest_backup": None if found.newest_backup is None else _backup_document(found, found.newest_backup),
     }
 

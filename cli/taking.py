@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from pgwal.errors import ChainError
+from pgwal.errors import ChainError, SettingRequired
 from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
@@ -52,7 +52,8 @@ def run_backup(
         )
         try:
             return action(request)
-        except ChainError as error:
+        except (ChainError, SettingRequired) as error:
+            # What keeps a full backup from being taken as well is said again.
             if not or_full:
                 raise
             print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)

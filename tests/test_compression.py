@@ -204,7 +204,7 @@ def test_a_segment_that_changes_its_name_meanwhile_is_seen(
     scan = LocalStore._scan
     pending: Iterator[str] = iter([NAME])
 
-    def scan_then_compress(self: LocalStore, directory: str) -> list[os.DirEntry[str]]:
+    def scan_then_compress(self: LocalStore, directory: str) -> list[tuple[str, os.stat_result]]:
         entries = scan(self, directory)
         for name in pending:
             compress_segment(self, GEOMETRY, name, Compression())

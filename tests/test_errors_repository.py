@@ -203,12 +203,18 @@ def damage_entry(path: Path, how: str) -> None:
 def test_damaged_catalogue_entry_is_named(taken: Taken, tmp_path: Path, how: str) -> None:
     entry = taken.repo / "backups" / taken.full["id"] / "backup.json"
     damage_entry(entry, how)
-    for command in (
-        ["list", "--repo", taken.repo],
-        ["restore", "latest", "--repo", taken.repo, "-D", tmp_path / "target"],
-        taken.taking("incremental"),
-    ):
-        assert_failed(run_pgwal(*command), FAILED, f"catalogue entry {entry} is damaged", f"move {entry.parent} away")
+    damage = f"catalogue entry {entry} is damaged"
+    for backup in (taken.full["id"], taken.incremental["id"]):
+        outcome = run_pgwal("restore", backup, "--repo", taken.repo, "-D", tmp_path / "target")
+        if backup == taken.full["id"]:
+            assert_failed(outcome, FAILED, damage, f"move {entry.parent} away")
+        else:
+            assert_failed(outcome, CHAIN_BROKEN, f"{backup} builds on {taken.full['id']}, which is not there")
+            assert damage in outcome.stderr
+    assert damage in run_pgwal("list", "--repo", taken.repo).stderr
+    outcome = run_pgwal(*taken.taking("incremental"))
+    assert_failed(outcome, CHAIN_BROKEN, "which is not there", "Take a full backup")
+    assert damage in outcome.stderr
     assert not (tmp_path / "target").exists()
 
 

@@ -211,23 +211,6 @@ def test_no_room_for_the_slot_that_a_backup_needs(servers: ServerFactory, repo: 
     assert succeed("list", "--repo", repo) == "no backups\n"
 
 
-@EITHER_WILL_DO
-def test_full_page_writes_off(cluster: ThrowawayServer, repo: Path) -> None:
-    with cluster.connect() as connection:
-        connection.execute("ALTER SYSTEM SET full_page_writes = off")
-        connection.execute("SELECT pg_reload_conf()")
-        try:
-            wait_for_setting(cluster, "full_page_writes", "off")
-            for kind in ("full", "incremental"):
-                refused = run_pgwal(*taking(kind, cluster, repo))
-                assert_failed(refused, FAILED, "full_page_writes is off", "full_page_writes = on")
-        finally:
-            connection.execute("ALTER SYSTEM RESET full_page_writes")
-            connection.execute("SELECT pg_reload_conf()")
-            wait_for_setting(cluster, "full_page_writes", "on")
-    assert not repo.exists()
-
-
 def wait_for_setting(server: ThrowawayServer, name: str, value: str) -> None:
     deadline = time.monotonic() + 10
     while True:

@@ -12,6 +12,11 @@ from pgwal.timeline import TimelineHistory
 LATEST = "latest"
 
 
+def place_of(entry: BackupEntry) -> tuple[int, Lsn, str]:
+    """Return what sorts backups by age: timeline and start LSN, which no clock decides, and then the id."""
+    return entry.start_timeline_id, entry.start_lsn, entry.backup_id
+
+
 def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:
     """Return a backup and all that it builds on, newest first, ending with a full one.
 
@@ -84,24 +89,32 @@ def choose_prior(entries: Iterable[BackupEntry], since: Lsn | str, history: Time
     """Return the backup that a new one on ``history`` builds on.
 
     ``since`` is an id, an LSN (the newest backup that started at or before it), or "latest" (the newest by start
-    LSN).  Raises ObjectNotFound for an id that is not there, MissingPriorBackup when no backup qualifies or its
-    chain is not whole, TimelineMismatch when those that would qualify left the history.
+    LSN).  Of those that qualify, one whose chain is not whole does not stand in the way of one whose chain is.  Raises
+    ObjectNotFound for an id that is not there, MissingPriorBackup when no backup qualifies or no chain is whole,
+    TimelineMismatch when those that would qualify left the history.
     """
     candidates = list(entries)
     if isinstance(since, str) and since != LATEST and "/" not in since:
         prior = resolve_chain(candidates, since)[0]
         _require_on_history(prior, history)
         return prior
-    prior = _newest(candidates, None if since == LATEST else _to_lsn(since), history)
-    resolve_chain(candidates, prior.backup_id)
-    return prior
+    newest_first = _newest_first(candidates, None if since == LATEST else _to_lsn(since), history)
+    for prior in newest_first:
+        try:
+            resolve_chain(candidates, prior.backup_id)
+        except ChainError:
+            continue
+        return prior
+    return resolve_chain(candidates, newest_first[0].backup_id)[0]
 
 
 def _to_lsn(since: Lsn | str) -> Lsn:
     return Lsn.parse(since) if isinstance(since, str) else since
 
 
-def _newest(candidates: list[BackupEntry], latest_start: Lsn | None, history: TimelineHistory) -> BackupEntry:
+def _newest_first(
+    candidates: list[BackupEntry], latest_start: Lsn | None, history: TimelineHistory
+) -> list[BackupEntry]:
     if not candidates:
         raise MissingPriorBackup("there is no backup yet", hint="Take a full backup.")
     early_enough = [entry for entry in candidates if latest_start is None or entry.start_lsn <= latest_start]
@@ -114,7 +127,7 @@ def _newest(candidates: list[BackupEntry], latest_start: Lsn | None, history: Ti
     on_history = [entry for entry in early_enough if off_history(entry, history) is None]
     if not on_history:
         _require_on_history(max(early_enough, key=_by_start), history)
-    return max(on_history, key=_by_start)
+    return sorted(on_history, key=_by_start, reverse=True)
 
 
 def _by_start(entry: BackupEntry) -> tuple[Lsn, str]:

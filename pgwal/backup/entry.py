@@ -74,6 +74,15 @@ def parse_backup_id(backup_id: str) -> tuple[datetime, BackupKind]:
     return started, BackupKind.FULL if match[2] == "full" else BackupKind.INCREMENTAL
 
 
+def is_backup_id(name: str) -> bool:
+    """Tell whether a name is the id of a backup."""
+    try:
+        parse_backup_id(name)
+    except FormatError:
+        return False
+    return True
+
+
 # -- values ----------------------------------------------------------------------------------------------------------
 
 

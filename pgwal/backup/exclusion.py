@@ -13,6 +13,8 @@ from enum import Enum
 from pgwal.postgres_version import version_of_major
 from pgwal.relation import is_temporary_relation_name, parse_database_directory
 
+INCOMPLETE_NAME = "pgwal_incomplete"
+"""What marks a data directory that a restore has not finished; one in a cluster is what an earlier restore left."""
 WAL_DIRECTORY = "pg_wal"
 TABLESPACE_DIRECTORY = "pg_tblspc"
 
@@ -84,6 +86,8 @@ def inclusion(path: str, major: int, *, is_directory: bool, emptied: Collection[
     empty: the stats_temp_directory of 13 and 14, and where tablespaces are, which are reached through pg_tblspc.
     """
     name = path.rpartition("/")[2]
+    if path == INCOMPLETE_NAME:
+        return Inclusion.EXCLUDED
     if name.startswith(_EXCLUDED_PREFIXES) or name in _EXCLUDED_NAMES or _is_foreign_to_cluster(path, major):
         return Inclusion.EXCLUDED
     if path.startswith(f"{WAL_DIRECTORY}/"):
@@ -118,6 +122,13 @@ def _unlogged(names: Collection[str]) -> set[str]:
 
 
 def _is_foreign_to_cluster(path: str, major: int) -> bool:
-    """Tell whether a path in a tablespace is outside the directory of this cluster's version."""
+    """Tell whether a path in a tablespace is outside the directory of this cluster's version.
+
+    So is that directory itself where it lies in the data directory, elsewhere than below pg_tblspc: what is in it is
+    reached, and stored, through the link to it there, however that is spelled.
+    """
+    version_directory = tablespace_version_directory(major)
     match = _TABLESPACE_PATH.fullmatch(path)
-    return match is not None and match[1] != tablespace_version_directory(major)
+    if match is None:
+        return path.rpartition("/")[2] == version_directory
+    return match[1] != version_directory

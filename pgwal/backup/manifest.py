@@ -40,6 +40,17 @@ def manifest_version(major: int) -> int:
     return version_of_major(major).manifest_version
 
 
+_HEAD = re.compile(
+    rb'\s*\{\s*"PostgreSQL-Backup-Manifest-Version"\s*:\s*2\s*,\s*"System-Identifier"\s*:\s*"?([0-9]{1,20})\b'
+)
+
+
+def system_identifier_of_head(start: bytes) -> int | None:
+    """Return whose a manifest is, from its first bytes, as servers write it; None where it does not begin like that."""
+    match = _HEAD.match(start)
+    return None if match is None else int(match[1])
+
+
 class FileChecksum:
     """The checksum of one file, fed piece by piece, as a manifest writes it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
+from itertools import filterfalse
 from typing import NamedTuple, Protocol
 
 from pgwal.backup.entry import BackupFile
@@ -64,6 +65,14 @@ class _Rules(NamedTuple):
     emptied: Collection[str]
     tablespaces: Collection[int] | None
 
+    def takes_tablespace(self, name: str) -> bool:
+        """Tell whether a name in pg_tblspc is that of a tablespace which is wanted; of others no link is followed."""
+        oid = tablespace_oid(name)
+        if oid is None:
+            self.on_skipped(f"{TABLESPACE_DIRECTORY}/{name}")
+            return False
+        return self.tablespaces is None or oid in self.tablespaces
+
 
 def walk(
     reader: DirectoryReader,
@@ -74,7 +83,8 @@ def walk(
 ) -> Iterator[SourceDirectory | SourceFile]:
     """Yield what belongs into a backup, directories before what is in them, sorted by name in each.
 
-    pg_control is not among it: it is read last.  ``on_skipped`` is told of what is neither file nor directory.
+    pg_control is not among it: it is read last.  ``on_skipped`` is told of what is neither file nor directory, and of
+    what has no tablespace's name in pg_tblspc.
     For ``emptied`` see pgwal.backup.exclusion.inclusion.  Of ``tablespaces``, all where it is None, others are left
     out altogether: they are newer than the backup's start, and WAL makes them.
     Raises FormatError for a name that would lead out of the directory it is listed in.
@@ -151,8 +161,8 @@ def _belonging(directory: str, names: list[str], rules: _Rules) -> list[str]:
     excluded = excluded_relation_files(directory, names, rules.major)
     if directory == _CONTROL_FILE_DIRECTORY:
         excluded.add(_CONTROL_FILE_NAME)
-    if directory == TABLESPACE_DIRECTORY and rules.tablespaces is not None:
-        excluded |= {name for name in names if (oid := tablespace_oid(name)) and oid not in rules.tablespaces}
+    if directory == TABLESPACE_DIRECTORY:
+        excluded |= set(filterfalse(rules.takes_tablespace, names))
     # Not always a second list, for it may be a million long.
     kept = [name for name in names if name not in excluded] if excluded else names
     for name in kept:

@@ -26,6 +26,8 @@ Files that are smaller go through the page cache: there are many, and a file sys
 """
 
 FILE_MODE = 0o600
+GROUP_FILE_MODE = 0o640
+"""That of a cluster whose group may read it (initdb --allow-group-access)."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _HOLE_SIZE = 1 << 16
 """What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
@@ -54,9 +56,9 @@ class GrowingFile:
     Raises TargetError for what the file system refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = FILE_MODE) -> None:
         self._path = path
-        self._file = open(_created(path), "wb")  # noqa: SIM115 (a descriptor, kept)
+        self._file = open(_created(path, mode), "wb")  # noqa: SIM115 (a descriptor, kept)
 
     def __enter__(self) -> Self:
         return self
@@ -118,9 +120,9 @@ class _Writeback:
 class NewFile:
     """A new file, open for writing at any place; with ``durable`` it is synced soon, and then the disk is not idle."""
 
-    def __init__(self, path: Path, *, durable: bool) -> None:
+    def __init__(self, path: Path, *, durable: bool, mode: int = FILE_MODE) -> None:
         self._path = path
-        self._descriptor = _created(path)
+        self._descriptor = _created(path, mode)
         self._may_go_direct = durable and hasattr(os, "O_DIRECT")
         self._is_direct = False
         self._writeback = _Writeback(self._descriptor, is_wanted=durable)
@@ -188,8 +190,8 @@ class PlacedFile(NewFile):
     refuses.
     """
 
-    def __init__(self, path: Path, size_bytes: int, *, durable: bool) -> None:
-        super().__init__(path, durable=durable)
+    def __init__(self, path: Path, size_bytes: int, *, durable: bool, mode: int = FILE_MODE) -> None:
+        super().__init__(path, durable=durable, mode=mode)
         self._size_bytes = size_bytes
 
     def _finish(self) -> None:
@@ -250,12 +252,16 @@ def _is_zero(data: memoryview, at: int) -> bool:
     return data[at : at + 16] == _ZEROS[: min(16, end - at)] and bytes(data[at:end]) == _ZEROS[: end - at]
 
 
-def _created(path: Path) -> int:
+def _created(path: Path, mode: int) -> int:
     """Create a file, which must not be there yet, and return its descriptor."""
     try:
-        return os.open(path, _CREATE, FILE_MODE)
+        descriptor = os.open(path, _CREATE, FILE_MODE)
+        if mode != FILE_MODE:
+            # Whatever the umask leaves of it otherwise.
+            os.fchmod(descriptor, mode)
     except OSError as error:
         raise refused("create", path, error) from error
+    return descriptor
 
 
 def refused(action: str, path: Path, error: OSError) -> TargetError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -80,7 +81,7 @@ class LocalDataDirectory:
 
     def _open(self, path: str) -> int | None:
         try:
-            return os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -167,10 +168,15 @@ def _kind(mode: int) -> EntryKind:
 
 
 def _warn_skipped(path: str) -> None:
-    logger.warning("skipping %s: it is neither a file nor a directory", path)
+    logger.warning("skipping %s: it is neither a file, nor a directory, nor the link of a tablespace", path)
 
 
 def _unreadable(path: Path, error: OSError) -> ServerError:
+    if error.errno == errno.ELOOP:
+        return ServerError(
+            f"cannot read {path}: it has been exchanged for a symbolic link since it was listed",
+            hint="Nothing but the server may change its data directory. Take the backup again.",
+        )
     return ServerError(
         f"cannot read {path}: {os.strerror(error.errno or 0)}",
         hint="Run pgwal as the server's user; --pgdata names the server's data directory.",

@@ -58,7 +58,7 @@ static int64_t pgwal_read_to_end(int descriptor, pgwal_small_file *file)
 static void pgwal_read_small_files(pgwal_small_file *files, uint64_t count)
 {
     for (pgwal_small_file *file = files; file < files + count; file++) {
-        int descriptor = pgwal_opened(file->path, O_RDONLY, 0);
+        int descriptor = pgwal_opened(file->path, O_RDONLY | O_NOFOLLOW, 0);
         int64_t done;
 
         if (descriptor < 0) {

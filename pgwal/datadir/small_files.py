@@ -39,7 +39,7 @@ def read_small_files(
     ``sizes`` says how many bytes are wanted, of blocks too; what lies beyond the end of a file is zeros.
     ``block_numbers`` are arrays of type I, None for first bytes.  Of files that are wanted ``to_end``, all is returned
     that they have when they are opened, or, where that is more than their size, that they are longer.
-    Raises OSError, with the name of the file.
+    Raises OSError, with the name of the file; ELOOP for one that is a symbolic link.
     """
     assert len(paths) == len(sizes) == len(block_numbers) == len(to_end)
     for size, numbers, is_whole in zip(sizes, block_numbers, to_end, strict=True):
@@ -98,7 +98,7 @@ if not cython.compiled:
 
     def _read_one(path: bytes, size: int, numbers: array[int] | None, is_whole: bool) -> bytes | Literal[True] | None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock, local
 
-from pgwal.datadir.new_file import FILE_MODE, GrowingFile, NewFile, PlacedFile, refused, write_buffer
+from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE, GrowingFile, NewFile, PlacedFile, refused, write_buffer
 from pgwal.datadir.small_files import FileNotCreated, sync_files, write_small_files
 from pgwal.datadir.write_behind import WriteBehind
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
+_GROUP_DIRECTORY_MODE = 0o750
 _SYNC_THREADS = 16
 """They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
 _SYNC_FILES = 8
@@ -25,22 +26,30 @@ _WRITE_THREADS = 16
 
 
 class TreeWriter:
-    """Files and directories below ``root``, created 0600 and 0700; durable when ``sync`` returns.
+    """Files and directories below ``root``, created 0600 and 0700, with ``group_access`` 0640 and 0750; durable when
+    ``sync`` returns.
 
     Paths are relative to the root.  Files may be written by several threads.  Raises TargetError for what the file
     system refuses.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, group_access: bool = False) -> None:
         """With ``durable``, ``sync`` will be called, and what is written is on its way to the disk before."""
         self.root = root
         self._durable = durable
+        self._file_mode = GROUP_FILE_MODE if group_access else FILE_MODE
+        self._directory_mode = _GROUP_DIRECTORY_MODE if group_access else _DIRECTORY_MODE
         self._directories: set[Path] = set()
         """Those with something new in them; a list of files could be a million long."""
         self._names = {root}
         self._local = local()
         self._pool = ThreadPoolExecutor(_WRITE_THREADS, "pgwal-write")
         """Its threads are made when they are needed, and end with it."""
+
+    def make_root(self) -> None:
+        """Make the root unless it is there, and give it the mode without which a server does not start there."""
+        self._make(self.root)
+        self._set_mode(self.root)
 
     def make_directory(self, path: str) -> None:
         """Make a directory and those above it, unless they are there."""
@@ -53,7 +62,7 @@ class TreeWriter:
         if not hasattr(self._local, "write_behind"):
             self._local.write_behind = WriteBehind(self.buffer(), self._pool)
         write_behind: WriteBehind = self._local.write_behind
-        with NewFile(target, durable=self._durable) as file:
+        with NewFile(target, durable=self._durable, mode=self._file_mode) as file:
             return write_behind.write(file, chunks)
 
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> None:
@@ -62,7 +71,7 @@ class TreeWriter:
         for directory in {path.rpartition("/")[0] for path, _ in files}:
             self._make(self.root / directory)
         try:
-            write_small_files([root + path for path, _ in files], [content for _, content in files], FILE_MODE)
+            write_small_files([root + path for path, _ in files], [content for _, content in files], self._file_mode)
         except OSError as error:
             action = "create" if isinstance(error, FileNotCreated) else "write"
             raise refused(action, Path(error.filename), error) from error
@@ -85,13 +94,13 @@ class TreeWriter:
         """Create a file that is written piece by piece; it must not be there yet, and be closed before ``sync``."""
         target = self.root / path
         self._make(target.parent)
-        return GrowingFile(target)
+        return GrowingFile(target, self._file_mode)
 
     def place(self, path: str, size_bytes: int) -> PlacedFile:
         """Create a file of a known size whose parts are written at their places, by one thread."""
         target = self.root / path
         self._make(target.parent)
-        return PlacedFile(target, size_bytes, durable=self._durable)
+        return PlacedFile(target, size_bytes, durable=self._durable, mode=self._file_mode)
 
     def link(self, path: str, source: Path) -> None:
         """Make a hard link to a file."""
@@ -134,6 +143,7 @@ class TreeWriter:
                 f"cannot create tablespace directory {location}: {os.strerror(error.errno or 0)}",
                 hint="Map the tablespace to another place with -T OLD=NEW.",
             ) from error
+        self._set_mode(location)
         self._names.add(location)
         self.symlink(path, location)
 
@@ -168,9 +178,17 @@ class TreeWriter:
             self._make(directory.parent)
         try:
             directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+            if self._directory_mode != _DIRECTORY_MODE:
+                directory.chmod(self._directory_mode)
         except OSError as error:
             raise refused("create", directory, error) from error
         self._directories.add(directory)
+
+    def _set_mode(self, directory: Path) -> None:
+        try:
+            directory.chmod(self._directory_mode)
+        except OSError as error:
+            raise refused("set the mode of", directory, error) from error
 
 
 def _sync_files(directories: Iterable[Path]) -> None:

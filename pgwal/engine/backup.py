@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
+from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.cluster_parts import (
@@ -55,7 +56,8 @@ from pgwal.postgres.server import (
     read_server_facts,
 )
 from pgwal.repository.catalogue import StagedBackup
-from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
+from pgwal.repository.place import require_outside_data_directories
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
@@ -178,7 +180,7 @@ def directories_to_empty(
 
     Where the server tells the role neither setting, what they would name is copied as it lies.
     """
-    root = facts.data_directory or (None if data_directory is None else str(data_directory.absolute()))
+    root = servers_data_directory(facts, data_directory)
     found = set()
     for path in filter(None, (*tablespaces.values(), facts.stats_temp_directory)):
         relative = Path(path)
@@ -190,6 +192,13 @@ def directories_to_empty(
     return frozenset(found)
 
 
+def servers_data_directory(facts: ServerFacts, data_directory: Path | None) -> Path | None:
+    """Return the data directory as the server names it, if the role may see that, or the one that is read locally."""
+    if facts.data_directory is not None:
+        return Path(facts.data_directory)
+    return None if data_directory is None else data_directory.absolute()
+
+
 def check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
     """Raise SettingRequired for a server that cannot be backed up, WrongCluster for another's data directory."""
     if facts.wal_level == "minimal":
@@ -197,11 +206,7 @@ def check_server(facts: ServerFacts, control: ControlFile, request: BackupReques
             "wal_level is minimal, which leaves changes out of WAL",
             hint="Set wal_level = replica, restart the server, then take a full backup.",
         )
-    if not facts.full_page_writes:
-        raise SettingRequired(
-            "full_page_writes is off: pages that are torn while they are read could not be repaired",
-            hint="Set full_page_writes = on and reload the server.",
-        )
+    _require_page_images(facts, is_full=request.since is None)
     if control.system_identifier != facts.system_identifier:
         raise WrongCluster(
             f"data directory {request.data_directory} has system identifier {control.system_identifier},"
@@ -210,9 +215,28 @@ def check_server(facts: ServerFacts, control: ControlFile, request: BackupReques
         )
 
 
+def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
+    """Raise SettingRequired where pages that are torn while they are read could not be repaired from WAL.
+
+    A primary writes page images while a backup runs, whatever the setting (runningBackups in xlog.c; forcePageWrites in
+    13 and 14), so that a full backup is right.  What its standbys replay has them only with the setting.
+    """
+    if facts.full_page_writes or (is_full and not facts.in_recovery):
+        return
+    hint = "Set full_page_writes = on and reload the server."
+    if facts.in_recovery:
+        hint = f"{hint[:-1]}, on the primary, or back the primary up."
+    elif not is_full:
+        hint += " A full backup is possible as it is."
+    raise SettingRequired(
+        "full_page_writes is off: pages that are torn while they are read could not be repaired", hint=hint
+    )
+
+
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     """Open the repository; one that is not there is made for a full backup alone."""
     identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
+    require_outside_data_directories(request.repository_path)
     if request.since is None:
         return Repository.open_or_create(request.repository_path, identity)
     try:
@@ -230,7 +254,7 @@ def choose_prior_entry(repository: Repository, request: BackupRequest, facts: Se
     """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
     if request.since is None:
         return None
-    entries = repository.catalogue.entries()
+    entries = repository.catalogue.entries(request.since if isinstance(request.since, str) else None)
     history = TimelineHistory(facts.timeline_id)
     if entries and any(entry.start_timeline_id != facts.timeline_id for entry in entries):
         history = read_history(repository, facts.timeline_id)
@@ -279,7 +303,12 @@ class _Backup:
         backup_wal = BackupWal(self._repository, self._facts, self._wal)
         with _timed(self._seconds, "wait for the checkpoint's WAL"):
             backup_wal.require_servers(start_lsn, ControlFile.decode(self._sources[0].read_control_file()))
-        parts = read_cluster_parts(self._connection, self._sources[0], self._facts.major)
+        parts = read_cluster_parts(
+            self._connection,
+            self._sources[0],
+            self._facts.major,
+            servers_data_directory(self._facts, self._request.data_directory),
+        )
         changes = self._changes_until(start_lsn)
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
@@ -376,18 +405,28 @@ class _Backup:
             max_rate_bytes_per_s=request.max_rate_bytes_per_s,
             checked_before=start_lsn if facts.data_checksums else None,
             tablespaces=frozenset(parts.tablespaces),
+            file_mode=GROUP_FILE_MODE if facts.group_access else FILE_MODE,
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
         return Copy(self._sources, changes, staged, manifest, rules, on_progress)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
-        taken = set(self._repository.store.list_directories("backups"))
+        taken = self._repository.store.names(BACKUP_DIRECTORY)
         started_s = int(self._started_at.timestamp())
         # Two backups may start within a second; ids still sort by time.
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):
             started_s += 1
-        return self._repository.catalogue.stage(format_backup_id(started_s, kind))
+        backup_id = format_backup_id(started_s, kind)
+        later = [name for name in taken if is_backup_id(name) and name > backup_id]
+        if later:
+            logger.warning(
+                "this backup is %s, though %s is there already: a clock was wrong, now or then; what is older is told"
+                " by where backups lie in WAL, not by their names",
+                backup_id,
+                later[-1],
+            )
+        return self._repository.catalogue.stage(backup_id)
 
     # -- after the copy ----------------------------------------------------------------------------------------
 

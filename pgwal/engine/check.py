@@ -122,11 +122,16 @@ def _wal_level(facts: ServerFacts) -> Finding:
 def _full_page_writes(facts: ServerFacts) -> Finding:
     if facts.full_page_writes:
         return Finding("full_page_writes", Status.OK, "on")
+    hint = "Set full_page_writes = on and reload the server."
+    if facts.in_recovery:
+        return Finding(
+            "full_page_writes",
+            Status.LACKING,
+            "off on the primary: pages that are torn while they are read could not be repaired",
+            hint,
+        )
     return Finding(
-        "full_page_writes",
-        Status.LACKING,
-        "off: pages that are torn while they are read could not be repaired",
-        "Set full_page_writes = on and reload the server.",
+        "full_page_writes", Status.WARNING, "off: full backups are possible, incremental ones are refused", hint
     )
 
 

@@ -6,15 +6,19 @@ that it was dropped.  A disk that is not mounted says nothing.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY, tablespace_oid, tablespace_version_directory
 from pgwal.backup.missing_files import MissingFiles
 from pgwal.backup.source import BlockSource
+from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.errors import ConnectionFailed, DataAbsent, ServerError
 from pgwal.postgres.server import read_databases, read_tablespace_locations, read_tablespace_oids
 from pgwal.relation import DEFAULT_TABLESPACE_OID, parse_database_directory
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     import psycopg
 
 _Found = TypeVar("_Found", bool, set[int], set[tuple[int, int]])
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 30
 _PAUSE_S = 0.1
@@ -47,11 +53,14 @@ class ClusterParts:
         return {oid: location for oid, location in self.tablespaces.items() if location.startswith("/")}
 
 
-def read_cluster_parts(connection: psycopg.Connection, source: BlockSource, major: int) -> ClusterParts:
-    """List the databases and tablespaces of a server.
+def read_cluster_parts(
+    connection: psycopg.Connection, source: BlockSource, major: int, data_directory: Path | None
+) -> ClusterParts:
+    """List the databases and tablespaces of a server, whose ``data_directory`` may not be known.
 
-    Raises DataAbsent when one of the tablespaces has no directory.  One that is being created counts if it has one:
-    WAL of before the backup's start may be all that tells of it.
+    Raises DataAbsent when one of the tablespaces has no directory, ServerError when it cannot be looked into, or when
+    it is not known where its link leads.  One that is being created counts if it has a directory: WAL of before the
+    backup's start may be all that tells of it.
     """
     absent: set[int] = set()
     for attempt in range(_ATTEMPTS):
@@ -59,12 +68,20 @@ def read_cluster_parts(connection: psycopg.Connection, source: BlockSource, majo
             time.sleep(_PAUSE_S)
         # Databases first: they may lie in tablespaces that are newer than a list of those.
         databases = read_databases(connection)
-        there = _tablespaces_there(source, major)
-        absent = read_tablespace_oids(connection) - there
+        there, closed = _tablespaces_there(source, major)
+        created = read_tablespace_oids(connection)
+        absent = created - there - set(closed)
         if absent:
             continue
+        for oid, error in sorted(closed.items()):
+            if oid in created:
+                raise error
+            logger.warning("leaving out %s/%d, which is no tablespace of this cluster", TABLESPACE_DIRECTORY, oid)
         try:
-            return ClusterParts(databases, read_tablespace_locations(connection, there))
+            locations = read_tablespace_locations(connection, there)
+            return ClusterParts(
+                databases, {oid: _absolute(oid, text, data_directory) for oid, text in locations.items()}
+            )
         except ServerError as error:
             # One has been dropped since, unless it is so every time.
             if isinstance(error, ConnectionFailed) or attempt == _ATTEMPTS - 1:
@@ -79,7 +96,7 @@ def require_cluster_parts(
 
     To be asked when everything has been listed.
     """
-    gone = set(parts.tablespaces) - _tablespaces_there(source, major)
+    gone = set(parts.tablespaces) - _tablespaces_there(source, major)[0]
     if left := _once_none(lambda: gone & read_tablespace_oids(connection)):
         raise _tablespace_absent(connection, left, major)
     unseen = {
@@ -136,11 +153,40 @@ def _once_none(look: Callable[[], _Found]) -> _Found:
     return found
 
 
-def _tablespaces_there(source: BlockSource, major: int) -> set[int]:
-    """Return the tablespaces that have a directory of this cluster; that of a disk which is not mounted has none."""
+def _tablespaces_there(source: BlockSource, major: int) -> tuple[set[int], dict[int, ServerError]]:
+    """Return the tablespaces that have a directory of this cluster, and why others cannot be looked into.
+
+    That of a disk which is not mounted has no such directory.
+    """
     version_directory = tablespace_version_directory(major)
-    oids = filter(None, map(tablespace_oid, source.names(TABLESPACE_DIRECTORY)))
-    return {oid for oid in oids if version_directory in source.names(f"{TABLESPACE_DIRECTORY}/{oid}")}
+    there: set[int] = set()
+    closed: dict[int, ServerError] = {}
+    for oid in filter(None, map(tablespace_oid, source.names(TABLESPACE_DIRECTORY))):
+        try:
+            if version_directory in source.names(f"{TABLESPACE_DIRECTORY}/{oid}"):
+                there.add(oid)
+        except ConnectionFailed:
+            raise
+        except ServerError as error:
+            closed[oid] = error
+    return there, closed
+
+
+def _absolute(oid: int, location: str, data_directory: Path | None) -> str:
+    """Return where a tablespace is, given the text of its link, which may be relative to where that lies.
+
+    A tablespace in place is named by its directory, and stays so.
+    """
+    if location.startswith("/") or location == f"{TABLESPACE_DIRECTORY}/{oid}":
+        return location
+    if data_directory is None:
+        raise ServerError(
+            f"the link of tablespace {oid} leads to {location}, relative to a data directory that the role may not see",
+            hint="Grant the role pg_read_all_settings, use --pgdata, or make the link absolute while the server is"
+            " stopped.",
+        )
+    real = os.path.realpath(data_directory / TABLESPACE_DIRECTORY / os.fsdecode(encode_path(location)))
+    return decode_path(os.fsencode(real))
 
 
 def _database_directory(oid: int, spc_oid: int, major: int) -> str:

@@ -13,8 +13,6 @@ from pgwal.backup.source import SourceFile, WantedContent
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 
-_FILE_MODE = 0o600
-
 
 class Item(NamedTuple):
     """A file of the source, and how long the prior backup's is when reconstructed, None when there is none."""
@@ -93,11 +91,11 @@ class CopiedFile(NamedTuple):
     bad_page_count: int
 
     @classmethod
-    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: ContentDigest) -> Self:
+    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: ContentDigest, mode: int) -> Self:
         """Return what became of a file that was stored as planned, with the checksums of what is stored."""
         file, plan, wanted_bytes = planned.file, planned.plan, planned.wanted_bytes
         stored = BackupFile(
-            file.path, file.size_bytes, planned.stored_bytes, _FILE_MODE, int(file.mtime_s), digest.hexdigest()
+            file.path, file.size_bytes, planned.stored_bytes, mode, int(file.mtime_s), digest.hexdigest()
         )
         copied_block_count = wanted_bytes // BLOCK_SIZE
         if isinstance(plan, IncrementalFile):

@@ -21,6 +21,7 @@ from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, Unread
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.datadir.new_file import FILE_MODE
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
@@ -59,6 +60,8 @@ class CopyRules:
     max_rate_bytes_per_s: int | None
     checked_before: Lsn | None
     tablespaces: frozenset[int] | None = None
+    file_mode: int = FILE_MODE
+    """What a restore gives the files; in the backup they are open to their owner alone."""
 
 
 class Copy:
@@ -208,7 +211,7 @@ class Copy:
             checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
             checksum.update(stored)
             digest.update(stored)
-            copied.append(CopiedFile.of(file, checksum, digest))
+            copied.append(CopiedFile.of(file, checksum, digest, self._rules.file_mode))
             written.append((file.stored_path, stored))
         self.writer.write_small(written)
         return copied
@@ -266,7 +269,7 @@ class Copy:
         if planned.to_end:
             planned = planned.as_read(written)
         assert written == planned.stored_bytes
-        return CopiedFile.of(planned, checksum, digest)
+        return CopiedFile.of(planned, checksum, digest, self._rules.file_mode)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.backup.label import BackupLabel
 from pgwal.backup.retention import WalRetention, decide_retention
 from pgwal.engine.coverage import read_recoverable_ranges
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryLocked
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, RepositoryLocked
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import StoredObject
@@ -49,6 +52,7 @@ class ExpireReport:
     kept: list[BackupEntry]
     expired: list[BackupEntry]
     broken: list[BackupEntry]
+    unreadable: list[UnreadableBackup]
     unfinished: list[str]
     wal_needed_from: Lsn | None
     wal: list[StoredObject] = field(default_factory=list)
@@ -70,8 +74,10 @@ class ExpireReport:
 def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | None = None) -> ExpireReport:
     """Remove what is not to be kept, and return what that was.
 
-    Raises RepositoryLocked when a backup is being taken, or one that is to go is being read; FormatError when an entry
-    or a history file is damaged, because what it needs cannot be known then.
+    What cannot be judged is kept, with all that it may need: for a backup whose entry is damaged, its backup_label says
+    what that is; nothing at all is removed where that cannot be read either.
+    Raises RepositoryLocked when a backup is being taken, or one that is to go is being read; FormatError when a history
+    file is damaged, because what is needed cannot be known then.
     """
     repository = Repository.open(request.repository_path)
     if request.dry_run:
@@ -91,28 +97,45 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
 def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str]) -> ExpireReport:
     histories = {history.timeline_id: history for history in repository.wal.histories()}
     current = _current_timelines(repository)
-    entries = repository.catalogue.entries()
+    entries, unreadable = repository.catalogue.survey()
+    labels = [_label(repository, backup) for backup in unreadable if not backup.is_foreign]
+    judged = None not in labels
+    known = [label for label in labels if isinstance(label, BackupLabel)]
     recoverable = read_recoverable_ranges(repository, entries)
     retention = decide_retention(
         entries,
         histories,
         current,
-        keep_full=request.keep_full,
-        keep_since=request.keep_since,
+        keep_full=request.keep_full if judged else None,
+        keep_since=request.keep_since if judged else None,
         unusable_ids={backup_id for backup_id, found in recoverable.items() if found is None},
+        built_on={label.incremental_from.lsn for label in known if label.incremental_from is not None},
     )
-    wal_retention = WalRetention(retention.kept, histories, current)
+    wal_retention = WalRetention(retention.kept, histories, current, [label.start_lsn for label in known])
     report = ExpireReport(
         retention.kept,
         retention.expired,
         retention.broken,
+        unreadable,
         unfinished,
         wal_retention.needed_from if retention.kept else None,
     )
-    if retention.kept:
+    if retention.kept and judged:
         report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
         report.summaries.extend(_unneeded_summaries(repository, wal_retention))
     return report
+
+
+def _label(repository: Repository, backup: UnreadableBackup) -> BackupLabel | Literal["nothing"] | None:
+    """Return the label of a backup whose entry cannot be read, None where that is not known either.
+
+    Where there are no data, nothing is needed for them.
+    """
+    try:
+        content = repository.catalogue.label(backup.backup_id)
+        return "nothing" if content is None else BackupLabel.decode(content)
+    except (FormatError, RepositoryError):
+        return None
 
 
 def _current_timelines(repository: Repository) -> set[int]:

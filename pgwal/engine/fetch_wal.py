@@ -13,6 +13,7 @@ from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
 from pgwal.repository.local import LocalStore
+from pgwal.repository.ownership import require_only_owner_writes
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
@@ -66,6 +67,7 @@ class _Segments:
         except ObjectNotFound as error:
             # Not the same as a segment that is not there, which ends recovery.
             raise PgwalError(f"there is no repository in {repository_path}", hint="Check restore_command.") from error
+        require_only_owner_writes(store)
         self.geometry = self._identity.geometry
         self._archive = WalArchive(store, self.geometry)
 

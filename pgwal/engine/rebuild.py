@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.exclusion import INCOMPLETE_NAME, TABLESPACE_DIRECTORY, tablespace_version_directory
 from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import IncrementalHeader, incremental_name
 from pgwal.backup.manifest import FileChecksum
@@ -23,14 +27,14 @@ from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.block_reads import read_parts
 from pgwal.datadir.copy_method import CopyMethod
 from pgwal.datadir.new_file import PlacedFile
+from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_owner
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.chain_source import ANOTHER_BACKUP, ChainSource, OlderPages, StoredTree, damaged, wrong_size
 from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TruncatedInput
 from pgwal.relation import parse_relation_path
 from pgwal.repository.repository import Repository
 
-INCOMPLETE_NAME = "pgwal_incomplete"
-"""The file in a data directory that is being written, or was left half done; it becomes pg_control at the end."""
+logger = logging.getLogger(__name__)
 
 _FILES_UNDER_WAY = 16
 _MAX_DEFAULT_JOBS = 4
@@ -49,6 +53,13 @@ class RebuildOptions:
     method: CopyMethod = CopyMethod.COPY
     jobs: int | None = None
     sync: bool = True
+
+
+def _has_group_access(repository: Repository, backup_id: str) -> bool:
+    """Tell whether a backup is of a cluster that its group may read: all files tell, the first as well as any."""
+    files = repository.catalogue.files(backup_id)
+    with closing(files):
+        return any(file.mode & stat.S_IRGRP for file in islice(files, 1))
 
 
 class RebuiltFile(NamedTuple):
@@ -89,7 +100,9 @@ class Rebuild:
         *,
         checksum_algorithm: str | None = None,
     ) -> None:
-        self.writer = TreeWriter(target, durable=options.sync)
+        self.writer = TreeWriter(
+            target, durable=options.sync, group_access=_has_group_access(repository, chain[0].backup_id)
+        )
         self.file_count = 0
         self.bytes_read = 0
         self.bytes_written = 0
@@ -105,23 +118,34 @@ class Rebuild:
         self._lock = threading.Lock()
         self._stopping = False
         self._control_file: BackupFile | None = None
+        self._owners: dict[Path, Owner] = {}
 
     # -- the directory -----------------------------------------------------------------------------------------
 
     def make_directories(self, tablespaces: Mapping[int, Path]) -> None:
-        """Make all directories, and the symbolic links to those of tablespaces; mark the tree as incomplete."""
-        self.writer.make_directory("")
+        """Make all directories, and the symbolic links to those of tablespaces; mark the tree as incomplete.
+
+        What root finds there is root's until all is done, and then its owner's again, with all that it holds.
+        """
+        for place in (self.writer.root, *tablespaces.values()):
+            if self._options.method is not CopyMethod.LINK and (owner := take_from_owner(place)) is not None:
+                self._owners[place] = owner
+        self.writer.make_root()
         self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
         for oid, location in tablespaces.items():
             self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
         for path in self._stored[0].directories():
+            self._require_in_place(path)
             self.writer.make_directory(path)
 
     def files(self) -> Iterator[BackupFile]:
         """Yield the files of the newest backup but pg_control; they are proven right only at the end."""
         for file in self._catalogue.files(self._entry.backup_id):
+            self._require_in_place(file.path)
             if file.path == CONTROL_FILE_PATH:
                 self._control_file = file
+            elif file.path == INCOMPLETE_NAME:
+                logger.warning("%s of the backup is left out: a restore had left it in the cluster", file.path)
             else:
                 yield file
         if self._control_file is None:
@@ -136,11 +160,26 @@ class Rebuild:
     def finish(self) -> None:
         """Make all of it durable, unless told otherwise, and then give pg_control its place and name."""
         content = self.content(self.control_file)
+        for place, owner in self._owners.items():
+            give_contents(place, owner)
         self._sync()
         self.writer.replace(INCOMPLETE_NAME, content)
         self._sync()
         self.writer.rename(INCOMPLETE_NAME, CONTROL_FILE_PATH)
+        for place, owner in self._owners.items():
+            give_directory(place, owner)
         self.file_count += 1
+
+    def _require_in_place(self, path: str) -> None:
+        """Refuse what would lie in a tablespace's directory beside what a cluster has there."""
+        parts = path.split("/", 3)
+        if len(parts) < 3 or parts[0] != TABLESPACE_DIRECTORY:
+            return
+        if parts[2] != tablespace_version_directory(self._entry.major):
+            raise FormatError(
+                f"{path} of backup {self._entry.backup_id} is not below what PostgreSQL has in a tablespace",
+                hint=ANOTHER_BACKUP,
+            )
 
     def report(self) -> RebuildReport:
         """Return what was done."""

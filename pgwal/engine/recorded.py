@@ -52,7 +52,7 @@ def open_recorded_wal(path: Path) -> tuple[WalDirectory, WalFormat]:
         raise ObjectNotFound(f"{path} does not exist")
     only = None if path.is_dir() else path.name
     try:
-        return open_wal_directory(LocalStore(path.parent if only else path), only=only)
+        return open_wal_directory(LocalStore(path.parent if only else path, follow_links=True), only=only)
     except ObjectNotFound as error:
         kind = "is no WAL segment" if only else "holds no WAL segments"
         raise ObjectNotFound(f"{path} {kind}", hint=error.hint) from error
@@ -161,7 +161,7 @@ def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) ->
     )
     block_map = BlockMap()
     for path in [*unnamed, *(path for _, path in overlapping)]:
-        content = LocalStore(path.parent).read(path.name)
+        content = LocalStore(path.parent, follow_links=True).read(path.name)
         block_map.merge(decode_summary(content, str(path)))
     return block_map, exceeds_range
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from pgwal.backup.chain import resolve_chain
+from pgwal.backup.chain import place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
-from pgwal.engine.rebuild import INCOMPLETE_NAME, Rebuild, RebuildOptions, RebuildReport
+from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport
 from pgwal.engine.recovery_window import choose_backup, target_history
 from pgwal.engine.replayed_wal import ReplayedWal, read_replayed_wal
+from pgwal.engine.restore_places import require_places
 from pgwal.engine.restored_configuration import archiving, settings_leading_out
 from pgwal.engine.wal_tablespaces import require_own_tablespaces
 from pgwal.errors import ObjectNotFound, TargetError
@@ -56,6 +58,8 @@ class RestoreRequest:
     maps old absolute locations to new ones.  Unless ``wal_is_here``, the restore command gets WAL from elsewhere than
     the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
     WAL is missing that has more behind it.  Unless it ``warns``, nothing is said of the backup's own configuration.
+    Whether a tablespace may go to where the backup says, outside of the target, is for ``allow_tablespaces_in_place``; see
+    pgwal.engine.restore_places.
     """
 
     repository_path: Path
@@ -69,6 +73,7 @@ class RestoreRequest:
     to_gap: bool = False
     archive_mode: ArchiveMode = ArchiveMode.OFF_AT_TARGET
     warns: bool = True
+    allow_tablespaces_in_place: bool = False
 
 
 def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
@@ -79,7 +84,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     the chain is not whole, WalGap when WAL is missing that recovery needs.
     """
     repository = Repository.open(request.repository_path)
-    entries = repository.catalogue.entries()
+    entries = repository.catalogue.entries(request.backup)
     backup_id = _wanted_id(entries, request)
     chosen = choose_backup(
         repository,
@@ -93,6 +98,14 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     replayed = _replayed(repository, chosen, request)
     moved = require_own_tablespaces(repository, chosen, request.recovery_target, replayed, request.tablespaces)
     locations = tablespace_locations(chain[0], request.tablespaces)
+    require_places(
+        repository,
+        chain[0],
+        request.target,
+        locations,
+        mapped=request.tablespaces,
+        in_place=request.allow_tablespaces_in_place,
+    )
     for created in moved:
         require_empty(Path(os.fsdecode(encode_path(created.path))), because=f"WAL creates {created} there")
     with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
@@ -169,7 +182,7 @@ def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | Non
         return None if request.backup == LATEST else request.backup
     if not entries:
         raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
-    return max(entries, key=lambda entry: (entry.start_lsn, entry.backup_id)).backup_id
+    return max(entries, key=place_of).backup_id
 
 
 def _all_but_settings(rebuild: Rebuild, old_settings: list[BackupFile]) -> Iterator[BackupFile]:
@@ -197,10 +210,7 @@ def tablespace_locations(entry: BackupEntry, mapping: Mapping[str, str]) -> dict
             f"backup {entry.backup_id} has no tablespace at {min(unknown)}",
             hint=f"Its tablespaces are: {', '.join(sorted(entry.tablespaces.values())) or 'none'}.",
         )
-    locations = {oid: _path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
-    if len(set(locations.values())) < len(locations):
-        raise TargetError("two tablespaces would share a directory", hint="Map each to its own with -T OLD=NEW.")
-    return locations
+    return {oid: _path(mapping.get(location, location)) for oid, location in entry.tablespaces.items()}
 
 
 def _path(location: str) -> Path:

@@ -13,6 +13,7 @@ from pgwal.errors import ChainError, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.server import SlotFacts, current_flush_lsn, read_server_facts, read_slot
+from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.repository import ReceiverState, Repository
 
 # ---- the repository ----
@@ -33,18 +34,20 @@ class RepositoryStatus:
     newest_backup: BackupEntry | None
     missing: list[LsnRange]
     chain_problem: str | None
+    unreadable: list[UnreadableBackup]
+    """Backups that do not count, because their entries cannot be read."""
 
 
 def read_repository_status(repository: Repository) -> RepositoryStatus:
     """Look at a repository, which a receiver may be writing to.
 
-    Raises RepositoryError, or FormatError for a damaged history file or backup entry.
+    Raises RepositoryError, or FormatError for a damaged history file.
     """
     # In this order: what the receiver says it has is there when one looks for it later.
     receiver = repository.receiver_state()
     is_running = repository.receiver_is_running()
     coverage = read_coverage(repository, receiver)
-    entries = repository.catalogue.entries()
+    entries, unreadable = repository.catalogue.survey()
     newest = entries[-1] if entries else None
     missing: list[LsnRange] = []
     problem = None
@@ -53,7 +56,7 @@ def read_repository_status(repository: Repository) -> RepositoryStatus:
             missing = _missing_since(repository, newest, receiver, coverage)
         except ChainError as error:
             problem = str(error)
-    return RepositoryStatus(repository, is_running, receiver, coverage, newest, missing, problem)
+    return RepositoryStatus(repository, is_running, receiver, coverage, newest, missing, problem, unreadable)
 
 
 def _missing_since(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from pgwal.engine.record_chain import next_record_position, read_record, require
 from pgwal.engine.stored_backup import Problem, StoredBackup
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
-from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError, RepositoryError, RepositoryLocked
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
@@ -75,14 +75,18 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
     else:
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
     report = VerifyReport([])
+    seen: set[str] = set()
+    others = set(repository.catalogue.ids()) - set(repository.store.list_directories(BACKUP_DIRECTORY))
     while wanted:
         current = wanted.pop()
-        if current in report.backup_ids:
+        if current in seen:
+            continue
+        seen.add(current)
+        if current in others:
+            report.problems.append(Problem(current, f"{BACKUP_DIRECTORY}/{current}", "it is not a directory"))
             continue
         if backup_id is not None:
-            # What is missing is said when its files are read.
-            with suppress(ObjectNotFound):
-                held.enter_context(repository.catalogue.hold([current]))
+            _hold(repository, current, held)
         report.backup_ids.append(current)
         try:
             entry = repository.catalogue.entry(current)
@@ -93,6 +97,16 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
             wanted.append(entry.prior_id)
     report.backup_ids.sort()
     return report
+
+
+def _hold(repository: Repository, backup_id: str, held: ExitStack) -> None:
+    """Keep a backup from being removed; what is missing, or cannot be opened, is said when its files are read."""
+    try:
+        held.enter_context(repository.catalogue.hold([backup_id]))
+    except RepositoryLocked:
+        raise
+    except RepositoryError:
+        pass
 
 
 def _entry_problem(backup_id: str, message: str) -> Problem:

@@ -7,6 +7,7 @@ directory that is linked into the data directory is read as if it were there.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from array import array
@@ -35,6 +36,8 @@ from pgwal.errors import FileReplaced, PrivilegeMissing, ServerError, WrongClust
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import translated_errors
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
+
+logger = logging.getLogger(__name__)
 
 _READ_SIZE = 256 << 10
 _READS_PER_QUERY = 2000
@@ -122,7 +125,7 @@ class SqlDataDirectory:
         self, emptied: Collection[str] = (), tablespaces: Collection[int] | None = None
     ) -> Iterator[SourceDirectory | SourceFile]:
         major = self._connection.info.server_version // 10000
-        yield from walk(_Directories(self._connection), major, lambda _: None, emptied, tablespaces)
+        yield from walk(_Directories(self._connection), major, _warn_skipped, emptied, tablespaces)
 
     def names(self, directory: str) -> Sequence[str]:
         return _Directories(self._connection).names(directory)
@@ -215,6 +218,10 @@ class SqlDataDirectory:
                 is_first = False
                 # Shortened, or dropped, since it was listed: WAL says so, and replaying it makes it right.
                 yield (content or b"").ljust(size, b"\0")
+
+
+def _warn_skipped(path: str) -> None:
+    logger.warning("skipping %s: it is not the link of a tablespace", path)
 
 
 class _Change(NamedTuple):

@@ -36,7 +36,8 @@ class ServerFacts:
     ``data_directory`` is None when the role may not see it, and so is ``stats_temp_directory``, which 13 and 14
     alone have.  On a standby ``full_page_writes`` and ``timeline_id``
     are those of the last restart point, and the primary's.  ``tablespaces`` maps the OID of each tablespace that
-    was created (not pg_default, pg_global) to its location.
+    was created (not pg_default, pg_global) to its location.  ``group_access`` is that of initdb: its group may read
+    the data directory.
     """
 
     version_num: int
@@ -52,6 +53,7 @@ class ServerFacts:
     data_checksums: bool
     in_recovery: bool
     stats_temp_directory: str | None
+    group_access: bool
     tablespaces: dict[int, str]
 
     @property
@@ -83,7 +85,8 @@ _FACTS = """
            END AS full_page_writes,
            data_page_checksum_version > 0 AS data_checksums,
            in_recovery,
-           (SELECT setting FROM pg_settings WHERE name = 'stats_temp_directory') AS stats_temp_directory
+           (SELECT setting FROM pg_settings WHERE name = 'stats_temp_directory') AS stats_temp_directory,
+           current_setting('data_directory_mode') = '0750' AS group_access
       FROM pg_control_system(),
            pg_control_init(),
            pg_control_checkpoint() AS checkpoint,

@@ -1,4 +1,4 @@
-"""A repository in a directory of a local file system."""
+"""A repository in a directory of a local file system; nothing in it is reached through a symbolic link."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
-from io import FileIO
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedWriter, FileIO
 from pathlib import Path
 
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
+from pgwal.repository.beneath import DIRECTORY_MODE, NO_FILE, Beneath
 from pgwal.repository.store import StoredObject
 
-_DIRECTORY_MODE = 0o700
-_FILE_MODE = 0o600
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEXTS = {
+    errno.ELOOP: "it is a symbolic link, or leads through one",
+    NO_FILE: "it is not a regular file",
+}
 _HINTS = {
     **dict.fromkeys(_FULL, "Free some space; what was reported as received is safe."),
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
+    errno.ELOOP: "Links in a repository are not followed: put what it leads to in its place; mount a disk there.",
+    NO_FILE: "Move it out of the repository.",
 }
 _CLEAR_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 # Whoever looks whether a lock is held has it for an instant.
 _LOOK_S = 0.1
 
@@ -41,28 +49,22 @@ def translated_errors(action: str, path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ObjectNotFound(f"cannot {action} {path}: it does not exist") from error
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0)
-        kind = StorageFull if error.errno in _FULL else RepositoryError
-        raise kind(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        number = error.errno or 0
+        kind = StorageFull if number in _FULL else RepositoryError
+        text = _TEXTS.get(number, os.strerror(number))
+        raise kind(f"cannot {action} {path}: {text}", hint=_HINTS.get(number)) from error
 
 
 class LocalAppender:
     """A preallocated file; see pgwal.repository.store.Appender."""
 
-    def __init__(self, path: Path, size_bytes: int, *, zeroed: bool) -> None:
-        self._path = path
+    def __init__(self, beneath: Beneath, name: str, size_bytes: int, *, zeroed: bool) -> None:
+        self._beneath = beneath
+        self._name = name
+        self._path = beneath.root / name
         self._name_is_durable = False
-        with translated_errors("open", path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        with translated_errors("open", self._path):
+            self._descriptor = beneath.open(name, os.O_RDWR | os.O_CREAT)
             try:
                 self._allocate(size_bytes, zeroed=zeroed)
                 if zeroed:
@@ -84,7 +86,7 @@ class LocalAppender:
         except OSError:
             # Of use to nobody, and in the way of pg_receivewal; what somebody else left there stays.
             if size == 0:
-                self._path.unlink()
+                self._beneath.unlink(self._name)
             raise
 
     def _reserve(self, position: int, size_bytes: int) -> bool:
@@ -125,8 +127,12 @@ class LocalAppender:
         os.fsync(self._descriptor)
         # Once, and for a file that was there as well: a receiver that was killed may not have come to this.
         if not self._name_is_durable:
-            sync_directory(self._path.parent)
+            self._beneath.sync_directory(self._directory)
             self._name_is_durable = True
+
+    @property
+    def _directory(self) -> str:
+        return self._name.rpartition("/")[0]
 
     def rename(self, name: str, *, is_read_soon: bool) -> None:
         with translated_errors("sync", self._path):
@@ -136,8 +142,7 @@ class LocalAppender:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with translated_errors("rename", self._path):
-            self._path.rename(self._path.with_name(name))
-            sync_directory(self._path.parent)
+            self._beneath.rename(self._name, f"{self._directory}/{name}" if self._directory else name)
         self.close()
 
     def close(self) -> None:
@@ -160,118 +165,147 @@ def _is_taken(descriptor: int) -> bool:
 
 
 class LocalStore:
-    """A directory; see pgwal.repository.store.Store.  Files are created 0600, directories 0700."""
+    """A directory; see pgwal.repository.store.Store.  Files are created 0600, directories 0700.
 
-    def __init__(self, root: Path) -> None:
+    Symbolic links in it are no objects, and opening one is an error; with ``follow_links``, which is for directories
+    of recorded WAL that are only read, they count as what they lead to.
+    """
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.root = root
+        self.beneath = Beneath(root, follow_links=follow_links)
+        self._follow_links = follow_links
 
     def path(self, name: str) -> Path:
         return self.root / name
 
     def sync_directory(self, name: str) -> None:
-        path = self.path(name)
-        with translated_errors("sync", path):
-            sync_directory(path)
+        with translated_errors("sync", self.path(name)):
+            self.beneath.sync_directory(name)
 
     def create_directory(self, name: str) -> None:
         """Make a directory and its parents, durably; it may be there already."""
-        path = self.path(name)
-        with translated_errors("create", path):
-            missing = [p for p in (path, *path.parents) if not p.exists()]
+        with translated_errors("create", self.path(name)):
+            missing = [p for p in (self.root, *self.root.parents) if not p.exists()]
             for directory in reversed(missing):
-                directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-                sync_directory(directory.parent)
+                directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+                Beneath(directory.parent).sync_directory("")
+            self.beneath.make_directories(name)
 
     def read(self, name: str) -> bytes:
-        with translated_errors("read", self.path(name)):
-            return self.path(name).read_bytes()
+        with translated_errors("read", self.path(name)), FileIO(self.beneath.open(name, os.O_RDONLY)) as file:
+            return file.readall()
 
     def open(self, name: str) -> FileIO:
         with translated_errors("open", self.path(name)):
-            return self.path(name).open("rb", buffering=0)
+            return FileIO(self.beneath.open(name, os.O_RDONLY))
+
+    def create(self, name: str) -> BufferedWriter:
+        """Create an object that is written piece by piece, and not durable; it must not be there yet."""
+        with translated_errors("create", self.path(name)):
+            return BufferedWriter(FileIO(self.beneath.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w"))
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         self.write_chunks(name, (content,), durable=durable)
 
     def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
-        path = self.path(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
-        with translated_errors("write", path):
+        directory, slash, last = name.rpartition("/")
+        temporary = f"{directory}{slash}.{last}.{os.getpid()}{_TEMPORARY_SUFFIX}"
+        with translated_errors("write", self.path(name)):
             try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
+                descriptor = self.beneath.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 with os.fdopen(descriptor, "wb") as file:
                     file.writelines(chunks)
                     file.flush()
                     if durable:
                         os.fsync(file.fileno())
-                temporary.rename(path)
-                if durable:
-                    sync_directory(path.parent)
+                self.beneath.rename(temporary, name, durable=durable)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self.beneath.unlink(temporary)
                 raise
 
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> LocalAppender:
-        return LocalAppender(self.path(name), size_bytes, zeroed=zeroed)
+        return LocalAppender(self.beneath, name, size_bytes, zeroed=zeroed)
 
-    def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
-        prefix = "." if of is None else f".{of}."
+    def clear_temporaries(self, directory: str, is_own: Callable[[str], bool]) -> None:
         for name, _ in self.list(directory):
-            if name.startswith(prefix) and name.endswith(_TEMPORARY_SUFFIX):
+            match = _TEMPORARY.fullmatch(name)
+            if match is not None and is_own(match[1]):
                 self.delete(f"{directory}/{name}" if directory else name)
 
     def delete(self, name: str) -> None:
         with translated_errors("delete", self.path(name)):
-            self.path(name).unlink()
+            self.beneath.unlink(name)
 
     def exists(self, name: str) -> bool:
         with translated_errors("look for", self.path(name)):
-            return self.path(name).exists()
+            try:
+                self.beneath.status(name)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
     def list(self, directory: str) -> builtins.list[StoredObject]:
-        found = []
-        for entry in self._scan(directory):
-            with translated_errors("list", self.path(directory)), contextlib.suppress(FileNotFoundError):
-                # A file that is gone was renamed since: another process completes segments.
-                if entry.is_file():
-                    found.append(StoredObject(entry.name, entry.stat().st_size))
-        return sorted(found)
+        return sorted(
+            StoredObject(name, status.st_size) for name, status in self._scan(directory) if stat.S_ISREG(status.st_mode)
+        )
 
     def list_directories(self, directory: str) -> builtins.list[str]:
-        return sorted(entry.name for entry in self._scan(directory) if entry.is_dir())
+        return sorted(name for name, status in self._scan(directory) if stat.S_ISDIR(status.st_mode))
 
-    def _scan(self, directory: str) -> builtins.list[os.DirEntry[str]]:
-        path = self.path(directory)
-        try:
-            with translated_errors("list", path), os.scandir(path) as entries:
-                return list(entries)
-        except ObjectNotFound:
-            return []
+    def names(self, directory: str) -> builtins.list[str]:
+        """Return all names in a directory, whatever they stand for, in order; an absent directory is empty."""
+        return sorted(name for name, _ in self._scan(directory))
+
+    def _scan(self, directory: str) -> builtins.list[tuple[str, os.stat_result]]:
+        found = []
+        with (
+            contextlib.suppress(ObjectNotFound),
+            translated_errors("list", self.path(directory)),
+            self.beneath.directory(directory) as descriptor,
+            os.scandir(descriptor) as entries,
+        ):
+            for entry in entries:
+                # A file that is gone was renamed since: another process completes segments.
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry.name, entry.stat(follow_symlinks=self._follow_links)))
+        return found
 
     def rename_directory(self, old: str, new: str) -> None:
         with translated_errors("rename", self.path(old)):
-            self.path(old).rename(self.path(new))
-            sync_directory(self.path(new).parent)
+            self.beneath.rename(old, new)
 
     def move(self, old: str, new: str) -> None:
-        source, target = self.path(old), self.path(new)
         self.create_directory(new.rpartition("/")[0])
-        with translated_errors("move", source):
-            if target.exists():
-                raise FileExistsError(errno.EEXIST, "exists", str(target))
-            source.rename(target)
-            sync_directory(target.parent)
-            sync_directory(source.parent)
+        with translated_errors("move", self.path(old)):
+            if self.exists(new):
+                raise FileExistsError(errno.EEXIST, "exists", str(self.path(new)))
+            self.beneath.rename(old, new)
 
     def delete_directory(self, name: str) -> None:
-        with translated_errors("delete", self.path(name)):
-            shutil.rmtree(self.path(name))
+        with translated_errors("delete", self.path(name)), self.beneath.parent(name) as (parent, last):
+            # It follows no links, and refuses to begin with one.
+            with self.beneath.directory(name):
+                pass
+            shutil.rmtree(last, dir_fd=parent)
+
+    def remove_empty_directory(self, name: str) -> bool:
+        """Remove a directory that is empty; False, with nothing done, when it is not."""
+        with translated_errors("delete", self.path(name)), self.beneath.parent(name) as (parent, last):
+            try:
+                os.rmdir(last, dir_fd=parent)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+        return True
 
     @contextlib.contextmanager
     def lock(self, name: str, holder: str) -> Iterator[None]:
         path = self.path(name)
         with translated_errors("lock", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+            descriptor = self.beneath.open(name, os.O_RDWR | os.O_CREAT)
         try:
             with translated_errors("lock", path):
                 self._take_lock(descriptor, path, holder)
@@ -295,32 +329,31 @@ class LocalStore:
         # Over NFS an exclusive lock needs a file that is open for writing; a shared one works on read-only media.
         mode = os.O_RDWR if exclusive else os.O_RDONLY
         with translated_errors("lock", path):
-            descriptor = os.open(path, mode | os.O_CLOEXEC)
+            descriptor = self.beneath.open(name, mode)
         try:
             with translated_errors("lock", path):
-                self._take_hold(descriptor, path, exclusive=exclusive)
+                self._take_hold(descriptor, name, exclusive=exclusive)
             yield
         finally:
             os.close(descriptor)
 
-    def _take_hold(self, descriptor: int, path: Path, *, exclusive: bool) -> None:
+    def _take_hold(self, descriptor: int, name: str, *, exclusive: bool) -> None:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             by = "being read by a restore or a verification" if exclusive else "being removed"
-            raise RepositoryLocked(f"{path.parent} is {by}", hint="Wait until that has ended.") from None
+            raise RepositoryLocked(f"{self.path(name).parent} is {by}", hint="Wait until that has ended.") from None
         except OSError as error:
             # Where there are no locks, nobody can take one to remove it either; a restore must go on.
             if exclusive or error.errno not in _NO_LOCKS:
                 raise
         # It may have been removed, or moved away, between the two calls.
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+        if not os.path.samestat(os.fstat(descriptor), self.beneath.status(name)):
             raise FileNotFoundError(errno.ENOENT, "replaced")
 
     def is_locked(self, name: str) -> bool:
-        path = self.path(name)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self.beneath.open(name, os.O_RDWR)
         except OSError:
             return False
         try:

@@ -29,8 +29,11 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.local import LocalStore
-from pgwal.repository.summaries import SummaryFiles
+from pgwal.repository.ownership import require_only_owner_writes, require_own
+from pgwal.repository.place import require_outside_data_directories
+from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import is_wal_file_name
 
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 
@@ -83,11 +86,14 @@ class Repository:
         self.geometry = identity.geometry
         self.wal = WalArchive(store, identity.geometry)
         self.summaries = SummaryFiles(store)
-        self.catalogue = Catalogue(store)
+        self.catalogue = Catalogue(store, identity)
 
     @classmethod
     def open(cls, path: Path) -> Repository:
-        """Open what is there; raises ObjectNotFound when there is no repository."""
+        """Open what is there.
+
+        Raises ObjectNotFound when there is no repository, RepositoryError for one that others can write.
+        """
         store = LocalStore(path)
         try:
             identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
@@ -96,6 +102,7 @@ class Repository:
                 f"there is no repository in {path}",
                 hint="pgwal stream, full and backup make one; check --repo or PGWAL_REPO.",
             ) from None
+        require_only_owner_writes(store)
         return cls(store, identity)
 
     @classmethod
@@ -103,10 +110,13 @@ class Repository:
         """Open the repository of a cluster, or make it.
 
         Raises WrongCluster when the one that is there belongs to another cluster, RepositoryError when the directory
-        is in use for something else.
+        is in use for something else, lies in a data directory, or can be written by others.
         """
+        require_outside_data_directories(path)
         store = LocalStore(path)
         store.create_directory("")
+        require_only_owner_writes(store)
+        require_own(store)
         _require_own_directory(store)
         for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY):
             store.create_directory(directory)
@@ -138,6 +148,7 @@ class Repository:
 
         Raises ReceivedByBackup when one holds it that was taken ``for_backup``, RepositoryLocked for any other.
         """
+        require_own(self.store)
         holder = _RECEIVER_OF_BACKUP if for_backup else "a receiver"
         with ExitStack() as held:
             try:
@@ -151,13 +162,17 @@ class Repository:
 
     def _recover(self) -> None:
         """Remove what a killed receiver was writing, and make durable what it had given its name but not more."""
-        self.store.clear_temporaries("", of=RECEIVER_STATE_NAME)
-        for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY):
-            self.store.clear_temporaries(directory)
+        self.store.clear_temporaries("", RECEIVER_STATE_NAME.__eq__)
+        for directory, is_own in (
+            (WAL_DIRECTORY, is_wal_file_name),
+            (SUMMARY_DIRECTORY, is_summary_file_name),
+        ):
+            self.store.clear_temporaries(directory, is_own)
             self.store.sync_directory(directory)
 
     def lock_backups(self) -> AbstractContextManager[None]:
         """Hold the right to add and remove backups; raises RepositoryLocked."""
+        require_own(self.store)
         return self.store.lock(BACKUP_LOCK_NAME, "a backup")
 
     def hold_all_backups(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
@@ -190,7 +205,7 @@ def _require_own_directory(store: LocalStore) -> None:
     if store.exists(IDENTITY_NAME):
         return
     own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY}
-    names = {*store.list_directories(""), *(name for name, _ in store.list(""))}
+    names = set(store.names(""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.
     foreign = sorted(name for name in names - own - {"lost+found"} if not name.startswith("."))
     if foreign:

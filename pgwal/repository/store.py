@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from io import FileIO
+from io import BufferedWriter, FileIO
 from typing import NamedTuple, Protocol
 
 
@@ -50,6 +50,9 @@ class Store(Protocol):
     def open(self, name: str) -> FileIO:
         """Open an object for reading, unbuffered; raises ObjectNotFound."""
 
+    def create(self, name: str) -> BufferedWriter:
+        """Create an object that is written piece by piece, and not durable; it must not be there yet."""
+
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """Put an object in place of what had its name, whole or not at all; durable unless told otherwise."""
 
@@ -63,10 +66,10 @@ class Store(Protocol):
         writing where somebody waits for each of them.
         """
 
-    def clear_temporaries(self, directory: str, *, of: str | None = None) -> None:
-        """Remove what a crash left of objects directly in a directory, or of one, that were being written.
+    def clear_temporaries(self, directory: str, is_own: Callable[[str], bool]) -> None:
+        """Remove what a crash left of objects directly in a directory that were being written.
 
-        For whoever alone writes them.
+        For whoever alone writes them; ``is_own`` tells of an object's name whether it is one of those.
         """
 
     def delete(self, name: str) -> None:
@@ -81,6 +84,9 @@ class Store(Protocol):
     def list(self, directory: str) -> builtins.list[StoredObject]:
         """Return the objects directly in a directory, by name; an absent directory is empty."""
 
+    def names(self, directory: str) -> builtins.list[str]:
+        """Return all names directly in a directory, whatever they stand for, in order; an absent one is empty."""
+
     def list_directories(self, directory: str) -> builtins.list[str]:
         """Return the names of the directories directly in a directory, in order."""
 
@@ -92,6 +98,9 @@ class Store(Protocol):
 
     def delete_directory(self, name: str) -> None:
         """Remove a directory with all that is in it."""
+
+    def remove_empty_directory(self, name: str) -> bool:
+        """Remove a directory that is empty; False, with nothing done, when it is not."""
 
     def lock(self, name: str, holder: str) -> AbstractContextManager[None]:
         """Hold an exclusive lock until the context is left or the process dies.

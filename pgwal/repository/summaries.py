@@ -63,6 +63,11 @@ class SummaryFiles:
         self._store.delete(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}")
 
 
+def is_summary_file_name(name: str) -> bool:
+    """Tell whether a name is that of a summary."""
+    return parse_summary_file_name(name) is not None
+
+
 @contextmanager
 def _named_remedy() -> Iterator[None]:
     """Have errors of a damaged file say what can be done about it."""

@@ -27,7 +27,7 @@ from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Store
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory
+from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory, is_wal_file_name
 from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class SegmentCompressor:
         return self._queue.qsize() + len(self._failed)
 
     def __enter__(self) -> Self:
-        self._store.clear_temporaries(WAL_DIRECTORY)
+        self._store.clear_temporaries(WAL_DIRECTORY, is_wal_file_name)
         if self._compression.method is not CompressionMethod.NONE:
             for segment in self._archive.segments():
                 if is_segment_name(segment.name):

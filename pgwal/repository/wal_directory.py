@@ -320,6 +320,11 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
     return base, "", complete
 
 
+def is_wal_file_name(name: str) -> bool:
+    """Tell whether a name is that of a segment file, of any compression, or of a timeline history."""
+    return is_history_name(name) or is_segment_name(split_segment_name(name)[0])
+
+
 def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
     """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
 

@@ -100,6 +100,15 @@ def test_no_file_is_written_over_and_none_through_a_link(module: ModuleType, tmp
 
 
 @pytest.mark.parametrize("module", FORMS)
+def test_nothing_is_read_through_a_link(module: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        module.read_small_files([str(tmp_path / "link")], [6], [None], [True])
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("module", FORMS)
 def test_what_does_not_fit_is_no_success(module: ModuleType, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     held = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -73,10 +73,22 @@ def test_other_tablespaces_are_left_out_with_their_links() -> None:
     version = "PG_18_202506291"
     files = {f"pg_tblspc/{oid}/{version}/5/{number}": 1 for oid in (16400, 16401) for number in (1, 2)}
     tree = Tree({**files, "pg_tblspc/own": 1, "zz/16401": 1})
-    listed = {item.path for item in walk(tree, 18, lambda _: None, (), {16400, 5})}
+    skipped: list[str] = []
+    listed = {item.path for item in walk(tree, 18, skipped.append, (), {16400, 5})}
     assert listed & set(files) == {path for path in files if "16400" in path}
     assert "pg_tblspc/16401" not in listed
-    assert {"pg_tblspc/16400", "pg_tblspc/own", "zz/16401"} <= listed
+    assert {"pg_tblspc/16400", "zz/16401"} <= listed
+    # What is no tablespace there may be a link to anything.
+    assert "pg_tblspc/own" not in listed
+    assert skipped == ["pg_tblspc/own"]
+
+
+@pytest.mark.parametrize("place", ["side", "own/side", "PG_18_202506291"])
+def test_a_tablespace_is_listed_where_its_link_is_alone(place: str) -> None:
+    version = "PG_18_202506291"
+    files = {f"{where}/{version}/5/1": 1 for where in (place, "pg_tblspc/16400")}
+    listed = {item.path for item in walk(Tree(files), 18, pytest.fail)}
+    assert [path for path in listed if path.endswith("/5/1")] == [f"pg_tblspc/16400/{version}/5/1"]
 
 
 def test_the_prior_backup_is_read_to_its_end() -> None:

@@ -92,7 +92,7 @@ class Site:
             shutil.rmtree(location)
             location.mkdir(mode=0o700)
             give_to_server(location)
-        target = self.scene.restore(self.scratch / "restored", "latest")
+        target = self.scene.restore(self.scratch / "restored", "latest", "--allow-tablespaces-in-place")
         for location in locations:
             give_to_server(location)
         with self.scene.started(target) as server:

@@ -21,6 +21,7 @@ from subprocess import Popen
 from typing import Any
 
 from fix_servers import BASE_SETTINGS, MAJORS
+from lending import lent_to_server
 from pgwal_process import PGWAL, Outcome, assert_nothing_raw, start_pgwal
 from pgwal_process import finish as finish_process
 from randomised import history_operations
@@ -650,14 +651,15 @@ class Round:
         return found
 
     def verify(self, archive: Archive, backup: Backup) -> None:
-        give_to_server(archive.repo)
-        for data in self.chain(archive, backup):
-            self.server.run_tool("pg_verifybackup", "-n", str(data))
+        with lent_to_server(archive.repo):
+            for data in self.chain(archive, backup):
+                self.server.run_tool("pg_verifybackup", "-n", str(data))
 
     def combine(self, archive: Archive, backup: Backup, restored: Path) -> None:
         """Have the server's own tool restore a chain; tablespaces end up in the data directory."""
         chain = map(str, self.chain(archive, backup))
-        self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *chain)
+        with lent_to_server(archive.repo):
+            self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *chain)
         (restored / "recovery.signal").touch()
         # That of a standby, which pgwal restore leaves out.
         (restored / "standby.signal").unlink(missing_ok=True)

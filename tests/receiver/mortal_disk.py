@@ -66,7 +66,7 @@ class MortalDisk:
                 if self._left <= 0:
                     raise Killed
                 self._left -= 1
-            after = before(*args) if before is not None else None
+            after = before(*args, **kwargs) if before is not None else None
             result = real[name](*args, **kwargs)
             if after is not None:
                 after()
@@ -97,8 +97,8 @@ class MortalDisk:
 
         return synced
 
-    def _before_open(self, name: Any, flags: int, *_: object) -> Any:
-        path = Path(name)
+    def _before_open(self, name: Any, flags: int, *_: object, dir_fd: int | None = None) -> Any:
+        path = _path(name, dir_fd)
         if path.exists():
             if flags & os.O_TRUNC:
                 self._synced.setdefault(path.stat().st_ino, path.read_bytes())
@@ -110,8 +110,10 @@ class MortalDisk:
 
         return opened
 
-    def _before_rename(self, old: Any, new: Any) -> None:
-        source, target = Path(old), Path(new)
+    def _before_rename(
+        self, old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
+        source, target = _path(old, src_dir_fd), _path(new, dst_dir_fd)
         replaced = target.read_bytes() if target.is_file() else None
 
         def undo() -> None:
@@ -122,11 +124,16 @@ class MortalDisk:
 
         self._undoing.append((target.parent, undo))
 
-    def _before_unlink(self, name: Any, *_: object) -> None:
-        path = Path(name)
+    def _before_unlink(self, name: Any, *_: object, dir_fd: int | None = None) -> None:
+        path = _path(name, dir_fd)
         if path.is_file():
             content = path.read_bytes()
             self._undoing.append((path.parent, lambda: path.write_bytes(content) and None))
+
+
+def _path(name: Any, directory: int | None) -> Path:
+    """Return the path that a name in an open directory has."""
+    return Path(name) if directory is None else Path(f"/proc/self/fd/{directory}").resolve() / name
 
 
 def _mixed(synced: bytes, present: bytes, random: Random) -> bytes:

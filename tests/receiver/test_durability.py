@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import decode_status_update
-from pgwal.repository import local
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod
@@ -214,7 +214,7 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
     observer = Unobserving()
     writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False, is_read_soon=False)
     with monkeypatch.context() as patched:
-        patched.setattr(local, "sync_directory", refuse)
+        patched.setattr(os, "fsync", refuse_directories)
         writer.write(bytes(GEOMETRY.segment_size))
         with pytest.raises(StorageFull):
             writer.sync()
@@ -267,5 +267,7 @@ class Unobserving:
     def wal_synced(self, seconds: float) -> None: ...
 
 
-def refuse(_: Path) -> None:
-    raise OSError(errno.ENOSPC, "full")
+def refuse_directories(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOSPC, "full")
+    fsync(descriptor)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
+from lending import lent_to_server
 from pgwal_process import succeed
 from receiver.oracle import flush_lsn, server_bytes
 from test_main_job import prepare, run_load
@@ -105,7 +106,6 @@ def test_a_directory_goes_from_pg_receivewal_to_pgwal_and_back(make_server: Serv
     (repo / "wal").mkdir(parents=True)
     for step, receiver in enumerate((pg_receivewal, receive, pg_receivewal, receive)):
         end = write_wal(server, 10 * step)
-        give_to_server(repo)
         if receiver is receive:
             receive(server, repo, end)
             # What was received by others is summarised, too.
@@ -113,7 +113,8 @@ def test_a_directory_goes_from_pg_receivewal_to_pgwal_and_back(make_server: Serv
             assert Repository.open(repo).summaries.ranges()[0].start <= (first.segment_no + 1) << 20
         else:
             before = contents(repo / "wal")
-            pg_receivewal(server, repo / "wal", "pgwal", end)
+            with lent_to_server(repo):
+                pg_receivewal(server, repo / "wal", "pgwal", end)
             after = contents(repo / "wal")
             assert all(after[name] == before[name] for name in before if not name.endswith(".partial"))
         if (repo / "pgwal.json").exists():

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pgwal_process import assert_failed, run_pgwal
 from restore.made_repository import Blocks, MadeRepository, block
 
+from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.incremental_file import INCREMENTAL_MAGIC
 from pgwal.checksum import ContentDigest
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import INCOMPLETE_NAME, RebuildOptions
+from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import FormatError, PgwalError
 from pgwal.relation import BLOCKS_PER_FILE
@@ -40,7 +41,7 @@ def made(tmp_path: Path) -> MadeRepository:
 
 
 def restore(made: MadeRepository, target: Path) -> None:
-    restore_backup(RestoreRequest(made.path, "latest", target, "false", options=RebuildOptions(jobs=2)))
+    restore_backup(RestoreRequest(made.path, made.ids[-1], target, "false", options=RebuildOptions(jobs=2)))
 
 
 def everything(directory: Path) -> dict[str, bytes | None]:
@@ -269,5 +270,5 @@ def test_two_tablespaces_do_not_share_a_directory(tmp_path: Path) -> None:
     made.add({}, tablespaces={16500: "/one", 16501: "/two"})
     mappings = ["-T", f"/one={tmp_path}/same", "-T", f"/two={tmp_path}/same"]
     outcome = run_pgwal("restore", "--repo", made.path, "-D", tmp_path / "target", *mappings)
-    assert_failed(outcome, 1, "share a directory", "-T OLD=NEW")
+    assert_failed(outcome, 1, "would share directory", "-T OLD=NEW")
     assert not (tmp_path / "target").exists()

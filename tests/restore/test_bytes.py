@@ -77,7 +77,8 @@ def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, wa
         assert connection.execute("SELECT id FROM t ORDER BY id").fetchall() == [(1,), (2,), (3,)]
     # To where it was, too.
     shutil.rmtree(location)
-    succeed("restore", "--repo", scene.repo, "-D", scratch / "second", *target, "-N", env=ASCII)
+    in_place = "--allow-tablespaces-in-place"
+    succeed("restore", "--repo", scene.repo, "-D", scratch / "second", *target, "-N", in_place, env=ASCII)
     assert os.listdir(location)  # noqa: PTH208 (names alone)
     name = b"recovery_target_name = '" + NAME + b"'"
     assert all(name in (scratch / where / "postgresql.auto.conf").read_bytes() for where in ("restored", "second"))

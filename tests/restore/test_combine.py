@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
+from restore.made_repository import SYSTEM_IDENTIFIER, Blocks, MadeRepository, block
 from test_main_job import streaming
 
-from pgwal.backup.manifest import read_manifest
+from pgwal.backup.manifest import FileChecksum, ManifestWriter, read_manifest
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 OF_THEIR_OWN = {"backup_manifest", "backup_label"}
@@ -75,3 +76,46 @@ def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> 
 def test_combine_says_what_is_wrong(tmp_path: Path) -> None:
     outcome = run_pgwal("combine", "20260101T000000Z_full", "--repo", tmp_path, "-o", tmp_path / "x")
     assert_failed(outcome, 1, "there is no repository")
+
+
+def test_manifests_as_they_are_wanted(tmp_path: Path) -> None:
+    made = MadeRepository(tmp_path / "repo")
+    made.add({"base/5/16384": block("a") + block("b")})
+    made.add({"base/5/16384": Blocks(2, {1: block("B")})})
+    for algorithm in ("NONE", "CRC32C", "SHA256", "SHA512"):
+        output = tmp_path / algorithm
+        words = ["--manifest-checksums", algorithm]
+        succeed("combine", made.ids[1], "--repo", made.path, "-o", output, *words)
+        files = {file.path: file for file in read_manifest((output / "backup_manifest").read_bytes()).files}
+        assert set(files) == {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} - {
+            "backup_manifest"
+        }
+        wanted = FileChecksum(algorithm)
+        wanted.update(block("a") + block("B"))
+        for file in files.values():
+            assert file.checksum_algorithm == algorithm
+        assert files["base/5/16384"].checksum_hex == wanted.hexdigest()
+    succeed("combine", made.ids[1], "--repo", made.path, "-o", tmp_path / "without", "--no-manifest")
+    assert not (tmp_path / "without/backup_manifest").exists()
+    assert tree(tmp_path / "without") == tree(tmp_path / "NONE")
+    outcome = run_pgwal(
+        "combine", made.ids[1], "--repo", made.path, "-o", tmp_path / "x", "--manifest-checksums", "MD5"
+    )
+    assert_failed(outcome, 2, "MD5")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_directory_with_the_manifest_of_another_cluster_is_refused(tmp_path: Path, number: int) -> None:
+    made = MadeRepository(tmp_path / "repo")
+    made.add({"base/5/16384": block("a")})
+    made.add({"base/5/16384": Blocks(1, {})})
+    for backup_id in made.ids:
+        writer = ManifestWriter(18, SYSTEM_IDENTIFIER)
+        (made.data(backup_id) / "backup_manifest").write_bytes(writer.header() + writer.finish([]))
+    succeed("combine", made.ids[1], "--repo", made.path, "-o", tmp_path / "right")
+    writer = ManifestWriter(18, SYSTEM_IDENTIFIER + 1)
+    manifest = made.data(made.ids[number]) / "backup_manifest"
+    manifest.write_bytes(writer.header() + writer.finish([]))
+    outcome = run_pgwal("combine", made.ids[1], "--repo", made.path, "-o", tmp_path / "wrong")
+    assert_failed(outcome, 1, f"{manifest} is of the cluster with system identifier {SYSTEM_IDENTIFIER + 1}", "verify")
+    assert not (tmp_path / "wrong").exists()

@@ -22,7 +22,7 @@ from restore.made_repository import Blocks, MadeRepository, block
 from restore.restored_server import Scene
 from test_main_job import server_streams
 
-from pgwal.engine.rebuild import INCOMPLETE_NAME
+from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 KILLS = int(os.environ.get("PGWAL_RESTORE_KILLS", "8"))

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import Blocks, Content, MadeRepository
 
+from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.datadir.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import INCOMPLETE_NAME, RebuildOptions
+from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import PgwalError
 from pgwal.relation import BLOCK_SIZE
