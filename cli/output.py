@@ -65,3 +65,5 @@ def log_to_stderr() -> None:
     logger = logging.getLogger("pgwal")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    # What it warns of when a connection ends comes to the user as pgwal's own error.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())

@@ -137,6 +137,10 @@ class ReplicationInterrupted(ServerError):
     """The replication stream ended before it was asked to; it may be started again."""
 
 
+class NoAnswer(ReplicationInterrupted):
+    """The server did not answer in time."""
+
+
 class StandbyBehind(ReplicationInterrupted):
     """A standby has not replayed yet what was received from it before it restarted; it may be asked again."""
 

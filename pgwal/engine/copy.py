@@ -72,7 +72,9 @@ class Copy:
         manifest: ManifestWriter,
         rules: CopyRules,
         on_progress: Callable[[int, int], None] | None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """``check`` raises what makes the copy of no use; it is called after each file."""
         self.writer = TreeWriter(staged.data_path)
         self.totals = BackupTotals()
         self.block_count = 0
@@ -90,6 +92,7 @@ class Copy:
         on_passed = None if self._progress is None else self._progress.advance
         self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
         self._manifest = manifest
+        self._check = check
         self._manifest_file = self.writer.create(MANIFEST_NAME)
 
     def __enter__(self) -> Self:
@@ -109,9 +112,12 @@ class Copy:
         readers = self._sources[1:] or self._sources
         # Closed before anything else is undone: until then, threads may still write.
         with closing(
-            Workers(readers, self._pace).map(self._copy_files, _grouped(self._items(prior_files())))
+            Workers(readers, self._pace, lambda source: source.cut()).map(
+                self._copy_files, _grouped(self._items(prior_files()))
+            )
         ) as results:
             for copied in chain.from_iterable(results):
+                self._check()
                 if isinstance(copied, GoneFile):
                     self.missing.add_gone(copied.path)
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -91,9 +91,10 @@ class ReceivedWal:
 
 
 class _ReceiverThread(threading.Thread):
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, on_failure: Callable[[], None]) -> None:
         super().__init__(name="pgwal-receiver", daemon=True)
         self._receiver = receiver
+        self._on_failure = on_failure
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -101,6 +102,8 @@ class _ReceiverThread(threading.Thread):
             self._receiver.run()
         except BaseException as error:  # raised again where the backup waits for WAL
             self._error = error
+            if not self.came_too_late:
+                self._on_failure()
 
     @property
     def came_too_late(self) -> bool:
@@ -123,11 +126,13 @@ def receiving(
     *,
     skip_removed: bool,
     from_restart_point: bool = False,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Iterator[ReceivedWal]:
     """Have WAL received into the repository while the context lasts.
 
     With ``skip_removed``, WAL that the server has removed before that is given up, with a warning.  With
     ``from_restart_point``, for a server in recovery, an empty archive begins at its last restart point.
+    ``on_failure`` is called, in another thread, when the receiver fails that was begun here.
     """
     if repository.receiver_is_running():
         yield ReceivedWal(repository, None)
@@ -146,7 +151,7 @@ def receiving(
         for_backup=True,
     )
     receiver = Receiver(repository.store.root, parameters, options, stop)
-    thread = _ReceiverThread(receiver)
+    thread = _ReceiverThread(receiver, on_failure)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")
     thread.start()
     try:

@@ -6,13 +6,15 @@ them: PG* variables, services, .pgpass.
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import contextmanager
+import socket
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import pq
+from psycopg import capabilities, pq, waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
@@ -25,6 +27,9 @@ APPLICATION_NAME = "pgwal"
 # Used where neither the parameters nor the environment say otherwise.  libpq's own connect_timeout is endless.
 # The session that holds a backup open is idle for hours; firewalls and NAT forget it unless TCP keeps it alive.
 _DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "60"}
+
+# How long a server may take to hear that what it does is not wanted any more.
+_CANCEL_TIMEOUT_S = 1.0
 
 # Set for a role or database, these would end a session that waits for a checkpoint or for files to be copied.
 # Not every version has each.
@@ -94,7 +99,32 @@ def _parse_conninfo(conninfo: str) -> dict[str, str]:
         ) from error
 
 
-def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
+class Connection(psycopg.Connection[Any]):
+    """A connection that an end which somebody wants does not keep waiting, whether or not the server answers."""
+
+    was_cut = False
+    """Whether ``cut`` has been called."""
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """As psycopg's, but after an interruption it does not wait for the answer of a server that may hang."""
+        try:
+            return waiting.wait(gen, self.pgconn.socket, *args, **options)
+        except KeyboardInterrupt:
+            if capabilities.has_cancel_safe():
+                # What it does, such as a spread checkpoint, might take long to notice that nobody is there.
+                with suppress(psycopg.Error):
+                    self.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+            self.pgconn.finish()
+            raise
+
+    def cut(self) -> None:
+        """Have whoever waits for the server, in another thread, meet the end of the connection at once."""
+        self.was_cut = True
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+
+
+def connect_sql(parameters: ConnectionParameters) -> Connection:
     """Open a connection for SQL: autocommit, without timeouts, with pg_catalog alone in the search path.
 
     Raises ConnectionFailed (PasswordRequired among them).
@@ -107,7 +137,7 @@ def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
     return connection
 
 
-def connect_replication(parameters: ConnectionParameters, *, application_name: str | None = None) -> psycopg.Connection:
+def connect_replication(parameters: ConnectionParameters, *, application_name: str | None = None) -> Connection:
     """Open a connection for physical replication; give it to WalSender, it takes no SQL.
 
     ``application_name``, which synchronous_standby_names may list, wins over one in the parameters.
@@ -121,7 +151,7 @@ def connect_replication(parameters: ConnectionParameters, *, application_name: s
     return _connect(parameters, extra)
 
 
-def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> psycopg.Connection:
+def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> Connection:
     """Open a connection; psycopg walks over several hosts and addresses, each with the time-out."""
     values = _parse_conninfo(parameters.conninfo)
     known = _libpq_defaults() | values
@@ -129,7 +159,7 @@ def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> psycopg
         values |= {key: value for key, value in _DEFAULTS.items() if key not in known}
     values |= {"fallback_application_name": APPLICATION_NAME, "client_encoding": "UTF8", **extra}
     try:
-        return psycopg.connect(make_conninfo("", **values), autocommit=True)
+        return Connection.connect(make_conninfo("", **values), autocommit=True)
     except psycopg.Error as error:
         raise _connection_error(error, values.get("user")) from error
 

@@ -21,6 +21,7 @@ from psycopg import pq
 
 from pgwal.errors import (
     FormatError,
+    NoAnswer,
     PgwalError,
     PrivilegeMissing,
     ReplicationInterrupted,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # Replication commands answer at once; a server that takes longer than this is as good as gone.
 COMMAND_TIMEOUT_S = 60.0
+# The same for who wants an end.
+STOP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ class WalSender:
     """The server's walsender as seen from here; owns a connection that connect_replication has opened.
 
     ``wake_fd`` is a file descriptor, such as the reading end of a pipe that signal handlers write to; ``receive``
-    returns as soon as it is readable.  Nothing is read from it here.
+    returns as soon as it is readable, and the server has no more than STOP_TIMEOUT_S to answer any command from then
+    on.  Nothing is read from it here.
     """
 
     def __init__(self, connection: psycopg.Connection, *, wake_fd: int | None = None) -> None:
@@ -105,6 +109,7 @@ class WalSender:
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.nonblocking = 1
         self._wake_fd = wake_fd
+        self._woken_at_s: float | None = None
         self._state = _State.IDLE
         self._timeline_id = 0
         self._lost: str | None = None
@@ -232,7 +237,7 @@ class WalSender:
                 return payload
             if self._state is not _State.STREAMING:
                 return self._end_of_copy()
-            if not self._wait(deadline, self._wake_fd):
+            if not self._wait(deadline, is_woken_at_once=True):
                 return None
 
     def send(self, payload: bytes) -> None:
@@ -257,7 +262,7 @@ class WalSender:
         self._put_copy_end()
         while self._state is _State.STREAMING:
             if self._take_message() is None and self._state is _State.STREAMING and not self._wait(deadline):
-                raise self._interrupted("the server did not end the stream in time")
+                raise self._no_answer()
         self._check(self._results(deadline), "START_REPLICATION")
 
     def _take_message(self) -> memoryview | None:
@@ -329,7 +334,7 @@ class WalSender:
                     # libpq makes a result of the end of the connection.
                     break
                 if not self._wait(deadline):
-                    raise self._interrupted(f"the server did not answer within {COMMAND_TIMEOUT_S:.0f} s")
+                    raise self._no_answer()
             result = self._pgconn.get_result()
             if result is None:
                 return results
@@ -347,8 +352,11 @@ class WalSender:
 
     # ---- waiting ----
 
-    def _wait(self, deadline: float, wake_fd: int | None = None) -> bool:
-        """Wait for input and take it in; False when the time is over or ``wake_fd`` is readable."""
+    def _wait(self, deadline: float, *, is_woken_at_once: bool = False) -> bool:
+        """Wait for input and take it in; False when the time is over.
+
+        That is, when ``wake_fd`` is readable, at once or after STOP_TIMEOUT_S.
+        """
         if self._lost is not None:
             return True
         if self._pgconn.ssl_in_use and not self._tls_drained:
@@ -356,18 +364,22 @@ class WalSender:
             return True
         poller = select.poll()
         poller.register(self._pgconn.socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        if wake_fd is not None:
-            poller.register(wake_fd, select.POLLIN)
+        if self._woken_at_s is not None and not is_woken_at_once:
+            deadline = min(deadline, self._woken_at_s + STOP_TIMEOUT_S)
+        elif self._wake_fd is not None:
+            poller.register(self._wake_fd, select.POLLIN)
         # poll() takes whole milliseconds: rounded up, or the last one would be spent in a busy loop.
         remaining_ms = max(0, -int((time.monotonic() - deadline) * 1000 // 1))
         ready = dict(poller.poll(remaining_ms))
         socket_events = ready.pop(self._pgconn.socket, 0)
+        if ready and self._woken_at_s is None:
+            self._woken_at_s = time.monotonic()
         if socket_events & ~select.POLLOUT:
             self._consume_input()
             self._tls_drained = False
         if self._unsent:
             self._flush()
-        return bool(socket_events) and not ready
+        return bool(ready and not is_woken_at_once) or (bool(socket_events) and not ready)
 
     def _drain_tls(self) -> None:
         """Take in what the TLS library has decrypted already, which poll() does not see.
@@ -405,6 +417,10 @@ class WalSender:
             self._lost = one_line(str(error).partition("\n")[0])
 
     # ---- errors ----
+
+    def _no_answer(self) -> NoAnswer:
+        waited_s = COMMAND_TIMEOUT_S if self._woken_at_s is None else STOP_TIMEOUT_S
+        return NoAnswer(f"replication was interrupted: the server did not answer within {waited_s:.0f} s")
 
     def _interrupted(self, reason: str) -> ReplicationInterrupted:
         return ReplicationInterrupted(f"replication was interrupted: {reason}")
