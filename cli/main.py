@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -120,11 +121,31 @@ def run(arguments: list[str]) -> int:
             # The reader of our output went away, as head does; nothing is left to say.
             _drop_output()
         else:
-            print_error(PgwalError(str(error)))
+            print_error(_refusal(error))
+        return FAILED
+    except MemoryError:
+        print_error(PgwalError("there is not enough memory", hint="Use fewer jobs (-j), or free some memory."))
+        return FAILED
+    except RuntimeError as error:
+        # Python has no kind of its own for this one.
+        if "can't start new thread" not in str(error):
+            raise
+        print_error(
+            PgwalError("the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u).")
+        )
         return FAILED
     except KeyboardInterrupt:
         return FAILED
     return code
+
+
+def _refusal(error: OSError) -> PgwalError:
+    """Return the error that says what the operating system refused, with the name where it has one."""
+    if error.errno is None:
+        return PgwalError(str(error))
+    reason = os.strerror(error.errno)
+    hint = "Use fewer jobs (-j), or raise the limit (ulimit -n)." if error.errno == errno.EMFILE else None
+    return PgwalError(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
 def _report_misuse(error: TyperException, arguments: list[str]) -> int:

@@ -81,7 +81,7 @@ class ChainSource:
                 digest.update(buffer[:size])
                 offset += size
         except OSError as error:
-            raise unreadable(self.tree.path(self.path), error) from error
+            raise unreadable(self.tree.path(self.path), error, "read") from error
         return digest.hexdigest() == self.stored.digest
 
 
@@ -177,12 +177,10 @@ def damaged(tree: StoredTree, path: str, how: str = "its digest does not match")
     return ChecksumMismatch(f"{path} of backup {tree.backup_id} is damaged: {how}", hint=ANOTHER_BACKUP)
 
 
-def unreadable(path: Path, error: OSError) -> RepositoryError:
+def unreadable(path: Path, error: OSError, action: str = "open") -> RepositoryError:
     """Return the error that says of a stored file that the file system refuses it."""
-    return RepositoryError(
-        f"cannot open {path}: {os.strerror(error.errno or 0)}",
-        hint="Run pgwal as the user that owns the repository.",
-    )
+    hints = {errno.EIO: ANOTHER_BACKUP, errno.EACCES: "Run pgwal as the user that owns the repository."}
+    return RepositoryError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0))
 
 
 class StoredTree:
@@ -221,6 +219,9 @@ class StoredTree:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise self._foreign(path)
             yield descriptor
+        except OSError as error:
+            # What is written meanwhile says so in errors of its own.
+            raise unreadable(self.path(path), error, "read") from error
         finally:
             os.close(descriptor)
 

@@ -12,9 +12,13 @@ import time
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
 from pgwal.repository.store import StoredObject
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
@@ -53,6 +57,22 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _OpenedFile(FileIO):
+    """A file to read; its errors are pgwal's, and name it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with translated_errors("read", Path(str(self.name))):
+            return super().read(-1 if size is None else size)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        with translated_errors("read", Path(str(self.name))):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with translated_errors("read", Path(str(self.name))):
+            return super().readall()
 
 
 class LocalAppender:
@@ -188,7 +208,7 @@ class LocalStore:
 
     def open(self, name: str) -> FileIO:
         with translated_errors("open", self.path(name)):
-            return self.path(name).open("rb", buffering=0)
+            return _OpenedFile(self.path(name))
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         self.write_chunks(name, (content,), durable=durable)

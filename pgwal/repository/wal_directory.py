@@ -307,7 +307,8 @@ def _segment_part_module() -> ModuleType:
 
 
 def _broken(path: str, action: str, error: Exception) -> FormatError:
-    return FormatError(f"{path} cannot be {action}: {error}", hint=_HINT)
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+    return FormatError(f"{path} cannot be {action}: {reason}", hint=_HINT)
 
 
 def split_segment_name(name: str) -> tuple[str, str, bool]:

@@ -234,10 +234,16 @@ int connect(int descriptor, const struct sockaddr *address, socklen_t size)
     FAIL_OR(error, real(descriptor, address, size));
 }
 
+/* What a connection has lost once, it has lost for both sides. */
+#define LOSES(error, descriptor)                                                                                       \
+    if ((error) > 0)                                                                                                   \
+        shutdown(descriptor, SHUT_RDWR)
+
 ssize_t recv(int descriptor, void *data, size_t size, int flags)
 {
     REAL(ssize_t, "recv", int, void *, size_t, int);
     int error = judge_descriptor("recv", descriptor);
+    LOSES(error, descriptor);
     FAIL_OR(error, real(descriptor, data, PART(error, size), flags));
 }
 
@@ -245,5 +251,6 @@ ssize_t send(int descriptor, const void *data, size_t size, int flags)
 {
     REAL(ssize_t, "send", int, const void *, size_t, int);
     int error = judge_descriptor("send", descriptor);
+    LOSES(error, descriptor);
     FAIL_OR(error, real(descriptor, data, PART(error, size), flags));
 }

@@ -24,7 +24,7 @@ from pgwal_process import Outcome, environment
 _SUPPORT = Path(__file__).parent
 SHORT = -1
 """No error: the operation does a part of what was asked for."""
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 """Commands end within a second or two, but machines are busy."""
 
 _SINGLE = {
@@ -111,9 +111,7 @@ class FaultySystem:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
-    def run(
-        self, arguments: Sequence[str | Path], fault: Fault | None = None, *, log: Path | None = None
-    ) -> Outcome:
+    def run(self, arguments: Sequence[str | Path], fault: Fault | None = None, *, log: Path | None = None) -> Outcome:
         """Run a command to its end; fails with the stacks of its threads where it takes too long."""
         stdout, stderr = self._scratch / "stdout", self._scratch / "stderr"
         request = {
@@ -138,7 +136,7 @@ class FaultySystem:
         """Run a command, which must succeed, and return what it does."""
         log = self._scratch / "operations"
         outcome = self.run(arguments, log=log)
-        assert outcome.code == 0, outcome.stderr
+        assert outcome.code == 0, (arguments, outcome.stdout, outcome.stderr)
         return Counter(_logged(log))
 
 
