@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -56,6 +57,7 @@ class WalDirectory:
         self._store = store
         self._directory = directory
         self._only = only
+        self._agreed: set[str] = set()
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
@@ -152,6 +154,8 @@ class WalDirectory:
         Raises ObjectNotFound when it is gone.
         """
         try:
+            if segment.complete:
+                self._require_agreement(self.geometry.file_name(segment.timeline_id, segment.segment_no))
             return self._open_file(segment.name)
         except ObjectNotFound:
             return self._open(self.geometry.file_name(segment.timeline_id, segment.segment_no))
@@ -180,7 +184,36 @@ class WalDirectory:
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
+    def _require_agreement(self, name: str) -> None:
+        """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
+
+        Both are there for a moment when one has been compressed.  A damaged one counts for nothing where another is
+        whole, as somebody may have put that beside it.
+        """
+        if self._only is not None or name in self._agreed:
+            return
+        forms = [name + suffix for suffix in COMPRESSION_SUFFIXES if self._store.exists(self._path(name + suffix))]
+        for other in forms[1:]:
+            with suppress(ObjectNotFound, _Damaged):
+                if not self._are_same(forms[0], other):
+                    raise FormatError(
+                        f"{self._path(forms[0])} and {self._path(other)} hold different WAL",
+                        hint="Compare them with another archive's, and move the wrong one away.",
+                    )
+        self._agreed.add(name)
+
+    def _are_same(self, name: str, other: str) -> bool:
+        with self._open_file(name) as first, self._open_file(other) as second:
+            try:
+                while data := first.read(PART_BYTES):
+                    if second.read(len(data)) != data:
+                        return False
+                return not second.read(1)
+            except FormatError as error:
+                raise _Damaged from error
+
     def _open(self, name: str) -> SegmentReader:
+        self._require_agreement(name)
         for _ in range(2):  # a partial segment may be completed between two looks
             for partial in ("", PARTIAL_SUFFIX):
                 for compression in COMPRESSION_SUFFIXES:
@@ -213,6 +246,10 @@ class WalDirectory:
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
             hint=_HINT,
         )
+
+
+class _Damaged(Exception):
+    """One of two files cannot be read."""
 
 
 class SegmentReader:
