@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 _CYCLES_SOUGHT_AFTER = 50_000
 """Objects, where Python has 700: importing makes a hundred thousand, and looking for cycles among them again and again
@@ -11,6 +12,9 @@ took a fifth of the start."""
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # Until what ends a command in good order has been imported, it simply ends: nothing has been begun.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(_CYCLES_SOUGHT_AFTER)
     from pgwal_cli.main import main as run_command_line
 

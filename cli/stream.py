@@ -76,7 +76,7 @@ def stream(
 ) -> None:
     """Receive WAL continuously into the repository, and summarise it as it arrives.
 
-    Ends cleanly with exit code 0 on SIGTERM and SIGINT.
+    Ends cleanly with exit code 0 on SIGTERM, SIGINT and SIGHUP.
     """
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
@@ -93,8 +93,10 @@ def stream(
         stop.set()
         manager.stopping()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, request_stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # What nohup has ignored stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, request_stop)
     wanted = StreamOptions(
         slot=slot,
         create_slot=create_slot,

@@ -210,6 +210,7 @@ class Receiver:
         self.level_lsn = system.flush_lsn
         target = system.flush_lsn if self.options.once else self.options.end_lsn
         starts = self._starts(sender, repository, server)
+        ended: set[tuple[int, Lsn]] = set()
         while True:
             timeline_id, end = self._stream(sender, repository, server, starts, target)
             if end is None or self.stop.is_set():
@@ -218,12 +219,13 @@ class Receiver:
             server = self._server_position(sender, repository, sender.identify_system())
             following = server.history.timeline_at(end)
             logger.info("timeline %d ends at %s, timeline %d follows", timeline_id, end, following)
-            if following <= timeline_id:
+            if following <= timeline_id or (timeline_id, end) in ended:
                 raise TimelineMismatch(
                     f"the server says that timeline {timeline_id} ends at {end}, but its history goes on with"
                     f" timeline {following} there",
                     hint="Look at the server's timeline history files.",
                 )
+            ended.add((timeline_id, end))
             starts = starts_in_segment(
                 StreamStart(following, _segment_start(repository.geometry, end)), server.history, repository.geometry
             )

@@ -180,7 +180,8 @@ def _libpq_defaults() -> dict[str, str]:
 def translated_errors(connection: psycopg.Connection) -> Iterator[None]:
     """Turn psycopg's errors on ``connection`` into pgwal's.
 
-    A connection that is lost gives ConnectionFailed, SQLSTATE 42501 PrivilegeMissing, all else ServerError.
+    A connection that is lost gives ConnectionFailed, SQLSTATE 42501 PrivilegeMissing, all else ServerError, answers
+    among it that are not what was asked for.
     """
     try:
         yield
@@ -190,6 +191,9 @@ def translated_errors(connection: psycopg.Connection) -> Iterator[None]:
         if connection.broken or connection.closed:
             raise ConnectionFailed(f"the connection was lost: {error_text(error)}") from error
         raise ServerError(error_text(error), hint=error.diag.message_hint) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        # Of the conversions; a server, or what stands before it, may answer anything.
+        raise ServerError(f"the server's answer cannot be read: {one_line(str(error))}") from error
 
 
 def error_text(error: psycopg.Error) -> str:

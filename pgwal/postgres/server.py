@@ -8,8 +8,8 @@ Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import psycopg
 import tenacity
@@ -23,6 +23,8 @@ from pgwal.postgres.connection import error_text, translated_errors
 from pgwal.postgres.privileges import grant_hint
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
 from pgwal.segment import WAL_PAGE_SIZE
+
+_RowT = TypeVar("_RowT")
 
 OLDEST_MAJOR = 13
 NEWEST_MAJOR = 18
@@ -107,14 +109,19 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     """
     _check_version(connection.info.server_version)
     with translated_errors(connection):
-        row = connection.cursor(row_factory=dict_row).execute(_FACTS).fetchone()
+        row = _only(connection.cursor(row_factory=dict_row).execute(_FACTS).fetchall())
         tablespaces = _read_tablespaces(connection)
-    assert row is not None
-    # The SQL type of the identifier is a signed bigint.
-    row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
-    facts = ServerFacts(**row, tablespaces=tablespaces)
+        absent = [name for name, value in row.items() if value is None and name not in _MAY_BE_HIDDEN]
+        if absent:
+            raise ServerError(f"the server does not say its {', '.join(absent)}")
+        # The SQL type of the identifier is a signed bigint.
+        row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
+        facts = ServerFacts(**row, tablespaces=tablespaces)
     _check_sizes(facts)
     return facts
+
+
+_MAY_BE_HIDDEN = ("data_directory", "stats_temp_directory")
 
 
 # Until DROP TABLESPACE commits, its row is there and its link no longer.
@@ -163,14 +170,14 @@ def read_control_stamp(connection: psycopg.Connection) -> ControlStamp:
         written_at_s, checkpoint_lsn, redo_lsn, timeline_id, checkpoint_at_s, min_recovery_lsn = _one_row(
             connection, _CONTROL_STAMP
         )
-    return ControlStamp(
-        written_at_s,
-        Lsn.parse(checkpoint_lsn),
-        Lsn.parse(redo_lsn),
-        timeline_id,
-        checkpoint_at_s,
-        Lsn.parse(min_recovery_lsn),
-    )
+        return ControlStamp(
+            int(written_at_s),
+            Lsn.parse(checkpoint_lsn),
+            Lsn.parse(redo_lsn),
+            int(timeline_id),
+            int(checkpoint_at_s),
+            Lsn.parse(min_recovery_lsn),
+        )
 
 
 def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:
@@ -180,7 +187,7 @@ def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:
             connection,
             "SELECT extract(epoch FROM pg_postmaster_start_time())::float8, current_setting('port')::int",
         )
-    return started_at_s, port
+        return float(started_at_s), int(port)
 
 
 def read_databases(connection: psycopg.Connection) -> dict[int, int]:
@@ -198,14 +205,14 @@ def read_tablespace_oids(connection: psycopg.Connection) -> set[int]:
     query = "SELECT oid::bigint FROM pg_tablespace WHERE oid NOT IN (%s, %s)"
     with translated_errors(connection):
         rows = connection.execute(query, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
-    return {oid for (oid,) in rows}
+        return {int(oid) for (oid,) in rows}
 
 
 def read_tablespace_locations(connection: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:
     """Return where the links in pg_tblspc lead; raises ServerError when one is not there."""
     with translated_errors(connection):
         rows = connection.execute(_LOCATIONS, (list(oids),)).fetchall()
-    return {oid: decode_path(location) for oid, location in rows}
+        return {int(oid): decode_path(location) for oid, location in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +246,15 @@ _CONDITION = """
 def read_server_condition(connection: psycopg.Connection) -> ServerCondition:
     """Read what ``pgwal check`` looks at beyond the facts; any role may."""
     with translated_errors(connection):
-        row = connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchone()
-    assert row is not None
-    return ServerCondition(**row)
+        row = _only(connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchall())
+        condition = ServerCondition(**row)
+        # As many as it has; none may be something else than text.
+        settings = {str(name): str(value) for name, value in dict(condition.settings).items()}
+        numbers = [settings.get(name, "") for name in ("max_wal_senders", "max_replication_slots")]
+        counts = (condition.wal_sender_count, condition.slot_count)
+        if not settings.keys() >= set(CONDITION_SETTINGS) or None in counts or not all(map(str.isdecimal, numbers)):
+            raise ServerError("the server does not say what its settings are, or how many walsenders and slots it has")
+        return replace(condition, settings=settings)
 
 
 def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
@@ -253,7 +266,7 @@ def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
             " THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
             " ELSE pg_current_wal_flush_lsn() END::text",
         )
-    return Lsn.parse(lsn)
+        return Lsn.parse(lsn)
 
 
 # ---- slots ----
@@ -279,11 +292,11 @@ def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
             " FROM pg_replication_slots WHERE slot_name = %s",
             (name,),
         ).fetchone()
-    if row is None:
-        return None
-    slot_type, active, active_pid, restart_lsn, wal_status = row
-    lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
-    return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status)
+        if row is None:
+            return None
+        slot_type, active, active_pid, restart_lsn, wal_status = row
+        lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
+        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status)
 
 
 # ---- backups ----
@@ -359,15 +372,17 @@ class BackupSession:
         """
         if "\n" in label:
             raise PgwalError("a backup's label must be a single line")
-        return Lsn.parse(self._call(self._functions.start, {"label": label, "fast": fast})[0])
+        with translated_errors(self._connection):
+            return Lsn.parse(self._call(self._functions.start, {"label": label, "fast": fast})[0])
 
     def stop(self) -> BackupStop:
         """Stop the backup; does not wait until WAL is archived.
 
         Raises ServerError when the server has given the backup up, as a standby does that was promoted.
         """
-        stop_lsn, label_file, tablespace_map = self._call(self._functions.stop, {})
-        return BackupStop(Lsn.parse(stop_lsn), label_file, tablespace_map)
+        with translated_errors(self._connection):
+            stop_lsn, label_file, tablespace_map = self._call(self._functions.stop, {})
+            return BackupStop(Lsn.parse(stop_lsn), bytes(label_file), bytes(tablespace_map))
 
     def _call(self, query: str, parameters: dict[str, object]) -> tuple[Any, ...]:
         with translated_errors(self._connection):
@@ -395,6 +410,11 @@ def _one_row(
     connection: psycopg.Connection, query: str, parameters: dict[str, object] | None = None
 ) -> tuple[Any, ...]:
     """Run a query that always gives one row."""
-    row = connection.execute(query, parameters).fetchone()
-    assert row is not None, query
-    return row
+    return _only(connection.execute(query, parameters).fetchall())
+
+
+def _only(rows: list[_RowT]) -> _RowT:
+    """Return the one row of a query that always gives one; raises ServerError."""
+    if len(rows) != 1:
+        raise ServerError(f"the server answers with {len(rows)} rows instead of one")
+    return rows[0]

@@ -80,14 +80,42 @@ class _Row:
 
     @classmethod
     def of_result(cls, result: PGresult, command: str) -> Self:
-        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        names = [(result.fname(column) or b"").decode(errors="replace") for column in range(result.nfields)]
         return cls(command, {name: result.get_value(0, column) for column, name in enumerate(names)})
 
     def required(self, column: str) -> bytes:
+        """Return a value; raises FormatError when there is none."""
         value = self.values.get(column)
         if value is None:
             raise FormatError(f"{self.command}: the server's answer has no {column}")
         return value
+
+    def text(self, column: str) -> str:
+        """Return a value as text; raises FormatError for what is not UTF-8."""
+        try:
+            return self.required(column).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.command}: the server's answer for {column} is no text in UTF-8") from error
+
+    def number(self, column: str, most: int) -> int:
+        """Return a value that is a number from 1 to ``most``; raises FormatError."""
+        value = self.required(column)
+        if re.fullmatch(rb"[0-9]{1,20}", value) is None or not 1 <= int(value) <= most:
+            raise FormatError(f"{self.command}: the server's answer for {column} is {value[:80]!r}, no such number")
+        return int(value)
+
+    def timeline(self, column: str) -> int:
+        """Return a value that is a timeline; raises FormatError."""
+        return self.number(column, _HIGHEST_TIMELINE)
+
+    def lsn(self, column: str) -> Lsn:
+        """Return a value that is an LSN; raises FormatError."""
+        return Lsn.parse(self.text(column))
+
+
+# A timeline is an int4 in the answers to some commands; a system identifier has 64 bits.
+_HIGHEST_TIMELINE = 0x7FFF_FFFF
+_HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class _State(Enum):
@@ -142,15 +170,11 @@ class WalSender:
     def identify_system(self) -> SystemIdentity:
         """Ask which cluster this is, on which timeline it writes and how far its WAL is durable."""
         row = self._one_row("IDENTIFY_SYSTEM")
-        return SystemIdentity(
-            int(row.required("systemid")),
-            int(row.required("timeline")),
-            Lsn.parse(row.required("xlogpos").decode()),
-        )
+        return SystemIdentity(row.number("systemid", _HIGHEST_IDENTIFIER), row.timeline("timeline"), row.lsn("xlogpos"))
 
     def show(self, name: str) -> str:
         """Return the value of a server setting, with its unit (``16MB``)."""
-        return self._one_row(f'SHOW "{name}"').required(name).decode()
+        return self._one_row(f'SHOW "{name}"').text(name)
 
     def timeline_history(self, timeline_id: int) -> bytes:
         """Return the content of a timeline's history file; empty for timeline 1, which has none.
@@ -193,11 +217,11 @@ class WalSender:
         """
         assert self.server_version >= 150000, "READ_REPLICATION_SLOT came with PostgreSQL 15"
         row = self._one_row(f"READ_REPLICATION_SLOT {_slot_name(name)}")
-        if row.values["slot_type"] is None:
+        if row.values.get("slot_type") is None:
             return None
-        lsn, timeline_id = row.values["restart_lsn"], row.values["restart_tli"]
         return SlotPosition(
-            None if lsn is None else Lsn.parse(lsn.decode()), None if timeline_id is None else int(timeline_id)
+            None if row.values.get("restart_lsn") is None else row.lsn("restart_lsn"),
+            None if row.values.get("restart_tli") is None else row.timeline("restart_tli"),
         )
 
     def drop_slot(self, name: str) -> None:
@@ -508,7 +532,7 @@ def _end_of_timeline(results: list[PGresult], command: str) -> EndOfTimeline:
     for result in results:
         if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
             row = _Row.of_result(result, command)
-            return EndOfTimeline(int(row.required("next_tli")), Lsn.parse(row.required("next_tli_startpos").decode()))
+            return EndOfTimeline(row.timeline("next_tli"), row.lsn("next_tli_startpos"))
     raise FormatError(f"{command}: the server neither streams nor tells of a next timeline")
 
 

@@ -3,13 +3,15 @@
  * Python, its libraries and compiled code meet it alike.  See faulty_system.py.
  *
  * An operation is a kind and a name.  The name is the path below one of the roots, with each run of digits and
- * capitals A to F as one '#', so that it is the same in every run; or "socket".
+ * capitals A to F as one '#', so that it is the same in every run; or "socket", or "thread".
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -212,6 +214,25 @@ ALLOCATES(posix_fallocate64)
     }
 TRUNCATES(ftruncate)
 TRUNCATES(ftruncate64)
+
+DIR *opendir(const char *path)
+{
+    REAL(DIR *, "opendir", const char *);
+    int error = judge_path("open", path);
+    if (error > 0) {
+        errno = error;
+        return NULL;
+    }
+    return real(path);
+}
+
+/* Returns its error. */
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
+{
+    REAL(int, "pthread_create", pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    int error = root_count ? judge("thread", "thread") : 0;
+    return error > 0 ? error : real(thread, attributes, run, argument);
+}
 
 int rename(const char *from, const char *to)
 {

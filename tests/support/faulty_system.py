@@ -34,10 +34,17 @@ _SINGLE = {
     "fsync": (errno.EIO,),
     "rename": (errno.EIO,),
     "connect": (errno.ECONNREFUSED,),
+    "thread": (errno.EAGAIN,),
     "recv": (errno.ECONNRESET, SHORT),
     "send": (errno.EPIPE, SHORT),
 }
-_LASTING = {"write": errno.ENOSPC, "open": errno.EROFS, "fsync": errno.EIO, "connect": errno.ECONNREFUSED}
+_LASTING = {
+    "write": errno.ENOSPC,
+    "open": errno.EROFS,
+    "fsync": errno.EIO,
+    "connect": errno.ECONNREFUSED,
+    "thread": errno.EAGAIN,
+}
 
 
 class Operation(NamedTuple):

@@ -172,12 +172,18 @@ def row_values(body: bytes) -> list[bytes | None]:
     return values
 
 
-def rows_answer(columns: Sequence[str], *rows: Sequence[bytes | None], ready: bool = True) -> list[bytes]:
+def rows_answer(columns: Sequence[str], *rows: Sequence[bytes | None]) -> list[bytes]:
     """Return the whole answer to a query, text columns and rows."""
     described = b"".join(name.encode() + b"\0" + struct.pack("!IHIhiH", 0, 0, 25, -1, -1, 0) for name in columns)
     return [
         message(b"T", struct.pack("!H", len(columns)) + described),
         *(message(b"D", row_body(row)) for row in rows),
         message(b"C", b"SELECT\0"),
-        *([message(b"C", b"START_REPLICATION\0"), _READY] if ready else []),
+        _READY,
     ]
+
+
+def end_of_timeline_answer(next_timeline: bytes, lsn: bytes) -> list[bytes]:
+    """Return what START_REPLICATION answers where the timeline ends."""
+    row = rows_answer(["next_tli", "next_tli_startpos"], [next_timeline, lsn])
+    return [*row[:-1], message(b"C", b"START_REPLICATION\0"), _READY]
