@@ -221,6 +221,10 @@ def unreadable(path: Path, error: OSError, action: str = "open") -> RepositoryEr
     return RepositoryError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0))
 
 
+def _refuse(error: OSError) -> None:
+    raise unreadable(Path(os.fsdecode(error.filename)), error, "list") from error
+
+
 class StoredTree:
     """The data of one backup; links and whatever else is not a file or directory of its own are refused."""
 
@@ -234,7 +238,7 @@ class StoredTree:
 
     def directories(self) -> Iterator[str]:
         """Yield the directories, each before those in it."""
-        for parent, names, _ in os.walk(self.root):
+        for parent, names, _ in os.walk(self.root, onerror=_refuse):
             for name in names:
                 path = os.path.relpath(Path(parent) / name, self.root)
                 self._require_real_directory(path)

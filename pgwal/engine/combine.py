@@ -40,7 +40,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     chain = resolve_chain(repository.catalogue.entries(), request.backup)
     entry = chain[0]
     locations = tablespace_locations(entry, request.tablespaces)
-    with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
+    with filling(request.output, locations.values()), repository.catalogue.hold(chain[0].backup_id):
         rebuild = Rebuild(
             repository, chain, request.output, request.options, on_progress, checksum_algorithm=_CHECKSUM_ALGORITHM
         )

@@ -70,7 +70,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     )
     chain = resolve_chain(entries, chosen.backup_id)
     locations = tablespace_locations(chain[0], request.tablespaces)
-    with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
+    with filling(request.target, locations.values()), repository.catalogue.hold(chain[0].backup_id):
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
         rebuild.make_directories(locations)
         for _ in rebuild.write_all(_all_but_settings(rebuild, request)):

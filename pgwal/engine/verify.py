@@ -15,7 +15,7 @@ from pgwal.engine.record_chain import next_record_position, read_record, require
 from pgwal.engine.stored_backup import Problem, StoredBackup
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
-from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError, RepositoryError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
@@ -79,10 +79,10 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
         current = wanted.pop()
         if current in report.backup_ids:
             continue
-        if backup_id is not None:
+        if current == backup_id:
             # What is missing is said when its files are read.
             with suppress(ObjectNotFound):
-                held.enter_context(repository.catalogue.hold([current]))
+                held.enter_context(repository.catalogue.hold(current))
         report.backup_ids.append(current)
         try:
             entry = repository.catalogue.entry(current)
@@ -134,7 +134,11 @@ class _Verification:
             self._backups[backup_id] = stored
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
-            future.result()
+            try:
+                future.result()
+            except RepositoryError as error:
+                # A directory that cannot be read; the rest is looked at all the same.
+                report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
             report.problems += wal.problems
         self._check_switches()
         self._check_starts()
@@ -178,7 +182,7 @@ class _Verification:
                 require_linked_switch(self._repository.wal, wal_format, switch, follower_id)
             except ChainError as error:
                 self._report.problems.append(Problem(None, name, str(error)))
-            except FormatError:
+            except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
     def _check_starts(self) -> None:
@@ -190,7 +194,7 @@ class _Verification:
                 self._require_checkpoint(self._backups[backup_id])
             except ChainError as error:
                 self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
-            except FormatError:
+            except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
     def _require_checkpoint(self, stored: StoredBackup) -> None:

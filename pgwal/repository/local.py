@@ -27,6 +27,7 @@ _HINTS = {
     **dict.fromkeys(_FULL, "Free some space; what was reported as received is safe."),
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
+    errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",
 }
 _CLEAR_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
