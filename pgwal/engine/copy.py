@@ -24,7 +24,7 @@ from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
-from pgwal.errors import FileReplaced
+from pgwal.errors import BrokenInvariant, FileReplaced
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
 from pgwal.relation import parse_relation_path
@@ -187,7 +187,8 @@ class Copy:
         # Where nothing is wanted the file need not be looked at.
         wanted = [each for each in (file.wanted() for file in planned) if each.size_bytes or each.to_end]
         found = source.read_small(wanted)
-        assert len(found) == len(wanted)
+        if len(found) != len(wanted):
+            raise BrokenInvariant("the source has not read as many files as were wanted")
         read = iter(found)
         copied: list[CopiedFile | GoneFile] = []
         written: list[tuple[str, bytes]] = []
@@ -210,7 +211,8 @@ class Copy:
                     continue
             self._pace.take(len(content))
             stored = file.header() + content
-            assert len(stored) == file.stored_bytes
+            if len(stored) != file.stored_bytes:
+                raise BrokenInvariant("a file was not stored with the length that was planned")
             checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
             checksum.update(stored)
             digest.update(stored)
@@ -271,7 +273,8 @@ class Copy:
         written = self.writer.write(planned.stored_path, _passing(stored, checksum, digest))
         if planned.to_end:
             planned = planned.as_read(written)
-        assert written == planned.stored_bytes
+        if written != planned.stored_bytes:
+            raise BrokenInvariant("a file was not stored with the length that was planned")
         return CopiedFile.of(planned, checksum, digest)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:

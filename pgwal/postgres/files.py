@@ -31,7 +31,7 @@ from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE
-from pgwal.errors import FileReplaced, PrivilegeMissing, ServerError, WrongCluster
+from pgwal.errors import BrokenInvariant, FileReplaced, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import Connection, translated_errors
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
@@ -347,7 +347,8 @@ def _small_contents(connection: Connection, wanted: Sequence[WantedContent]) -> 
     )
     query = _SMALL_CONTENTS.format(paths=f"'{{{paths}}}'", starts=_column(together, 0), sizes=_column(together, 1))
     found = list(_copied(connection, wanted[0].path, query))
-    assert len(found) == len(together), "as many rows as pieces"
+    if len(found) != len(together):
+        raise BrokenInvariant("the server did not answer with one row for each piece")
     at = 0
     for file, of_file in zip(wanted, pieces, strict=True):
         of_pieces = found[at : at + len(of_file)]

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import pq
 
 from pgwal.errors import (
+    BrokenInvariant,
     FormatError,
     NoAnswer,
     PgwalError,
@@ -215,7 +216,8 @@ class WalSender:
 
         Raises ServerError for a logical slot.
         """
-        assert self.server_version >= 150000, "READ_REPLICATION_SLOT came with PostgreSQL 15"
+        if self.server_version < 150000:
+            raise BrokenInvariant("READ_REPLICATION_SLOT came with PostgreSQL 15")
         row = self._one_row(f"READ_REPLICATION_SLOT {_slot_name(name)}")
         if row.values.get("slot_type") is None:
             return None
@@ -253,7 +255,8 @@ class WalSender:
         Raises WalRemoved when the server no longer has the WAL, ReplicationInterrupted when it ended the stream
         or is gone, other ServerError when it refuses to go on.
         """
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         deadline = time.monotonic() + timeout_s
         while True:
             payload = self._take_message()
@@ -266,7 +269,8 @@ class WalSender:
 
     def send(self, payload: bytes) -> None:
         """Send a message without blocking; what the socket does not take now goes out during ``receive``."""
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         try:
             queued = self._pgconn.put_copy_data(payload)
         except psycopg.Error as error:
@@ -281,7 +285,8 @@ class WalSender:
 
         The connection is ready for the next command then.  Raises what ``receive`` raises.
         """
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
         self._put_copy_end()
         while self._state is _State.STREAMING:
@@ -338,7 +343,8 @@ class WalSender:
 
     def _execute(self, command: str, until: pq.ExecStatus | None = None) -> list[PGresult]:
         """Run a command and return its results, the last of which has the status ``until`` when one has it."""
-        assert self._state is _State.IDLE, f"{command} while {self._state.value}"
+        if self._state is not _State.IDLE:
+            raise BrokenInvariant(f"{command} while {self._state.value}")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
         try:
             self._pgconn.send_query(command.encode())

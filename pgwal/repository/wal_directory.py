@@ -14,7 +14,7 @@ from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pgwal.errors import FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
@@ -33,6 +33,8 @@ PART_BYTES = 2 << 20
 """Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
 _LONG_HEADER_SIZE = 40
+_MAX_HISTORY_BYTES = 16 << 20
+"""A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
 _HINT = "Replace it by a whole copy, if another archive holds one."
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
@@ -132,7 +134,8 @@ class WalDirectory:
             raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
         if part.end >= 0:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
-        assert part.left == 0, "nobody has read it"
+        if part.left != 0:
+            raise BrokenInvariant("a part of a segment has not been read")
 
     def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[SegmentReader, int]]:
         """Open consecutive segments in turn, and tell from which offset on each is wanted."""
@@ -169,8 +172,20 @@ class WalDirectory:
         """Return a timeline's history; raises ObjectNotFound when its file is not there."""
         if timeline_id == 1:
             return TimelineHistory(1)
-        content = self._store.read(self._path(history_file_name(timeline_id)))
-        return TimelineHistory.decode(timeline_id, content)
+        return TimelineHistory.decode(timeline_id, self.history_content(timeline_id))
+
+    def history_content(self, timeline_id: int) -> bytes:
+        """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
+        name = self._path(history_file_name(timeline_id))
+        with self._store.open(name) as file:
+            content = bytearray()
+            while data := file.read(_MAX_HISTORY_BYTES + 1 - len(content)):
+                content += data
+        if len(content) > _MAX_HISTORY_BYTES:
+            raise FormatError(
+                f"{name} is larger than {_MAX_HISTORY_BYTES} bytes, and so no history", hint="Move it away."
+            )
+        return bytes(content)
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from pgwal.errors import RepositoryError
+from pgwal.errors import BrokenInvariant, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Appender, Store
@@ -50,7 +50,8 @@ class WalWriter:
         synchronous: bool,
         is_read_soon: bool,
     ) -> None:
-        assert start % geometry.segment_size == 0
+        if start % geometry.segment_size != 0:
+            raise BrokenInvariant("WAL is written from the start of a segment")
         # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
         store.sync_directory(WAL_DIRECTORY)
         self.written_lsn = start

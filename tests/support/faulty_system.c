@@ -122,6 +122,22 @@ static int judge_descriptor(const char *kind, int descriptor)
     return error;
 }
 
+/* Of a path relative to an open directory. */
+static int judge_path_at(const char *kind, int directory, const char *path)
+{
+    char link[64], whole[2 * PATH_MAX];
+    int before = errno;
+    if (path[0] == '/' || directory == AT_FDCWD)
+        return judge_path(kind, path);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", directory);
+    ssize_t size = syscall(SYS_readlink, link, whole, PATH_MAX - 1);
+    errno = before;
+    if (size < 0)
+        return 0;
+    snprintf(whole + size, sizeof whole - size, "/%s", path);
+    return judge_path(kind, whole);
+}
+
 #define REAL(result, symbol, ...)                                                                                      \
     static result (*real)(__VA_ARGS__);                                                                                \
     if (!real)                                                                                                         \
@@ -149,6 +165,20 @@ static int judge_descriptor(const char *kind, int descriptor)
     }
 OPENS(open)
 OPENS(open64)
+
+#define OPENS_AT(function)                                                                                             \
+    int function(int directory, const char *path, int flags, ...)                                                      \
+    {                                                                                                                  \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;                                        \
+        va_end(rest);                                                                                                  \
+        REAL(int, #function, int, const char *, int, ...);                                                             \
+        int error = judge_path_at("open", directory, path);                                                            \
+        FAIL_OR(error, real(directory, path, flags, mode));                                                            \
+    }
+OPENS_AT(openat)
+OPENS_AT(openat64)
 
 #define SINGLE(function, kind)                                                                                         \
     int function(int descriptor)                                                                                       \
@@ -239,6 +269,20 @@ int rename(const char *from, const char *to)
     REAL(int, "rename", const char *, const char *);
     int error = judge_path("rename", to);
     FAIL_OR(error, real(from, to));
+}
+
+int renameat(int from_directory, const char *from, int to_directory, const char *to)
+{
+    REAL(int, "renameat", int, const char *, int, const char *);
+    int error = judge_path_at("rename", to_directory, to);
+    FAIL_OR(error, real(from_directory, from, to_directory, to));
+}
+
+int mkdirat(int directory, const char *path, mode_t mode)
+{
+    REAL(int, "mkdirat", int, const char *, mode_t);
+    int error = judge_path_at("open", directory, path);
+    FAIL_OR(error, real(directory, path, mode));
 }
 
 int mkdir(const char *path, mode_t mode)
