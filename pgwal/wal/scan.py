@@ -437,7 +437,7 @@ class WalScanner:
         Through a buffer that stays in the processor's second cache: what is scanned need not come from memory again.
         """
         if self._queue:
-            raise ValueError("summaries wait to be taken")
+            raise ValueError("bytes that were fed wait to be scanned")
         if self._cursor != self._size:
             raise ValueError("what was fed has not been read")
         if self._source.left != 0:
