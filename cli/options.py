@@ -149,9 +149,28 @@ MaxRate = Annotated[
 def parse_lsn(text: str) -> Lsn:
     """Read an LSN from an option; raises the usage error of a bad one."""
     try:
-        return Lsn.parse(text)
+        lsn = Lsn.parse(text)
     except FormatError as error:
         raise typer.BadParameter(f"{error} {error.hint or ''}".strip()) from error
+    if lsn >= _END_OF_WAL:
+        raise typer.BadParameter(f"{text} lies behind 7FFFFFFF/FFFFFFFF, which no WAL reaches")
+    return lsn
+
+
+_END_OF_WAL = 1 << 63
+_HIGHEST_TIMELINE = 0xFFFF_FFFF
+
+
+def parse_timeline(text: str) -> int:
+    """Read a timeline as PostgreSQL does, decimal or as 0x10; raises the usage error of a bad one.
+
+    PostgreSQL takes 010 for octal, and people for decimal, or for part of a file's name: it is refused.
+    """
+    match = re.fullmatch(r"0[xX]([0-9A-Fa-f]+)|([1-9][0-9]*)", text)
+    timeline_id = 0 if match is None else int(match[1], 16) if match[1] else int(match[2][:11])
+    if not 0 < timeline_id <= _HIGHEST_TIMELINE:
+        raise typer.BadParameter(f"{text!r} is not a timeline: a number such as 16, or 0x10")
+    return timeline_id
 
 
 @dataclass(frozen=True, slots=True)

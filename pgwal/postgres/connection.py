@@ -154,14 +154,29 @@ def connect_replication(parameters: ConnectionParameters, *, application_name: s
 def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> Connection:
     """Open a connection; psycopg walks over several hosts and addresses, each with the time-out."""
     values = _parse_conninfo(parameters.conninfo)
+    # Which kind of connection is made is not for the user to say.
+    values.pop("replication", None)
     known = _libpq_defaults() | values
     if "service" not in known:
         values |= {key: value for key, value in _DEFAULTS.items() if key not in known}
     values |= {"fallback_application_name": APPLICATION_NAME, "client_encoding": "UTF8", **extra}
     try:
+        if any(host.startswith("@") for host in known.get("host", "").split(",")):
+            return _connect_by_libpq(make_conninfo("", **values))
         return Connection.connect(make_conninfo("", **values), autocommit=True)
     except psycopg.Error as error:
         raise _connection_error(error, values.get("user")) from error
+
+
+def _connect_by_libpq(conninfo: str) -> Connection:
+    """Connect where psycopg would look for a host of the name of an abstract socket."""
+    pgconn = pq.PGconn.connect(conninfo.encode())
+    if pgconn.status != pq.ConnStatus.OK:
+        raise psycopg.OperationalError(pgconn.get_error_message())
+    pgconn.nonblocking = 1
+    connection = Connection(pgconn)
+    connection.autocommit = True
+    return connection
 
 
 def _libpq_defaults() -> dict[str, str]:

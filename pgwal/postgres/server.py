@@ -233,6 +233,7 @@ CONDITION_SETTINGS = (
     "max_slot_wal_keep_size",
     "fsync",
     "archive_mode",
+    "synchronous_standby_names",
 )
 _CONDITION = """
     SELECT (SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name = ANY (%s)) AS settings,
@@ -282,21 +283,28 @@ class SlotFacts:
     active_pid: int | None
     restart_lsn: Lsn | None
     wal_status: str | None
+    invalidation_reason: str | None = None
+    """Why it is of no use any more; since 17."""
+
+
+_SLOT_SINCE_17 = (
+    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, invalidation_reason"
+    " FROM pg_replication_slots WHERE slot_name = %s"
+)
+_SLOT_BEFORE_17 = _SLOT_SINCE_17.replace("invalidation_reason", "NULL")
 
 
 def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
     """Return what the server says of a replication slot, None when there is none of this name; any role may."""
     with translated_errors(connection):
         row = connection.execute(
-            "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status"
-            " FROM pg_replication_slots WHERE slot_name = %s",
-            (name,),
+            _SLOT_SINCE_17 if connection.info.server_version >= 170000 else _SLOT_BEFORE_17, (name,)
         ).fetchone()
         if row is None:
             return None
-        slot_type, active, active_pid, restart_lsn, wal_status = row
+        slot_type, active, active_pid, restart_lsn, wal_status, reason = row
         lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
-        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status)
+        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status, reason)
 
 
 # ---- backups ----

@@ -30,16 +30,22 @@ class LyingServer:
     """
 
     def __init__(
-        self, server: ThrowawayServer, answer: Answer = lambda _: None, change: Change = lambda _, __, body: body
+        self,
+        server: ThrowawayServer,
+        answer: Answer = lambda _: None,
+        change: Change = lambda _, __, body: body,
+        *,
+        listener: socket.socket | None = None,
     ) -> None:
+        """``listener`` is where connections come, instead of a free port."""
         self.queries: list[str] = []
         self._target = str(server.socket_directory / f".s.PGSQL.{server.port}")
         self._answer = answer
         self._change = change
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.port = 0 if listener is not None else int(self._listener.getsockname()[1])
 
     @property
     def conninfo(self) -> str:
