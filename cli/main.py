@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ from pgwal.errors import PgwalError
 from pgwal.scan_choice import choose_scan
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
-from pgwal_cli.output import log_to_stderr, print_error
+from pgwal_cli.output import SLOW_SCANNER, log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
 _COMMANDS = {
@@ -74,6 +73,8 @@ def _print_version(wanted: bool) -> None:
         from pgwal.wal.scan import COMPILED
 
         print(f"pgwal {__version__} ({'compiled' if COMPILED else 'interpreted'} WAL scanner)")
+        if not COMPILED:
+            print(SLOW_SCANNER)
         raise typer.Exit
 
 
@@ -88,9 +89,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with its code."""
     log_to_stderr()
-    if isinstance(sys.stdout, TextIOWrapper):
-        # Names of files that are no text in the locale's encoding are printed as the bytes that they are.
-        sys.stdout.reconfigure(errors="surrogateescape")
+    print_any_text()
     interruption = Interruption()
     interruption.install()
     code = run(sys.argv[1:])

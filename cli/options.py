@@ -91,7 +91,18 @@ Pgdata = Annotated[
 Checkpoint = Annotated[
     CheckpointMode, typer.Option("-c", "--checkpoint", help="How fast the first checkpoint is to be.")
 ]
-Label = Annotated[str, typer.Option("-l", "--label", help="The backup's label.")]
+
+
+def parse_label(text: str) -> str:
+    """Read a label, which the server must take as text; raises the usage error of bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("the label is no text in UTF-8") from error
+    return text
+
+
+Label = Annotated[str, typer.Option("-l", "--label", parser=parse_label, metavar="TEXT", help="The backup's label.")]
 ManifestChecksums = Annotated[
     ChecksumAlgorithm,
     typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),

@@ -65,6 +65,8 @@ class ConnectionParameters:
 
         Raises ConnectionFailed when ``dbname`` looks like a connection string and is not one.
         """
+        for value in (dbname, host, str(port or ""), user):
+            _require_text(value)
         options = {"host": host, "port": port, "user": user}
         if dbname is not None and _is_connection_string(dbname):
             options.update(_parse_conninfo(dbname))
@@ -82,6 +84,17 @@ class ConnectionParameters:
 
     def __repr__(self) -> str:
         return f"ConnectionParameters({str(self)!r})"
+
+
+def _require_text(value: str | None) -> None:
+    """Raise ConnectionFailed for what libpq cannot be told."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise ConnectionFailed(
+            "the names of host, user and database must be text in UTF-8",
+            hint="Check the options, and the encoding of the terminal or script.",
+        ) from error
 
 
 def _is_connection_string(dbname: str) -> bool:
