@@ -58,7 +58,7 @@ def test_every_command_works_under_any_locale(server: ThrowawayServer, scratch: 
         assert Path(os.fsdecode(os.fsencode(target) + b"/" + name)).read_bytes() == b"content"
 
 
-@pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.parametrize("locale", ["C", "ASCII"])
 def test_bytes_that_are_no_text_are_refused_where_text_is_needed(tmp_path: Path, locale: str) -> None:
     no_text = b"\xfc"
     for command in (

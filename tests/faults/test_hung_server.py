@@ -138,6 +138,8 @@ def test_what_asks_the_server_is_stopped(server: ThrowawayServer, tmp_path: Path
 
 @pytest.mark.parametrize("keeps_wal", [True, False], ids=["kept", "removed"])
 def test_a_receiver_of_another_server_is_noticed(servers: ServerFactory, scratch: Path, keeps_wal: bool) -> None:
+    if keeps_wal != (servers.installation.major == 13):
+        pytest.skip("no version has a say in this: one each")
     server = servers(settings={"wal_keep_size" if keeps_wal else "max_wal_size": "64MB"})
     repo, copy = scratch / "repo", scratch / "copy"
     taking = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
