@@ -39,9 +39,11 @@ def commands(session_scratch: Path) -> Iterator[FaultySystem]:
 def repo(server: ThrowawayServer, tmp_path: Path) -> Path:
     """A repository with WAL in whole segments."""
     streaming = ["stream", "--repo", tmp_path / "repo", "-d", server.conninfo, "--once", "-Z", "none"]
-    succeed(*streaming)
     with server.connect() as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS t (i int)")
+        # At the very start of a segment, there is nothing to receive yet.
+        connection.execute("INSERT INTO t VALUES (1)")
+        succeed(*streaming)
         for _ in range(2):
             connection.execute("INSERT INTO t SELECT generate_series(1, 100)")
             connection.execute("SELECT pg_switch_wal()")
@@ -97,7 +99,6 @@ def test_a_timeline_that_ends_where_none_does(
 
 def test_a_history_that_sends_the_receiver_back(server: ThrowawayServer, commands: FaultySystem, repo: Path) -> None:
     """The server is on timeline 2, says that it ends, and that 1 follows: what is here whole is not written again."""
-    assert contents(repo), list((repo / "wal").iterdir())
     first = min(contents(repo))
     second = "00000002" + first[8:]
     (repo / "wal" / second).write_bytes((repo / "wal" / first).read_bytes())
