@@ -146,7 +146,7 @@ def check_backups(scene: Scene, kind: str, where: list[str | Path]) -> None:
         assert len(published) == expected or "cannot sync" in outcome.stderr
         expected = len(published)
 
-    run_with_faults(scene, taking, 12, nothing, count)
+    run_with_faults(scene, taking, 8, nothing, count)
     succeed("verify", "--repo", scene.copy)
     with scene.server.connect() as session:
         left = session.execute("SELECT query FROM pg_stat_activity WHERE application_name = 'pgwal'").fetchall()
@@ -182,7 +182,7 @@ def test_stream(scene: Scene) -> None:
                 content = zstandard.decompress(content) if path.suffix == ".zst" else content
                 assert content == (scene.server.data_directory / "pg_wal" / path.stem).read_bytes()
 
-    run_with_faults(scene, streaming, 14, lambda: scene.renew(scene.behind), check_archive)
+    run_with_faults(scene, streaming, 10, lambda: scene.renew(scene.behind), check_archive)
 
 
 @EITHER_WILL_DO
@@ -199,7 +199,7 @@ def test_rebuilding(scene: Scene, command: str, option: str) -> None:
             contents.append(found)
             assert found == contents[0]
 
-    run_with_faults(scene, rebuilding, 14, scene.clear_target, check_target)
+    run_with_faults(scene, rebuilding, 10, scene.clear_target, check_target)
 
 
 @EITHER_WILL_DO
@@ -264,4 +264,4 @@ def test_commands_that_read(scene: Scene) -> None:
             if outcome.code == 0 and outcome.stdout and is_constant:
                 assert outcome.stdout == expected
 
-        run_with_faults(scene, command, 8, nothing, check_output)
+        run_with_faults(scene, command, 5, nothing, check_output)

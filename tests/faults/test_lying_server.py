@@ -173,7 +173,7 @@ def test_answers_at_random(server: ThrowawayServer, commands: FaultySystem, repo
     taking: list[str | Path] = [command, "--repo", repo, "-c", "fast", "-j", "2"]
     if command not in arguments:
         succeed("full", "--repo", repo, "-d", server.conninfo, "-c", "fast")
-    for seed in range(8):
+    for seed in range(5):
         random = Random(f"{command} {seed}")
         with LyingServer(server, change=lie_at_random(random, random.choice((0.02, 0.2, 1)))) as liar:
             outcome = commands.run([*arguments.get(command, taking), "-d", liar.conninfo])
