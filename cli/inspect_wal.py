@@ -40,7 +40,10 @@ def inspect_wal(
     end: Annotated[
         Lsn | None, typer.Option("--to", parser=options.parse_lsn, metavar="LSN", help="End of the range, exclusive.")
     ] = None,
-    timeline: Annotated[int | None, typer.Option("--timeline", metavar="TLI", help="The newest by default.")] = None,
+    timeline: Annotated[
+        int | None,
+        typer.Option("--timeline", metavar="TLI", parser=options.parse_timeline, help="The newest by default."),
+    ] = None,
     rmgr: Annotated[str | None, typer.Option("--rmgr", metavar="NAME", help="Records of a resource manager.")] = None,
     relation: Annotated[
         RelFileLocator | None,

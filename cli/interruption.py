@@ -1,11 +1,11 @@
-"""How SIGINT and SIGTERM end a command: it unwinds, and leaves nothing half done."""
+"""How SIGINT, SIGTERM and SIGHUP end a command: it unwinds, and leaves nothing half done."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -18,7 +18,7 @@ from pgwal.errors import PgwalError
 from pgwal.scan_choice import choose_scan
 from pgwal_cli.exit_codes import FAILED, exit_code_of
 from pgwal_cli.interruption import Interruption
-from pgwal_cli.output import log_to_stderr, print_error
+from pgwal_cli.output import SLOW_SCANNER, log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
 _COMMANDS = {
@@ -73,6 +73,8 @@ def _print_version(wanted: bool) -> None:
         from pgwal.wal.scan import COMPILED
 
         print(f"pgwal {__version__} ({'compiled' if COMPILED else 'interpreted'} WAL scanner)")
+        if not COMPILED:
+            print(SLOW_SCANNER)
         raise typer.Exit
 
 
@@ -87,9 +89,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with its code."""
     log_to_stderr()
-    if isinstance(sys.stdout, TextIOWrapper):
-        # Names of files that are no text in the locale's encoding are printed as the bytes that they are.
-        sys.stdout.reconfigure(errors="surrogateescape")
+    print_any_text()
     interruption = Interruption()
     interruption.install()
     code = run(sys.argv[1:])
@@ -120,11 +120,31 @@ def run(arguments: list[str]) -> int:
             # The reader of our output went away, as head does; nothing is left to say.
             _drop_output()
         else:
-            print_error(PgwalError(str(error)))
+            print_error(_refusal(error))
+        return FAILED
+    except MemoryError:
+        print_error(PgwalError("there is not enough memory", hint="Use fewer jobs (-j), or free some memory."))
+        return FAILED
+    except RuntimeError as error:
+        # Python has no kind of its own for this one.
+        if "can't start new thread" not in str(error):
+            raise
+        print_error(
+            PgwalError("the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u).")
+        )
         return FAILED
     except KeyboardInterrupt:
         return FAILED
     return code
+
+
+def _refusal(error: OSError) -> PgwalError:
+    """Return the error that says what the operating system refused, with the name where it has one."""
+    if error.errno is None:
+        return PgwalError(str(error))
+    reason = os.strerror(error.errno)
+    hint = "Use fewer jobs (-j), or raise the limit (ulimit -n)." if error.errno == errno.EMFILE else None
+    return PgwalError(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
 def _report_misuse(error: TyperException, arguments: list[str]) -> int:

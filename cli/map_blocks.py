@@ -37,7 +37,13 @@ def map_blocks(
         Lsn | None, typer.Option("--to", parser=options.parse_lsn, metavar="LSN", help="End, exclusive.")
     ] = None,
     timeline: Annotated[
-        int | None, typer.Option("--timeline", metavar="TLI", help="Timeline of the end; the newest by default.")
+        int | None,
+        typer.Option(
+            "--timeline",
+            metavar="TLI",
+            parser=options.parse_timeline,
+            help="Timeline of the end; the newest by default.",
+        ),
     ] = None,
     derived: Annotated[
         bool,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, MetricsHandler, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -17,6 +17,7 @@ from pgwal.engine.receiver_metrics import LatencyHistogram, ReceiverMetrics
 from pgwal.engine.status import ServerStatus, read_server_status
 from pgwal.errors import FormatError, PgwalError
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal_cli.bounded_http_server import BoundedHttpServer
 
 # Below pgwal's own, whose messages go to stderr.
 logger = logging.getLogger("pgwal.metrics")
@@ -45,10 +46,12 @@ def serving_metrics(
     ProcessCollector(registry=registry)
     host, port = address
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = BoundedHttpServer(address, MetricsHandler.factory(registry))
     except OSError as error:
         raise PgwalError(f"cannot serve metrics at {host}:{port}: {error.strerror or error}") from error
     logger.info("serving metrics at %s:%d", host, server.server_port)
+    thread = threading.Thread(target=server.serve_forever, name="pgwal-metrics", daemon=True)
+    thread.start()
     poller.start()
     try:
         yield

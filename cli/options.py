@@ -91,7 +91,18 @@ Pgdata = Annotated[
 Checkpoint = Annotated[
     CheckpointMode, typer.Option("-c", "--checkpoint", help="How fast the first checkpoint is to be.")
 ]
-Label = Annotated[str, typer.Option("-l", "--label", help="The backup's label.")]
+
+
+def parse_label(text: str) -> str:
+    """Read a label, which the server must take as text; raises the usage error of bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("the label is no text in UTF-8") from error
+    return text
+
+
+Label = Annotated[str, typer.Option("-l", "--label", parser=parse_label, metavar="TEXT", help="The backup's label.")]
 ManifestChecksums = Annotated[
     ChecksumAlgorithm,
     typer.Option("--manifest-checksums", case_sensitive=False, help="Checksum algorithm of the manifest."),
@@ -149,9 +160,28 @@ MaxRate = Annotated[
 def parse_lsn(text: str) -> Lsn:
     """Read an LSN from an option; raises the usage error of a bad one."""
     try:
-        return Lsn.parse(text)
+        lsn = Lsn.parse(text)
     except FormatError as error:
         raise typer.BadParameter(f"{error} {error.hint or ''}".strip()) from error
+    if lsn >= _END_OF_WAL:
+        raise typer.BadParameter(f"{text} lies behind 7FFFFFFF/FFFFFFFF, which no WAL reaches")
+    return lsn
+
+
+_END_OF_WAL = 1 << 63
+_HIGHEST_TIMELINE = 0xFFFF_FFFF
+
+
+def parse_timeline(text: str) -> int:
+    """Read a timeline as PostgreSQL does, decimal or as 0x10; raises the usage error of a bad one.
+
+    PostgreSQL takes 010 for octal, and people for decimal, or for part of a file's name: it is refused.
+    """
+    match = re.fullmatch(r"0[xX]([0-9A-Fa-f]+)|([1-9][0-9]*)", text)
+    timeline_id = 0 if match is None else int(match[1], 16) if match[1] else int(match[2][:11])
+    if not 0 < timeline_id <= _HIGHEST_TIMELINE:
+        raise typer.BadParameter(f"{text!r} is not a timeline: a number such as 16, or 0x10")
+    return timeline_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from pgwal.errors import PgwalError
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def print_any_text() -> None:
+    """Have standard output take any text, whatever its encoding.
+
+    Names of files that are no text are printed as the bytes that they are, and what the encoding lacks as an escape.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        codecs.register_error("pgwal", _printable)
+        sys.stdout.reconfigure(errors="pgwal")
+
+
+def _printable(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escaped = (
+        bytes([ord(letter) - 0xDC00]) if "\udc80" <= letter <= "\udcff" else letter.encode("ascii", "backslashreplace")
+        for letter in error.object[error.start : error.end]
+    )
+    return b"".join(escaped), error.end
+
+
+def warn_of_slow_scanner() -> None:
+    """Say that the scanner is not compiled, before much WAL is read by it."""
+    from pgwal.wal.scan import COMPILED
+
+    if not COMPILED and "PGWAL_SCAN" not in os.environ:
+        logging.getLogger("pgwal").warning(SLOW_SCANNER)
+
+
+SLOW_SCANNER = (
+    "the WAL scanner is interpreted, which is about 28 times slower (4 MB/s):"
+    " install pgwal again where there is a C compiler"
+)
 
 
 def size_text(size_bytes: float) -> str:
@@ -65,3 +102,5 @@ def log_to_stderr() -> None:
     logger = logging.getLogger("pgwal")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    # What it warns of when a connection ends comes to the user as pgwal's own error.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())

@@ -177,10 +177,10 @@ def restore(
 def _timeline(text: str) -> int | str:
     if text in ("latest", "current"):
         return text
-    # As the server reads it.
-    if not text.isascii() or not text.isdigit():
-        raise typer.BadParameter(f"{text!r} is not a timeline", param_hint="--target-timeline")
-    return int(text)
+    try:
+        return options.parse_timeline(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(error.message, param_hint="--target-timeline") from error
 
 
 def _end_text(target: RecoveryTarget) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import sys
 
 _CYCLES_SOUGHT_AFTER = 50_000
 """Objects, where Python has 700: importing makes a hundred thousand, and looking for cycles among them again and again
@@ -11,6 +14,12 @@ took a fifth of the start."""
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        # Names of files are bytes, and PostgreSQL's text is UTF-8 here, whatever the locale says.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    # Until what ends a command in good order has been imported, it simply ends: nothing has been begun.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(_CYCLES_SOUGHT_AFTER)
     from pgwal_cli.main import main as run_command_line
 

@@ -12,6 +12,7 @@ from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.output import warn_of_slow_scanner
 from pgwal_cli.service_manager import ServiceManager
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def stream(
 ) -> None:
     """Receive WAL continuously into the repository, and summarise it as it arrives.
 
-    Ends cleanly with exit code 0 on SIGTERM and SIGINT.
+    Ends cleanly with exit code 0 on SIGTERM, SIGINT and SIGHUP.
     """
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
@@ -93,8 +94,10 @@ def stream(
         stop.set()
         manager.stopping()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, request_stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # What nohup has ignored stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, request_stop)
     wanted = StreamOptions(
         slot=slot,
         create_slot=create_slot,
@@ -114,6 +117,7 @@ def stream(
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 
+    warn_of_slow_scanner()
     keep_freed_memory()
     try:
         connection.connecting(run)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
-from pgwal.errors import PgwalError, ServerError
+from pgwal.errors import BrokenInvariant, PgwalError, ServerError
 from pgwal_cli.server_account import UNPRIVILEGED_USER as UNPRIVILEGED_USER
 from pgwal_cli.server_account import (
     append_as_server,
@@ -270,7 +270,8 @@ class ThrowawayServer:
 
     def adopt(self, data_directory: Path) -> None:
         """Use an existing data directory from now on, a restored one for example."""
-        assert not self.is_running
+        if self.is_running:
+            raise BrokenInvariant("the server runs already")
         self.data_directory = data_directory.absolute()
         give_to_server(self.data_directory)
         require_reachable(self.data_directory.parent)
@@ -479,7 +480,8 @@ def _quoted_setting(value: str | int | bool) -> str:
         return _setting_text(value)
     # Inside quotes postgresql.conf knows backslash escapes (src/backend/utils/misc/guc-file.l).
     text = str(value).replace("\\", "\\\\").replace("'", "''")
-    assert "\n" not in text
+    if "\n" in text:
+        raise BrokenInvariant("a setting has more than one line")
     return f"'{text}'"
 
 

@@ -81,6 +81,10 @@ class ReceivedByBackup(RepositoryLocked):
     """A backup's own receiver holds the lock, and gives it back when the backup ends."""
 
 
+class BrokenInvariant(PgwalError):
+    """pgwal itself has gone wrong: what always holds does not.  To go on could do harm."""
+
+
 class ObjectNotFound(RepositoryError):
     """The repository does not hold what was asked for."""
 
@@ -135,6 +139,10 @@ class SlotInUse(SlotUnavailable):
 
 class ReplicationInterrupted(ServerError):
     """The replication stream ended before it was asked to; it may be started again."""
+
+
+class NoAnswer(ReplicationInterrupted):
+    """The server did not answer in time."""
 
 
 class StandbyBehind(ReplicationInterrupted):

@@ -52,8 +52,10 @@ def find_bad_pages(data: Buffer, block_number: int, lsn: int) -> list[int]:
 
 def find_bad_blocks(data: Buffer, block_numbers: array[int], lsn: int) -> list[int]:
     """As find_bad_pages, of as many pages as there are ``block_numbers``: an array of type I with that of each page."""
-    assert block_numbers.itemsize == 4
-    assert len(data) >= len(block_numbers) * 8192
+    if block_numbers.itemsize != 4:
+        raise ValueError("block numbers have four bytes")
+    if len(data) < len(block_numbers) * 8192:
+        raise ValueError("the data are shorter than the blocks")
     return _find_listed(data, block_numbers, len(block_numbers), lsn)
 
 

@@ -115,3 +115,12 @@ def test_the_core_does_no_io(path: Path) -> None:
 def test_every_part_is_in_the_table() -> None:
     parts = {part_of(path) for path in sources()} - {"pgwal_cli", "__init__"}
     assert parts == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_left_to_asserts(path: Path) -> None:
+    """``python -O`` drops them: they may tell a type checker what is so, and guard nothing."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert):
+            test = ast.unparse(node.test)
+            assert test.endswith(" is not None") or test.startswith("isinstance("), f"line {node.lineno}: {test}"

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -52,8 +52,12 @@ class Streaming:
 
 
 @contextmanager
-def streaming_with_metrics(server: ThrowawayServer, repo: Path) -> Iterator[Streaming]:
-    process = start_pgwal("stream", "--repo", repo, "-d", server.conninfo, "--metrics", "127.0.0.1:0", *SLOT)
+def streaming_with_metrics(
+    server: ThrowawayServer, repo: Path, *, max_descriptors: int | None = None
+) -> Iterator[Streaming]:
+    limited = [] if max_descriptors is None else ["bash", "-c", f'ulimit -n {max_descriptors}; exec "$@"', "limited"]
+    streaming = ["stream", "--repo", repo, "-d", server.conninfo, "--metrics", "127.0.0.1:0", *SLOT]
+    process = start_pgwal(*streaming, prefix=limited)
     try:
         assert process.stderr is not None
         message = process.stderr.readline()
@@ -192,3 +196,29 @@ def test_a_reader_that_does_not_read_is_not_waited_for(notify_socket: tuple[str,
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
+
+
+@pytest.mark.postgres(18)
+def test_a_flood_of_connections_concerns_nobody_but_itself(server: ThrowawayServer, scratch: Path) -> None:
+    with streaming_with_metrics(server, scratch / "repo", max_descriptors=64) as running, ExitStack() as flood:
+        host, port = running.address.rsplit(":", 1)
+        for number in range(300):
+            client = flood.enter_context(socket.create_connection((host, int(port)), timeout=TIMEOUT_S))
+            if number % 3 == 0:
+                # Some speak, slowly.
+                with suppress(OSError):
+                    client.sendall(b"GET /met")
+        # All of them are still there: those that were let in are ended in time.
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            with suppress(OSError):
+                samples = running.scrape()
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert samples["process_open_fds", ""] < 64
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE t ()")
+            row = connection.execute("SELECT pg_current_wal_flush_lsn() - '0/0'").fetchone()
+        assert row is not None
+        running.wait_for(lambda s: s["pgwal_receiver_lsn_bytes", "flushed"] >= int(row[0]))

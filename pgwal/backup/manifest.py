@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pgwal.backup.stored_path import DistinctPaths, check_path, decode_path, encode_path
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
+from pgwal.errors import BrokenInvariant, ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres_version import version_of_major
 
@@ -141,7 +141,8 @@ class ManifestWriter:
         return end + f'"Manifest-Checksum": "{self._digest.hexdigest()}"}}\n'.encode()
 
     def _emit_item(self, members: str) -> bytes:
-        assert self._separator, "the header comes first"
+        if not self._separator:
+            raise BrokenInvariant("the header comes first")
         text = f"{self._separator}{{ {members} }}"
         self._separator = ",\n"
         return self._emit(text)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pyroaring import BitMap
 
 from pgwal.backup.incremental_file import IncrementalHeader
-from pgwal.errors import ChainError, MissingPriorBackup
+from pgwal.errors import BrokenInvariant, ChainError, MissingPriorBackup
 from pgwal.relation import BLOCK_SIZE
 
 
@@ -99,7 +99,8 @@ def _reconstruct_blocks(incrementals: list[IncrementalHeader], whole_block_count
     for _, first, count in _consecutive(zeros.to_array()):
         runs.append(Run(first * BLOCK_SIZE, count * BLOCK_SIZE, None, 0))
     runs.sort(key=itemgetter(0))
-    assert sum(map(itemgetter(1), runs)) == block_count * BLOCK_SIZE
+    if sum(map(itemgetter(1), runs)) != block_count * BLOCK_SIZE:
+        raise BrokenInvariant("a file is not reconstructed whole")
     return Reconstruction(block_count * BLOCK_SIZE, tuple(runs))
 
 

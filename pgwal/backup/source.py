@@ -100,6 +100,9 @@ class BlockSource(Protocol):
     def read_control_file(self) -> bytes:
         """Return pg_control, read until its CRC holds."""
 
+    def cut(self) -> None:
+        """Have a read end soon, with an error, that another thread waits for; nothing can be read any more."""
+
 
 def read_each(source: BlockSource, wanted: Iterable[WantedContent]) -> list[bytes | Unread | None]:
     """Do what ``read_small`` does, file by file."""

@@ -29,7 +29,8 @@ def read_blocks(descriptor: int, block_numbers: array[int]) -> bytes:
 
     ``block_numbers`` is an array of type I.  Raises OSError.
     """
-    assert block_numbers.itemsize == 4
+    if block_numbers.itemsize != 4:
+        raise ValueError("block numbers have four bytes")
     content = _new_bytes(len(block_numbers) * 8192)
     _require_done(_blocks_into(content, descriptor, block_numbers, len(block_numbers)))
     return _finished(content)
@@ -42,9 +43,12 @@ def read_parts(target: memoryview, descriptors: array[int], offsets: array[int],
     file.  They have fewer bytes than their lengths say when a file ends before; parts behind that one are not read.
     Raises OSError.
     """
-    assert (descriptors.itemsize, offsets.itemsize, lengths.itemsize) == (4, 8, 4)
-    assert len(descriptors) == len(offsets) == len(lengths)
-    assert sum(lengths) <= target.nbytes
+    if (descriptors.itemsize, offsets.itemsize, lengths.itemsize) != (4, 8, 4):
+        raise ValueError("the arrays are of types i, Q and I")
+    if not (len(descriptors) == len(offsets) == len(lengths)):
+        raise ValueError("the arrays are of one length")
+    if sum(lengths) > target.nbytes:
+        raise ValueError("the parts are longer than the target")
     return _require_done(_parts_into(target, descriptors, offsets, lengths, len(lengths)))
 
 

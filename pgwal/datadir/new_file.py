@@ -40,6 +40,7 @@ _HINTS = {
     errno.EDQUOT: "Free some space.",
     errno.EROFS: "Choose a place on a file system that can be written.",
     errno.EACCES: "Run pgwal as a user who may write there.",
+    errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",
     errno.ENOENT: "Make the directory above it first.",
 }
 

@@ -41,10 +41,13 @@ def read_small_files(
     that they have when they are opened, or, where that is more than their size, that they are longer.
     Raises OSError, with the name of the file; ELOOP for one that is a symbolic link.
     """
-    assert len(paths) == len(sizes) == len(block_numbers) == len(to_end)
+    if not (len(paths) == len(sizes) == len(block_numbers) == len(to_end)):
+        raise ValueError("the lists are of one length")
     for size, numbers, is_whole in zip(sizes, block_numbers, to_end, strict=True):
-        assert size >= 0
-        assert numbers is None or (not is_whole and numbers.itemsize == 4 and size == 8192 * len(numbers))
+        if size < 0:
+            raise ValueError("a size is not negative")
+        if not (numbers is None or (not is_whole and numbers.itemsize == 4 and size == 8192 * len(numbers))):
+            raise ValueError("the size is that of the blocks")
     found = _read(_encoded(paths), list(sizes), list(block_numbers), list(to_end))
     return [Unread.LONGER if content is True else content for content in found]
 
@@ -54,7 +57,8 @@ def write_small_files(paths: Sequence[str], contents: Sequence[bytes], mode: int
 
     Raises FileNotCreated or FileNotWritten, with the name of the file; those before it are written then.
     """
-    assert len(paths) == len(contents)
+    if len(paths) != len(contents):
+        raise ValueError("the lists are of one length")
     _write(_encoded(paths), list(contents), mode)
 
 
@@ -66,7 +70,8 @@ def sync_files(paths: Sequence[str]) -> None:
 def _encoded(paths: Sequence[str]) -> list[bytes]:
     """Return paths as the system takes them, none of which ends within itself."""
     encoded = [os.fsencode(path) for path in paths]
-    assert not any(b"\0" in path for path in encoded)
+    if any(b"\0" in path for path in encoded):
+        raise ValueError("a path holds no zero byte")
     return encoded
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from pgwal.datadir.new_file import NewFile, write_buffer
 
@@ -11,7 +11,7 @@ from pgwal.datadir.new_file import NewFile, write_buffer
 class WriteBehind:
     """Two buffers, of which one is filled while a thread of ``pool`` writes the other; for one thread's files."""
 
-    def __init__(self, buffer: memoryview, pool: Executor) -> None:
+    def __init__(self, buffer: memoryview, pool: ThreadPoolExecutor) -> None:
         """``buffer`` is a ``write_buffer`` that nothing else uses while a file is written."""
         self._buffers = (buffer, write_buffer())
         self._pool = pool
@@ -35,7 +35,7 @@ class WriteBehind:
                         file.go_direct()
                         if under_way is not None:
                             under_way.result()
-                        under_way = self._pool.submit(file.write, filling, size_bytes)
+                        under_way = self._submit(file, filling, size_bytes)
                         filling, next_one = next_one, filling
                         size_bytes, filled = size_bytes + filled, 0
         finally:
@@ -46,3 +46,11 @@ class WriteBehind:
             under_way.result()
         file.write(filling[:filled], size_bytes)
         return size_bytes + filled
+
+    def _submit(self, file: NewFile, data: memoryview, offset: int) -> Future[None]:
+        try:
+            return self._pool.submit(file.write, data, offset)
+        except RuntimeError:
+            # Without a new thread for it, another one may have taken it all the same, whom nobody could wait for.
+            self._pool.shutdown(cancel_futures=True)
+            raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -204,7 +204,13 @@ def _sync_files(directories: Iterable[Path]) -> None:
             sync_files(some)
 
     with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-        for worker in [pool.submit(work) for _ in range(_SYNC_THREADS)]:
+        workers: list[Future[None]] = []
+        # Where the system refuses another thread, fewer do, and what was submitted last may be done by any.
+        with suppress(RuntimeError):
+            while len(workers) < _SYNC_THREADS:
+                workers.append(pool.submit(work))
+        work()
+        for worker in workers:
             worker.result()
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from pgwal.engine.start_point import NEW_HISTORY_HINT
-from pgwal.errors import HistoryMismatch
+from pgwal.errors import BrokenInvariant, HistoryMismatch
 from pgwal.lsn import Lsn
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
@@ -73,7 +73,8 @@ class ArchiveComparison:
 
         Raises HistoryMismatch, which names the first byte that differs, FormatError for a damaged file.
         """
-        assert lsn == self._position
+        if lsn != self._position:
+            raise BrokenInvariant("WAL is compared in order")
         view = memoryview(data)
         while view:
             if self._position % self._geometry.segment_size == 0 or not self._copies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ from pgwal.errors import (
     WrongCluster,
 )
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.postgres.connection import ConnectionParameters, connect_sql
+from pgwal.postgres.connection import Connection, ConnectionParameters, connect_sql
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
 from pgwal.postgres.server import (
@@ -137,6 +137,8 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
                 request.slot,
                 skip_removed=request.since is None,
                 from_restart_point=facts.in_recovery,
+                # What waits for the server, for the checkpoint at first, would not see it.
+                on_failure=lambda: _cut(connection, sources),
             ) as wal:
                 if prior is None:
                     # After a promotion, the history of the server's timeline comes with its WAL.
@@ -145,7 +147,17 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
                     # Before the checkpoint, and again after it, when all of the window is known.
                     require_received(repository, prior, facts.timeline_id)
                 backup = _Backup(request, repository, facts, connection, sources, prior, wal)
-                return backup.run(session, on_progress)
+                try:
+                    return backup.run(session, on_progress)
+                except ServerError:
+                    wal.check()
+                    raise
+
+
+def _cut(connection: Connection, sources: Iterable[BlockSource]) -> None:
+    connection.cut()
+    for source in sources:
+        source.cut()
 
 
 def require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
@@ -408,7 +420,7 @@ class _Backup:
             file_mode=GROUP_FILE_MODE if facts.group_access else FILE_MODE,
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
-        return Copy(self._sources, changes, staged, manifest, rules, on_progress)
+        return Copy(self._sources, changes, staged, manifest, rules, on_progress, self._wal.check)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL

@@ -11,11 +11,13 @@ import logging
 import os
 import stat
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import lt
 from pathlib import Path
+from typing import Self
 
 from pgwal.backup.file_table import StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader, incremental_name
@@ -41,32 +43,64 @@ _WARNINGS_PER_FILE = 5
 _READ_SIZE = 1 << 20
 
 
+class OpenFiles:
+    """Stored files that are read, of which no more than ``limit`` are open at a time; a context, for one thread."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._descriptors: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def descriptor(self, tree: StoredTree, path: str) -> int:
+        """Return the descriptor of a file, which stays open until ``limit`` others have been asked for."""
+        key = (tree.backup_id, path)
+        if key in self._descriptors:
+            self._descriptors.move_to_end(key)
+        else:
+            while len(self._descriptors) >= self.limit:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[key] = tree.open(path)
+        return self._descriptors[key]
+
+
 @dataclass(frozen=True, slots=True)
 class ChainSource:
-    """What one backup stores of a file, opened."""
+    """What one backup stores of a file."""
 
     tree: StoredTree
     path: str
     stored: StoredFile
-    descriptor: int
+    files: OpenFiles
     header: IncrementalHeader | StoredWhole
 
+    @property
+    def descriptor(self) -> int:
+        """The open file; the next ones that are opened may close it: see OpenFiles."""
+        return self.files.descriptor(self.tree, self.path)
+
     @classmethod
-    def opened(cls, tree: StoredTree, path: str, stored: StoredFile, descriptor: int) -> ChainSource:
-        """Return an open file of a backup, of the size that its entry says, with its header.
+    def opened(cls, tree: StoredTree, path: str, stored: StoredFile, files: OpenFiles) -> ChainSource:
+        """Return a file of a backup, of the size that its entry says, with its header.
 
         The header is checked as far as the entry tells its digest.  Raises FormatError or RepositoryError.
         """
         path = incremental_name(path) if stored.is_incremental else path
+        descriptor = files.descriptor(tree, path)
         size = os.fstat(descriptor).st_size
         if size != stored.stored_size_bytes:
             raise wrong_size(tree, path, size, stored.stored_size_bytes)
         if not stored.is_incremental:
-            return cls(tree, path, stored, descriptor, StoredWhole(size))
+            return cls(tree, path, stored, files, StoredWhole(size))
         header, content = _read_header(tree.path(path), descriptor, size)
         if stored.header_digest is not None and content_digest(content) != stored.header_digest:
             raise damaged(tree, path, "the digest of its header does not match")
-        return cls(tree, path, stored, descriptor, header)
+        return cls(tree, path, stored, files, header)
 
     def require_as_stored(self, buffer: memoryview) -> None:
         """Read all of it; raises ChecksumMismatch unless it is what was stored."""
@@ -75,13 +109,13 @@ class ChainSource:
 
     def is_as_stored(self, buffer: memoryview) -> bool:
         """Read all of it, and tell whether it is what was stored."""
-        digest, offset = ContentDigest(), 0
+        digest, offset, descriptor = ContentDigest(), 0, self.descriptor
         try:
-            while size := os.preadv(self.descriptor, [buffer], offset):
+            while size := os.preadv(descriptor, [buffer], offset):
                 digest.update(buffer[:size])
                 offset += size
         except OSError as error:
-            raise unreadable(self.tree.path(self.path), error) from error
+            raise unreadable(self.tree.path(self.path), error, "read") from error
         return digest.hexdigest() == self.stored.digest
 
 
@@ -177,12 +211,18 @@ def damaged(tree: StoredTree, path: str, how: str = "its digest does not match")
     return ChecksumMismatch(f"{path} of backup {tree.backup_id} is damaged: {how}", hint=ANOTHER_BACKUP)
 
 
-def unreadable(path: Path, error: OSError) -> RepositoryError:
+def unreadable(path: Path, error: OSError, action: str = "open") -> RepositoryError:
     """Return the error that says of a stored file that the file system refuses it."""
-    return RepositoryError(
-        f"cannot open {path}: {os.strerror(error.errno or 0)}",
-        hint="Run pgwal as the user that owns the repository.",
-    )
+    hints = {
+        errno.EIO: ANOTHER_BACKUP,
+        errno.EACCES: "Run pgwal as the user that owns the repository.",
+        errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",
+    }
+    return RepositoryError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0))
+
+
+def _refuse(error: OSError) -> None:
+    raise unreadable(Path(os.fsdecode(error.filename)), error, "list") from error
 
 
 class StoredTree:
@@ -198,7 +238,7 @@ class StoredTree:
 
     def directories(self) -> Iterator[str]:
         """Yield the directories, each before those in it."""
-        for parent, names, _ in os.walk(self.root):
+        for parent, names, _ in os.walk(self.root, onerror=_refuse):
             for name in names:
                 path = os.path.relpath(Path(parent) / name, self.root)
                 self._require_real_directory(path)
@@ -207,6 +247,17 @@ class StoredTree:
     @contextmanager
     def opened(self, path: str) -> Iterator[int]:
         """Open a file for reading and give its descriptor; raises MissingPriorBackup, FormatError, RepositoryError."""
+        descriptor = self.open(path)
+        try:
+            yield descriptor
+        except OSError as error:
+            # What is written meanwhile says so in errors of its own.
+            raise unreadable(self.path(path), error, "read") from error
+        finally:
+            os.close(descriptor)
+
+    def open(self, path: str) -> int:
+        """Open a file for reading and return its descriptor; raises as ``opened`` does."""
         self._require_real_directory(path.rpartition("/")[0])
         try:
             # Without waiting for the other end of what is no file.
@@ -220,9 +271,10 @@ class StoredTree:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise self._foreign(path)
-            yield descriptor
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+        return descriptor
 
     def _require_real_directory(self, path: str) -> None:
         if path in self._real_directories:

@@ -181,6 +181,14 @@ def _slot(wanted: str, slot: SlotFacts | None) -> Finding:
         return Finding(name, Status.WARNING, "is not there yet", f"Run: pgwal stream --slot {wanted} --create-slot")
     if slot.slot_type != "physical":
         return Finding(name, Status.LACKING, f"is a {slot.slot_type} slot", "Name another slot: pgwal needs its own.")
+    if slot.invalidation_reason is not None and slot.invalidation_reason != "wal_removed":
+        return Finding(
+            name,
+            Status.LACKING,
+            f"was invalidated by the server: {slot.invalidation_reason}",
+            f"Drop it with SELECT pg_drop_replication_slot('{wanted}') and make it again; WAL that the server has"
+            " removed since is missing then.",
+        )
     if slot.wal_status == "lost":
         return Finding(
             name,
@@ -246,6 +254,13 @@ def _warnings(facts: ServerFacts, condition: ServerCondition) -> Iterator[Findin
         settings["max_slot_wal_keep_size"] != "-1",
         (f"{settings['max_slot_wal_keep_size']} MB", "not set: while no receiver runs, a slot lets WAL fill the disk"),
         "Set max_slot_wal_keep_size to what the disk can spare; beyond it the slot is lost, and the chain with it.",
+    )
+    names = settings["synchronous_standby_names"]
+    yield _judged(
+        "synchronous_standby_names",
+        "*" not in names,
+        (repr(names) if names else "empty", f"{names!r} has commits wait for any standby, and so for pgwal stream"),
+        "Name the standbys, without pgwal; or run pgwal stream --synchronous, which reports each write at once.",
     )
     archives = settings["archive_mode"] != "off"
     yield _judged(

@@ -60,7 +60,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     )
     _require_own_manifests(repository, chain)
     algorithm = request.manifest_checksums
-    with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
+    with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id):
         rebuild = Rebuild(repository, chain, request.output, request.options, on_progress, checksum_algorithm=algorithm)
         rebuild.make_directories(locations)
         if algorithm is None:

@@ -25,7 +25,7 @@ from pgwal.datadir.new_file import FILE_MODE
 from pgwal.datadir.writer import TreeWriter
 from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
-from pgwal.errors import FileReplaced
+from pgwal.errors import BrokenInvariant, FileReplaced
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
 from pgwal.relation import parse_relation_path
@@ -75,7 +75,9 @@ class Copy:
         manifest: ManifestWriter,
         rules: CopyRules,
         on_progress: Callable[[int, int], None] | None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """``check`` raises what makes the copy of no use; it is called after each file."""
         self.writer = TreeWriter(staged.data_path)
         self.totals = BackupTotals()
         self.block_count = 0
@@ -93,6 +95,7 @@ class Copy:
         on_passed = None if self._progress is None else self._progress.advance
         self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
         self._manifest = manifest
+        self._check = check
         self._manifest_file = self.writer.create(MANIFEST_NAME)
 
     def __enter__(self) -> Self:
@@ -112,9 +115,12 @@ class Copy:
         readers = self._sources[1:] or self._sources
         # Closed before anything else is undone: until then, threads may still write.
         with closing(
-            Workers(readers, self._pace).map(self._copy_files, _grouped(self._items(prior_files())))
+            Workers(readers, self._pace, lambda source: source.cut()).map(
+                self._copy_files, _grouped(self._items(prior_files()))
+            )
         ) as results:
             for copied in chain.from_iterable(results):
+                self._check()
                 if isinstance(copied, GoneFile):
                     self.missing.add_gone(copied.path)
                 else:
@@ -184,7 +190,8 @@ class Copy:
         # Where nothing is wanted the file need not be looked at.
         wanted = [each for each in (file.wanted() for file in planned) if each.size_bytes or each.to_end]
         found = source.read_small(wanted)
-        assert len(found) == len(wanted)
+        if len(found) != len(wanted):
+            raise BrokenInvariant("the source has not read as many files as were wanted")
         read = iter(found)
         copied: list[CopiedFile | GoneFile] = []
         written: list[tuple[str, bytes]] = []
@@ -207,7 +214,8 @@ class Copy:
                     continue
             self._pace.take(len(content))
             stored = file.header() + content
-            assert len(stored) == file.stored_bytes
+            if len(stored) != file.stored_bytes:
+                raise BrokenInvariant("a file was not stored with the length that was planned")
             checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
             checksum.update(stored)
             digest.update(stored)
@@ -268,7 +276,8 @@ class Copy:
         written = self.writer.write(planned.stored_path, _passing(stored, checksum, digest))
         if planned.to_end:
             planned = planned.as_read(written)
-        assert written == planned.stored_bytes
+        if written != planned.stored_bytes:
+            raise BrokenInvariant("a file was not stored with the length that was planned")
         return CopiedFile.of(planned, checksum, digest, self._rules.file_mode)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:

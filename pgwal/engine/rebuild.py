@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.exclusion import INCOMPLETE_NAME, TABLESPACE_DIRECTORY, tablespace_version_directory
 from pgwal.backup.file_table import FileTable, StoredFile
-from pgwal.backup.incremental_file import IncrementalHeader, incremental_name
+from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.reconstruct import Reconstruction, Run, reconstruct_file
 from pgwal.checksum import ContentDigest
@@ -29,7 +30,16 @@ from pgwal.datadir.copy_method import CopyMethod
 from pgwal.datadir.new_file import PlacedFile
 from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_owner
 from pgwal.datadir.writer import TreeWriter
-from pgwal.engine.chain_source import ANOTHER_BACKUP, ChainSource, OlderPages, StoredTree, damaged, wrong_size
+from pgwal.engine.chain_source import (
+    ANOTHER_BACKUP,
+    ChainSource,
+    OlderPages,
+    OpenFiles,
+    StoredTree,
+    damaged,
+    unreadable,
+    wrong_size,
+)
 from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TruncatedInput
 from pgwal.relation import parse_relation_path
 from pgwal.repository.repository import Repository
@@ -37,6 +47,9 @@ from pgwal.repository.repository import Repository
 logger = logging.getLogger(__name__)
 
 _FILES_UNDER_WAY = 16
+_MOST_OPEN_FILES = 128
+"""By one thread: more than a buffer has blocks are never needed at once."""
+_OTHER_OPEN_FILES = 40
 _MAX_DEFAULT_JOBS = 4
 _MAX_STORED_CONTENT = 16 << 20
 
@@ -117,6 +130,7 @@ class Rebuild:
         self._checksum_algorithm = checksum_algorithm
         self._lock = threading.Lock()
         self._stopping = False
+        self._error: BaseException | None = None
         self._control_file: BackupFile | None = None
         self._owners: dict[Path, Owner] = {}
 
@@ -216,16 +230,33 @@ class Rebuild:
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
                 for file in files:
-                    pending.append(pool.submit(self._write, file))
+                    pending.append(pool.submit(self._write_or_stop, file))
                     if len(pending) > self._jobs * _FILES_UNDER_WAY:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
+            except _Stopped as stopped:
+                assert self._error is not None
+                raise self._error from stopped
             finally:
                 self._stopping = True
                 for future in pending:
                     future.cancel()
         self._stopping = False
+
+    def _write_or_stop(self, file: BackupFile) -> RebuiltFile:
+        if self._stopping:
+            raise _Stopped("another file could not be written")
+        try:
+            return self._write(file)
+        except _Stopped:
+            raise
+        except BaseException as error:
+            # At once: the file that is waited for may be large.
+            with self._lock:
+                self._error = self._error or error
+            self._stopping = True
+            raise
 
     def _write(self, file: BackupFile) -> RebuiltFile:
         checksum = self._new_checksum()
@@ -295,7 +326,7 @@ class Rebuild:
         self._check(tree, file.path, offset, file.size_bytes, digest, expected_digest)
 
     def _write_incremental(self, file: BackupFile, checksum: FileChecksum | None) -> None:
-        with ExitStack() as opened:
+        with OpenFiles(_descriptors_per_job(self._jobs)) as opened:
             sources = self._open_sources(file, opened)
             headers = [source.header for source in sources]
             plan = reconstruct_file(headers)
@@ -313,7 +344,7 @@ class Rebuild:
                 else:
                     self._write_runs(file, plan, sources, target, checksum)
 
-    def _open_sources(self, file: BackupFile, opened: ExitStack) -> list[ChainSource]:
+    def _open_sources(self, file: BackupFile, opened: OpenFiles) -> list[ChainSource]:
         """Open what each backup stores of a file, newest first, down to the whole copy, with headers that are right."""
         found: list[ChainSource] = []
         stored: StoredFile | None = StoredFile.of(file)
@@ -324,8 +355,7 @@ class Rebuild:
                 raise MissingPriorBackup(
                     f"backup {tree.backup_id} holds no {file.path}, which a later one builds on", hint=ANOTHER_BACKUP
                 )
-            path = incremental_name(file.path) if stored.is_incremental else file.path
-            source = ChainSource.opened(tree, file.path, stored, opened.enter_context(tree.opened(path)))
+            source = ChainSource.opened(tree, file.path, stored, opened)
             found.append(source)
             if not stored.is_incremental:
                 break
@@ -379,10 +409,19 @@ class Rebuild:
 
     def _read(self, pieces: list[Run], sources: list[ChainSource], buffer: memoryview) -> memoryview:
         """Fill the start of the buffer with pieces that follow each other, and return it."""
-        descriptors = array("i", [-1 if p.source is None else sources[p.source].descriptor for p in pieces])
-        lengths = array("I", [piece.length for piece in pieces])
-        size = sum(lengths)
-        done = read_parts(buffer, descriptors, array("Q", [piece.source_offset for piece in pieces]), lengths)
+        size = done = 0
+        for some in _of_few_sources(pieces, sources[0].files.limit):
+            descriptors = array("i", [-1 if p.source is None else sources[p.source].descriptor for p in some])
+            lengths = array("I", [piece.length for piece in some])
+            offsets = array("Q", [piece.source_offset for piece in some])
+            try:
+                done += read_parts(buffer[size:], descriptors, offsets, lengths)
+            except OSError as error:
+                first = next(p.source for p in some if p.source is not None)
+                raise unreadable(sources[first].tree.path(sources[first].path), error, "read") from error
+            size += sum(lengths)
+            if done < size:
+                break
         if done < size:
             cut = next(p for p in pieces if p.offset + p.length - pieces[0].offset > done)
             assert cut.source is not None
@@ -415,6 +454,28 @@ class Rebuild:
 
 class _Stopped(PgwalError):
     """Ends a thread when another one has failed."""
+
+
+def _descriptors_per_job(jobs: int) -> int:
+    """Return how many files of a chain a thread may hold open: chains may be longer than a process may open files."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return _MOST_OPEN_FILES
+    return max(2, min(_MOST_OPEN_FILES, (most - _OTHER_OPEN_FILES) // jobs))
+
+
+def _of_few_sources(pieces: list[Run], limit: int) -> Iterator[list[Run]]:
+    """Split consecutive pieces so that each part has at most ``limit`` sources."""
+    part: list[Run] = []
+    found: set[int | None] = set()
+    for piece in pieces:
+        if len(found | {piece.source}) > limit:
+            yield part
+            part, found = [], set()
+        part.append(piece)
+        found.add(piece.source)
+    if part:
+        yield part
 
 
 def _size_of(source: ChainSource) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,19 +23,25 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.003
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
+_PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0
+"""When, and how often, what another process receives is held against the server while WAL is waited for."""
 
 
 class ReceivedWal:
     """What arrives in a repository while a receiver runs, be it in this process or another."""
 
-    def __init__(self, repository: Repository, thread: _ReceiverThread | None) -> None:
+    def __init__(
+        self, repository: Repository, thread: _ReceiverThread | None, parameters: ConnectionParameters
+    ) -> None:
         self._repository = repository
         self._thread = thread
+        self._parameters = parameters
 
     def wait_until_written(self, timeline_id: int, lsn: Lsn) -> None:
         """Return when WAL of a timeline can be read up to ``lsn``.
 
-        Raises the receiver's own error, or WalGap when nothing arrives for STALLED_S seconds.
+        Raises the receiver's own error, TimelineMismatch when a receiver that runs elsewhere brings WAL of another
+        server, or WalGap when nothing arrives for STALLED_S seconds.
         """
         self._wait(timeline_id, lsn, complete=False)
 
@@ -62,15 +68,26 @@ class ReceivedWal:
 
     def _wait(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> None:
         last_position, last_progress_s = Lsn(0), time.monotonic()
+        proven_at_s = last_progress_s + _PROOF_AFTER_S - _PROOF_INTERVAL_S
+        waits_since = time.time()
         self.check()
         while not self._has(timeline_id, lsn, complete=complete):
             state = self._repository.receiver_state()
             position = state.written_lsn if state is not None else Lsn(0)
-            if position != last_position:
+            if position != last_position and state is not None and state.timeline_id <= timeline_id:
                 last_position, last_progress_s = position, time.monotonic()
             self.check()
             self._check_stalled(lsn, position, last_progress_s)
+            if self._thread is None and time.monotonic() - proven_at_s > _PROOF_INTERVAL_S:
+                self._require_servers_wal(waits_since)
+                proven_at_s = time.monotonic()
             time.sleep(_POLL_S)
+
+    def _require_servers_wal(self, waits_since: float) -> None:
+        # Not above: few backups wait that long.
+        from pgwal.engine.whose_wal import require_servers_wal
+
+        require_servers_wal(self._repository, self._parameters, waits_since)
 
     def _has(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> bool:
         repository = self._repository
@@ -91,9 +108,10 @@ class ReceivedWal:
 
 
 class _ReceiverThread(threading.Thread):
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, on_failure: Callable[[], None]) -> None:
         super().__init__(name="pgwal-receiver", daemon=True)
         self._receiver = receiver
+        self._on_failure = on_failure
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -101,6 +119,8 @@ class _ReceiverThread(threading.Thread):
             self._receiver.run()
         except BaseException as error:  # raised again where the backup waits for WAL
             self._error = error
+            if not self.came_too_late:
+                self._on_failure()
 
     @property
     def came_too_late(self) -> bool:
@@ -123,14 +143,16 @@ def receiving(
     *,
     skip_removed: bool,
     from_restart_point: bool = False,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Iterator[ReceivedWal]:
     """Have WAL received into the repository while the context lasts.
 
     With ``skip_removed``, WAL that the server has removed before that is given up, with a warning.  With
     ``from_restart_point``, for a server in recovery, an empty archive begins at its last restart point.
+    ``on_failure`` is called, in another thread, when the receiver fails that was begun here.
     """
     if repository.receiver_is_running():
-        yield ReceivedWal(repository, None)
+        yield ReceivedWal(repository, None, parameters)
         return
     # Not above: it takes a tenth of a second to import, and most backups find a receiver that runs.
     from pgwal.engine.stream import Receiver
@@ -146,14 +168,14 @@ def receiving(
         for_backup=True,
     )
     receiver = Receiver(repository.store.root, parameters, options, stop)
-    thread = _ReceiverThread(receiver)
+    thread = _ReceiverThread(receiver, on_failure)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")
     thread.start()
     try:
         # A new temporary slot keeps WAL from the last checkpoint on. What is older must be here before the next one.
         while not receiver.level.wait(_POLL_S) and not thread.came_too_late:
             thread.check()
-        yield ReceivedWal(repository, None if thread.came_too_late else thread)
+        yield ReceivedWal(repository, None if thread.came_too_late else thread, parameters)
     finally:
         stop.set()
         thread.join()

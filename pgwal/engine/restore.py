@@ -58,8 +58,8 @@ class RestoreRequest:
     maps old absolute locations to new ones.  Unless ``wal_is_here``, the restore command gets WAL from elsewhere than
     the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
     WAL is missing that has more behind it.  Unless it ``warns``, nothing is said of the backup's own configuration.
-    Whether a tablespace may go to where the backup says, outside of the target, is for ``allow_tablespaces_in_place``; see
-    pgwal.engine.restore_places.
+    Whether a tablespace may go to where the backup says, outside of the target, is for ``allow_tablespaces_in_place``:
+    see pgwal.engine.restore_places.
     """
 
     repository_path: Path
@@ -108,7 +108,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     )
     for created in moved:
         require_empty(Path(os.fsdecode(encode_path(created.path))), because=f"WAL creates {created} there")
-    with filling(request.target, locations.values()), repository.catalogue.hold(entry.backup_id for entry in chain):
+    with filling(request.target, locations.values()), repository.catalogue.hold(chosen.backup_id):
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
         rebuild.make_directories(locations)
         old_settings: list[BackupFile] = []

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import os
 import select
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pgwal.errors import NoAnswer
+
+_Result = TypeVar("_Result")
+
+_GRACE_S = 2.0
+"""How long a server may take to answer after the request."""
 
 
 class StopRequest:
@@ -31,6 +41,42 @@ class StopRequest:
         if not self._requested:
             select.select([self._read_fd], [], [], timeout_s)
         return self._requested
+
+    def outlast(self, ask: Callable[[], _Result]) -> _Result:
+        """Ask a server something that nothing can interrupt, and return the answer, or raise what that raises.
+
+        Raises NoAnswer when a stop is requested and the answer does not come; it is given up then, with
+        the thread that waits for it, which ends with the process at the latest.
+        """
+        answered_fd, answer_fd = os.pipe()
+        answers: list[_Result] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                answers.append(ask())
+            except BaseException as error:  # raised again where the answer is waited for
+                errors.append(error)
+            finally:
+                os.close(answer_fd)
+
+        thread = threading.Thread(target=run, name="pgwal-ask", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            os.close(answer_fd)
+            os.close(answered_fd)
+            raise
+        try:
+            select.select([answered_fd, self._read_fd], [], [])
+            if not select.select([answered_fd], [], [], _GRACE_S)[0]:
+                raise NoAnswer(f"the server did not answer within {_GRACE_S:.0f} s")
+        finally:
+            os.close(answered_fd)
+        thread.join()
+        if errors:
+            raise errors[0]
+        return answers[0]
 
     def close(self) -> None:
         os.close(self._read_fd)

@@ -191,10 +191,11 @@ class StoredBackup:
     def _find_extra_files(self) -> None:
         """Note what lies in the directory of the backup without being in a list."""
         listed = array("Q", sorted(self._listed))
-        for child in sorted(self._root.iterdir()):
-            if child.name not in (BACKUP_DATA_DIRECTORY, BACKUP_ENTRY_NAME):
-                self._note_at(child, "it does not belong to the backup")
-        for parent, directories, names in os.walk(self._data_path):
+        with self._noting(self._root):
+            for child in sorted(self._root.iterdir()):
+                if child.name not in (BACKUP_DATA_DIRECTORY, BACKUP_ENTRY_NAME):
+                    self._note_at(child, "it does not belong to the backup")
+        for parent, directories, names in os.walk(self._data_path, onerror=self._note_unreadable):
             directories.sort()
             links = [name for name in directories if (Path(parent) / name).is_symlink()]
             for name in sorted((*names, *links)):
@@ -208,8 +209,9 @@ class StoredBackup:
         tablespaces = tuple(f"pg_tblspc/{oid}" for oid in sorted(entry.tablespaces))
         for directory in (*required_directories(entry.major), *tablespaces):
             path = self._data_path / directory
-            if path.is_symlink() or not path.is_dir():
-                self._note(directory, "the directory is missing")
+            with self._noting(path):
+                if path.is_symlink() or not path.is_dir():
+                    self._note(directory, "the directory is missing")
 
     def _check_facts(self, entry: BackupEntry, prior: BackupEntry | None) -> None:
         """Hold the entry against the repository, pg_control, backup_label and PG_VERSION."""
@@ -278,6 +280,9 @@ class StoredBackup:
             self._note_at(path, str(error))
         except OSError as error:
             self._note_at(path, f"it cannot be read: {os.strerror(error.errno or 0)}")
+
+    def _note_unreadable(self, error: OSError) -> None:
+        self._note_at(Path(os.fsdecode(error.filename)), f"it cannot be read: {os.strerror(error.errno or 0)}")
 
     def _note(self, data_path: str, message: str) -> None:
         self._note_at(self._data_path / data_path, message)

@@ -26,7 +26,7 @@ from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal.page_magic import wal_format_of_major
 
 # Small, because a piece of zeros that has been compressed becomes a thousand times as large.
-_COMPRESSED_READ_SIZE = 4096
+_COMPRESSED_READ_SIZE = 1024
 
 
 class StoredWal:
@@ -172,8 +172,11 @@ class StoredWal:
         size_bytes = 0
         try:
             with self._repository.store.open(name) as file:
+                # Little at a time: of some bytes may become a thousand times as many, or more.
                 while data := file.read(_COMPRESSED_READ_SIZE):
                     size_bytes += len(decoder.decompress(data))
+                    if size_bytes > self._geometry.segment_size:
+                        raise FormatError(f"it holds more than the {self._geometry.segment_size} bytes of a segment")
                     if decoder.unused_data:
                         raise FormatError("bytes follow its end")
             if not decoder.eof:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import tenacity
 
@@ -24,6 +25,7 @@ from pgwal.engine.timeline_stream import TICK_S, ServerPosition, TimelineStream
 from pgwal.errors import (
     ConnectionFailed,
     HistoryMismatch,
+    NoAnswer,
     OlderTimeline,
     ReceivedByBackup,
     ReplicationInterrupted,
@@ -36,7 +38,7 @@ from pgwal.errors import (
     WalRemoved,
 )
 from pgwal.lsn import Lsn
-from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
+from pgwal.postgres.connection import Connection, ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.server import read_server_facts, read_slot
 from pgwal.postgres.walsender import SlotPosition, SystemIdentity, WalSender
 from pgwal.postgres_version import version_of_server
@@ -48,6 +50,8 @@ from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
 
 logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 _RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
 
@@ -123,9 +127,11 @@ class Receiver:
                         return retrying(self._receive_once, held)
                     except (HistoryMismatch, OlderTimeline) as error:
                         self._set_aside(error)
-            except (ConnectionFailed, ReplicationInterrupted, SlotInUse, ReceivedByBackup, StorageFull):
+            except (ConnectionFailed, ReplicationInterrupted, SlotInUse, ReceivedByBackup, StorageFull) as error:
                 if not self.stop.is_set():
                     raise
+                if isinstance(error, NoAnswer):
+                    logger.warning("%s; stopped without it", error)
 
     def _set_aside(self, error: HistoryMismatch | OlderTimeline) -> None:
         """Move aside what stands against the server's history, where that was asked for; else raise the error."""
@@ -184,7 +190,7 @@ class Receiver:
         return transient and connected_before and self.options.reconnect
 
     def _receive_once(self, held: ExitStack) -> None:
-        with self._open_sender(self._parameters, self.stop.fd) as sender:
+        with self.stop.outlast(lambda: self._open_sender(self._parameters, self.stop.fd)) as sender:
             self._receive_from(sender, held)
 
     def _receive_from(self, sender: WalSender, held: ExitStack) -> None:
@@ -205,20 +211,22 @@ class Receiver:
         self.level_lsn = system.flush_lsn
         target = system.flush_lsn if self.options.once else self.options.end_lsn
         starts = self._starts(sender, repository, server)
+        ended: set[tuple[int, Lsn]] = set()
         while True:
             timeline_id, end = self._stream(sender, repository, server, starts, target)
-            if end is None:
+            if end is None or self.stop.is_set():
                 return
             # Anew, because a server that was promoted meanwhile has a history that was not known before.
             server = self._server_position(sender, repository, sender.identify_system())
             following = server.history.timeline_at(end)
             logger.info("timeline %d ends at %s, timeline %d follows", timeline_id, end, following)
-            if following <= timeline_id:
+            if following <= timeline_id or (timeline_id, end) in ended:
                 raise TimelineMismatch(
                     f"the server says that timeline {timeline_id} ends at {end}, but its history goes on with"
                     f" timeline {following} there",
                     hint="Look at the server's timeline history files.",
                 )
+            ended.add((timeline_id, end))
             starts = starts_in_segment(
                 StreamStart(following, _segment_start(repository.geometry, end)), server.history, repository.geometry
             )
@@ -303,8 +311,7 @@ class Receiver:
     def _is_standby(self, sender: WalSender) -> bool:
         if version_of_server(sender.server_version).shows_in_hot_standby:
             return sender.show("in_hot_standby") == "on"
-        with connect_sql(self._parameters) as connection:
-            return read_server_facts(connection).in_recovery
+        return self._asked(lambda connection: read_server_facts(connection).in_recovery)
 
     def _missing(self, error: WalRemoved, sender: WalSender, start: Lsn, present: Lsn) -> WalRemoved:
         """Name the range that is known to be missing: up to where the server is, or holds WAL back by the slot."""
@@ -401,9 +408,17 @@ class Receiver:
     def _find_slot(self, sender: WalSender, slot: str) -> SlotPosition | None:
         if version_of_server(sender.server_version).has_read_replication_slot:
             return sender.read_replication_slot(slot)
-        with connect_sql(self._parameters) as connection:
-            facts = read_slot(connection, slot)
+        facts = self._asked(lambda connection: read_slot(connection, slot))
         return SlotPosition(facts.restart_lsn, None) if facts is not None else None
+
+    def _asked(self, ask: Callable[[Connection], _Answer]) -> _Answer:
+        """Ask the server by SQL."""
+
+        def run() -> _Answer:
+            with connect_sql(self._parameters) as connection:
+                return ask(connection)
+
+        return self.stop.outlast(run)
 
     # -- as of StreamObserver ----------------------------------------------------------------------------------
 

@@ -18,7 +18,14 @@ from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
 from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, StreamOptions
-from pgwal.errors import FormatError, PgwalError, ReplicationInterrupted, RepositoryError, StandbyBehind
+from pgwal.errors import (
+    BrokenInvariant,
+    FormatError,
+    PgwalError,
+    ReplicationInterrupted,
+    RepositoryError,
+    StandbyBehind,
+)
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.walsender import EndOfTimeline, WalSender
 from pgwal.postgres_version import version_of_magic
@@ -306,7 +313,8 @@ class TimelineStream:
         if summarizer is None or lsn + len(data) <= summarizer.feed_lsn:
             return
         try:
-            assert lsn <= summarizer.feed_lsn
+            if lsn > summarizer.feed_lsn:
+                raise BrokenInvariant("WAL is summarised without a hole")
             summarizer.feed(data[summarizer.feed_lsn - lsn :])
             if summarizer.end_of_wal is not None:
                 self._require_no_break(summarizer.end_of_wal)

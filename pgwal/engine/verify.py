@@ -85,7 +85,7 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
         if current in others:
             report.problems.append(Problem(current, f"{BACKUP_DIRECTORY}/{current}", "it is not a directory"))
             continue
-        if backup_id is not None:
+        if current == backup_id:
             _hold(repository, current, held)
         report.backup_ids.append(current)
         try:
@@ -102,7 +102,7 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
 def _hold(repository: Repository, backup_id: str, held: ExitStack) -> None:
     """Keep a backup from being removed; what is missing, or cannot be opened, is said when its files are read."""
     try:
-        held.enter_context(repository.catalogue.hold([backup_id]))
+        held.enter_context(repository.catalogue.hold(backup_id))
     except RepositoryLocked:
         raise
     except RepositoryError:
@@ -148,7 +148,11 @@ class _Verification:
             self._backups[backup_id] = stored
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
-            future.result()
+            try:
+                future.result()
+            except RepositoryError as error:
+                # A directory that cannot be read; the rest is looked at all the same.
+                report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
             report.problems += wal.problems
         self._check_switches()
         self._check_starts()
@@ -192,7 +196,7 @@ class _Verification:
                 require_linked_switch(self._repository.wal, wal_format, switch, follower_id)
             except ChainError as error:
                 self._report.problems.append(Problem(None, name, str(error)))
-            except FormatError:
+            except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
     def _check_starts(self) -> None:
@@ -204,7 +208,7 @@ class _Verification:
                 self._require_checkpoint(self._backups[backup_id])
             except ChainError as error:
                 self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
-            except FormatError:
+            except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
     def _require_checkpoint(self, stored: StoredBackup) -> None:

@@ -51,20 +51,30 @@ class Pace:
         """Have every thread that takes from here end."""
         self._stopped.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
 
 class Stopped(Exception):
     """Another thread has failed, or the user wants an end."""
 
 
 class Workers(Generic[_Tool]):
-    """Threads that work on items, one for each tool, which is for one thread at a time; none when there is one tool."""
+    """Threads that work on items, one for each tool, which is for one thread at a time; none when there is one tool.
 
-    def __init__(self, tools: Sequence[_Tool], pace: Pace) -> None:
+    A tool whose work has failed is not used again: nobody knows in the middle of what it is.  When all are to end,
+    ``cut`` has each tool end what another thread waits for.
+    """
+
+    def __init__(self, tools: Sequence[_Tool], pace: Pace, cut: Callable[[_Tool], None] = lambda _: None) -> None:
         self._tools = tools
         self._pace = pace
+        self._cut = cut
         self._idle: SimpleQueue[_Tool] = SimpleQueue()
         for tool in tools:
             self._idle.put(tool)
+        self._ending = threading.Lock()
         self._error: BaseException | None = None
 
     def map(self, work: Callable[[_Tool, _Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
@@ -87,22 +97,34 @@ class Workers(Generic[_Tool]):
             while pending:
                 yield pending.popleft().result()
         except BaseException as error:
-            self._pace.stop()
+            self._end_all(error)
             pool.shutdown(cancel_futures=True)
-            if isinstance(error, Stopped) and self._error is not None:
+            # What else fails then is because of it, such as the connections that were cut.
+            if isinstance(error, Exception) and self._error is not None:
                 raise self._error from None
             raise
         pool.shutdown()
 
     def _run(self, work: Callable[[_Tool, _Item], _Result], item: _Item) -> _Result:
+        if self._pace.is_stopped:
+            # Before a tool is waited for that nobody gives back.
+            raise Stopped
         tool = self._idle.get()
         try:
-            return work(tool, item)
+            result = work(tool, item)
         except BaseException as error:
-            if not isinstance(error, Stopped) and self._error is None:
-                self._error = error
             # At once: the result that is waited for may be hours away.
-            self._pace.stop()
+            self._end_all(error)
             raise
-        finally:
-            self._idle.put(tool)
+        self._idle.put(tool)
+        return result
+
+    def _end_all(self, error: BaseException) -> None:
+        with self._ending:
+            if self._error is None and not isinstance(error, Stopped):
+                self._error = error
+            if self._pace.is_stopped:
+                return
+            self._pace.stop()
+        for tool in self._tools:
+            self._cut(tool)

@@ -6,13 +6,15 @@ them: PG* variables, services, .pgpass.
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import contextmanager
+import socket
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import pq
+from psycopg import capabilities, pq, waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
@@ -25,6 +27,9 @@ APPLICATION_NAME = "pgwal"
 # Used where neither the parameters nor the environment say otherwise.  libpq's own connect_timeout is endless.
 # The session that holds a backup open is idle for hours; firewalls and NAT forget it unless TCP keeps it alive.
 _DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "60"}
+
+# How long a server may take to hear that what it does is not wanted any more.
+_CANCEL_TIMEOUT_S = 1.0
 
 # Set for a role or database, these would end a session that waits for a checkpoint or for files to be copied.
 # Not every version has each.
@@ -60,6 +65,8 @@ class ConnectionParameters:
 
         Raises ConnectionFailed when ``dbname`` looks like a connection string and is not one.
         """
+        for value in (dbname, host, str(port or ""), user):
+            _require_text(value)
         options = {"host": host, "port": port, "user": user}
         if dbname is not None and _is_connection_string(dbname):
             options.update(_parse_conninfo(dbname))
@@ -79,6 +86,17 @@ class ConnectionParameters:
         return f"ConnectionParameters({str(self)!r})"
 
 
+def _require_text(value: str | None) -> None:
+    """Raise ConnectionFailed for what libpq cannot be told."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise ConnectionFailed(
+            "the names of host, user and database must be text in UTF-8",
+            hint="Check the options, and the encoding of the terminal or script.",
+        ) from error
+
+
 def _is_connection_string(dbname: str) -> bool:
     return "=" in dbname or dbname.startswith(("postgresql://", "postgres://"))
 
@@ -94,7 +112,32 @@ def _parse_conninfo(conninfo: str) -> dict[str, str]:
         ) from error
 
 
-def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
+class Connection(psycopg.Connection[Any]):
+    """A connection that an end which somebody wants does not keep waiting, whether or not the server answers."""
+
+    was_cut = False
+    """Whether ``cut`` has been called."""
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """As psycopg's, but after an interruption it does not wait for the answer of a server that may hang."""
+        try:
+            return waiting.wait(gen, self.pgconn.socket, *args, **options)
+        except KeyboardInterrupt:
+            if capabilities.has_cancel_safe():
+                # What it does, such as a spread checkpoint, might take long to notice that nobody is there.
+                with suppress(psycopg.Error):
+                    self.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+            self.pgconn.finish()
+            raise
+
+    def cut(self) -> None:
+        """Have whoever waits for the server, in another thread, meet the end of the connection at once."""
+        self.was_cut = True
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+
+
+def connect_sql(parameters: ConnectionParameters) -> Connection:
     """Open a connection for SQL: autocommit, without timeouts, with pg_catalog alone in the search path.
 
     Raises ConnectionFailed (PasswordRequired among them).
@@ -107,7 +150,7 @@ def connect_sql(parameters: ConnectionParameters) -> psycopg.Connection:
     return connection
 
 
-def connect_replication(parameters: ConnectionParameters, *, application_name: str | None = None) -> psycopg.Connection:
+def connect_replication(parameters: ConnectionParameters, *, application_name: str | None = None) -> Connection:
     """Open a connection for physical replication; give it to WalSender, it takes no SQL.
 
     ``application_name``, which synchronous_standby_names may list, wins over one in the parameters.
@@ -121,17 +164,32 @@ def connect_replication(parameters: ConnectionParameters, *, application_name: s
     return _connect(parameters, extra)
 
 
-def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> psycopg.Connection:
+def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> Connection:
     """Open a connection; psycopg walks over several hosts and addresses, each with the time-out."""
     values = _parse_conninfo(parameters.conninfo)
+    # Which kind of connection is made is not for the user to say.
+    values.pop("replication", None)
     known = _libpq_defaults() | values
     if "service" not in known:
         values |= {key: value for key, value in _DEFAULTS.items() if key not in known}
     values |= {"fallback_application_name": APPLICATION_NAME, "client_encoding": "UTF8", **extra}
     try:
-        return psycopg.connect(make_conninfo("", **values), autocommit=True)
+        if any(host.startswith("@") for host in known.get("host", "").split(",")):
+            return _connect_by_libpq(make_conninfo("", **values))
+        return Connection.connect(make_conninfo("", **values), autocommit=True)
     except psycopg.Error as error:
         raise _connection_error(error, values.get("user")) from error
+
+
+def _connect_by_libpq(conninfo: str) -> Connection:
+    """Connect where psycopg would look for a host of the name of an abstract socket."""
+    pgconn = pq.PGconn.connect(conninfo.encode())
+    if pgconn.status != pq.ConnStatus.OK:
+        raise psycopg.OperationalError(pgconn.get_error_message())
+    pgconn.nonblocking = 1
+    connection = Connection(pgconn)
+    connection.autocommit = True
+    return connection
 
 
 def _libpq_defaults() -> dict[str, str]:
@@ -150,7 +208,8 @@ def _libpq_defaults() -> dict[str, str]:
 def translated_errors(connection: psycopg.Connection) -> Iterator[None]:
     """Turn psycopg's errors on ``connection`` into pgwal's.
 
-    A connection that is lost gives ConnectionFailed, SQLSTATE 42501 PrivilegeMissing, all else ServerError.
+    A connection that is lost gives ConnectionFailed, SQLSTATE 42501 PrivilegeMissing, all else ServerError, answers
+    among it that are not what was asked for.
     """
     try:
         yield
@@ -160,6 +219,9 @@ def translated_errors(connection: psycopg.Connection) -> Iterator[None]:
         if connection.broken or connection.closed:
             raise ConnectionFailed(f"the connection was lost: {error_text(error)}") from error
         raise ServerError(error_text(error), hint=error.diag.message_hint) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        # Of the conversions; a server, or what stands before it, may answer anything.
+        raise ServerError(f"the server's answer cannot be read: {one_line(str(error))}") from error
 
 
 def error_text(error: psycopg.Error) -> str:

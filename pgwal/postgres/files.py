@@ -32,9 +32,9 @@ from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE
-from pgwal.errors import FileReplaced, PrivilegeMissing, ServerError, WrongCluster
+from pgwal.errors import BrokenInvariant, FileReplaced, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres.binary_copy import BinaryCopyReader
-from pgwal.postgres.connection import translated_errors
+from pgwal.postgres.connection import Connection, translated_errors
 from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class SqlDataDirectory:
     Raises PrivilegeMissing, with the SQL that helps, ServerError, or FormatError for names that lead elsewhere.
     """
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def __enter__(self) -> Self:
@@ -109,6 +109,9 @@ class SqlDataDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+
+    def cut(self) -> None:
+        self._connection.cut()
 
     def require_same_server(self, other: psycopg.Connection) -> None:
         """Raise WrongCluster when another connection leads to another server, as a list of hosts may make it."""
@@ -236,7 +239,7 @@ class _Change(NamedTuple):
 class _Directories:
     """What the directories hold; see pgwal.backup.walk.DirectoryReader."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def names(self, directory: str) -> list[str]:
@@ -292,7 +295,7 @@ def _one_query(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _joined_contents(
-    connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]
+    connection: Connection, path: str, pieces: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, bytes]]:
     """Yield how many pieces follow each other in a chunk, and the chunk: of the first pieces, up to one that is short.
 
@@ -329,7 +332,7 @@ def _column(pieces: Sequence[tuple[int, int]], number: int) -> str:
     return f"'{{{','.join(str(piece[number]) for piece in pieces)}}}'::bigint[]"
 
 
-def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:
+def _contents(connection: Connection, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:
     """Yield the contents of (offset, length) pieces of a file, short beyond its end, None when it is gone."""
     if not pieces:
         return
@@ -341,7 +344,7 @@ def _contents(connection: psycopg.Connection, path: str, pieces: Sequence[tuple[
     yield from _copied(connection, path, query)
 
 
-def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedContent]) -> Iterator[bytes | Unread | None]:
+def _small_contents(connection: Connection, wanted: Sequence[WantedContent]) -> Iterator[bytes | Unread | None]:
     """Yield what is wanted of each file, in one query; zeros for what is beyond its end, None when it is gone."""
     # Of a file that is wanted to its end, one byte more shows whether it has become longer.
     pieces = [[(0, file.size_bytes + 1)] if file.to_end else list(file.extents()) for file in wanted]
@@ -351,7 +354,8 @@ def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedConte
     )
     query = _SMALL_CONTENTS.format(paths=f"'{{{paths}}}'", starts=_column(together, 0), sizes=_column(together, 1))
     found = list(_copied(connection, wanted[0].path, query))
-    assert len(found) == len(together), "as many rows as pieces"
+    if len(found) != len(together):
+        raise BrokenInvariant("the server did not answer with one row for each piece")
     at = 0
     for file, of_file in zip(wanted, pieces, strict=True):
         of_pieces = found[at : at + len(of_file)]
@@ -366,7 +370,7 @@ def _small_contents(connection: psycopg.Connection, wanted: Sequence[WantedConte
             yield b"".join((c or b"").ljust(size, b"\0") for c, (_, size) in zip(of_pieces, of_file, strict=True))
 
 
-def _content(connection: psycopg.Connection, path: str, start: int, size: int) -> bytes | None:
+def _content(connection: Connection, path: str, start: int, size: int) -> bytes | None:
     with _translated(connection, path), connection.cursor(binary=True) as cursor:
         row = cursor.execute(_CONTENT, (encode_path(path), start, size), prepare=True).fetchone()
     assert row is not None
@@ -386,17 +390,23 @@ def _literal(path: str) -> str:
     return f"convert_from(decode('{encode_path(path).hex()}', 'hex'), getdatabaseencoding())"
 
 
-def _copied(connection: psycopg.Connection, path: str, query: str) -> Iterator[bytes | None]:
+def _copied(connection: Connection, path: str, query: str) -> Iterator[bytes | None]:
     """Yield the values of a COPY query's single column, as they arrive."""
     rows = BinaryCopyReader()
     statement = f"{query} TO STDOUT (FORMAT BINARY)".encode()
     with _translated(connection, path), connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for piece in copy:
-            yield from rows.feed(piece)
+        try:
+            for piece in copy:
+                yield from rows.feed(piece)
+        except BaseException as error:
+            # What ends the COPY asks the server to, and waits for it.
+            if connection.was_cut or isinstance(error, KeyboardInterrupt):
+                connection.close()
+            raise
         rows.finish()
 
 
-def _require_encodable(connection: psycopg.Connection, path: str) -> None:
+def _require_encodable(connection: Connection, path: str) -> None:
     """Raise ServerError when a path cannot be named in SQL."""
     with _translated(connection, path):
         connection.execute("SELECT convert_from(%s, getdatabaseencoding()) IS NULL", (encode_path(path),))
@@ -408,7 +418,7 @@ def _server_start(connection: psycopg.Connection) -> object:
 
 
 @contextmanager
-def _translated(connection: psycopg.Connection, path: str) -> Iterator[None]:
+def _translated(connection: Connection, path: str) -> Iterator[None]:
     """Turn psycopg's errors into pgwal's, with the grants that are missing."""
     try:
         with translated_errors(connection):

@@ -8,9 +8,9 @@ Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 import tenacity
@@ -25,6 +25,9 @@ from pgwal.postgres.privileges import grant_hint
 from pgwal.postgres_version import version_of_catalog, version_of_server
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
 from pgwal.segment import WAL_PAGE_SIZE
+
+_RowT = TypeVar("_RowT")
+
 
 # ---- facts ----
 
@@ -110,16 +113,21 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     """
     version_of_server(connection.info.server_version)
     with translated_errors(connection):
-        row = connection.cursor(row_factory=dict_row).execute(_FACTS).fetchone()
+        row = _only(connection.cursor(row_factory=dict_row).execute(_FACTS).fetchall())
         tablespaces = _read_tablespaces(connection)
-    assert row is not None
-    # The number of a server is the same in its beta versions, whose WAL and files may differ.
-    version_of_catalog(row.pop("catalog_version_no"), row.pop("pg_control_version"), "the server's pg_control")
-    # The SQL type of the identifier is a signed bigint.
-    row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
-    facts = ServerFacts(**row, tablespaces=tablespaces)
+        absent = [name for name, value in row.items() if value is None and name not in _MAY_BE_HIDDEN]
+        if absent:
+            raise ServerError(f"the server does not say its {', '.join(absent)}")
+        # The number of a server is the same in its beta versions, whose WAL and files may differ.
+        version_of_catalog(row.pop("catalog_version_no"), row.pop("pg_control_version"), "the server's pg_control")
+        # The SQL type of the identifier is a signed bigint.
+        row["system_identifier"] &= 0xFFFF_FFFF_FFFF_FFFF
+        facts = ServerFacts(**row, tablespaces=tablespaces)
     _check_sizes(facts)
     return facts
+
+
+_MAY_BE_HIDDEN = ("data_directory", "stats_temp_directory")
 
 
 # Until DROP TABLESPACE commits, its row is there and its link no longer.
@@ -160,14 +168,14 @@ def read_control_stamp(connection: psycopg.Connection) -> ControlStamp:
         written_at_s, checkpoint_lsn, redo_lsn, timeline_id, checkpoint_at_s, min_recovery_lsn = _one_row(
             connection, _CONTROL_STAMP
         )
-    return ControlStamp(
-        written_at_s,
-        Lsn.parse(checkpoint_lsn),
-        Lsn.parse(redo_lsn),
-        timeline_id,
-        checkpoint_at_s,
-        Lsn.parse(min_recovery_lsn),
-    )
+        return ControlStamp(
+            int(written_at_s),
+            Lsn.parse(checkpoint_lsn),
+            Lsn.parse(redo_lsn),
+            int(timeline_id),
+            int(checkpoint_at_s),
+            Lsn.parse(min_recovery_lsn),
+        )
 
 
 def read_clock(connection: psycopg.Connection) -> datetime:
@@ -190,7 +198,7 @@ def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:
             connection,
             "SELECT extract(epoch FROM pg_postmaster_start_time())::float8, current_setting('port')::int",
         )
-    return started_at_s, port
+        return float(started_at_s), int(port)
 
 
 def read_databases(connection: psycopg.Connection) -> dict[int, int]:
@@ -208,14 +216,14 @@ def read_tablespace_oids(connection: psycopg.Connection) -> set[int]:
     query = "SELECT oid::bigint FROM pg_tablespace WHERE oid NOT IN (%s, %s)"
     with translated_errors(connection):
         rows = connection.execute(query, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
-    return {oid for (oid,) in rows}
+        return {int(oid) for (oid,) in rows}
 
 
 def read_tablespace_locations(connection: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:
     """Return where the links in pg_tblspc lead; raises ServerError when one is not there."""
     with translated_errors(connection):
         rows = connection.execute(_LOCATIONS, (list(oids),)).fetchall()
-    return {oid: decode_path(location) for oid, location in rows}
+        return {int(oid): decode_path(location) for oid, location in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +244,7 @@ CONDITION_SETTINGS = (
     "max_slot_wal_keep_size",
     "fsync",
     "archive_mode",
+    "synchronous_standby_names",
 )
 _CONDITION = """
     SELECT (SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name = ANY (%s)) AS settings,
@@ -249,9 +258,15 @@ _CONDITION = """
 def read_server_condition(connection: psycopg.Connection) -> ServerCondition:
     """Read what ``pgwal check`` looks at beyond the facts; any role may."""
     with translated_errors(connection):
-        row = connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchone()
-    assert row is not None
-    return ServerCondition(**row)
+        row = _only(connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchall())
+        condition = ServerCondition(**row)
+        # As many as it has; none may be something else than text.
+        settings = {str(name): str(value) for name, value in dict(condition.settings).items()}
+        numbers = [settings.get(name, "") for name in ("max_wal_senders", "max_replication_slots")]
+        counts = (condition.wal_sender_count, condition.slot_count)
+        if not settings.keys() >= set(CONDITION_SETTINGS) or None in counts or not all(map(str.isdecimal, numbers)):
+            raise ServerError("the server does not say what its settings are, or how many walsenders and slots it has")
+        return replace(condition, settings=settings)
 
 
 def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
@@ -263,7 +278,7 @@ def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
             " THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
             " ELSE pg_current_wal_flush_lsn() END::text",
         )
-    return Lsn.parse(lsn)
+        return Lsn.parse(lsn)
 
 
 # ---- slots ----
@@ -279,21 +294,28 @@ class SlotFacts:
     active_pid: int | None
     restart_lsn: Lsn | None
     wal_status: str | None
+    invalidation_reason: str | None = None
+    """Why it is of no use any more; since 17."""
+
+
+_SLOT_SINCE_17 = (
+    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, invalidation_reason"
+    " FROM pg_replication_slots WHERE slot_name = %s"
+)
+_SLOT_BEFORE_17 = _SLOT_SINCE_17.replace("invalidation_reason", "NULL")
 
 
 def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
     """Return what the server says of a replication slot, None when there is none of this name; any role may."""
     with translated_errors(connection):
         row = connection.execute(
-            "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status"
-            " FROM pg_replication_slots WHERE slot_name = %s",
-            (name,),
+            _SLOT_SINCE_17 if connection.info.server_version >= 170000 else _SLOT_BEFORE_17, (name,)
         ).fetchone()
-    if row is None:
-        return None
-    slot_type, active, active_pid, restart_lsn, wal_status = row
-    lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
-    return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status)
+        if row is None:
+            return None
+        slot_type, active, active_pid, restart_lsn, wal_status, reason = row
+        lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
+        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status, reason)
 
 
 # ---- backups ----
@@ -345,15 +367,18 @@ class BackupSession:
         """
         if "\n" in label:
             raise PgwalError("a backup's label must be a single line")
-        return Lsn.parse(self._call(f"SELECT {self._functions.start}::text", {"label": label, "fast": fast})[0])
+        with translated_errors(self._connection):
+            query = f"SELECT {self._functions.start}::text"
+            return Lsn.parse(self._call(query, {"label": label, "fast": fast})[0])
 
     def stop(self) -> BackupStop:
         """Stop the backup; does not wait until WAL is archived.
 
         Raises ServerError when the server has given the backup up, as a standby does that was promoted.
         """
-        stop_lsn, label_file, tablespace_map = self._call(_FILES + self._functions.stop, {})
-        return BackupStop(Lsn.parse(stop_lsn), label_file, tablespace_map)
+        with translated_errors(self._connection):
+            stop_lsn, label_file, tablespace_map = self._call(_FILES + self._functions.stop, {})
+            return BackupStop(Lsn.parse(stop_lsn), bytes(label_file), bytes(tablespace_map))
 
     def _call(self, query: str, parameters: dict[str, object]) -> tuple[Any, ...]:
         with translated_errors(self._connection):
@@ -381,6 +406,11 @@ def _one_row(
     connection: psycopg.Connection, query: str, parameters: dict[str, object] | None = None
 ) -> tuple[Any, ...]:
     """Run a query that always gives one row."""
-    row = connection.execute(query, parameters).fetchone()
-    assert row is not None, query
-    return row
+    return _only(connection.execute(query, parameters).fetchall())
+
+
+def _only(rows: list[_RowT]) -> _RowT:
+    """Return the one row of a query that always gives one; raises ServerError."""
+    if len(rows) != 1:
+        raise ServerError(f"the server answers with {len(rows)} rows instead of one")
+    return rows[0]

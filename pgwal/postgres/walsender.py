@@ -20,7 +20,9 @@ import psycopg
 from psycopg import pq
 
 from pgwal.errors import (
+    BrokenInvariant,
     FormatError,
+    NoAnswer,
     PgwalError,
     PrivilegeMissing,
     ReplicationInterrupted,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 # Replication commands answer at once; a server that takes longer than this is as good as gone.
 COMMAND_TIMEOUT_S = 60.0
+# The same for who wants an end.
+STOP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +82,42 @@ class _Row:
 
     @classmethod
     def of_result(cls, result: PGresult, command: str) -> Self:
-        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        names = [(result.fname(column) or b"").decode(errors="replace") for column in range(result.nfields)]
         return cls(command, {name: result.get_value(0, column) for column, name in enumerate(names)})
 
     def required(self, column: str) -> bytes:
+        """Return a value; raises FormatError when there is none."""
         value = self.values.get(column)
         if value is None:
             raise FormatError(f"{self.command}: the server's answer has no {column}")
         return value
+
+    def text(self, column: str) -> str:
+        """Return a value as text; raises FormatError for what is not UTF-8."""
+        try:
+            return self.required(column).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.command}: the server's answer for {column} is no text in UTF-8") from error
+
+    def number(self, column: str, most: int) -> int:
+        """Return a value that is a number from 1 to ``most``; raises FormatError."""
+        value = self.required(column)
+        if re.fullmatch(rb"[0-9]{1,20}", value) is None or not 1 <= int(value) <= most:
+            raise FormatError(f"{self.command}: the server's answer for {column} is {value[:80]!r}, no such number")
+        return int(value)
+
+    def timeline(self, column: str) -> int:
+        """Return a value that is a timeline; raises FormatError."""
+        return self.number(column, _HIGHEST_TIMELINE)
+
+    def lsn(self, column: str) -> Lsn:
+        """Return a value that is an LSN; raises FormatError."""
+        return Lsn.parse(self.text(column))
+
+
+# A timeline is an int4 in the answers to some commands; a system identifier has 64 bits.
+_HIGHEST_TIMELINE = 0x7FFF_FFFF
+_HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class _State(Enum):
@@ -98,7 +130,8 @@ class WalSender:
     """The server's walsender as seen from here; owns a connection that connect_replication has opened.
 
     ``wake_fd`` is a file descriptor, such as the reading end of a pipe that signal handlers write to; ``receive``
-    returns as soon as it is readable.  Nothing is read from it here.
+    returns as soon as it is readable, and the server has no more than STOP_TIMEOUT_S to answer any command from then
+    on.  Nothing is read from it here.
     """
 
     def __init__(self, connection: psycopg.Connection, *, wake_fd: int | None = None) -> None:
@@ -106,6 +139,7 @@ class WalSender:
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.nonblocking = 1
         self._wake_fd = wake_fd
+        self._woken_at_s: float | None = None
         self._state = _State.IDLE
         self._timeline_id = 0
         self._lost: str | None = None
@@ -138,15 +172,11 @@ class WalSender:
     def identify_system(self) -> SystemIdentity:
         """Ask which cluster this is, on which timeline it writes and how far its WAL is durable."""
         row = self._one_row("IDENTIFY_SYSTEM")
-        return SystemIdentity(
-            int(row.required("systemid")),
-            int(row.required("timeline")),
-            Lsn.parse(row.required("xlogpos").decode()),
-        )
+        return SystemIdentity(row.number("systemid", _HIGHEST_IDENTIFIER), row.timeline("timeline"), row.lsn("xlogpos"))
 
     def show(self, name: str) -> str:
         """Return the value of a server setting, with its unit (``16MB``)."""
-        return self._one_row(f'SHOW "{name}"').required(name).decode()
+        return self._one_row(f'SHOW "{name}"').text(name)
 
     def timeline_history(self, timeline_id: int) -> bytes:
         """Return the content of a timeline's history file; empty for timeline 1, which has none.
@@ -187,13 +217,15 @@ class WalSender:
 
         Raises ServerError for a logical slot.
         """
-        assert version_of_server(self.server_version).has_read_replication_slot
+        version = version_of_server(self.server_version)
+        if not version.has_read_replication_slot:
+            raise BrokenInvariant(f"PostgreSQL {version.major} has no READ_REPLICATION_SLOT")
         row = self._one_row(f"READ_REPLICATION_SLOT {_slot_name(name)}")
-        if row.values["slot_type"] is None:
+        if row.values.get("slot_type") is None:
             return None
-        lsn, timeline_id = row.values["restart_lsn"], row.values["restart_tli"]
         return SlotPosition(
-            None if lsn is None else Lsn.parse(lsn.decode()), None if timeline_id is None else int(timeline_id)
+            None if row.values.get("restart_lsn") is None else row.lsn("restart_lsn"),
+            None if row.values.get("restart_tli") is None else row.timeline("restart_tli"),
         )
 
     def drop_slot(self, name: str) -> None:
@@ -225,7 +257,8 @@ class WalSender:
         Raises WalRemoved when the server no longer has the WAL, ReplicationInterrupted when it ended the stream
         or is gone, other ServerError when it refuses to go on.
         """
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         deadline = time.monotonic() + timeout_s
         while True:
             payload = self._take_message()
@@ -233,12 +266,13 @@ class WalSender:
                 return payload
             if self._state is not _State.STREAMING:
                 return self._end_of_copy()
-            if not self._wait(deadline, self._wake_fd):
+            if not self._wait(deadline, is_woken_at_once=True):
                 return None
 
     def send(self, payload: bytes) -> None:
         """Send a message without blocking; what the socket does not take now goes out during ``receive``."""
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         try:
             queued = self._pgconn.put_copy_data(payload)
         except psycopg.Error as error:
@@ -253,12 +287,13 @@ class WalSender:
 
         The connection is ready for the next command then.  Raises what ``receive`` raises.
         """
-        assert self._state is _State.STREAMING, "no stream"
+        if self._state is not _State.STREAMING:
+            raise BrokenInvariant("no stream")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
         self._put_copy_end()
         while self._state is _State.STREAMING:
             if self._take_message() is None and self._state is _State.STREAMING and not self._wait(deadline):
-                raise self._interrupted("the server did not end the stream in time")
+                raise self._no_answer()
         self._check(self._results(deadline), "START_REPLICATION")
 
     def _take_message(self) -> memoryview | None:
@@ -310,7 +345,8 @@ class WalSender:
 
     def _execute(self, command: str, until: pq.ExecStatus | None = None) -> list[PGresult]:
         """Run a command and return its results, the last of which has the status ``until`` when one has it."""
-        assert self._state is _State.IDLE, f"{command} while {self._state.value}"
+        if self._state is not _State.IDLE:
+            raise BrokenInvariant(f"{command} while {self._state.value}")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
         try:
             self._pgconn.send_query(command.encode())
@@ -330,7 +366,7 @@ class WalSender:
                     # libpq makes a result of the end of the connection.
                     break
                 if not self._wait(deadline):
-                    raise self._interrupted(f"the server did not answer within {COMMAND_TIMEOUT_S:.0f} s")
+                    raise self._no_answer()
             result = self._pgconn.get_result()
             if result is None:
                 return results
@@ -348,8 +384,11 @@ class WalSender:
 
     # ---- waiting ----
 
-    def _wait(self, deadline: float, wake_fd: int | None = None) -> bool:
-        """Wait for input and take it in; False when the time is over or ``wake_fd`` is readable."""
+    def _wait(self, deadline: float, *, is_woken_at_once: bool = False) -> bool:
+        """Wait for input and take it in; False when the time is over.
+
+        That is, when ``wake_fd`` is readable, at once or after STOP_TIMEOUT_S.
+        """
         if self._lost is not None:
             return True
         if self._pgconn.ssl_in_use and not self._tls_drained:
@@ -357,18 +396,22 @@ class WalSender:
             return True
         poller = select.poll()
         poller.register(self._pgconn.socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        if wake_fd is not None:
-            poller.register(wake_fd, select.POLLIN)
+        if self._woken_at_s is not None and not is_woken_at_once:
+            deadline = min(deadline, self._woken_at_s + STOP_TIMEOUT_S)
+        elif self._wake_fd is not None:
+            poller.register(self._wake_fd, select.POLLIN)
         # poll() takes whole milliseconds: rounded up, or the last one would be spent in a busy loop.
         remaining_ms = max(0, -int((time.monotonic() - deadline) * 1000 // 1))
         ready = dict(poller.poll(remaining_ms))
         socket_events = ready.pop(self._pgconn.socket, 0)
+        if ready and self._woken_at_s is None:
+            self._woken_at_s = time.monotonic()
         if socket_events & ~select.POLLOUT:
             self._consume_input()
             self._tls_drained = False
         if self._unsent:
             self._flush()
-        return bool(socket_events) and not ready
+        return bool(ready and not is_woken_at_once) or (bool(socket_events) and not ready)
 
     def _drain_tls(self) -> None:
         """Take in what the TLS library has decrypted already, which poll() does not see.
@@ -406,6 +449,10 @@ class WalSender:
             self._lost = one_line(str(error).partition("\n")[0])
 
     # ---- errors ----
+
+    def _no_answer(self) -> NoAnswer:
+        waited_s = COMMAND_TIMEOUT_S if self._woken_at_s is None else STOP_TIMEOUT_S
+        return NoAnswer(f"replication was interrupted: the server did not answer within {waited_s:.0f} s")
 
     def _interrupted(self, reason: str) -> ReplicationInterrupted:
         return ReplicationInterrupted(f"replication was interrupted: {reason}")
@@ -493,7 +540,7 @@ def _end_of_timeline(results: list[PGresult], command: str) -> EndOfTimeline:
     for result in results:
         if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
             row = _Row.of_result(result, command)
-            return EndOfTimeline(int(row.required("next_tli")), Lsn.parse(row.required("next_tli_startpos").decode()))
+            return EndOfTimeline(row.timeline("next_tli"), row.lsn("next_tli_startpos"))
     raise FormatError(f"{command}: the server neither streams nor tells of a next timeline")
 
 

@@ -18,7 +18,7 @@ Behaviour follows src/bin/pg_basebackup/receivelog.c, PostgreSQL 13 to 19.
 
 from __future__ import annotations
 
-from pgwal.errors import FormatError
+from pgwal.errors import BrokenInvariant, FormatError
 from pgwal.lsn import Lsn
 from pgwal.replication.messages import (
     Keepalive,
@@ -51,7 +51,8 @@ class ReplicationSession:
         reported_flush_lsn: Lsn | None = None,
         unix_time_offset_s: float = 0.0,
     ) -> None:
-        assert status_interval_s >= 0
+        if status_interval_s < 0:
+            raise BrokenInvariant("a time is not negative")
         self.start_lsn = start_lsn
         self.status_interval_s = status_interval_s
         self.report_flush = report_flush
@@ -117,12 +118,14 @@ class ReplicationSession:
 
     def written(self, lsn: Lsn) -> None:
         """Note that everything before ``lsn`` has been handed to the operating system; never goes backwards."""
-        assert lsn <= self._received_lsn, "written beyond what was received"
+        if lsn > self._received_lsn:
+            raise BrokenInvariant("written beyond what was received")
         self._written_lsn = max(self._written_lsn, lsn)
 
     def flushed(self, lsn: Lsn) -> None:
         """Note that everything before ``lsn`` is durable: it may be reported from now on; never goes backwards."""
-        assert lsn <= self._written_lsn, "flushed beyond what was written"
+        if lsn > self._written_lsn:
+            raise BrokenInvariant("flushed beyond what was written")
         self._flushed_lsn = lsn if self._flushed_lsn is None else max(self._flushed_lsn, lsn)
 
     def status_due(self, now: float) -> bytes | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, NamedTuple, Self
@@ -162,14 +162,13 @@ class Catalogue:
         return self._store.path(f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_DATA_DIRECTORY}")
 
     @contextmanager
-    def hold(self, backup_ids: Iterable[str]) -> Iterator[None]:
-        """Keep backups from being removed while the context lasts; any number of processes may do so.
+    def hold(self, backup_id: str) -> Iterator[None]:
+        """Keep a backup from being removed while the context lasts; any number of processes may do so.
 
-        Raises ObjectNotFound when one is gone, RepositoryLocked when one is being removed.
+        That keeps all that it builds on, for what builds on a backup goes first: a chain may be longer than a process
+        may open files.  Raises ObjectNotFound when it is gone, RepositoryLocked when it is being removed.
         """
-        with ExitStack() as held:
-            for backup_id in backup_ids:
-                held.enter_context(self._store.hold(self._entry_name(backup_id)))
+        with self._store.hold(self._entry_name(backup_id)):
             yield
 
     def is_held(self, backup_id: str) -> bool:

@@ -23,6 +23,7 @@ UNFINISHED_SUFFIX = ".unfinished"
 """Of a backup that is being taken, or was abandoned: such a directory is no backup."""
 
 _FORMAT_VERSION = 1
+_NO_MAJOR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,10 @@ class RepositoryIdentity:
             identity = cls(
                 int(document["system_identifier"]), int(document["wal_segment_size"]), int(document["major"])
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{IDENTITY_NAME} cannot be read: {error!r}") from error
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise FormatError(f"{IDENTITY_NAME} cannot be read: {type(error).__name__}") from error
+        if not 0 < identity.system_identifier < 1 << 64 or not 0 < identity.major < _NO_MAJOR:
+            raise FormatError(f"{IDENTITY_NAME} holds no system identifier, or no version of PostgreSQL")
         if version != _FORMAT_VERSION:
             raise UnsupportedVersion(f"{IDENTITY_NAME} has format {version}, this pgwal knows {_FORMAT_VERSION}")
         WalGeometry(identity.segment_size)

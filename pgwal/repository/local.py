@@ -14,10 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from io import BufferedWriter, FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
 from pgwal.repository.beneath import DIRECTORY_MODE, NO_FILE, Beneath
 from pgwal.repository.store import StoredObject
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = {
@@ -30,6 +34,7 @@ _HINTS = {
     errno.EACCES: "Run pgwal as the user that owns the repository.",
     errno.ELOOP: "Links in a repository are not followed: put what it leads to in its place; mount a disk there.",
     NO_FILE: "Move it out of the repository.",
+    errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",
 }
 _CLEAR_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -53,6 +58,26 @@ def translated_errors(action: str, path: Path) -> Iterator[None]:
         kind = StorageFull if number in _FULL else RepositoryError
         text = _TEXTS.get(number, os.strerror(number))
         raise kind(f"cannot {action} {path}: {text}", hint=_HINTS.get(number)) from error
+
+
+class _OpenedFile(FileIO):
+    """A file to read; its errors are pgwal's, and name it."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor)
+        self._path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with translated_errors("read", self._path):
+            return super().read(-1 if size is None else size)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        with translated_errors("read", self._path):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with translated_errors("read", self._path):
+            return super().readall()
 
 
 class LocalAppender:
@@ -198,7 +223,7 @@ class LocalStore:
 
     def open(self, name: str) -> FileIO:
         with translated_errors("open", self.path(name)):
-            return FileIO(self.beneath.open(name, os.O_RDONLY))
+            return _OpenedFile(self.beneath.open(name, os.O_RDONLY), self.path(name))
 
     def create(self, name: str) -> BufferedWriter:
         """Create an object that is written piece by piece, and not durable; it must not be there yet."""

@@ -62,19 +62,34 @@ class ReceiverState:
         """Parse receiver.json; raises FormatError."""
         try:
             document = json.loads(content)
-            positions = {k: Lsn.parse(v) for k, v in document.items() if k.endswith("_lsn")}
-            updated_at, level_at = (
-                None if document.get(k) is None else float(document[k]) for k in ("updated_at", "level_at")
-            )
+            timeline_id, slot = document["timeline_id"], document["slot"]
+            if type(timeline_id) is not int or not 0 < timeline_id <= _HIGHEST_TIMELINE:
+                raise ValueError("no timeline")
+            if slot is not None and not isinstance(slot, str):
+                raise ValueError("no slot")
             return cls(
-                timeline_id=document["timeline_id"],
-                slot=document["slot"],
-                updated_at=updated_at,
-                level_at=level_at,
-                **positions,
+                timeline_id=timeline_id,
+                slot=slot,
+                updated_at=_time(document.get("updated_at")),
+                level_at=_time(document.get("level_at")),
+                **{name: Lsn.parse(document[name]) for name in ("written_lsn", "flushed_lsn", "summarised_lsn")},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{RECEIVER_STATE_NAME} cannot be read: {error!r}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FormatError(f"{RECEIVER_STATE_NAME} cannot be read: {type(error).__name__}") from error
+
+
+_HIGHEST_TIMELINE = 0xFFFF_FFFF
+_LATEST_TIME = 253402300800.0
+"""The end of the year 9999, as a Unix time."""
+
+
+def _time(value: object) -> float | None:
+    """Return a Unix time; raises ValueError for what is none."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value < _LATEST_TIME:
+        raise ValueError("no time")
+    return float(value)
 
 
 class Repository:

@@ -139,14 +139,10 @@ class WalArchive(WalDirectory):
 
         Raises ObjectNotFound, or FormatError when a segment is damaged.
         """
-        return self.read_segment(name) if is_segment_name(name) else self._store.read(self._path(name))
+        return self.read_segment(name) if is_segment_name(name) else self.history_content(int(name[:8], 16))
 
     def has_history(self, timeline_id: int) -> bool:
         return timeline_id == 1 or self._store.exists(self._path(history_file_name(timeline_id)))
-
-    def history_content(self, timeline_id: int) -> bytes:
-        """Return the history file of a timeline as it is; raises ObjectNotFound."""
-        return self._store.read(self._path(history_file_name(timeline_id)))
 
     def write_history(self, timeline_id: int, content: bytes) -> None:
         TimelineHistory.decode(timeline_id, content)

@@ -23,7 +23,7 @@ from typing import BinaryIO, Protocol, Self
 import lz4.frame
 import zstandard
 
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Store
 from pgwal.repository.wal_archive import WalArchive
@@ -102,7 +102,8 @@ def _encoder(method: CompressionMethod, level: int, size_bytes: int) -> tuple[by
         return b"", zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj(size=size_bytes)
     if method is CompressionMethod.GZIP:
         return b"", zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW_BITS)
-    assert method is CompressionMethod.LZ4
+    if method is not CompressionMethod.LZ4:
+        raise BrokenInvariant("no such method of compression")
     encoder = lz4.frame.LZ4FrameCompressor(content_checksum=True)
     return encoder.begin(size_bytes), encoder
 

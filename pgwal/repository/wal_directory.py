@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pgwal.errors import FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
@@ -32,6 +33,8 @@ PART_BYTES = 2 << 20
 """Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
 _LONG_HEADER_SIZE = 40
+_MAX_HISTORY_BYTES = 16 << 20
+"""A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
 _HINT = "Replace it by a whole copy, if another archive holds one."
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
@@ -56,6 +59,7 @@ class WalDirectory:
         self._store = store
         self._directory = directory
         self._only = only
+        self._agreed: set[str] = set()
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
@@ -130,7 +134,8 @@ class WalDirectory:
             raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
         if part.end >= 0:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
-        assert part.left == 0, "nobody has read it"
+        if part.left != 0:
+            raise BrokenInvariant("a part of a segment has not been read")
 
     def _opened_from(self, timeline_id: int, start: Lsn) -> Iterator[tuple[SegmentReader, int]]:
         """Open consecutive segments in turn, and tell from which offset on each is wanted."""
@@ -152,6 +157,8 @@ class WalDirectory:
         Raises ObjectNotFound when it is gone.
         """
         try:
+            if segment.complete:
+                self._require_agreement(self.geometry.file_name(segment.timeline_id, segment.segment_no))
             return self._open_file(segment.name)
         except ObjectNotFound:
             return self._open(self.geometry.file_name(segment.timeline_id, segment.segment_no))
@@ -165,8 +172,20 @@ class WalDirectory:
         """Return a timeline's history; raises ObjectNotFound when its file is not there."""
         if timeline_id == 1:
             return TimelineHistory(1)
-        content = self._store.read(self._path(history_file_name(timeline_id)))
-        return TimelineHistory.decode(timeline_id, content)
+        return TimelineHistory.decode(timeline_id, self.history_content(timeline_id))
+
+    def history_content(self, timeline_id: int) -> bytes:
+        """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
+        name = self._path(history_file_name(timeline_id))
+        with self._store.open(name) as file:
+            content = bytearray()
+            while data := file.read(_MAX_HISTORY_BYTES + 1 - len(content)):
+                content += data
+        if len(content) > _MAX_HISTORY_BYTES:
+            raise FormatError(
+                f"{name} is larger than {_MAX_HISTORY_BYTES} bytes, and so no history", hint="Move it away."
+            )
+        return bytes(content)
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""
@@ -180,7 +199,36 @@ class WalDirectory:
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
+    def _require_agreement(self, name: str) -> None:
+        """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
+
+        Both are there for a moment when one has been compressed.  A damaged one counts for nothing where another is
+        whole, as somebody may have put that beside it.
+        """
+        if self._only is not None or name in self._agreed:
+            return
+        forms = [name + suffix for suffix in COMPRESSION_SUFFIXES if self._store.exists(self._path(name + suffix))]
+        for other in forms[1:]:
+            with suppress(ObjectNotFound, _Damaged):
+                if not self._are_same(forms[0], other):
+                    raise FormatError(
+                        f"{self._path(forms[0])} and {self._path(other)} hold different WAL",
+                        hint="Compare them with another archive's, and move the wrong one away.",
+                    )
+        self._agreed.add(name)
+
+    def _are_same(self, name: str, other: str) -> bool:
+        with self._open_file(name) as first, self._open_file(other) as second:
+            try:
+                while data := first.read(PART_BYTES):
+                    if second.read(len(data)) != data:
+                        return False
+                return not second.read(1)
+            except FormatError as error:
+                raise _Damaged from error
+
     def _open(self, name: str) -> SegmentReader:
+        self._require_agreement(name)
         for _ in range(2):  # a partial segment may be completed between two looks
             for partial in ("", PARTIAL_SUFFIX):
                 for compression in COMPRESSION_SUFFIXES:
@@ -213,6 +261,10 @@ class WalDirectory:
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
             hint=_HINT,
         )
+
+
+class _Damaged(Exception):
+    """One of two files cannot be read."""
 
 
 class SegmentReader:
@@ -307,7 +359,8 @@ def _segment_part_module() -> ModuleType:
 
 
 def _broken(path: str, action: str, error: Exception) -> FormatError:
-    return FormatError(f"{path} cannot be {action}: {error}", hint=_HINT)
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+    return FormatError(f"{path} cannot be {action}: {reason}", hint=_HINT)
 
 
 def split_segment_name(name: str) -> tuple[str, str, bool]:

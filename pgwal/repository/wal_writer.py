@@ -6,11 +6,11 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from pgwal.errors import RepositoryError
+from pgwal.errors import BrokenInvariant, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.store import Appender, Store
-from pgwal.repository.wal_directory import PARTIAL_SUFFIX
+from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX
 from pgwal.segment import WalGeometry
 
 _MAX_WAITING_BYTES = 16 << 20
@@ -34,6 +34,7 @@ class WalWriter:
     before, so that at any time only the last one is partial.  ``written_lsn`` is the end of what was written,
     ``flushed_lsn`` of what is durable.  ``synchronous`` says that it is synced often, because somebody waits for it,
     ``is_read_soon`` that somebody reads each segment when it is complete.
+    A segment that is there whole is never written again.
     After an error of the storage nothing may be done but close it: what a failed sync has not made durable, the next
     one may pass over in silence.
     """
@@ -49,7 +50,8 @@ class WalWriter:
         synchronous: bool,
         is_read_soon: bool,
     ) -> None:
-        assert start % geometry.segment_size == 0
+        if start % geometry.segment_size != 0:
+            raise BrokenInvariant("WAL is written from the start of a segment")
         # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
         store.sync_directory(WAL_DIRECTORY)
         self.written_lsn = start
@@ -111,9 +113,20 @@ class WalWriter:
     def _open_segment(self) -> Appender:
         self._await_completion()
         if self._segment is None:
+            self._require_missing(self._segment_name(self.written_lsn))
             name = f"{WAL_DIRECTORY}/{self._segment_name(self.written_lsn)}{PARTIAL_SUFFIX}"
             self._segment = self._store.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
         return self._segment
+
+    def _require_missing(self, name: str) -> None:
+        """Raise RepositoryError for a segment that is here whole: whatever a server says, that one is not rewritten."""
+        for suffix in COMPRESSION_SUFFIXES:
+            if self._store.exists(f"{WAL_DIRECTORY}/{name}{suffix}"):
+                raise RepositoryError(
+                    f"the server sends WAL of segment {name} to be written, which is whole in the repository already:"
+                    " nothing was overwritten",
+                    hint="Check the server's timeline history files, and that the connection leads to one server.",
+                )
 
     def _complete_segment(self) -> None:
         assert self._segment is not None

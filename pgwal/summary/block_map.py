@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pyroaring import BitMap
 
+from pgwal.errors import BrokenInvariant
 from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
 
 _ALL_BLOCKS = 1 << 32
@@ -109,7 +110,8 @@ class BlockMap:
 
     def put(self, key: RelationFork, limit_block: int, blocks: BitMap) -> None:
         """Set the entry of a fork, which must not have one; ``blocks`` belongs to the map from now on."""
-        assert key not in self._entries
+        if key in self._entries:
+            raise BrokenInvariant("a relation fork is in the map twice")
         entry = self._entry(key)
         entry.limit_block, entry.blocks = limit_block, blocks
 

@@ -37,7 +37,7 @@ from collections.abc import Iterator
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
+from pgwal.errors import BrokenInvariant, ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.summary.block_map import BlockMap, RelationFork
@@ -64,7 +64,8 @@ _ROARING_NO_OFFSET_BELOW = 4
 
 _SUMMARY_NAME = re.compile(r"[0-9A-F]{40}\.summary")
 
-assert sys.byteorder == "little", "WAL and summaries of a big-endian server are not supported"
+if sys.byteorder != "little":
+    raise BrokenInvariant("WAL and summaries of a big-endian server are not supported")
 
 
 def summary_file_name(summary_range: LsnRange) -> str:

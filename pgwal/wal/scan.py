@@ -198,13 +198,15 @@ def choose_crc32c(name: str = "") -> str:
 
 def record_crc(record: bytes) -> int:
     """Return the CRC that the header of a record of at least 24 bytes should hold."""
-    assert len(record) >= 24
+    if len(record) < 24:
+        raise ValueError("a record is shorter than its header")
     return _record_crc(_bytes_of(record), 0, len(record))
 
 
 def copied_crc(target: bytearray, data: bytes, crc: int = 0) -> int:
     """Copy ``data`` to the start of ``target`` and return its CRC, continued from ``crc``."""
-    assert len(target) >= len(data)
+    if len(target) < len(data):
+        raise ValueError("the target is shorter than the data")
     return _copied_crc(_bytes_of(target), 0, _bytes_of(data), 0, len(data), crc)
 
 
@@ -273,9 +275,12 @@ class WalScanner:
         tablespaces: bool = False,
     ) -> None:
         # So far below 2^64 that no sum of positions can wrap.
-        assert 0 <= start_lsn < 1 << 63, "not a WAL position"
-        assert 0 <= prev_lsn < 1 << 63, "not a WAL position"
-        assert 0 <= system_identifier < 1 << 64, "not a system identifier"
+        if not (0 <= start_lsn < 1 << 63):
+            raise ValueError("not a WAL position")
+        if not (0 <= prev_lsn < 1 << 63):
+            raise ValueError("not a WAL position")
+        if not (0 <= system_identifier < 1 << 64):
+            raise ValueError("not a system identifier")
         self._segment_size = WalGeometry(segment_size).segment_size
         self._segment_mask = segment_size - 1
         self._start_lsn = start_lsn
@@ -407,7 +412,8 @@ class WalScanner:
 
     @stop_lsn.setter
     def stop_lsn(self, lsn: int) -> None:
-        assert 0 <= lsn < 1 << 64, "not a WAL position"
+        if not (0 <= lsn < 1 << 64):
+            raise ValueError("not a WAL position")
         self._stop = lsn
 
     @property
@@ -434,9 +440,12 @@ class WalScanner:
 
         Through a buffer that stays in the processor's second cache: what is scanned need not come from memory again.
         """
-        assert not self._queue
-        assert self._cursor == self._size
-        assert self._source.left == 0
+        if self._queue:
+            raise ValueError("bytes that were fed wait to be scanned")
+        if self._cursor != self._size:
+            raise ValueError("what was fed has not been read")
+        if self._source.left != 0:
+            raise ValueError("what was fed has not been read")
         if self._reason or self._failure is not None:
             return
         if self._source_buffer is None:

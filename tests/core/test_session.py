@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pgwal.errors import FormatError
+from pgwal.errors import BrokenInvariant, FormatError
 from pgwal.lsn import Lsn
 from pgwal.replication.messages import Keepalive, StatusUpdate, WalData, decode_status_update
 from pgwal.replication.session import ReplicationSession
@@ -173,11 +173,11 @@ def test_client_time_is_unix_time_since_2000() -> None:
 
 def test_positions_beyond_the_data_are_mistakes_of_the_caller() -> None:
     receiver = session()
-    with pytest.raises(AssertionError):
+    with pytest.raises(BrokenInvariant):
         receiver.written(Lsn(START + 1))
     receiver.receive(wal_data(START, b"1234"), 0)
     receiver.written(Lsn(START + 2))
-    with pytest.raises(AssertionError):
+    with pytest.raises(BrokenInvariant):
         receiver.flushed(Lsn(START + 3))
 
 

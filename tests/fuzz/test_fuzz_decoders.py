@@ -1,0 +1,244 @@
+"""Bytes that are almost what is stored or sent, and bytes that are not: each decoder reads them or says what is wrong.
+
+Ten thousand inputs for each, of one seed; PGWAL_FUZZ_SEED gives others.  Where a checksum guards a format, it is made
+to hold, so that what is behind it is reached as well.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from array import array
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+from core.test_control_file import build as build_control_file
+from restore.made_repository import LABEL, Blocks, MadeRepository, block
+
+from pgwal.backup.entry import decode_entry, decode_file, decode_head, parse_backup_id
+from pgwal.backup.incremental_file import IncrementalHeader
+from pgwal.backup.label import BackupLabel, TablespaceMap
+from pgwal.backup.manifest import ManifestReader, ManifestWriter
+from pgwal.backup.recovery import parse_target_time
+from pgwal.checksum import crc32c
+from pgwal.control_file import CONTROL_FILE_SIZE, ControlFile
+from pgwal.datadir.postmaster_file import PostmasterFile
+from pgwal.errors import PgwalError
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres.binary_copy import BinaryCopyReader
+from pgwal.relation import parse_relation_path
+from pgwal.replication.messages import decode_server_message, decode_status_update
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.repository import ReceiverState
+from pgwal.repository.wal_directory import split_segment_name
+from pgwal.segment import WalGeometry, is_segment_name, parse_segment_size
+from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.codec import decode_link, decode_summary, encode_summary, parse_summary_file_name
+from pgwal.timeline import TimelineHistory
+
+COUNT = 10_000
+SEED = int(os.environ.get("PGWAL_FUZZ_SEED", "1"))
+LONGEST_S = 10.0
+"""One input takes microseconds; that it takes seconds shows work without a bound."""
+
+INTERESTING = (
+    b"", b"\0", b"\xff", b"-1", b"0", b"1e999", b"NaN", b"Infinity", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"null",
+    b"true", b'"x"', b"[]", b"{}", b"\\ud800", b"\xc3\x28", b"18446744073709551616", b"4294967296",
+    b"-9223372036854775809",
+    b"/", b"..", b"\n", b"\r\n", b"\t", b"\"", b"\xd9\xa3", b"0/0", b"FFFFFFFF/FFFFFFFF", struct.pack("<I", 0xFFFFFFFF),
+    struct.pack("<Q", 1 << 63), struct.pack(">I", 0x7FFFFFFF),
+)  # fmt: skip
+
+
+def mutated(sample: bytes, random: Random) -> bytes:
+    """Return a sample with some changes, or bytes of any kind."""
+    if random.random() < 0.02:
+        return random.randbytes(random.randint(0, 300))
+    content = bytearray(sample)
+    for _ in range(random.choice((1, 1, 1, 2, 5))):
+        at, size = random.randint(0, len(content)), random.choice((0, 1, 1, 4, 8, 50))
+        change = random.random()
+        if change < 0.3 and content:
+            content[at % len(content)] = random.randrange(256)
+        elif change < 0.7:
+            content[at : at + size] = random.choice(INTERESTING)
+        elif change < 0.8:
+            del content[at:]
+        elif change < 0.9:
+            content[at:at] = content[at : at + size]
+        else:
+            other = random.randint(0, len(content))
+            content[at : at + size] = content[other : other + size]
+    return bytes(content)
+
+
+# ---- what is decoded, and used as its callers do
+
+
+def read_summary(content: bytes) -> None:
+    decode_link(content, "x")
+    content += struct.pack("<I", crc32c(content))
+    for key, changes in decode_summary(content, "x").entries():
+        assert all(0 <= number <= 0xFFFFFFFE for number in list(changes.blocks)[:10]), key
+
+
+def read_head(content: bytes) -> None:
+    entry = decode_head(content)
+    assert entry.start_lsn <= entry.stop_lsn
+    assert entry.prior_id is None or parse_backup_id(entry.prior_id)
+    assert f"{entry.start_timeline_id:08X}{entry.system_identifier:d}{entry.totals.size_bytes:d}"
+
+
+def read_file(content: bytes) -> None:
+    file = decode_file(content)
+    assert file.stored_path.encode("utf-8", "surrogateescape")
+    assert f"{file.size_bytes:d}{file.stored_size_bytes:d}"
+    parse_relation_path(file.path)
+
+
+def read_entry(content: bytes) -> None:
+    for _ in decode_entry(content.splitlines(keepends=True))[1]:
+        pass
+
+
+def read_manifest(content: bytes) -> None:
+    reader = ManifestReader()
+    for at in range(0, len(content), 100):
+        for file in reader.feed(content[at : at + 100]):
+            assert f"{file.size:d}"
+    reader.finish()
+
+
+def read_incremental(content: bytes) -> None:
+    prefix = IncrementalHeader.decode_prefix(content[:12])
+    IncrementalHeader.decode(content[: prefix.header_size], len(content))
+
+
+def read_control_file(content: bytes) -> None:
+    at = 292
+    content = content[:at] + struct.pack("<I", crc32c(content[:at])) + content[at + 4 :]
+    ControlFile.decode(content[:CONTROL_FILE_SIZE])
+
+
+def read_history(content: bytes) -> None:
+    history = TimelineHistory.decode(5, content)
+    history.ranges_between(Lsn(0), Lsn(1 << 40))
+
+
+def read_state(content: bytes) -> None:
+    state = ReceiverState.decode(content)
+    assert f"{state.timeline_id:08X}{state.written_lsn + 1:d}"
+    assert state.slot is None or state.slot + ""
+    assert 0 <= (state.updated_at or 0) + (state.level_at or 0) <= 1e12
+
+
+def read_identity(content: bytes) -> None:
+    identity = RepositoryIdentity.decode(content)
+    assert 0 < identity.system_identifier < 1 << 64
+    assert identity.geometry.segment_no(1 << 40)
+
+
+def read_copy(content: bytes) -> None:
+    reader = BinaryCopyReader()
+    for at in range(0, len(content), 50):
+        for value in reader.feed(content[at : at + 50]):
+            assert value is None or len(value) <= len(content)
+    reader.finish()
+
+
+def read_names(content: bytes) -> None:
+    name = content.decode("utf-8", "surrogateescape")
+    parse_summary_file_name(name)
+    parse_relation_path(name)
+    base, _, _ = split_segment_name(name)
+    if is_segment_name(base):
+        WalGeometry(16 << 20).parse_file_name(base)
+
+
+def read_texts(content: bytes) -> None:
+    text = content.decode("utf-8", "replace")
+    for parse in (Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id):
+        with_error(parse, text)
+
+
+def with_error(parse: Callable[[str], object], text: str) -> None:
+    with suppress(PgwalError):
+        parse(text)
+
+
+def made_manifest() -> bytes:
+    writer = ManifestWriter(18, 7710976684590823411)
+    header = writer.header()
+    entries = [writer.file_entry(f"base/5/{number}", 8192, 1795351772, "CRC32C", "671449c2") for number in range(2)]
+    return header + b"".join(entries) + writer.finish([LsnRange(1, Lsn(0x6000028), Lsn(0x6000120))])
+
+
+def made_summary() -> bytes:
+    block_map = BlockMap()
+    block_map.mark(RelationFork(1663, 5, 16384, 0), [*range(0, 9000, 2), 70000])
+    block_map.set_limit(RelationFork(1663, 5, 16385, 1), 7)
+    return encode_summary(block_map)[:-4]
+
+
+def made_entry(path: Path) -> bytes:
+    made = MadeRepository(path)
+    made.add({"base/5/1": block("a")})
+    made.add({"base/5/1": Blocks(1, {0: block("b")})})
+    return (path / "backups" / made.ids[1] / "backup.json").read_bytes()
+
+
+COPY = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">hI", 1, 5) + b"hello" + struct.pack(">hi", 1, -1) + b"\xff\xff"
+STATE = (
+    b'{"timeline_id": 1, "written_lsn": "0/3000028", "flushed_lsn": "0/3000028", "summarised_lsn": "0/3000000",'
+    b' "slot": "pgwal", "updated_at": 1795351772.5, "level_at": null}'
+)
+SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
+DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
+    "head of an entry": (read_head, None),
+    "file of an entry": (read_file, None),
+    "entry": (read_entry, None),
+    "manifest": (read_manifest, made_manifest()),
+    "label": (BackupLabel.decode, LABEL),
+    "tablespace map": (lambda content: TablespaceMap.decode(content, 18), b"16384 /srv/a\n16385 /srv/b\\\nc\n"),
+    "incremental file": (read_incremental, IncrementalHeader(4, array("I", [1, 3, 4])).encode() + bytes(3 * 8192)),
+    "pg_control": (read_control_file, build_control_file(18)),
+    "summary": (read_summary, made_summary()),
+    "history": (read_history, b"1\t0/3000000\tbefore\n2\t0/5000000\tafter\n"),
+    "receiver.json": (read_state, STATE),
+    "pgwal.json": (read_identity, RepositoryIdentity(7710976684590823411, 16 << 20, 18).encode()),
+    "postmaster.pid": (PostmasterFile.decode, b"12\n/data\n1795351772\n5432\n/tmp\n*\n  1 2\nready   \n"),
+    "server message": (decode_server_message, SERVER_MESSAGE),
+    "keepalive": (decode_server_message, b"k" + struct.pack(">QqB", 0x3000100, 7, 1)),
+    "status update": (decode_status_update, b"r" + struct.pack(">QQQqB", 1, 1, 1, 7, 0)),
+    "binary COPY": (read_copy, COPY),
+    "names": (read_names, b"000000010000000000000003.zst.partial"),
+    "texts": (read_texts, b"20261122T101530Z_full"),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_ten_thousand_inputs(name: str, tmp_path: Path) -> None:
+    decode, sample = DECODERS[name]
+    if sample is None:
+        lines = made_entry(tmp_path / "repo").splitlines(keepends=True)
+        sample = {"head": lines[0], "file": lines[1].rstrip(b",\n"), "entry": b"".join(lines)}[name.split()[0]]
+    decode(sample)
+    read = 0
+    for number in range(COUNT):
+        content = mutated(sample, Random(f"{SEED} {name} {number}"))
+        start_s = time.monotonic()
+        try:
+            decode(content)
+            read, message = read + 1, ""
+        except PgwalError as error:
+            message = str(error)
+        except BaseException as error:
+            raise AssertionError(f"input {number} of seed {SEED}: {content[:400]!r}") from error
+        assert message.isprintable(), (content[:400], message)
+        assert time.monotonic() - start_s < LONGEST_S, content[:400]
+    # Of names and texts none is damaged; each is this or that, or nothing.
+    assert read < COUNT or name in ("names", "texts")
