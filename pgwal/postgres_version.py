@@ -86,7 +86,8 @@ class PostgresVersion:
     """One major version.
 
     ``escapes_backslashes`` is of tablespace_map.  ``unlogged_in_global`` tells whether a base backup looks for unlogged
-    relations in global too.  ``has_trigger_file`` tells of promote_trigger_file.  ``quiet_session`` are settings that
+    relations in global too.  ``has_trigger_file`` tells of promote_trigger_file,
+    ``has_invalidation_reason`` of that column of pg_replication_slots.  ``quiet_session`` are settings that
     keep a session from being ended, and from running event triggers, of those that 13 does not have.
     ``shows_in_hot_standby`` tells of the setting of that name.  ``lsn_digits`` is how many
     digits the low half of an LSN has at least in what the server writes.
@@ -104,6 +105,7 @@ class PostgresVersion:
     has_read_replication_slot: bool
     shows_in_hot_standby: bool
     has_trigger_file: bool
+    has_invalidation_reason: bool
     quiet_session: Mapping[str, str] = field(hash=False)
     has_verify_heapam: bool
     lsn_digits: int
@@ -173,6 +175,7 @@ _13 = PostgresVersion(
     has_read_replication_slot=False,
     shows_in_hot_standby=False,
     has_trigger_file=True,
+    has_invalidation_reason=False,
     quiet_session={},
     has_verify_heapam=False,
     lsn_digits=1,
@@ -261,6 +264,7 @@ _17 = replace(
     manifest_version=2,
     has_summaries=True,
     unlogged_in_global=True,
+    has_invalidation_reason=True,
     quiet_session={**_16.quiet_session, "event_triggers": "off", "transaction_timeout": "0"},
 )
 

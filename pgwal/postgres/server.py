@@ -298,19 +298,18 @@ class SlotFacts:
     """Why it is of no use any more; since 17."""
 
 
-_SLOT_SINCE_17 = (
-    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, invalidation_reason"
+_SLOT = (
+    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, {reason}"
     " FROM pg_replication_slots WHERE slot_name = %s"
 )
-_SLOT_BEFORE_17 = _SLOT_SINCE_17.replace("invalidation_reason", "NULL")
 
 
 def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
     """Return what the server says of a replication slot, None when there is none of this name; any role may."""
+    version = version_of_server(connection.info.server_version)
+    query = _SLOT.format(reason="invalidation_reason" if version.has_invalidation_reason else "NULL")
     with translated_errors(connection):
-        row = connection.execute(
-            _SLOT_SINCE_17 if connection.info.server_version >= 170000 else _SLOT_BEFORE_17, (name,)
-        ).fetchone()
+        row = connection.execute(query, (name,)).fetchone()
         if row is None:
             return None
         slot_type, active, active_pid, restart_lsn, wal_status, reason = row

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from pgwal.errors import FormatError, UnsupportedVersion
+from pgwal.postgres_version import version_of_major
 from pgwal.segment import WalGeometry
 
 IDENTITY_NAME = "pgwal.json"
@@ -23,7 +24,6 @@ UNFINISHED_SUFFIX = ".unfinished"
 """Of a backup that is being taken, or was abandoned: such a directory is no backup."""
 
 _FORMAT_VERSION = 1
-_NO_MAJOR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,10 @@ class RepositoryIdentity:
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FormatError(f"{IDENTITY_NAME} cannot be read: {type(error).__name__}") from error
-        if not 0 < identity.system_identifier < 1 << 64 or not 0 < identity.major < _NO_MAJOR:
-            raise FormatError(f"{IDENTITY_NAME} holds no system identifier, or no version of PostgreSQL")
+        if not 0 < identity.system_identifier < 1 << 64:
+            raise FormatError(f"{IDENTITY_NAME} holds no system identifier")
         if version != _FORMAT_VERSION:
             raise UnsupportedVersion(f"{IDENTITY_NAME} has format {version}, this pgwal knows {_FORMAT_VERSION}")
+        version_of_major(identity.major)
         WalGeometry(identity.segment_size)
         return identity
