@@ -19,11 +19,12 @@ settings.load_profile("pgwal")
 
 
 def pytest_configure() -> None:
-    """Have tests use the scanner that PGWAL_SCAN demands, and what they start react to SIGINT.
+    """Have tests use the scanner that PGWAL_SCAN demands, and what they start react to signals.
 
-    A shell starts what runs in the background with SIGINT ignored, and programs pass that on.
+    A shell starts what runs in the background with SIGINT ignored, nohup with SIGHUP, and programs pass that on.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "PGWAL_SCAN" in os.environ:
         choose_scan(os.environ["PGWAL_SCAN"])
 

@@ -18,7 +18,9 @@ UNKNOWN_MAGIC = 0xD1F0
 
 @pytest.mark.postgres(18, 19)
 def test_wal_of_an_unknown_magic_is_refused_before_any_is_stored(make_server: ServerFactory, scratch: Path) -> None:
-    server, repo = make_server(), scratch / "repo"
+    server, repo = make_server(start=False), scratch / "repo"
+    server.listen_addresses = "127.0.0.1"
+    server.start()
     magic = wal_format_of_major(server.installation.major).magic
     with Proxy(server.port) as proxy:
         proxy.replaced = struct.pack("<H", magic), struct.pack("<H", UNKNOWN_MAGIC)
