@@ -158,16 +158,19 @@ def end_times(entries: Iterable[BackupEntry]) -> dict[str, datetime]:
 
     In the order of WAL, times that do not ascend were told by a clock that was wrong.  As many as possible are taken
     for right; any other backup had ended by the time of the next that is right, and may just have when none follows.
+    A clock that was behind for some backups must not make one before them older than it says: that is believed, unless
+    it is later than all that is taken for right.
     """
     ordered = sorted(entries, key=place_of)
     times = [datetime.fromisoformat(entry.finished_at) for entry in ordered]
     right = _longest_ascent(times)
+    latest = max((times[at] for at in right), default=_END_OF_TIMES)
     ended: dict[str, datetime] = {}
     following = _END_OF_TIMES
     for at in reversed(range(len(ordered))):
         if at in right:
             following = times[at]
-        ended[ordered[at].backup_id] = following
+        ended[ordered[at].backup_id] = max(following, times[at]) if times[at] <= latest else following
     return ended
 
 
