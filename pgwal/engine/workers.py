@@ -84,8 +84,13 @@ class Workers(Generic[_Tool]):
         failed first.
         """
         if len(self._tools) == 1:
-            for item in items:
-                yield work(self._tools[0], item)
+            try:
+                for item in items:
+                    yield work(self._tools[0], item)
+            except BaseException as error:
+                # Before what was read half is given up: to end that properly, a server would be waited for that hangs.
+                self._end_all(error)
+                raise
             return
         pool = ThreadPoolExecutor(len(self._tools), thread_name_prefix="pgwal-copy")
         pending: deque[Future[_Result]] = deque()

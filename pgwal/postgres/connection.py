@@ -123,12 +123,25 @@ class Connection(psycopg.Connection[Any]):
         try:
             return waiting.wait(gen, self.pgconn.socket, *args, **options)
         except KeyboardInterrupt:
-            if capabilities.has_cancel_safe():
-                # What it does, such as a spread checkpoint, might take long to notice that nobody is there.
-                with suppress(psycopg.Error):
-                    self.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+            # What it does, such as a spread checkpoint, might take long to notice that nobody is there.
+            self._cancels()
             self.pgconn.finish()
             raise
+
+    def give_up(self) -> None:
+        """Have the server end the query that is under way; when it does not answer, close the connection."""
+        if not self._cancels():
+            self.close()
+
+    def _cancels(self) -> bool:
+        """Ask the server to cancel what is under way, and tell whether it answers."""
+        if not capabilities.has_cancel_safe():
+            return False
+        try:
+            self.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+        except psycopg.Error:
+            return False
+        return True
 
     def cut(self) -> None:
         """Have whoever waits for the server, in another thread, meet the end of the connection at once."""

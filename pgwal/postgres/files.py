@@ -402,6 +402,9 @@ def _copied(connection: Connection, path: str, query: str) -> Iterator[bytes | N
             # What ends the COPY asks the server to, and waits for it.
             if connection.was_cut or isinstance(error, KeyboardInterrupt):
                 connection.close()
+            elif isinstance(error, GeneratorExit):
+                # The reader needs no more, or was interrupted between two pieces.
+                connection.give_up()
             raise
         rows.finish()
 
