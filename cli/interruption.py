@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
+
+_UNWINDING_S = 5
+"""After how long a command that has not ended is interrupted again, and then ended as it is."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,4 +35,17 @@ class Interruption:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number = number
+            signal.signal(signal.SIGALRM, self._interrupt_again)
+            signal.alarm(_UNWINDING_S)
             raise KeyboardInterrupt
+
+    def _interrupt_again(self, *_: object) -> None:
+        """Interrupt what the first exception, which came at any moment, may not have reached: some code drops it."""
+        signal.signal(signal.SIGALRM, self._end)
+        signal.alarm(_UNWINDING_S)
+        raise KeyboardInterrupt
+
+    def _end(self, *_: object) -> None:
+        """End at once; what is left unfinished counts for nothing, as after a crash."""
+        os.write(2, b"pgwal: interrupted\n")
+        os._exit(self.exit_code)

@@ -95,7 +95,9 @@ def main() -> None:
     code = run(sys.argv[1:])
     if interruption.signal_number is not None:
         print("pgwal: interrupted", file=sys.stderr)
-        code = interruption.exit_code
+        sys.stderr.flush()
+        # Without a look at threads: one that was being started when the signal came would never end.
+        os._exit(interruption.exit_code)
     # The interpreter need not look for cycles among modules that end with the process: it would take a tenth of the
     # time of a small backup.
     gc.freeze()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -16,6 +16,9 @@ _Result = TypeVar("_Result")
 
 _WINDOW = 100
 """How many results may wait for an earlier one; what takes long holds up that many others at most."""
+
+
+_TICK_S = 0.5
 
 
 class Pace:
@@ -98,9 +101,9 @@ class Workers(Generic[_Tool]):
             for item in items:
                 pending.append(pool.submit(self._run, work, item))
                 if len(pending) >= _WINDOW:
-                    yield pending.popleft().result()
+                    yield _result(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         except BaseException as error:
             self._end_all(error)
             pool.shutdown(cancel_futures=True)
@@ -133,3 +136,13 @@ class Workers(Generic[_Tool]):
             self._pace.stop()
         for tool in self._tools:
             self._cut(tool)
+
+
+def _result(future: Future[_Result]) -> _Result:
+    """Return what a thread makes, in the main thread.
+
+    It waits in short pieces: a signal that comes just before a wait is handled after it, and that may be never.
+    """
+    while not future.done():
+        wait((future,), _TICK_S)
+    return future.result()

@@ -84,7 +84,7 @@ def test_max_connections_raised_behind_the_backup(make_server: ServerFactory, sc
         connection.execute("CREATE TABLE t (id int)")
     succeed("full", "--repo", repo, "-d", server.conninfo, "-c", "fast")
     add(server, 1)
-    server.configure(max_connections=50, max_locks_per_transaction=128)
+    server.configure(max_connections=50, max_locks_per_transaction=256)
     server.restart()
     add(server, 2)
     add(server, 3)
@@ -95,7 +95,7 @@ def test_max_connections_raised_behind_the_backup(make_server: ServerFactory, sc
     outcome = run_pgwal("restore", "--repo", repo, "-N", "-D", scratch / "paused", "--target-name", "after 2")
     assert outcome.code == 0, outcome.stderr
     assert "max_connections is set to 50, to which WAL behind the backup raises it from 20" in outcome.stderr
-    assert "max_locks_per_transaction is set to 128" in outcome.stderr
+    assert "max_locks_per_transaction is set to 256" in outcome.stderr
     # With hot_standby = off, as the backup has it, the server would shut down instead of pausing.
     with scene.started(scratch / "paused", promoted=False) as restored, restored.connect() as connection:
         wait_until_paused(connection)
