@@ -151,8 +151,17 @@ def assert_same_wal(server: ThrowawayServer, repo: Path, end: Lsn, *, start: Lsn
     first = numbers[0] if start is None else geometry.segment_no(start)
     for number in range(first, geometry.last_segment_no(end) + 1):
         length = min(end - geometry.segment_start(number), geometry.segment_size)
-        ours = repository.wal.read_segment(geometry.file_name(1, number))
-        assert ours[:length] == server_bytes(server, repository, 1, number)[:length], geometry.file_name(1, number)
+        name = geometry.file_name(1, number)
+        ours = repository.wal.read_segment(name)[:length]
+        theirs = server_bytes(server, repository, 1, number)[:length]
+        assert ours == theirs, f"{name} differs at {_difference(ours, theirs)} of {length}"
+
+
+def _difference(ours: bytes, theirs: bytes) -> str:
+    """Say where bytes differ first, how they go on on either side, and whether one side is zeros from there on."""
+    at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
+    sides = [f"{side[at : at + 32].hex()}{' then zeros' if not any(side[at:]) else ''}" for side in (ours, theirs)]
+    return f"{at}: {sides[0]}, {sides[1]} on the server, of {len(ours)} bytes and {len(theirs)}"
 
 
 def assert_whole_segments_are_the_servers(server: ThrowawayServer, repo: Path) -> None:

@@ -92,6 +92,8 @@ def kill_at_a_random_moment(server: ThrowawayServer, repo: Path, rng: random.Ran
 def test_the_receiver_is_killed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     prepare_load(server)
+    # Where a new slot keeps WAL from is reported by nobody: from here on, it is what the receiver has.
+    assert finish(start_receiver(repo, server.conninfo, "--once")).code == 0
     checked: Lsn | None = None
     kills = 0
     with load(server):
@@ -110,6 +112,8 @@ def test_the_receiver_is_killed(make_server: ServerFactory, scratch: Path) -> No
 def test_the_server_is_killed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     prepare_load(server)
+    # Where a new slot keeps WAL from is reported by nobody: from here on, it is what the receiver has.
+    assert finish(start_receiver(repo, server.conninfo, "--once")).code == 0
     with lasting_receiver(repo, server.conninfo):
         for _ in range(fault_count(2)):
             with load(server):
@@ -133,6 +137,8 @@ def test_the_network_is_cut_slowed_and_frozen(make_server: ServerFactory, scratc
     server.listen_addresses = "127.0.0.1"
     server.restart()
     prepare_load(server)
+    # Where a new slot keeps WAL from is reported by nobody: from here on, it is what the receiver has.
+    assert finish(start_receiver(repo, server.conninfo, "--once")).code == 0
     kinds = ("cut", "slow", "freeze")
     with Proxy(server.port) as proxy, load(server):
         conninfo = f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres connect_timeout=2"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from receiver.oracle import flush_lsn, keeping_server, one_lsn
+from receiver.oracle import flush_lsn, keeping_server, one_lsn, wait_for
 from test_main_job import prepare, run_load, streaming
 
 from pgwal.engine.stop import StopRequest
@@ -84,6 +84,11 @@ def _lags(samples: list[tuple[float, Lsn, Lsn]]) -> Iterator[float]:
         yield samples[later][0] - taken_s
 
 
+def slot_is_active(server: ThrowawayServer) -> bool:
+    with server.connect() as connection:
+        return connection.execute("SELECT FROM pg_replication_slots WHERE active").rowcount > 0
+
+
 @pytest.mark.postgres(13, 18, 19)
 def test_what_is_summarised_is_not_read_again(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +103,8 @@ def test_what_is_summarised_is_not_read_again(
                 connection.execute("SELECT pg_switch_wal()")
         for step in range(4, 7):
             run_load(server, step)
+    # A receiver that has to wait for the slot looks at the archive again each time.
+    wait_for(lambda: not slot_is_active(server), "the server to notice that the receiver has ended")
     last = Repository.open(repo).summaries.ranges()[-1].end
     reads: list[tuple[Lsn, int]] = []
     read = WalDirectory.read
@@ -119,10 +126,12 @@ def test_what_is_summarised_is_not_read_again(
     thread.join()
     stop.close()
     flushed = one_lsn(server, "(SELECT restart_lsn FROM pg_replication_slots)")
-    # Before anything is received, a record that bears a time is looked for in the last whole segment.
+    # Before anything is received, a record that bears a time is looked for: from the last whole segment back.
     segment_size = Repository.open(repo).geometry.segment_size
     for_proof = [(start, size) for start, size in reads if start != last]
-    assert [start % segment_size for start, _ in for_proof] == [0]
-    assert sum(size for _, size in for_proof) <= segment_size
+    newest = for_proof[0][0]
+    assert [start for start, _ in for_proof] == [newest - back * segment_size for back in range(len(for_proof))]
+    assert newest % segment_size == 0
+    assert all(size <= segment_size for _, size in for_proof)
     # Of the segment that is received anew, nothing is summarised again.
     assert sum(size for start, size in reads if start == last) <= max(0, flushed - last) + 8192
