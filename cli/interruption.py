@@ -16,6 +16,7 @@ class Interruption:
     """Turns the first of these signals into KeyboardInterrupt; the others are ignored while the command unwinds.
 
     More than one may come for one request: ``timeout`` signals the process and then its group, and so does a shell.
+    A command that has not ended after a while gets a second KeyboardInterrupt, and is then ended as it is.
     """
 
     def __init__(self) -> None:
