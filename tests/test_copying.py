@@ -311,6 +311,9 @@ class ReplacedSource(ChangingSource):
         if self._replaced_count >= 0:
             raise FileReplaced(f"{path} was replaced")
 
+    def cut(self) -> None:
+        pass
+
     def read_small(self, wanted: Sequence[WantedContent]) -> Sequence[bytes | Unread | None]:
         assert all(each == WantedContent(self.path, self._listed_bytes, None, True) for each in wanted)
         return [Unread.LONGER for _ in wanted]

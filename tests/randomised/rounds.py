@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -613,8 +613,8 @@ class Round:
             if not archive.has_wal(backup.start_lsn, None):
                 words.append("--to-gap")
             outcome = finish(start_pgwal("restore", backup.backup_id, "--repo", archive.repo, "-D", restored, *words))
-            if _is_about_the_source(outcome):
-                self.note("refused: WAL creates a tablespace where the source has its own")
+            if _is_about_the_source(outcome) or _is_about_a_place_in_wal(outcome, mapping):
+                self.note("refused: WAL creates a tablespace at a place that cannot be had")
                 return
             _succeeded(outcome)
         with self.running(archive, restored, target) as server:
@@ -737,6 +737,12 @@ def _is_about_the_source(outcome: Outcome) -> bool:
     """Tell whether a restore was refused because the server that runs here uses the place of a tablespace."""
     found = re.search(r"directory (.+) is not empty, and WAL creates tablespace", outcome.stderr)
     return outcome.code != 0 and found is not None and any(Path(found[1]).iterdir())
+
+
+def _is_about_a_place_in_wal(outcome: Outcome, mapping: Mapping[Path, Path]) -> bool:
+    """Tell whether a restore was refused because a tablespace of the backup is created once more by its WAL."""
+    found = re.search(r"-T cannot move tablespace \d+ at (.+) \(LSN", outcome.stderr)
+    return outcome.code != 0 and found is not None and Path(found[1]) in mapping
 
 
 def _discard(server: ThrowawayServer) -> None:
