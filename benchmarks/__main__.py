@@ -34,11 +34,15 @@ class Benchmark(StrEnum):
     PLAN = "plan"
     GROWTH = "growth"
     CONSTRUCT = "construct"
+    BEFORE = "before"
 
 
 def main(
     names: Annotated[list[Benchmark] | None, typer.Argument(help="Which to run; all by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side runs, after once to warm up.")] = 5,
+    before: Annotated[
+        Path | None, typer.Option(help="The pgwal of another installation, for the benchmark of that name.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where the JSON goes; stdout by default.")
     ] = None,
@@ -48,7 +52,7 @@ def main(
     try:
         scratch.chmod(0o755)
         give_to_server(scratch)
-        context = Context(make_reachable(embedded_installation(), scratch), scratch, rounds)
+        context = Context(make_reachable(embedded_installation(), scratch), scratch, rounds, before)
         machine = describe(context.installation)
         print("\n".join(f"{name}: {value}" for name, value in machine.items()))
         comparisons: list[Comparison] = []

@@ -23,11 +23,16 @@ _SETTINGS: Mapping[str, str | int | bool] = {
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``scratch`` is a directory that servers can reach; it is removed at the end."""
+    """``scratch`` is a directory that servers can reach; it is removed at the end.
+
+    ``pgwal`` is the installed command, as users run it; ``before`` that of another installation, if there is one.
+    """
 
     installation: ServerInstallation
     scratch: Path
     rounds: int
+    before: Path | None = None
+    pgwal: Path = Path(sys.executable).parent / "pgwal"
 
     @contextmanager
     def server(self, name: str, **settings: str | int | bool) -> Iterator[ThrowawayServer]:
@@ -38,11 +43,6 @@ class Context:
             server.configure(**{**_SETTINGS, **summarizing, **settings})
             server.start()
             yield server
-
-    @property
-    def pgwal(self) -> Path:
-        """The installed command, as users run it."""
-        return Path(sys.executable).parent / "pgwal"
 
     def run_pgwal(self, *arguments: str | Path) -> Measurement:
         """Run and measure pgwal."""

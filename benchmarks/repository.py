@@ -15,21 +15,22 @@ from benchmarks.measure import CommandFailed, Measurement
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 _TIMEOUT_S = 60.0
-_HAS_ALL = "SELECT restart_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'benchmark'"
+_HAS_ALL = "SELECT restart_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = %s"
 
 
 class BenchmarkedRepository:
     """Runs pgwal on one repository and one server."""
 
-    def __init__(self, context: Context, server: ThrowawayServer, path: Path) -> None:
+    def __init__(self, context: Context, server: ThrowawayServer, path: Path, slot: str = "benchmark") -> None:
         self.path = path
+        self._slot = slot
         self._context = context
         self._server = server
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
         """Run ``pgwal stream`` in the background."""
-        command = [self._context.pgwal, "stream", *self._options(), "-S", "benchmark", "--create-slot", "-Z", "none"]
+        command = [self._context.pgwal, "stream", *self._options(), "-S", self._slot, "--create-slot", "-Z", "none"]
         receiver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             self._wait_for_receiver(receiver)
@@ -45,7 +46,7 @@ class BenchmarkedRepository:
                 raise CommandFailed(f"pgwal stream ended with {receiver.returncode}")
             with self._server.connect() as connection:
                 found = connection.execute(
-                    "SELECT FROM pg_replication_slots WHERE slot_name = 'benchmark' AND active"
+                    "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active", [self._slot]
                 ).fetchone()
             if found is not None:
                 return
@@ -58,7 +59,7 @@ class BenchmarkedRepository:
         with self._server.connect() as connection:
             connection.execute("SELECT pg_switch_wal()")
             while time.monotonic() < deadline_s:
-                if connection.execute(_HAS_ALL).fetchone() == (True,):
+                if connection.execute(_HAS_ALL, [self._slot]).fetchone() == (True,):
                     return
                 time.sleep(0.1)
         raise CommandFailed("pgwal stream does not keep up")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pgwal.errors import FormatError, TimelineMismatch, WalLevelMinimal
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.repository.repository import Repository
-from pgwal.repository.wal_directory import WalDirectory
 from pgwal.segment import WAL_PAGE_SIZE
 from pgwal.wal.page_magic import wal_format_of_major
 
 if TYPE_CHECKING:
+    from pgwal.repository.repository import Repository
+    from pgwal.repository.wal_directory import WalDirectory
     from pgwal.summary.link import Link
     from pgwal.summary.summarizer import ChangeReader
     from pgwal.wal.page_magic import WalFormat
