@@ -1,4 +1,4 @@
-"""What recovery meets in the WAL that is there: tablespaces created by their paths, settings raised, where it ends."""
+"""What recovery meets in the WAL that is there: tablespaces and init forks created, settings raised, where it ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from pgwal.backup.stored_path import decode_path
 from pgwal.control_file import RECOVERY_SETTINGS
+from pgwal.engine.created_init_forks import CreatedInitForks
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
@@ -53,6 +54,7 @@ class ReplayedWal:
     parameters: list[tuple[Lsn, dict[str, int]]] = field(default_factory=list)
     """Those of each record that raises one of them over all before it."""
     last_record_lsn: Lsn = field(default=Lsn(0))
+    init_forks: CreatedInitForks = field(default_factory=CreatedInitForks)
 
     def parameters_before(self, end: Lsn) -> dict[str, int]:
         """Return the highest values that records before ``end`` announce."""
@@ -96,11 +98,14 @@ def latest_transaction_end(repository: Repository, part: LsnRange) -> datetime |
 def _read_part(repository: Repository, history: TimelineHistory, part: LsnRange, found: ReplayedWal) -> bool:
     """Note what a part of one timeline's WAL holds; tell whether all of it is there."""
     scanner = _scanner(repository, part, tablespaces=True)
+    wal_format = wal_format_of_major(repository.identity.major)
     try:
         for data in _wal(repository, history, part, Lsn(scanner.feed_lsn)):
             scanner.feed(data)
             while (event := scanner.scan()) == SPECIAL:
-                _note(found, Lsn(scanner.special_lsn), scanner.special_rmid, scanner.special_info, scanner.special_main)
+                record = scanner.special_rmid, scanner.special_info, scanner.special_main
+                _note(found, Lsn(scanner.special_lsn), *record)
+                found.init_forks.take(wal_format, scanner.special_lsn, *record)
                 scanner.take_blocks()
             scanner.take_blocks()
             if event in (STOP, END_OF_WAL):

@@ -17,6 +17,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLab
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.engine.created_init_forks import CreatedInitForks
 from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport
 from pgwal.engine.recovery_window import choose_backup, target_history
 from pgwal.engine.replayed_wal import ReplayedWal, read_replayed_wal
@@ -112,7 +113,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
         rebuild.make_directories(locations)
         old_settings: list[BackupFile] = []
-        for _ in rebuild.write_all(_all_but_settings(rebuild, old_settings)):
+        for _ in rebuild.write_all(_all_but_settings(rebuild, replayed.init_forks, old_settings)):
             pass
         settings = _settings(rebuild, chosen, request, replayed)
         content = b"".join(rebuild.content(file) for file in old_settings)
@@ -185,12 +186,17 @@ def _wanted_id(entries: list[BackupEntry], request: RestoreRequest) -> str | Non
     return max(entries, key=place_of).backup_id
 
 
-def _all_but_settings(rebuild: Rebuild, old_settings: list[BackupFile]) -> Iterator[BackupFile]:
+def _all_but_settings(
+    rebuild: Rebuild, init_forks: CreatedInitForks, old_settings: list[BackupFile]
+) -> Iterator[BackupFile]:
     """Write what a restored server needs otherwise than it was, and yield the files that stay as they were.
 
+    Main forks of which recovery creates the init fork are left out: it makes them anew.
     postgresql.auto.conf, where the backup has it, comes into ``old_settings``.
     """
     for file in rebuild.files():
+        if init_forks.is_in_the_way(file.path):
+            continue
         if file.path == BACKUP_LABEL_NAME:
             label = BackupLabel.decode(rebuild.content(file))
             rebuild.writer.write(file.path, [label.without_incremental().encode()])
