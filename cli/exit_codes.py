@@ -1,24 +1,18 @@
-"""What a failure means to the shell: exit codes, by kind of error."""
+"""Exit codes of commands that end without an error of their own kind; the others are on the classes of errors."""
 
 from __future__ import annotations
 
 from pgwal.errors import ChainError, ConnectionFailed, PgwalError, RepositoryLocked, VerificationFailed
 
-FAILED = 1
+FAILED = PgwalError.exit_code
 USAGE = 2
-NO_CONNECTION = 3
-CHAIN_BROKEN = 4
-VERIFICATION_FAILED = 5
-LOCKED = 6
-
-_BY_KIND: tuple[tuple[type[PgwalError], int], ...] = (
-    (ConnectionFailed, NO_CONNECTION),
-    (ChainError, CHAIN_BROKEN),
-    (RepositoryLocked, LOCKED),
-    (VerificationFailed, VERIFICATION_FAILED),
-)
+NO_CONNECTION = ConnectionFailed.exit_code
+CHAIN_BROKEN = ChainError.exit_code
+VERIFICATION_FAILED = VerificationFailed.exit_code
+LOCKED = RepositoryLocked.exit_code
 
 
-def exit_code_of(error: PgwalError) -> int:
-    """Return the exit code for an error."""
-    return next((code for kind, code in _BY_KIND if isinstance(error, kind)), FAILED)
+class UsageError(PgwalError):
+    """The command line is not understood."""
+
+    exit_code = USAGE

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from pgwal import __version__
 from pgwal.errors import PgwalError
 from pgwal.scan_choice import choose_scan
-from pgwal_cli.exit_codes import FAILED, exit_code_of
+from pgwal_cli.exit_codes import FAILED, UsageError
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.output import SLOW_SCANNER, log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
@@ -106,6 +106,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return the exit code; never raises for bad input."""
+    as_json = "--json" in arguments
     try:
         if "PGWAL_SCAN" in os.environ:
             choose_scan(os.environ["PGWAL_SCAN"])
@@ -113,27 +114,29 @@ def run(arguments: list[str]) -> int:
         # Here, where it can still be reported that standard output takes no more.
         sys.stdout.flush()
     except PgwalError as error:
-        print_error(error)
-        return exit_code_of(error)
+        print_error(error, as_json=as_json)
+        return error.exit_code
     except TyperException as error:
-        return _report_misuse(error, arguments)
+        return _report_misuse(error, arguments, as_json=as_json)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             # The reader of our output went away, as head does; nothing is left to say.
             _drop_output()
         else:
-            print_error(_refusal(error))
+            print_error(_refusal(error), as_json=as_json)
         return FAILED
     except MemoryError:
-        print_error(PgwalError("there is not enough memory", hint="Use fewer jobs (-j), or free some memory."))
+        refusal = PgwalError("there is not enough memory", hint="Use fewer jobs (-j), or free some memory.")
+        print_error(refusal, as_json=as_json)
         return FAILED
     except RuntimeError as error:
         # Python has no kind of its own for this one.
         if "can't start new thread" not in str(error):
             raise
-        print_error(
-            PgwalError("the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u).")
+        refusal = PgwalError(
+            "the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u)."
         )
+        print_error(refusal, as_json=as_json)
         return FAILED
     except KeyboardInterrupt:
         return FAILED
@@ -149,12 +152,12 @@ def _refusal(error: OSError) -> PgwalError:
     return PgwalError(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
-def _report_misuse(error: TyperException, arguments: list[str]) -> int:
+def _report_misuse(error: TyperException, arguments: list[str], *, as_json: bool) -> int:
     if not arguments:
         # The message is the help.
         print(error.format_message(), file=sys.stderr)
     else:
-        print_error(PgwalError(error.format_message(), hint="See --help."))
+        print_error(UsageError(error.format_message(), hint="See --help."), as_json=as_json)
     # A server takes an exit code below 126 of its restore_command for "there is no such file".
     return FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
 

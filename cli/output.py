@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from pgwal.errors import PgwalError
+from pgwal.lsn import Lsn
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -82,11 +83,27 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
     return lines
 
 
-def print_error(error: PgwalError) -> None:
-    """Print an error and its hint on stderr."""
+def print_error(error: PgwalError, *, as_json: bool = False) -> None:
+    """Print an error and its hint on stderr; ``as_json`` as one line, in the form that docs/commands.md has."""
+    if as_json:
+        sys.stderr.write(json.dumps({"error": _error_document(error)}) + "\n")
+        return
     print(f"pgwal: error: {error}", file=sys.stderr)
     if error.hint:
         print(f"pgwal: hint: {error.hint}", file=sys.stderr)
+
+
+def _error_document(error: PgwalError) -> dict[str, Any]:
+    facts: dict[str, Any] = {**error.facts}
+    facts |= {name: str(Lsn(facts[name])) for name in ("lsn", "end_lsn") if name in facts}
+    return {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "is_transient": error.is_transient,
+        "facts": facts,
+    }
 
 
 class _MessageFormatter(logging.Formatter):

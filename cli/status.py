@@ -53,7 +53,7 @@ def status(
     else:
         print("\n".join([*_repository_lines(found), *_server_lines(server, lag), *_coverage_lines(found)]))
     if problem is not None:
-        print_error(problem)
+        print_error(problem, as_json=json)
         raise typer.Exit(NO_CONNECTION)
 
 

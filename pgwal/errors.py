@@ -4,13 +4,49 @@ The first split is by whose fault it is: the bytes, the chain of backups, the re
 target.  Mistakes of the programmer are assertions, never a ``PgwalError``.
 """
 
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict, Unpack
+
+
+class ErrorFacts(TypedDict, total=False):
+    """What an error is about, for programs; the message says it in words.
+
+    ``path`` is of a file or directory, ``offset_bytes`` a place in it; ``lsn`` and ``end_lsn`` a position or range of
+    WAL on ``timeline_id``; ``holder`` who holds a lock; ``setting``, ``slot`` and ``role`` are names on the server.
+    """
+
+    path: str
+    offset_bytes: int
+    timeline_id: int
+    lsn: int
+    end_lsn: int
+    backup_id: str
+    holder: str
+    setting: str
+    slot: str
+    role: str
+
 
 class PgwalError(Exception):
-    """The root: a message that names cause and position, and a hint that names the way out."""
+    """The root: a message that names cause and position, a hint that names the way out, and facts for programs.
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    ``exit_code`` is what a command ends with.  What ``is_transient`` may go away by itself: it is worth another try.
+    """
+
+    exit_code: ClassVar[int] = 1
+    is_transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: Unpack[ErrorFacts]) -> None:
         super().__init__(message)
         self.hint = hint
+        self.facts = facts
+
+    def restate(self, message: str, *, hint: str | None = None, **facts: Unpack[ErrorFacts]) -> None:
+        """Give it another message, where somebody knows more of it; its kind and its facts stay."""
+        self.args = (message,)
+        self.hint = hint or self.hint
+        self.facts.update(facts)
 
 
 class FormatError(PgwalError):
@@ -36,6 +72,8 @@ class UnknownRecord(FormatError):
 class ChainError(PgwalError):
     """Each piece is valid, together they do not make an incremental backup: a full backup is needed."""
 
+    exit_code = 4
+
 
 class WalGap(ChainError):
     """WAL of a range is neither summarised nor in the archive."""
@@ -56,7 +94,7 @@ class HistoryMismatch(TimelineMismatch):
     """
 
     def __init__(self, message: str, *, timeline_id: int, lsn: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, timeline_id=timeline_id, lsn=lsn)
         self.timeline_id = timeline_id
         self.lsn = lsn
 
@@ -72,13 +110,19 @@ class RepositoryError(PgwalError):
 class StorageFull(RepositoryError):
     """There is no room left where the repository is."""
 
+    is_transient = True
+
 
 class RepositoryLocked(RepositoryError):
     """Another process holds the lock that this one needs."""
 
+    exit_code = 6
+
 
 class ReceivedByBackup(RepositoryLocked):
     """A backup's own receiver holds the lock, and gives it back when the backup ends."""
+
+    is_transient = True
 
 
 class BrokenInvariant(PgwalError):
@@ -96,9 +140,15 @@ class WrongCluster(RepositoryError):
 class VerificationFailed(PgwalError):
     """What was read is not what its checksums say."""
 
+    exit_code = 5
+
 
 class TargetError(PgwalError):
     """The place to restore into cannot be used."""
+
+
+class RecoveryTargetError(PgwalError):
+    """The recovery target cannot be understood, or no backup leads there."""
 
 
 class ServerError(PgwalError):
@@ -115,6 +165,9 @@ class FileReplaced(ServerError):
 
 class ConnectionFailed(ServerError):
     """No connection to the server: not there, not accepting, or the login was refused."""
+
+    exit_code = 3
+    is_transient = True
 
 
 class PasswordRequired(ConnectionFailed):
@@ -136,9 +189,13 @@ class SlotUnavailable(ServerError):
 class SlotInUse(SlotUnavailable):
     """The replication slot serves another receiver, or still one whose connection has broken."""
 
+    is_transient = True
+
 
 class ReplicationInterrupted(ServerError):
     """The replication stream ended before it was asked to; it may be started again."""
+
+    is_transient = True
 
 
 class NoAnswer(ReplicationInterrupted):
@@ -153,7 +210,7 @@ class OlderTimeline(ServerError):
     """The server is on an older timeline than the archive's newest WAL, ``timeline_id``."""
 
     def __init__(self, message: str, *, timeline_id: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, timeline_id=timeline_id)
         self.timeline_id = timeline_id
 
 

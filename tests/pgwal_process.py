@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,11 +25,14 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        return self._after("pgwal: error: ")
+        return self._after("pgwal: error: ") + [str(error["message"]) for error in self._as_json()]
 
     @property
     def hints(self) -> list[str]:
-        return self._after("pgwal: hint: ")
+        return self._after("pgwal: hint: ") + [str(error["hint"]) for error in self._as_json() if error["hint"]]
+
+    def _as_json(self) -> list[dict[str, object]]:
+        return [json.loads(line)["error"] for line in self.stderr.splitlines() if line.startswith('{"error": ')]
 
     def _after(self, prefix: str) -> list[str]:
         return [line.removeprefix(prefix) for line in self.stderr.splitlines() if line.startswith(prefix)]
@@ -95,4 +99,4 @@ def assert_failed(outcome: Outcome, code: int, cause: str, hint: str | None = No
 
 def assert_nothing_raw(outcome: Outcome) -> None:
     """Check that stderr has messages of pgwal alone: no traceback, no warning of Python's, no broken line."""
-    assert all(line.startswith("pgwal: ") for line in outcome.stderr.splitlines()), outcome.stderr
+    assert all(line.startswith(("pgwal: ", '{"error": ')) for line in outcome.stderr.splitlines()), outcome.stderr

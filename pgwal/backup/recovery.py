@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from pgwal.backup.stored_path import encode_path
-from pgwal.errors import TargetError
+from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
 
@@ -39,7 +39,7 @@ class RecoveryTarget:
 
     ``time`` has its offset.  ``name`` stands for the bytes that WAL holds, in the encoding of whatever database, as
     decode_path of pgwal.backup.stored_path makes text of them.  ``timeline`` is a number, "latest" or "current".
-    Raises TargetError for what the server would refuse.
+    Raises RecoveryTargetError for what the server would refuse.
     """
 
     lsn: Lsn | None = None
@@ -54,22 +54,24 @@ class RecoveryTarget:
     def __post_init__(self) -> None:
         given = [target for target in (self.lsn, self.time, self.xid, self.name) if target is not None]
         if len(given) + self.immediate > 1:
-            raise TargetError("more than one recovery target is given", hint="Give one of the --target options.")
+            raise RecoveryTargetError(
+                "more than one recovery target is given", hint="Give one of the --target options."
+            )
         if not self.is_set and self.action is not None:
-            raise TargetError("a target action needs a target", hint="Give one of the --target options.")
+            raise RecoveryTargetError("a target action needs a target", hint="Give one of the --target options.")
         if self.exclusive and (not given or self.name is not None):
-            raise TargetError(
+            raise RecoveryTargetError(
                 "only an LSN, a time or a transaction can be excluded",
                 hint="Leave --target-exclusive away, or give --target-lsn, --target-time or --target-xid.",
             )
         if self.time is not None:
             assert self.time.tzinfo is not None
         if self.xid is not None and (self.xid < 0 or self.short_xid < _FIRST_NORMAL_XID):
-            raise TargetError(f"{self.xid} is not the number of a transaction")
+            raise RecoveryTargetError(f"{self.xid} is not the number of a transaction")
         if self.name is not None and not 0 < len(encode_path(self.name)) <= _MAX_NAME_SIZE:
-            raise TargetError(f"the name of a restore point has 1 to {_MAX_NAME_SIZE} bytes")
+            raise RecoveryTargetError(f"the name of a restore point has 1 to {_MAX_NAME_SIZE} bytes")
         if isinstance(self.timeline, int) and not 0 < self.timeline <= _XID_MASK:
-            raise TargetError(f"{self.timeline} is not the number of a timeline")
+            raise RecoveryTargetError(f"{self.timeline} is not the number of a timeline")
 
     @property
     def is_set(self) -> bool:
@@ -119,7 +121,8 @@ def time_text(time: datetime) -> str:
 def parse_target_time(text: str) -> datetime:
     """Read an ISO 8601 time; without an offset it is local time.
 
-    Raises TargetError, also for a local time that clocks pass over or show twice where daylight saving begins or ends.
+    Raises RecoveryTargetError, also for a local time that clocks pass over or show twice where daylight saving begins
+    or ends.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -128,14 +131,14 @@ def parse_target_time(text: str) -> datetime:
         # An absurd year has no local time.
         readings = [time.replace(fold=fold).astimezone() for fold in (0, 1)]
     except (ValueError, OverflowError) as error:
-        raise TargetError(
+        raise RecoveryTargetError(
             f"{text!r} is not a time", hint="Write it as 2026-11-22 10:15:30+01; without an offset it is local time."
         ) from error
     if readings[0] == readings[1]:
         return readings[0]
     before, after = sorted(readings)
     how_often = "exists twice" if before.replace(tzinfo=None) == time else "does not exist"
-    raise TargetError(
+    raise RecoveryTargetError(
         f"the local time {text} {how_often}: the clocks are changed then",
         hint=f"Give its offset: it may be {before.isoformat(sep=' ')} or {after.isoformat(sep=' ')}.",
     )

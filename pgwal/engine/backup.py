@@ -217,6 +217,7 @@ def check_server(facts: ServerFacts, control: ControlFile, request: BackupReques
         raise SettingRequired(
             "wal_level is minimal, which leaves changes out of WAL",
             hint="Set wal_level = replica, restart the server, then take a full backup.",
+            setting="wal_level",
         )
     _require_page_images(facts, is_full=request.since is None)
     if control.system_identifier != facts.system_identifier:
@@ -241,7 +242,9 @@ def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
     elif not is_full:
         hint += " A full backup is possible as it is."
     raise SettingRequired(
-        "full_page_writes is off: pages that are torn while they are read could not be repaired", hint=hint
+        "full_page_writes is off: pages that are torn while they are read could not be repaired",
+        hint=hint,
+        setting="full_page_writes",
     )
 
 

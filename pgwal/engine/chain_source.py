@@ -191,7 +191,8 @@ def _read_header(path: Path, descriptor: int, size: int) -> tuple[IncrementalHea
         if not _is_strictly_ascending(header.block_numbers):
             raise FormatError("incremental file: its block numbers do not ascend")
     except FormatError as error:
-        raise type(error)(f"{path}: {error}", hint=ANOTHER_BACKUP) from error
+        error.restate(f"{path}: {error}", hint=ANOTHER_BACKUP, path=str(path))
+        raise
     except OSError as error:
         raise unreadable(path, error) from error
     return header, content

@@ -89,6 +89,8 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
                 raise RepositoryLocked(
                     f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
                     hint="Run pgwal expire again when that has ended.",
+                    backup_id=entry.backup_id,
+                    holder="a restore or a verification",
                 )
         _remove(repository, report, on_progress)
     return report

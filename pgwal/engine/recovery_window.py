@@ -15,7 +15,7 @@ from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTar
 from pgwal.backup.stored_path import encode_path
 from pgwal.engine.recovery_gap import RecoveryGap, find_gap
 from pgwal.engine.replayed_wal import latest_transaction_end
-from pgwal.errors import FormatError, ObjectNotFound, TargetError, TimelineMismatch, WalGap
+from pgwal.errors import FormatError, ObjectNotFound, RecoveryTargetError, TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
@@ -46,9 +46,10 @@ def choose_backup(
 
     Unless ``wal_is_here``, what WAL the repository holds tells nothing, and only positions and times are compared.
 
-    Raises ObjectNotFound when there is none, TargetError when the target lies before a backup's end or is not in the
-    WAL received, TimelineMismatch when the backup is not on the target's timeline, WalGap when WAL is missing between
-    its start and the target.  Without a target, that is the end of all WAL; with ``to_gap``, recovery may end before.
+    Raises ObjectNotFound when there is none, RecoveryTargetError when the target lies before a backup's end or is not
+    in the WAL received, TimelineMismatch when the backup is not on the target's timeline, WalGap when WAL is missing
+    between its start and the target.  Without a target, that is the end of all WAL; with ``to_gap``, recovery may end
+    before.
     """
     candidates = [entry for entry in entries if backup_id in (None, entry.backup_id)]
     if not candidates and backup_id is not None:
@@ -114,7 +115,7 @@ def target_history(repository: Repository, timeline: int | str, entry: BackupEnt
 def _newest_before(
     repository: Repository, candidates: list[_Candidate], target: RecoveryTarget, *, wal_is_here: bool
 ) -> _Candidate:
-    """Return the newest backup that ended before the target; raises TargetError."""
+    """Return the newest backup that ended before the target; raises RecoveryTargetError."""
     if target.lsn is not None:
         lsn = target.lsn
         return _first(candidates, lambda candidate: candidate.entry.stop_lsn <= lsn, target)
@@ -154,8 +155,8 @@ def _first(candidates: list[_Candidate], reaches: Callable[[_Candidate], bool], 
     raise _too_early(candidates[-1].entry, target)
 
 
-def _too_early(oldest: BackupEntry, target: RecoveryTarget) -> TargetError:
-    return TargetError(
+def _too_early(oldest: BackupEntry, target: RecoveryTarget) -> RecoveryTargetError:
+    return RecoveryTargetError(
         f"{target} lies before the end of backup {oldest.backup_id}, which is at {oldest.stop_lsn}"
         f" ({oldest.finished_at}): a server is consistent only from there on",
         hint="Choose an older backup, or a later target.",
@@ -174,7 +175,7 @@ def _before_record(repository: Repository, candidates: list[_Candidate], target:
             return candidate
         end = stop
     oldest = candidates[-1].entry
-    raise TargetError(
+    raise RecoveryTargetError(
         f"{target} is not in the WAL received since backup {oldest.backup_id} ended at {oldest.stop_lsn}",
         hint="A receiver must have got that far, and the backup be older; pgwal status shows what was received.",
     )
@@ -186,14 +187,14 @@ def _before_record(repository: Repository, candidates: list[_Candidate], target:
 def _require_target(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
 ) -> Lsn:
-    """Return up to where WAL is needed at least; raises TargetError when the target's WAL has not been received."""
+    """Return up to where WAL is needed at least; raises RecoveryTargetError when that has not been received."""
     if target.lsn is None:
         return chosen.stop_lsn
     _require_wal(repository, history, chosen.start_lsn, chosen.stop_lsn)
     if not _record_follows(repository, history, target.lsn):
         state = repository.receiver_state()
         received = "" if state is None else f"; up to {state.flushed_lsn} of timeline {state.timeline_id} is"
-        raise TargetError(
+        raise RecoveryTargetError(
             f"{target} has not been received{received}",
             hint="Choose an earlier one, or replay all WAL by giving no target.",
         )
@@ -203,12 +204,12 @@ def _require_target(
 def _require_later_transaction(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
 ) -> None:
-    """Raise TargetError unless a transaction later than a time has ended: only at one does recovery stop."""
+    """Raise RecoveryTargetError unless a transaction later than a time has ended: only at one does recovery stop."""
     last = _last_end(repository, history, chosen.stop_lsn, _END_OF_LSNS)
     if last is not None and _passes(last, target):
         return
     ended = "no transaction has ended" if last is None else f"the last transaction ended at {time_text(last)}"
-    raise TargetError(
+    raise RecoveryTargetError(
         f"{target} is not in the WAL received: {ended} in the WAL since backup {chosen.backup_id}",
         hint="Choose an earlier one, or replay all WAL by giving no target.",
     )

@@ -81,8 +81,8 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     """Rebuild a data directory; it is durable, and starts recovery from the repository, when this returns.
 
     pg_control comes last, so that a restore that was interrupted cannot be started.  Raises TargetError when the
-    directory is not empty or the recovery target cannot be reached, ObjectNotFound, ChainError or FormatError when
-    the chain is not whole, WalGap when WAL is missing that recovery needs.
+    directory is not empty, RecoveryTargetError when the target cannot be reached, ObjectNotFound, ChainError or
+    FormatError when the chain is not whole, WalGap when WAL is missing that recovery needs.
     """
     repository = Repository.open(request.repository_path)
     entries = repository.catalogue.entries(request.backup)

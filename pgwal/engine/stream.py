@@ -23,10 +23,10 @@ from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.timeline_stream import TICK_S, ServerPosition, TimelineStream
 from pgwal.errors import (
-    ConnectionFailed,
     HistoryMismatch,
     NoAnswer,
     OlderTimeline,
+    PgwalError,
     ReceivedByBackup,
     ReplicationInterrupted,
     ServerError,
@@ -127,8 +127,8 @@ class Receiver:
                         return retrying(self._receive_once, held)
                     except (HistoryMismatch, OlderTimeline) as error:
                         self._set_aside(error)
-            except (ConnectionFailed, ReplicationInterrupted, SlotInUse, ReceivedByBackup, StorageFull) as error:
-                if not self.stop.is_set():
+            except PgwalError as error:
+                if not (error.is_transient and self.stop.is_set()):
                     raise
                 if isinstance(error, NoAnswer):
                     logger.warning("%s; stopped without it", error)
@@ -179,15 +179,19 @@ class Receiver:
         self.alive()
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
-        connected_before = self._repository is not None
-        transient = isinstance(error, (ConnectionFailed, ReplicationInterrupted))
-        # After the connection broke, the server may take a while to notice, and hold the slot for it.
-        transient = transient or (isinstance(error, SlotInUse) and self.streaming.is_set())
-        if isinstance(error, (ReceivedByBackup, StandbyBehind)):
-            return not self.options.for_backup and (self.options.reconnect or isinstance(error, ReceivedByBackup))
+        if not isinstance(error, PgwalError) or not error.is_transient:
+            return False
+        options, connected_before = self.options, self._repository is not None
+        if isinstance(error, ReceivedByBackup):
+            return not options.for_backup
+        if isinstance(error, StandbyBehind):
+            return options.reconnect and not options.for_backup
         if isinstance(error, StorageFull):
-            return connected_before and self.options.wait_for_room
-        return transient and connected_before and self.options.reconnect
+            return connected_before and options.wait_for_room
+        if isinstance(error, SlotInUse) and not self.streaming.is_set():
+            # Another receiver's: only after the connection broke may the server hold the slot for this one yet.
+            return False
+        return connected_before and options.reconnect
 
     def _receive_once(self, held: ExitStack) -> None:
         with self.stop.outlast(lambda: self._open_sender(self._parameters, self.stop.fd)) as sender:
@@ -257,7 +261,7 @@ class Receiver:
         start = tried[-1]
         present = _segment_start(repository.geometry, server.flush_lsn)
         if not self.options.skip_removed or self.level.is_set() or start.lsn >= present:
-            raise self._missing(removed, sender, start.lsn, present) from removed
+            raise self._missing(removed, sender, start.lsn, present)
         logger.warning("%s; going on at %s, so that WAL from %s on is missing", removed, present, start.lsn)
         start = StreamStart(server.history.timeline_id, present)
         if self.options.from_restart_point:
@@ -319,7 +323,8 @@ class Receiver:
         end = position.restart_lsn if position is not None and position.restart_lsn is not None else present
         if end <= start:
             return error
-        return WalRemoved(f"{error}; missing is WAL from {start} on, up to {end} at most", hint=error.hint)
+        error.restate(f"{error}; missing is WAL from {start} on, up to {end} at most", lsn=start, end_lsn=end)
+        return error
 
     def _hold_repository(self, identity: RepositoryIdentity, held: ExitStack) -> Repository:
         """Open the repository and take its receiver lock, once; check that the server is the same every time."""
@@ -347,6 +352,7 @@ class Receiver:
             raise SlotUnavailable(
                 f'replication slot "{slot}" already exists',
                 hint="Use it as it is: leave out --create-slot, or add --if-not-exists.",
+                slot=slot,
             )
         if not exists and not self.options.create_slot:
             raise _slot_missing(slot)
@@ -473,5 +479,7 @@ def _segment_start(geometry: WalGeometry, lsn: Lsn) -> Lsn:
 
 def _slot_missing(slot: str) -> SlotUnavailable:
     return SlotUnavailable(
-        f'replication slot "{slot}" does not exist', hint="Create it: run pgwal stream once with --create-slot."
+        f'replication slot "{slot}" does not exist',
+        hint="Create it: run pgwal stream once with --create-slot.",
+        slot=slot,
     )

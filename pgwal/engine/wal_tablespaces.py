@@ -9,7 +9,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.recovery import RecoveryTarget
 from pgwal.engine.recovery_window import is_reached_before, target_history
 from pgwal.engine.replayed_wal import CreatedTablespace, ReplayedWal
-from pgwal.errors import TargetError
+from pgwal.errors import RecoveryTargetError
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def require_own_tablespaces(
 ) -> list[CreatedTablespace]:
     """Return the tablespaces that recovery up to a target creates outside of what is restored, and warn of each.
 
-    Raises TargetError for one that ``mapping`` would have elsewhere.
+    Raises RecoveryTargetError for one that ``mapping`` would have elsewhere.
     """
     found = list(_created(repository, entry, target, replayed))
     for created in found:
         if created.path in mapping:
-            raise TargetError(
+            raise RecoveryTargetError(
                 f"-T cannot move {created}: PostgreSQL replays its creation with that very path",
                 hint=_way_out(created, entry, f" and no -T for it; or make {created.path} a link to the place wanted"),
             )

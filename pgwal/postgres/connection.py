@@ -313,11 +313,12 @@ def _connection_error(error: psycopg.Error, user: str | None) -> ServerError:
     text = one_line(str(error))
     role = _role_of(pgconn, user)
     if re.search(_NO_REPLICATION, text):
-        return PrivilegeMissing(text, hint=f"A superuser can run: ALTER ROLE {role} REPLICATION;")
+        return PrivilegeMissing(text, hint=f"A superuser can run: ALTER ROLE {role} REPLICATION;", role=role)
     if re.search(_REPLICATION_OFF, text):
         return SettingRequired(
             f"replication is switched off: {text}",
             hint="Set wal_level = replica and max_wal_senders = 10, and restart the server.",
+            setting="max_wal_senders",
         )
     if pgconn is not None and pgconn.needs_password:
         return PasswordRequired(text, hint="Give the password with -W, in .pgpass or in PGPASSWORD.")

@@ -396,7 +396,9 @@ class BackupSession:
         (wal_level,) = _one_row(self._connection, "SELECT current_setting('wal_level')")
         if wal_level == "minimal":
             return SettingRequired(
-                error_text(error), hint="Set wal_level = replica and restart the server: minimal WAL leaves out data."
+                error_text(error),
+                hint="Set wal_level = replica and restart the server: minimal WAL leaves out data.",
+                setting="wal_level",
             )
         return ServerError(error_text(error), hint=error.diag.message_hint)
 

@@ -292,4 +292,5 @@ def _naming_damage(path: Path) -> Iterator[None]:
             f"Bring the file back from a copy of the repository. Without one, this backup and those that build on it"
             f" are lost: move {path.parent} away and take a full backup."
         )
-        raise type(error)(message, hint=hint) from error
+        error.restate(message, hint=hint, path=str(path))
+        raise

@@ -52,12 +52,12 @@ def translated_errors(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ObjectNotFound(f"cannot {action} {path}: it does not exist") from error
+        raise ObjectNotFound(f"cannot {action} {path}: it does not exist", path=str(path)) from error
     except OSError as error:
         number = error.errno or 0
         kind = StorageFull if number in _FULL else RepositoryError
         text = _TEXTS.get(number, os.strerror(number))
-        raise kind(f"cannot {action} {path}: {text}", hint=_HINTS.get(number)) from error
+        raise kind(f"cannot {action} {path}: {text}", hint=_HINTS.get(number), path=str(path)) from error
 
 
 class _OpenedFile(FileIO):
@@ -344,6 +344,8 @@ class LocalStore:
             raise RepositoryLocked(
                 f"{path} is held by {other}",
                 hint="Only one can work on a repository at a time: wait until that one has ended, or stop it.",
+                path=str(path),
+                holder=other,
             )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{holder}, process {os.getpid()}\n".encode(), 0)
@@ -367,7 +369,10 @@ class LocalStore:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             by = "being read by a restore or a verification" if exclusive else "being removed"
-            raise RepositoryLocked(f"{self.path(name).parent} is {by}", hint="Wait until that has ended.") from None
+            path = self.path(name).parent
+            raise RepositoryLocked(
+                f"{path} is {by}", hint="Wait until that has ended.", path=str(path), holder="another process"
+            ) from None
         except OSError as error:
             # Where there are no locks, nobody can take one to remove it either; a restore must go on.
             if exclusive or error.errno not in _NO_LOCKS:

@@ -169,8 +169,8 @@ class Repository:
             try:
                 held.enter_context(self.store.lock(RECEIVER_LOCK_NAME, holder))
             except RepositoryLocked as error:
-                if f"held by {_RECEIVER_OF_BACKUP}" in str(error):
-                    raise ReceivedByBackup(str(error), hint=error.hint) from None
+                if error.facts["holder"].startswith(_RECEIVER_OF_BACKUP):
+                    raise ReceivedByBackup(str(error), hint=error.hint, **error.facts) from None
                 raise
             self._recover()
             yield

@@ -74,6 +74,6 @@ def _named_remedy() -> Iterator[None]:
     try:
         yield
     except FormatError as error:
-        raise type(error)(
-            str(error), hint="Delete this file: the WAL of its range is read instead, if it is still there."
-        ) from error
+        hint = "Delete this file: the WAL of its range is read instead, if it is still there."
+        error.restate(str(error), hint=hint)
+        raise

@@ -15,7 +15,7 @@ from restore.restored_server import Scene
 
 from pgwal.backup.recovery import RecoveryTarget, with_settings
 from pgwal.backup.stored_path import decode_path
-from pgwal.errors import TargetError
+from pgwal.errors import RecoveryTargetError
 from pgwal_cli.throwaway_server import give_to_server
 
 NAME = b"vor der \xc4nderung"
@@ -31,7 +31,7 @@ def test_a_name_of_any_bytes_is_written_as_it_is() -> None:
     target = RecoveryTarget(name=decode_path(NAME))
     assert with_settings(b"", target.settings()) == b"recovery_target_name = '" + NAME + b"'\n"
     assert str(target).isascii()
-    with pytest.raises(TargetError):
+    with pytest.raises(RecoveryTargetError):
         RecoveryTarget(name=decode_path(b"\xc4" * 64))
     RecoveryTarget(name=decode_path(b"\xc4" * 63))
 

@@ -22,7 +22,7 @@ from restore.restored_server import Scene
 
 from pgwal.backup.entry import decode_entry, encode_entry
 from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
-from pgwal.errors import TargetError
+from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
@@ -114,13 +114,13 @@ def test_all_settings() -> None:
     ],
 )
 def test_targets_that_make_no_sense(arguments: dict[str, object]) -> None:
-    with pytest.raises(TargetError):
+    with pytest.raises(RecoveryTargetError):
         RecoveryTarget(**arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2026-13-01", "2026-11-22 10:15:99"])
 def test_times_that_are_none(text: str) -> None:
-    with pytest.raises(TargetError):
+    with pytest.raises(RecoveryTargetError):
         parse_target_time(text)
 
 

@@ -1,0 +1,91 @@
+"""Errors for programs: one line of JSON on stderr under ``--json``, with the facts that the message tells in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pgwal_process import Outcome, run_pgwal
+
+import pgwal.errors
+from pgwal.errors import ChecksumMismatch, ErrorFacts, PgwalError, ReceivedByBackup, StorageFull, WalRemoved
+from pgwal.lsn import Lsn
+from pgwal.repository.layout import BACKUP_LOCK_NAME, RepositoryIdentity
+from pgwal.repository.repository import Repository
+from pgwal_cli.output import print_error
+
+COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
+
+
+def error_of(outcome: Outcome) -> dict[str, Any]:
+    """Return the error that a command ended with; nothing else on stderr looks like it."""
+    *others, last = outcome.stderr.splitlines()
+    assert not any(line.startswith("{") for line in others)
+    document: dict[str, Any] = json.loads(last)["error"]
+    assert document["exit_code"] == outcome.code
+    return document
+
+
+def test_an_object_that_is_not_there(tmp_path: Path) -> None:
+    error = error_of(run_pgwal("list", "--json", "--repo", tmp_path / "absent"))
+    assert error["message"] in run_pgwal("list", "--repo", tmp_path / "absent").stderr
+    assert error["exit_code"] == 1
+    assert not error["is_transient"]
+
+
+def test_misuse() -> None:
+    error = error_of(run_pgwal("list", "--json"))
+    assert (error["kind"], error["exit_code"], error["facts"]) == ("UsageError", 2, {})
+    assert "--repo" in error["message"]
+
+
+def test_a_lock_that_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "repo"
+    repository = Repository.open_or_create(path, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+    with repository.store.lock(BACKUP_LOCK_NAME, "a test"):
+        error = error_of(run_pgwal("expire", "--json", "--repo", path, "--keep-full", "1"))
+    assert (error["kind"], error["exit_code"]) == ("RepositoryLocked", 6)
+    assert error["facts"]["path"] == str(path / BACKUP_LOCK_NAME)
+    assert error["facts"]["holder"].startswith("a test, process ")
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    error = error_of(run_pgwal("full", "--json", "-h", tmp_path, "--repo", tmp_path / "repo"))
+    assert (error["kind"], error["exit_code"], error["is_transient"]) == ("ConnectionFailed", 3, True)
+
+
+def test_positions_are_text_as_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(WalRemoved("gone", hint="Look.", timeline_id=2, lsn=Lsn(0x1_0000_0028)), as_json=True)
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error == {
+        "kind": "WalRemoved",
+        "message": "gone",
+        "hint": "Look.",
+        "exit_code": 4,
+        "is_transient": False,
+        "facts": {"timeline_id": 2, "lsn": "1/28"},
+    }
+
+
+def test_kinds_have_what_their_parents_have_unless_they_say_so() -> None:
+    kinds = [kind for kind in vars(pgwal.errors).values() if isinstance(kind, type) and issubclass(kind, PgwalError)]
+    assert {kind.exit_code for kind in kinds} == {1, 3, 4, 5, 6}
+    assert ReceivedByBackup("").exit_code == 6
+    assert StorageFull.is_transient
+    assert not ChecksumMismatch.is_transient
+
+
+def test_a_restated_error_keeps_its_kind_and_its_facts() -> None:
+    error = ChecksumMismatch("wrong", hint="Look.", offset_bytes=8)
+    error.restate("wrong, of a file", path="file")
+    assert str(error) == "wrong, of a file"
+    assert error.facts == {"offset_bytes": 8, "path": "file"}
+    assert error.hint == "Look."
+
+
+def test_every_fact_is_documented() -> None:
+    (paragraph,) = re.findall(r"`facts` has .*?\n\n", COMMANDS.read_text(encoding="utf-8"), re.DOTALL)
+    assert set(ErrorFacts.__annotations__) == set(re.findall(r"`(\w+)`", paragraph)) - {"facts"}
