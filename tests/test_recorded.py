@@ -22,7 +22,7 @@ import zstandard
 from core.wal_builder import RM_HEAP, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
 from differential.test_records import BLOCK, LINE
 from fix_servers import ServerFactory, Templates
-from pgwal_process import assert_failed, environment, run_pgwal, succeed
+from pgwal_process import assert_failed, peak_mb, run_pgwal, succeed
 
 import pgwal.engine.recorded
 from pgwal.engine.recorded import summarize_wal
@@ -993,27 +993,6 @@ def redo_point(wal_level: int) -> RecordSpec:
 
 
 # ---- memory
-
-
-PEAK = """
-import resource, sys
-from pathlib import Path
-from pgwal_cli.main import run
-
-assert run(sys.argv[1:]) == 0
-status = Path("/proc/self/status")
-if status.exists():
-    # What getrusage() says begins with the memory of the process that started this one.
-    print(int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20))
-"""
-
-
-def peak_mb(*command: str | Path) -> float:
-    """Return the most memory that a pgwal process had."""
-    process = [sys.executable, "-c", PEAK, *map(str, command)]
-    return float(subprocess.check_output(process, env=environment(), cwd="/", text=True).splitlines()[-1])
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
