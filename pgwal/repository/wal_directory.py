@@ -165,8 +165,12 @@ class WalDirectory:
 
     def read_segment(self, name: str) -> bytes:
         """Return a whole segment, or a partial one where there is no whole one; raises ObjectNotFound, FormatError."""
+        return b"".join(self.segment_pieces(name))
+
+    def segment_pieces(self, name: str) -> Iterator[bytes]:
+        """Yield the same in pieces of PART_BYTES, or of a whole segment that is smaller."""
         with self._open(name) as file:
-            return b"".join(self._read_segment(file, 0))
+            yield from self._read_segment(file, 0)
 
     def history(self, timeline_id: int) -> TimelineHistory:
         """Return a timeline's history; raises ObjectNotFound when its file is not there."""
@@ -249,12 +253,12 @@ class WalDirectory:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
-            data = file.read(min(PART_BYTES, left))
-            if not data and file.complete:
-                raise self._too_short(file.path, left)
-            data = data or bytes(min(PART_BYTES, left))
-            left -= len(data)
-            yield data
+            size = min(PART_BYTES, left)
+            data = file.read(size)
+            if len(data) < size and file.complete:
+                raise self._too_short(file.path, left - len(data))
+            left -= size
+            yield data.ljust(size, b"\0")
 
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(
