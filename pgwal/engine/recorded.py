@@ -85,7 +85,7 @@ def summarize_wal(
     for wal_range in ranges:
         for summary in _summaries(directory, wal_format, wal_range, jobs):
             name = summary_file_name(summary.range)
-            output.write(name, encode_summary(summary.block_map, summary.link))
+            output.write(name, encode_summary(summary.block_map, summary.link, name))
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
             if on_progress is not None:
                 on_progress(done + summary.range.end - wal_range.start, total)
