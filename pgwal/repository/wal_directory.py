@@ -19,7 +19,6 @@ from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
-from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -380,28 +379,3 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
 def is_wal_file_name(name: str) -> bool:
     """Tell whether a name is that of a segment file, of any compression, or of a timeline history."""
     return is_history_name(name) or is_segment_name(split_segment_name(name)[0])
-
-
-def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
-    """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
-
-    Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
-    """
-    from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
-
-    for name, _ in store.list(directory):
-        base, compression, complete = split_segment_name(name)
-        if not is_segment_name(base) or only not in (None, name):
-            continue
-        path = f"{directory}/{name}" if directory else name
-        with SegmentReader(store.open(path), compression, path, complete=complete) as file:
-            content = file.read(_LONG_HEADER_SIZE)
-        if len(content) == _LONG_HEADER_SIZE and any(content[:2]):
-            header = LongPageHeader.parse(content)
-            wal_format = wal_format_of_magic(header.magic, path)
-            if not header.info & PAGE_LONG_HEADER or header.wal_page_size != WAL_PAGE_SIZE:
-                raise FormatError(f"{path} does not begin as a WAL segment of a supported page size does")
-            return WalDirectory(store, directory, WalGeometry(header.segment_size), only=only), wal_format
-    raise ObjectNotFound(
-        "there are no WAL segments", hint="Name a directory with files such as 000000010000000000000001."
-    )
