@@ -223,10 +223,13 @@ class WalDirectory:
     def _are_same(self, name: str, other: str) -> bool:
         with self._open_file(name) as first, self._open_file(other) as second:
             try:
-                while data := first.read(PART_BYTES):
+                # Both may inflate without end; what is behind a segment nobody reads.
+                left = self.geometry.segment_size
+                while left and (data := first.read(min(PART_BYTES, left))):
                     if second.read(len(data)) != data:
                         return False
-                return not second.read(1)
+                    left -= len(data)
+                return first.read(1) == second.read(1)
             except FormatError as error:
                 raise _Damaged from error
 
