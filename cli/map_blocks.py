@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json as json_codec
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from textwrap import indent
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from pgwal.lsn import Lsn
 from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
 from pgwal_cli import options
-from pgwal_cli.output import print_json
 
 if TYPE_CHECKING:
+    from pyroaring import BitMap
+
     from pgwal.summary.block_map import BlockMap
+
+Item = TypeVar("Item")
+
+_BATCH = 1 << 14
 
 
 def map_blocks(
@@ -70,10 +77,7 @@ def map_blocks(
         block_map = _of_repository(repo, timeline, start, end, derived)
     else:
         raise typer.BadParameter("--repo, --wal or summary files are needed")
-    if json:
-        print_json(_document(block_map))
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(block_map, individual))
+    sys.stdout.writelines(json_of(block_map) if json else text_of(block_map, individual))
 
 
 def _of_repository(path: Path, timeline: int | None, start: Lsn, end: Lsn, derived: bool) -> BlockMap:
@@ -101,42 +105,56 @@ def _of_files(paths: list[Path], start: Lsn | None, end: Lsn | None) -> BlockMap
     return block_map
 
 
-def _lines(block_map: BlockMap, individual: bool) -> Iterator[str]:
-    """Yield pg_walsummary's text (src/bin/pg_walsummary/pg_walsummary.c)."""
+def text_of(block_map: BlockMap, individual: bool) -> Iterator[str]:
+    """Yield pg_walsummary's text (src/bin/pg_walsummary/pg_walsummary.c), many lines at a time."""
     for key, changes in block_map.entries():
         prefix = f"TS {key.spc_oid}, DB {key.db_oid}, REL {key.rel_number}, FORK {Fork(key.fork).name.lower()}:"
         if changes.limit_block != INVALID_BLOCK_NUMBER:
-            yield f"{prefix} limit {changes.limit_block}"
-        for first, last in _intervals(changes.blocks.to_array()):
-            if individual:
-                yield from (f"{prefix} block {block_no}" for block_no in range(first, last + 1))
-            elif first == last:
-                yield f"{prefix} block {first}"
-            else:
-                yield f"{prefix} blocks {first}..{last}"
+            yield f"{prefix} limit {changes.limit_block}\n"
+        if individual:
+            for blocks in _batches(changes.blocks):
+                yield "".join([f"{prefix} block {block_no}\n" for block_no in blocks])
+            continue
+        for intervals in _batches(_intervals(changes.blocks)):
+            yield "".join(
+                [
+                    f"{prefix} block {first}\n" if first == last else f"{prefix} blocks {first}..{last}\n"
+                    for first, last in intervals
+                ]
+            )
 
 
-def _intervals(block_numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _intervals(blocks: BitMap) -> Iterator[tuple[int, int]]:
     """Yield (first, last) of each run of consecutive numbers."""
-    if not block_numbers:
-        return
-    first = block_numbers[0]
-    for left, right in pairwise(block_numbers):
-        if right != left + 1:
-            yield first, left
-            first = right
-    yield first, block_numbers[-1]
+    return zip(blocks - blocks.shift(1), blocks - blocks.shift(-1), strict=True)
 
 
-def _document(block_map: BlockMap) -> list[dict[str, object]]:
-    return [
-        {
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield items, of which there may be millions, as many as are worth a call."""
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def json_of(block_map: BlockMap) -> Iterator[str]:
+    """Yield what print_json would print of the list of all entries, without having that in memory."""
+    is_empty = True
+    for key, changes in block_map.entries():
+        entry = {
             "tablespace": key.spc_oid,
             "database": key.db_oid,
             "relation": key.rel_number,
             "fork": Fork(key.fork).name.lower(),
             "limit_block": None if changes.limit_block == INVALID_BLOCK_NUMBER else changes.limit_block,
-            "blocks": [list(interval) for interval in _intervals(changes.blocks.to_array())],
+            "blocks": [],
         }
-        for key, changes in block_map.entries()
-    ]
+        yield ("[\n" if is_empty else ",\n") + indent(json_codec.dumps(entry, indent=2), "  ").removesuffix("]\n  }")
+        is_empty = False
+        separator = ""
+        for intervals in _batches(_intervals(changes.blocks)):
+            yield separator + ",".join(
+                [f"\n      [\n        {first},\n        {last}\n      ]" for first, last in intervals]
+            )
+            separator = ","
+        yield "\n    ]\n  }" if separator else "]\n  }"
+    yield "[]\n" if is_empty else "\n]\n"

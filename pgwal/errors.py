@@ -65,6 +65,10 @@ class ChecksumMismatch(FormatError):
     """A stored checksum and the bytes it covers disagree."""
 
 
+class LimitExceeded(FormatError):
+    """What was read would take more memory or room than pgwal gives to such a thing."""
+
+
 class UnknownRecord(FormatError):
     """A WAL record announces a change of relation files that this pgwal does not understand."""
 

@@ -15,6 +15,21 @@ PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 TIMEOUT_S = 60
 
 
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from pgwal_cli.main import run
+
+assert run(sys.argv[1:]) == 0
+status = Path("/proc/self/status")
+if status.exists():
+    # What getrusage() says begins with the memory of the process that started this one.
+    print(int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024)
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20))
+"""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a process ended with."""
@@ -100,3 +115,9 @@ def assert_failed(outcome: Outcome, code: int, cause: str, hint: str | None = No
 def assert_nothing_raw(outcome: Outcome) -> None:
     """Check that stderr has messages of pgwal alone: no traceback, no warning of Python's, no broken line."""
     assert all(line.startswith(("pgwal: ", '{"error": ')) for line in outcome.stderr.splitlines()), outcome.stderr
+
+
+def peak_mb(*command: str | Path) -> float:
+    """Return the most memory that a pgwal process had."""
+    process = [sys.executable, "-c", _PEAK, *map(str, command)]
+    return float(subprocess.check_output(process, env=environment(), cwd="/", text=True).splitlines()[-1])

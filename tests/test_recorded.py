@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import lzma
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import zstandard
 from core.wal_builder import RM_HEAP, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
 from differential.test_records import BLOCK, LINE
 from fix_servers import ServerFactory, Templates
-from pgwal_process import assert_failed, environment, run_pgwal, succeed
+from pgwal_process import assert_failed, peak_mb, run_pgwal, succeed
 
 import pgwal.engine.recorded
 from pgwal.engine.recorded import summarize_wal
@@ -786,6 +787,53 @@ def test_directories_that_are_none(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "changed", "cause", "hint"),
+    [
+        ("", gzip.compress, "is compressed by gzip, which its name does not tell", r"Rename it to \w+01\.gz\."),
+        ("", zstandard.compress, "is compressed by zstd, which its name does not tell", r"Rename it to \w+01\.zst\."),
+        ("", lz4.frame.compress, "is compressed by lz4, which its name does not tell", r"Rename it to \w+01\.lz4\."),
+        ("", lzma.compress, "is compressed by xz, which its name does not tell", "Decompress it"),
+        (".xz", lzma.compress, r"is compressed in a form \(.xz\) that pgwal does not read", "Decompress it"),
+    ],
+    ids=["gzip", "zstd", "lz4", "xz", ".xz"],
+)
+def test_segments_that_are_compressed_in_a_way_that_is_not_known(
+    tmp_path: Path, suffix: str, changed: Callable[[bytes], bytes], cause: str, hint: str
+) -> None:
+    whole = built_directory(tmp_path)
+    wal = tmp_path / "wal"
+    wal.mkdir()
+    for path in whole.iterdir():
+        (wal / f"{path.name}{suffix}").write_bytes(changed(path.read_bytes()))
+    for command in commands(wal, tmp_path / "out"):
+        assert_failed(run_pgwal(*command), FAILED, f"{SEGMENT.file_name(1, 1)}{suffix} {cause}", hint)
+    # One among others.
+    path = whole / SEGMENT.file_name(1, 4)
+    path.with_name(path.name + suffix).write_bytes(changed(path.read_bytes()))
+    if suffix:
+        path.unlink()
+    (whole / f"{SEGMENT.file_name(1, 5)}.partial").unlink()
+    outcome = run_pgwal("summarize", whole, "-o", tmp_path / "out")
+    assert outcome.code == 0
+    assert re.search(rf"pgwal: warning: .*{path.name}{suffix} {cause}: it is left out", outcome.stderr)
+
+
+def test_a_segment_of_the_wrong_size_is_named(tmp_path: Path) -> None:
+    wal = built_directory(tmp_path)
+    path = wal / SEGMENT.file_name(1, 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:-8192])
+    outcome = run_pgwal("summarize", wal, "-o", tmp_path / "out")
+    assert outcome.code == NOT_COVERED
+    assert f"{path} has {MB - 8192} bytes, a segment has {MB}: it is left out" in outcome.stderr
+    # Where another form is there too, both are named, once.
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
+    outcome = run_pgwal("summarize", wal, "-o", tmp_path / "out")
+    assert_failed(outcome, FAILED, f"{path.name} and {path.name}.gz hold different WAL")
+    assert "left out" not in outcome.stderr
+
+
 def test_a_segment_that_is_missing_in_the_middle(tmp_path: Path) -> None:
     wal = built_directory(tmp_path)
     (wal / SEGMENT.file_name(1, 2)).unlink()
@@ -993,27 +1041,6 @@ def redo_point(wal_level: int) -> RecordSpec:
 
 
 # ---- memory
-
-
-PEAK = """
-import resource, sys
-from pathlib import Path
-from pgwal_cli.main import run
-
-assert run(sys.argv[1:]) == 0
-status = Path("/proc/self/status")
-if status.exists():
-    # What getrusage() says begins with the memory of the process that started this one.
-    print(int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20))
-"""
-
-
-def peak_mb(*command: str | Path) -> float:
-    """Return the most memory that a pgwal process had."""
-    process = [sys.executable, "-c", PEAK, *map(str, command)]
-    return float(subprocess.check_output(process, env=environment(), cwd="/", text=True).splitlines()[-1])
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pgwal.engine import recorded
 from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import open_wal_directory
+from pgwal.repository.recorded_directory import open_wal_directory
 from pgwal.segment import WalGeometry
 
 SEGMENT_SIZE = 1 << 20

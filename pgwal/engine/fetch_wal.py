@@ -6,7 +6,9 @@ A server waits for each segment: what takes long to import is not imported here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from pgwal.engine.prefetch_wal import Spool
@@ -17,7 +19,7 @@ from pgwal.repository.ownership import require_only_owner_writes
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
-from pgwal.wal.segment_check import begins_with_nothing, check_segment
+from pgwal.wal.segment_check import SegmentCheck, begins_with_nothing
 
 
 def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
@@ -31,7 +33,7 @@ def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool
     if is_history_name(name):
         if prefetch:
             Spool(destination).clear_leftovers()
-        content = _Segments(repository_path).history(name)
+        content: Iterable[bytes] = [_Segments(repository_path).history(name)]
     elif is_segment_name(name):
         segments = _Segments(repository_path)
         if prefetch:
@@ -43,17 +45,19 @@ def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool
     _place(content, destination)
 
 
-def _place(content: bytes, destination: Path) -> None:
+def _place(content: Iterable[bytes], destination: Path) -> None:
     temporary = destination.with_name(f"{destination.name}.unfinished")
     try:
         # The server takes a file of the right size for whole, so it must not be seen before it is.  Nothing is synced:
         # what was fetched before a crash is fetched again.
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
+            file.writelines(content)
         temporary.replace(destination)
-    except OSError as error:
+    except (OSError, PgwalError) as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, PgwalError):
+            raise
         raise TargetError(f"cannot write {destination}: {os.strerror(error.errno or 0)}") from error
 
 
@@ -76,13 +80,13 @@ class _Segments:
         TimelineHistory.decode(int(name[:8], 16), content)
         return content
 
-    def whole(self, name: str) -> bytes | None:
-        """Return a complete segment; None when there is none."""
+    def whole(self, name: str) -> Iterator[bytes] | None:
+        """Return a complete segment in pieces, each checked when it is taken; None when there is none."""
         if not self._archive.is_complete(*self.geometry.parse_file_name(name)):
             return None
-        return self._checked(name, self._archive.read_segment(name), complete=True)
+        return self._checked(name, self._archive.segment_pieces(name), complete=True)
 
-    def whole_or_partial(self, name: str, *, to_gap: bool) -> bytes:
+    def whole_or_partial(self, name: str, *, to_gap: bool) -> Iterator[bytes]:
         content = self.whole(name)
         if content is None and not to_gap and self._is_in_gap(name):
             # A receiver may have completed it meanwhile, and gone on.
@@ -94,10 +98,11 @@ class _Segments:
                 )
         if content is not None:
             return content
-        content = _with_wal_of_parent(self._archive, name, self._archive.read_segment(name))
-        if begins_with_nothing(content):
+        content = _with_wal_of_parent(self._archive, name)
+        first = next(content)
+        if begins_with_nothing(first):
             raise ObjectNotFound(f"nothing of {name} has been received yet")
-        return self._checked(name, content, complete=False)
+        return self._checked(name, chain([first], content), complete=False)
 
     def _is_in_gap(self, name: str) -> bool:
         # Late: most segments are there.
@@ -106,40 +111,63 @@ class _Segments:
         wanted = self.geometry.parse_file_name(name)
         return is_in_gap(self._archive.segments(), self._archive.histories(), self.geometry, *wanted)
 
-    def _checked(self, name: str, content: bytes, *, complete: bool) -> bytes:
+    def _checked(self, name: str, content: Iterable[bytes], *, complete: bool) -> Iterator[bytes]:
         timeline_id, segment_no = self.geometry.parse_file_name(name)
-        try:
-            check_segment(
-                content, self.geometry, timeline_id, segment_no, self._identity.system_identifier, complete=complete
-            )
-        except FormatError as error:
-            raise FormatError(
-                f"WAL segment {name} is damaged: {error}",
-                hint="Replace it by a whole copy, if another archive holds one.",
-            ) from error
-        return content
+        check = SegmentCheck(
+            self.geometry, timeline_id, segment_no, self._identity.system_identifier, complete=complete
+        )
+        for piece in content:
+            try:
+                check.feed(piece)
+            except FormatError as error:
+                raise FormatError(
+                    f"WAL segment {name} is damaged: {error}",
+                    hint="Replace it by a whole copy, if another archive holds one.",
+                ) from error
+            yield piece
 
 
-def _with_wal_of_parent(archive: WalArchive, name: str, content: bytes) -> bytes:
+def _with_wal_of_parent(archive: WalArchive, name: str) -> Iterator[bytes]:
     """Return a segment that is not complete with what was received of it under the timeline before.
 
     A timeline's first segment begins with WAL of its parent, which is received once more: as long as that lasts, more
     of it is there under the old name.
     """
-    geometry = archive.geometry
+    geometry, own = archive.geometry, archive.segment_pieces(name)
     timeline_id, segment_no = geometry.parse_file_name(name)
     try:
         switches = archive.history(timeline_id).switches
     except ObjectNotFound:
-        return content
+        return own
     if not switches or geometry.segment_no(switches[-1].switch_lsn) != segment_no:
-        return content
+        return own
     offset = switches[-1].switch_lsn % geometry.segment_size
+    parent_name = geometry.file_name(switches[-1].timeline_id, segment_no)
     try:
-        before = archive.read_segment(geometry.file_name(switches[-1].timeline_id, segment_no))[:offset]
+        if _goes_on(_cut(archive.segment_pieces(parent_name), offset), _cut(own, offset)):
+            return _cut(archive.segment_pieces(parent_name), offset)
     except ObjectNotFound:
-        return content
-    received = content[:offset].rstrip(b"\0")
-    if len(before.rstrip(b"\0")) > len(received) and before.startswith(received):
-        return before + bytes(len(content) - offset)
-    return content
+        # Of the parent; were it this one, the caller meets it now.
+        pass
+    return archive.segment_pieces(name)
+
+
+def _cut(pieces: Iterable[bytes], offset: int) -> Iterator[bytes]:
+    """Yield pieces with zeros from ``offset`` on."""
+    for piece in pieces:
+        yield piece[:offset].ljust(len(piece), b"\0")
+        offset = max(0, offset - len(piece))
+
+
+def _goes_on(pieces: Iterable[bytes], received: Iterable[bytes]) -> bool:
+    """Tell whether a segment is the same as far as it was received, and has more where zeros follow there."""
+    goes_on = False
+    for piece, other in zip(pieces, received, strict=True):
+        if goes_on:
+            if other != bytes(len(other)):
+                return False
+        elif piece != other:
+            if not piece.startswith(other.rstrip(b"\0")):
+                return False
+            goes_on = True
+    return goes_on

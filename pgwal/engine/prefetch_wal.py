@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +36,8 @@ _SPARE_FACTOR = 4
 _IDLE_S = 10.0
 _POLL_S = 0.01
 
-WholeSegment = Callable[[str], bytes | None]
-"""Returns the content of a segment, checked; None when there is no whole one."""
+WholeSegment = Callable[[str], Iterable[bytes] | None]
+"""Returns the content of a segment in pieces, each checked; None when there is no whole one."""
 
 
 class Spool:
@@ -64,7 +64,7 @@ class Spool:
             self.path.mkdir(mode=0o700, exist_ok=True)
             prefetching = _Prefetching(self, name, geometry, whole_segment)
             if not self._lock_and(lambda lock: _leave_behind(prefetching.run, lock)):
-                self.write(_ASKED, name.encode())
+                self.write(_ASKED, [name.encode()])
 
     def asked(self) -> str | None:
         try:
@@ -75,11 +75,11 @@ class Spool:
     def segments(self) -> list[str]:
         return sorted(path.name for path in self.path.iterdir() if is_segment_name(path.name))
 
-    def write(self, name: str, content: bytes, *, durable: bool = False) -> None:
+    def write(self, name: str, content: Iterable[bytes], *, durable: bool = False) -> None:
         """Write a file that is not seen before it is whole."""
         unfinished = self.path / f"{name}.unfinished"
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

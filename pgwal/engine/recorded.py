@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,8 @@ from pgwal.engine.record_chain import Chain, broken_chain, next_record_position,
 from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile, open_wal_directory
+from pgwal.repository.recorded_directory import open_wal_directory, unusable_segments
+from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.link import Link
@@ -29,6 +31,8 @@ from pgwal.wal.record import EndOfWal, EndReason
 
 if TYPE_CHECKING:
     from pgwal.repository.segment_part import SegmentPart
+
+logger = logging.getLogger(__name__)
 
 _RANGE_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
@@ -72,9 +76,12 @@ def summarize_wal(
     Each timeline is summarised up to where the history files in the directory say that it was left.  ``jobs`` threads
     read it.  Raises ObjectNotFound when there is no WAL, WalGap when segments are missing in between or there is none
     of the range, TimelineMismatch when that does not begin and end where records do, FormatError when WAL is damaged
-    before its end; summaries of WAL before that place stay.
+    before its end; summaries of WAL before that place stay.  Files that are called segments and are none are logged.
     """
     directory, wal_format = open_recorded_wal(wal_path)
+    if wal_path.is_dir():
+        for name, cause in unusable_segments(LocalStore(wal_path, follow_links=True), directory):
+            logger.warning("%s %s: it is left out", wal_path / name, cause)
     ranges = [_begun_at_record(directory, wal_format, r, start, end) for r in _ranges(directory, start, end)]
     if not ranges:
         raise WalGap(f"{wal_path} holds no WAL of that range", hint="Name a range that the segments cover.")
@@ -85,7 +92,7 @@ def summarize_wal(
     for wal_range in ranges:
         for summary in _summaries(directory, wal_format, wal_range, jobs):
             name = summary_file_name(summary.range)
-            output.write(name, encode_summary(summary.block_map, summary.link))
+            output.write(name, encode_summary(summary.block_map, summary.link, name))
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
             if on_progress is not None:
                 on_progress(done + summary.range.end - wal_range.start, total)

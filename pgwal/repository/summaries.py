@@ -56,7 +56,7 @@ class SummaryFiles:
 
     def write(self, summary_range: LsnRange, block_map: BlockMap, link: Link | None) -> None:
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        self._store.write(name, encode_summary(block_map, link))
+        self._store.write(name, encode_summary(block_map, link, name))
 
     def delete(self, summary_range: LsnRange) -> None:
         """Remove a summary; raises ObjectNotFound."""

@@ -19,7 +19,6 @@ from pgwal.lsn import Lsn
 from pgwal.repository.store import Store
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
-from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -165,8 +164,12 @@ class WalDirectory:
 
     def read_segment(self, name: str) -> bytes:
         """Return a whole segment, or a partial one where there is no whole one; raises ObjectNotFound, FormatError."""
+        return b"".join(self.segment_pieces(name))
+
+    def segment_pieces(self, name: str) -> Iterator[bytes]:
+        """Yield the same in pieces of PART_BYTES, or of a whole segment that is smaller."""
         with self._open(name) as file:
-            return b"".join(self._read_segment(file, 0))
+            yield from self._read_segment(file, 0)
 
     def history(self, timeline_id: int) -> TimelineHistory:
         """Return a timeline's history; raises ObjectNotFound when its file is not there."""
@@ -220,10 +223,13 @@ class WalDirectory:
     def _are_same(self, name: str, other: str) -> bool:
         with self._open_file(name) as first, self._open_file(other) as second:
             try:
-                while data := first.read(PART_BYTES):
+                # Both may inflate without end; what is behind a segment nobody reads.
+                left = self.geometry.segment_size
+                while left and (data := first.read(min(PART_BYTES, left))):
                     if second.read(len(data)) != data:
                         return False
-                return not second.read(1)
+                    left -= len(data)
+                return first.read(1) == second.read(1)
             except FormatError as error:
                 raise _Damaged from error
 
@@ -249,12 +255,12 @@ class WalDirectory:
         file.skip(offset)
         left = self.geometry.segment_size - offset
         while left:
-            data = file.read(min(PART_BYTES, left))
-            if not data and file.complete:
-                raise self._too_short(file.path, left)
-            data = data or bytes(min(PART_BYTES, left))
-            left -= len(data)
-            yield data
+            size = min(PART_BYTES, left)
+            data = file.read(size)
+            if len(data) < size and file.complete:
+                raise self._too_short(file.path, left - len(data))
+            left -= size
+            yield data.ljust(size, b"\0")
 
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(
@@ -376,28 +382,3 @@ def split_segment_name(name: str) -> tuple[str, str, bool]:
 def is_wal_file_name(name: str) -> bool:
     """Tell whether a name is that of a segment file, of any compression, or of a timeline history."""
     return is_history_name(name) or is_segment_name(split_segment_name(name)[0])
-
-
-def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
-    """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
-
-    Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
-    """
-    from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
-
-    for name, _ in store.list(directory):
-        base, compression, complete = split_segment_name(name)
-        if not is_segment_name(base) or only not in (None, name):
-            continue
-        path = f"{directory}/{name}" if directory else name
-        with SegmentReader(store.open(path), compression, path, complete=complete) as file:
-            content = file.read(_LONG_HEADER_SIZE)
-        if len(content) == _LONG_HEADER_SIZE and any(content[:2]):
-            header = LongPageHeader.parse(content)
-            wal_format = wal_format_of_magic(header.magic, path)
-            if not header.info & PAGE_LONG_HEADER or header.wal_page_size != WAL_PAGE_SIZE:
-                raise FormatError(f"{path} does not begin as a WAL segment of a supported page size does")
-            return WalDirectory(store, directory, WalGeometry(header.segment_size), only=only), wal_format
-    raise ObjectNotFound(
-        "there are no WAL segments", hint="Name a directory with files such as 000000010000000000000001."
-    )

@@ -97,6 +97,10 @@ class BlockMap:
         for key in sorted(self._entries):
             yield key, self._entries[key]
 
+    def changes(self) -> Iterable[ForkChanges]:
+        """Return what changed in each fork, in no order."""
+        return self._entries.values()
+
     def get(self, key: RelationFork) -> ForkChanges | None:
         return self._entries.get(key)
 

@@ -37,7 +37,14 @@ from collections.abc import Iterator
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
-from pgwal.errors import BrokenInvariant, ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
+from pgwal.errors import (
+    BrokenInvariant,
+    ChecksumMismatch,
+    FormatError,
+    LimitExceeded,
+    TruncatedInput,
+    UnsupportedVersion,
+)
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.summary.block_map import BlockMap, RelationFork
@@ -57,6 +64,12 @@ _LINK = struct.Struct("<IIQQ")
 _LINK_SIZE = _LINK.size + _CRC.size
 LINK_TAIL_SIZE = _CRC.size + _LINK_SIZE
 """So many bytes at a file's end hold its link, if it has one, and what that is checked with."""
+
+MAX_SUMMARY_BYTES = 256 << 20
+"""The bits of 16 TiB, in PostgreSQL's format; an entry has two bytes for each 512 MiB in front of a block, too."""
+
+MAX_SUMMARY_ENTRIES = 4 << 20
+"""So many take about 4 GB of memory."""
 
 _ROARING_WITH_RUNS = 12347
 _ROARING_ARRAY_MAX = 4096
@@ -81,8 +94,12 @@ def parse_summary_file_name(name: str) -> LsnRange | None:
     return LsnRange(int(name[:8], 16), Lsn(int(name[8:24], 16)), Lsn(int(name[24:40], 16)))
 
 
-def encode_summary(block_map: BlockMap, link: Link | None = None) -> bytes:
-    """Return the contents of the summary file of a map; without a ``link`` what PostgreSQL itself would write."""
+def encode_summary(block_map: BlockMap, link: Link | None = None, source: str = "a WAL summary") -> bytes:
+    """Return the contents of the summary file of a map; without a ``link`` what PostgreSQL itself would write.
+
+    Raises LimitExceeded, which names ``source``, when it would be too large.
+    """
+    require_size(block_map, source)
     parts = [_CRC.pack(SUMMARY_MAGIC)]
     for key, changes in block_map.entries():
         usages, data = _encode_chunks(changes.blocks)
@@ -93,6 +110,29 @@ def encode_summary(block_map: BlockMap, link: Link | None = None) -> bytes:
     content = b"".join(parts)
     crc = _CRC.pack(crc32c(content))
     return content + crc + (_encode_link(link, crc) if link is not None else b"")
+
+
+def require_size(block_map: BlockMap, source: str) -> None:
+    """Raise LimitExceeded for a map of which no summary file is written, because it would be too large."""
+    cause = None
+    if len(block_map) > MAX_SUMMARY_ENTRIES:
+        cause = f"names more than {MAX_SUMMARY_ENTRIES} relation forks"
+    elif sum(_encoded_size(changes.blocks) for changes in block_map.changes()) > MAX_SUMMARY_BYTES:
+        cause = f"names blocks so far apart that its file would have more than {MAX_SUMMARY_BYTES} bytes"
+    if cause is not None:
+        raise LimitExceeded(
+            f"{source} {cause}",
+            hint="A summary ends at a checkpoint: have the server make them more often, and begin again behind this"
+            " WAL, with a full backup.",
+        )
+
+
+def _encoded_size(blocks: BitMap) -> int:
+    """Return how many bytes an entry takes at least."""
+    if not blocks:
+        return _ENTRY.size
+    # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
+    return _ENTRY.size + 2 * ((blocks.max() >> 16) + 1) + 2 * min(len(blocks), (blocks.max() >> 4) + 1)
 
 
 def decode_summary(content: bytes, source: str) -> BlockMap:
@@ -183,7 +223,7 @@ def _encode_chunks(blocks: BitMap) -> tuple[array[int], list[bytes]]:
     """Return the usage of each chunk up to the last one in use, and the data of those in use."""
     usages, data = array("H"), []
     for chunk, cardinality, body in _containers(blocks.serialize()):
-        usages.extend([0] * (chunk - len(usages)))
+        usages.frombytes(bytes(2 * (chunk - len(usages))))
         usages.append(min(cardinality, BITMAP_USAGE))
         # Roaring keeps 4096 offsets in an array still, PostgreSQL one less.
         data.append(_bitmap_of_array(body) if cardinality == BITMAP_USAGE else body)

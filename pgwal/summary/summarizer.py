@@ -12,6 +12,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.codec import require_size
 from pgwal.summary.link import UNKNOWN, Link
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
@@ -27,6 +28,10 @@ _CUTTING_OPERATIONS = (
 )
 _MANY_BLOCKS = 1 << 15
 """Moving blocks into a map costs by the take as well as by the block; that many fit what the scanner has anyway."""
+
+
+_MANY_REFERENCES = 1 << 20
+"""After so many references a map is measured, which takes a while."""
 
 
 class Summary(NamedTuple):
@@ -151,6 +156,7 @@ class Summarizer:
         self._minimal: bool | None = None
         self._block_map = BlockMap(keep_forgotten=continues)
         self._finished: list[Summary] = []
+        self._measured_count = 0
         self._set_next_stop(start)
 
     @property
@@ -178,7 +184,8 @@ class Summarizer:
     def feed(self, data: bytes | memoryview | WalSource) -> None:
         """Take in the WAL that follows, up to the stop if there is one; a source is read no further than that.
 
-        Raises FormatError, with the position, for a record that cannot be understood.
+        Raises FormatError, with the position, for a record that cannot be understood; LimitExceeded for more changes
+        than fit into a summary.
         """
         if self.complete or self.end_of_wal is not None:
             return
@@ -187,7 +194,7 @@ class Summarizer:
         else:
             self._scanner.feed(data)
         while (event := self._scanner.scan()) != NEED_DATA:
-            _absorb_blocks(self._scanner, self._block_map)
+            self._absorb()
             if event == SPECIAL:
                 self._take_special()
                 continue
@@ -200,7 +207,7 @@ class Summarizer:
             self._cut(self.position, self.link.last_lsn)
             self._set_next_stop(self.position)
         if self._scanner.untaken_count >= _MANY_BLOCKS:
-            _absorb_blocks(self._scanner, self._block_map)
+            self._absorb()
 
     def take_finished(self) -> list[Summary]:
         """Return the usable summaries finished since the last call, in LSN order."""
@@ -218,6 +225,13 @@ class Summarizer:
         """
         _absorb_blocks(self._scanner, self._block_map)
         self._cut(max(end, self.position) if self.complete else end, self.link.last_lsn)
+
+    def _absorb(self) -> None:
+        _absorb_blocks(self._scanner, self._block_map)
+        count = self._scanner.block_reference_count
+        if count - self._measured_count >= _MANY_REFERENCES:
+            self._measured_count = count
+            require_size(self._block_map, f"WAL {LsnRange(self._timeline_id, self._start, self.position)}")
 
     def _take_special(self) -> None:
         scanner = self._scanner

@@ -18,8 +18,9 @@ from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, Fork, RelFileLocator
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE
 from pgwal.wal import layout
+from pgwal.wal.collected_record import CollectedRecord
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
-from pgwal.wal.record import BlockReference, EndOfWal, EndReason, WalRecord
+from pgwal.wal.record import KEPT_BYTES, KEPT_BYTES_OF_LISTS, BlockReference, EndOfWal, EndReason, WalRecord
 
 
 class Need(Enum):
@@ -29,6 +30,9 @@ class Need(Enum):
 
 
 NEED_DATA = Need.DATA
+
+_MAIN_START = 16
+"""What the scanner reads of the main data of any record."""
 
 _Walk = Generator[Need | WalRecord, None, EndOfWal]
 
@@ -197,13 +201,14 @@ class WalDecoder:
         if on_page >= layout.RECORD_HEADER_SIZE:
             raw = yield from self._peek(layout.RECORD_HEADER_SIZE)
             self._check_prev_link(lsn, layout.RecordHeader.parse(raw))
-        data = bytearray((yield from self._take(on_page)))
-        while len(data) < total_length:
-            yield from self._continuation(lsn, data, total_length)
+        record = CollectedRecord(total_length)
+        record.append((yield from self._take(on_page)))
+        while record.length < total_length:
+            yield from self._continuation(lsn, record)
         yield from self._take(-self._at % 8)
-        return self._checked_record(lsn, bytes(data))
+        return self._checked_record(lsn, record)
 
-    def _continuation(self, lsn: int, data: bytearray, total_length: int) -> Generator[Need, None, None]:
+    def _continuation(self, lsn: int, record: CollectedRecord) -> Generator[Need, None, None]:
         """Append what the next page holds of the record (XLogDecodeNextRecord)."""
         page_lsn = self._at
         try:
@@ -215,21 +220,22 @@ class WalDecoder:
             self._overwritten_lsn = lsn
             raise _Overwritten
         continued = header.info & layout.PAGE_FIRST_IS_CONTRECORD
-        if not continued or total_length != len(data) + header.remaining_length:
+        if not continued or record.total_length != record.length + header.remaining_length:
             raise _NoRecord(lsn, EndReason.CONTRECORD)
-        had_header = len(data) >= layout.RECORD_HEADER_SIZE
-        data += yield from self._take(min(header.remaining_length, self._left_on_page()))
+        had_header = record.length >= layout.RECORD_HEADER_SIZE
+        record.append((yield from self._take(min(header.remaining_length, self._left_on_page()))))
         if not had_header and page_lsn:
-            self._check_prev_link(lsn, layout.RecordHeader.parse(bytes(data)))
+            self._check_prev_link(lsn, layout.RecordHeader.parse(bytes(record.kept)))
 
     def _check_prev_link(self, lsn: int, header: Any) -> None:
         fits = header.prev_lsn == self._prev_lsn if self._synced or self._prev_lsn else header.prev_lsn < lsn
         if not fits:
             raise _NoRecord(lsn, EndReason.RECORD_PREV_LINK)
 
-    def _checked_record(self, lsn: int, data: bytes) -> WalRecord:
+    def _checked_record(self, lsn: int, collected: CollectedRecord) -> WalRecord:
+        data = bytes(collected.kept)
         header = layout.RecordHeader.parse(data)
-        if crc32c(data[:20], crc32c(data[layout.RECORD_HEADER_SIZE :])) != header.crc:
+        if crc32c(data[:20], collected.body_crc()) != header.crc:
             raise _NoRecord(lsn, EndReason.RECORD_CRC)
         self._synced = True
         self._prev_lsn = lsn
@@ -251,7 +257,7 @@ class WalDecoder:
 
 
 def decode_record(wal_format: WalFormat, lsn: Lsn, end_lsn: Lsn, data: bytes) -> WalRecord:
-    """Decode one whole record whose CRC is right (DecodeXLogRecord).
+    """Decode one record whose CRC is right (DecodeXLogRecord); of ``data`` the end may be missing, as of WalRecord.
 
     Raises FormatError when its parts do not add up, UnknownRecord for an unknown resource manager or an unknown
     record that says it changes relation files.
@@ -260,9 +266,9 @@ def decode_record(wal_format: WalFormat, lsn: Lsn, end_lsn: Lsn, data: bytes) ->
     _check_known(wal_format, lsn, header)
     blocks: list[BlockReference] = []
     payload_size = main_length = 0
-    at, size = layout.RECORD_HEADER_SIZE, len(data)
+    at, size, kept = layout.RECORD_HEADER_SIZE, header.total_length, len(data)
     fragment_format = layout.header_fragment(wal_format)
-    while size - at > payload_size + main_length:
+    while kept - at > payload_size:
         try:
             fragment = fragment_format.parse(data[at : at + 40])
         except ConstructError:
@@ -279,6 +285,9 @@ def decode_record(wal_format: WalFormat, lsn: Lsn, end_lsn: Lsn, data: bytes) ->
             payload_size += fragment.body.image.length if fragment.body.image else 0
     if size - at != payload_size + main_length:
         raise _broken(lsn, "its parts do not add up to its length")
+    if kept < size and kept - at < payload_size + _MAIN_START:
+        # Headers of megabytes, which no server writes.
+        raise _broken(lsn, "its headers end early")
     return WalRecord(
         lsn, end_lsn, Lsn(header.prev_lsn), header.xid, header.rmid, header.info, size,
         tuple(blocks), data[size - main_length :],
@@ -302,6 +311,12 @@ def decode_main_data(wal_format: WalFormat, lsn: int, rmid: int, info: int, main
     try:
         return payload.parse(main_data)
     except ConstructError:
+        if len(main_data) > KEPT_BYTES:
+            raise FormatError(
+                f"record at {Lsn(lsn)} lists more transactions and relations than fit into what of a record pgwal keeps"
+                f" {KEPT_BYTES_OF_LISTS} bytes",
+                hint="It ends a transaction with millions of them. Begin again behind it, with a full backup.",
+            ) from None
         raise _broken(lsn, f"its data is too short (rmgr {rmid}, info {info:#04x})") from None
 
 

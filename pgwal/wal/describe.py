@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 from construct import Container, ListContainer
@@ -80,7 +81,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Container):
         named = {name: part for name, part in value.items() if not name.startswith("_")}
         return {name: _plain(part) for name, part in named.items() if not isinstance(part, bytes)}
-    if isinstance(value, ListContainer):
+    if isinstance(value, ListContainer | array):
         return [_plain(part) for part in value]
     return value
 

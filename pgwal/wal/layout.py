@@ -7,6 +7,7 @@ src/include/utils/relmapper.h of PostgreSQL 13 to 19.  ``scan.py`` walks the sam
 
 from __future__ import annotations
 
+from array import array
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,9 @@ from construct import (
     Byte,
     Construct,
     CString,
+    ExprAdapter,
     Flag,
+    GreedyBytes,
     If,
     Int8ul,
     Int16ul,
@@ -23,9 +26,11 @@ from construct import (
     Int64sl,
     Int64ul,
     Padding,
+    Prefixed,
     PrefixedArray,
     Struct,
     Switch,
+    obj_,
     this,
 )
 
@@ -190,11 +195,18 @@ TablespaceDrop = Struct("spc_oid" / Int32ul)
 RelmapUpdate = Struct("db_oid" / Int32ul, "spc_oid" / Int32ul, "map" / PrefixedArray(Int32ul, Byte))
 """xl_relmap_update: the new contents of a pg_filenode.map."""
 
+
+def _words() -> Construct[Any, Any]:
+    """A count and that many words, as an array: there may be millions, which construct would parse one by one."""
+    counted = Prefixed(ExprAdapter(Int32ul, 4 * obj_, obj_ // 4), GreedyBytes)
+    return ExprAdapter(counted, lambda words, _: array("I", words), lambda words, _: array("I", words).tobytes())
+
+
 XactEnd = Struct(
     "time" / Int64sl,
     "xinfo" / Int32ul,
     "database" / If(this.xinfo & XINFO_HAS_DBINFO, Struct("db_oid" / Int32ul, "spc_oid" / Int32ul)),
-    "subxacts" / If(this.xinfo & XINFO_HAS_SUBXACTS, PrefixedArray(Int32ul, Int32ul)),
+    "subxacts" / If(this.xinfo & XINFO_HAS_SUBXACTS, _words()),
     "dropped" / If(this.xinfo & XINFO_HAS_RELFILELOCATORS, PrefixedArray(Int32ul, Locator)),
 )
 """xl_xact_commit and xl_xact_abort with an xinfo word, as far as the relations whose files are unlinked."""

@@ -8,6 +8,16 @@ from enum import IntEnum
 from pgwal.lsn import Lsn
 from pgwal.relation import Fork, RelFileLocator
 
+KEPT_BYTES = (8 << 20) - 8192
+"""So many bytes of a record are kept; of what follows only the CRC is computed.
+
+Behind its headers there may be data and images of 33 blocks, of less than 64 KiB each, which is half of it: what is cut
+off of a longer record is main data, of which nobody wants more than the start.
+"""
+
+KEPT_BYTES_OF_LISTS = (64 << 20) - 8192
+"""The same for records whose main data lists what is dropped: ends of transactions, and of databases."""
+
 
 class EndReason(IntEnum):
     """Why there is no further record at a position.
@@ -73,7 +83,10 @@ class BlockReference:
 
 @dataclass(frozen=True, slots=True)
 class WalRecord:
-    """One WAL record: ``lsn`` is where it starts, ``end_lsn`` the first byte after it, aligned to 8."""
+    """One WAL record: ``lsn`` is where it starts, ``end_lsn`` the first byte after it, aligned to 8.
+
+    ``main_data`` of a record that is longer than ``KEPT_BYTES`` is cut off there.
+    """
 
     lsn: Lsn
     end_lsn: Lsn

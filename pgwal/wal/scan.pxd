@@ -54,6 +54,7 @@ cdef uint32_t _FIRST_IS_CONTRECORD, _HAS_LONG_HEADER
 cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_TBLSPC, _RM_HEAP2, _RM_HEAP
 cdef uint32_t _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
 cdef uint32_t _MAX_BLOCK_ID, _ID_TOP_LEVEL_XID, _ID_ORIGIN, _ID_DATA_LONG, _ID_DATA_SHORT
+cdef uint64_t _KEPT_BYTES, _KEPT_BYTES_OF_LISTS, _MAIN_START
 cdef uint64_t _SOURCE_BUFFER, _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
 cdef int _PAGE_MAGIC, _PAGE_FLAGS, _PAGE_LONG_HEADER, _PAGE_ADDRESS, _PAGE_TIMELINE
 cdef int _CONTRECORD, _RECORD_LENGTH, _RECORD_PREV_LINK, _RECORD_CRC
@@ -115,6 +116,7 @@ cdef class WalScanner:
     cdef object _record
     cdef uint8_t *_record_bytes
     cdef uint64_t _record_capacity, _record_lsn, _record_total, _have, _want, _want_of_page, _discarded_lsn
+    cdef uint64_t _kept, _unkept
     cdef uint32_t _body_crc
     cdef bint _is_link_checked, _has_discarded
     # The record that was parsed last.
@@ -170,15 +172,17 @@ cdef class WalScanner:
 
     cdef int _start_collecting(self) noexcept nogil
 
-    @cython.locals(count=uint64_t, total=uint64_t, on_page=uint64_t)
+    @cython.locals(count=uint64_t, place=uint64_t, total=uint64_t, on_page=uint64_t)
     cdef int _collect(self, const uint8_t *data, uint64_t size) noexcept nogil
 
     cdef void _want_header(self) noexcept nogil
 
+    cdef void _want_body(self) noexcept nogil
+
     @cython.locals(page_lsn=uint64_t, code=int, on_page=uint64_t)
     cdef int _continue_on_page(self, const uint8_t *data, uint64_t size) noexcept nogil
 
-    @cython.locals(code=int, crc=uint32_t)
+    @cython.locals(code=int, crc=uint32_t, total=uint64_t)
     cdef int _take_collected(self, uint64_t size) noexcept nogil
 
     @cython.locals(info=uint32_t, rmid=uint32_t, is_special=bint)

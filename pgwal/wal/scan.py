@@ -29,7 +29,7 @@ from pgwal.errors import FormatError, UnknownRecord
 from pgwal.lsn import Lsn
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
 from pgwal.wal.page_magic import wal_format_of_magic
-from pgwal.wal.record import EndReason
+from pgwal.wal.record import KEPT_BYTES, KEPT_BYTES_OF_LISTS, EndReason
 
 if TYPE_CHECKING:
     from typing import TypeAlias, TypeVar
@@ -83,6 +83,9 @@ _ID_DATA_LONG = 254
 _ID_DATA_SHORT = 255
 _BLOCK_SIZE = 8192
 
+# No more of the main data is read in the loop.
+_MAIN_START = 16
+
 # Heap blocks that one block of a visibility map stands for: 8192 - 24 bytes, two bits a heap block.
 _HEAP_BLOCKS_PER_MAP_BLOCK = 32672
 _VM_FORK = 2
@@ -121,6 +124,10 @@ _INITIAL_RELATIONS = 512
 _INITIAL_LOG = 1 << 16
 _INITIAL_DERIVED = 1 << 10
 _INITIAL_RECORD = 1 << 16
+
+# Of a longer record, what follows goes to one page behind them, for its CRC.
+_KEPT_BYTES = KEPT_BYTES
+_KEPT_BYTES_OF_LISTS = KEPT_BYTES_OF_LISTS
 
 # Beyond these a take gives the memory back.
 _LARGE_LOG = 1 << 20
@@ -259,7 +266,8 @@ class WalScanner:
     first_prev_lsn         the xl_prev of that record: where the record before it starts
     record_count           how many records were reported
     block_reference_count  how many block references they had, repetitions included
-    special_*              after SPECIAL, the record that Python must decode; ``special_end_lsn`` as WalRecord.end_lsn
+    special_*              after SPECIAL, the record that Python must decode; ``special_end_lsn`` and, as to how much
+                           is kept of it, ``special_main`` as of WalRecord
     """
 
     def __init__(
@@ -338,6 +346,8 @@ class WalScanner:
         self._start_record_buffer()
         self._record_lsn = 0
         self._record_total = 0
+        self._kept = _KEPT_BYTES
+        self._unkept = 0
         self._have = 0
         self._want = 0
         self._want_of_page = 0
@@ -469,13 +479,20 @@ class WalScanner:
             elif code == _STOP:
                 return _STOP
             elif code == _SPECIAL:
-                source = self._record if self._is_in_record else self._chunk
-                self.special_main = bytes(source[self._main_at : self._main_at + self._main_length])
+                self.special_main = self._kept_main()
                 return _SPECIAL
             elif code != _END_OF_WAL:
                 self._serve(code)
         self._drop_chunks()
         return _END_OF_WAL
+
+    def _kept_main(self) -> bytes:
+        """Return the main data of the record that was parsed last, as far as it is kept."""
+        end = self._main_at + self._main_length
+        if not self._is_in_record:
+            return bytes(self._chunk[self._main_at : end])
+        # No slice of a bytearray, which would be one more copy.
+        return bytes(memoryview(self._record)[self._main_at : min(end, self._kept)])
 
     def _run(self) -> int:
         data = _bytes_of(self._chunk)
@@ -527,7 +544,7 @@ class WalScanner:
     def _grow_record(self) -> None:
         # At most double of what has arrived: a record's length is believed only as far as its bytes are there.
         self._record_capacity = 2 * self._record_capacity
-        self._record = self._record + bytes(self._record_capacity - len(self._record))
+        self._record.extend(bytes(self._record_capacity - len(self._record)))
         self._record_bytes = _bytes_of(self._record)
 
     def _shrink_record(self) -> None:
@@ -743,6 +760,7 @@ class WalScanner:
         self._state = _COLLECTING
         self._record_lsn = self._at
         self._record_total = 0
+        self._kept = _KEPT_BYTES
         self._have = 0
         self._want = 4
         self._want_of_page = 4
@@ -754,21 +772,20 @@ class WalScanner:
         """Copy what this page has of a record into the record buffer, checking its header as soon as it is there.
 
         ``_want`` is how much of the record to copy next; no copy reaches from its header into its body, of which the
-        CRC is computed by the way.
+        CRC is computed by the way, nor from what is kept of it into the rest.
         """
         while True:
             count = self._want - self._have
             if count > size - self._cursor:
                 count = size - self._cursor
             if count:
-                if self._have + count > self._record_capacity:
+                place = self._have if self._have < self._kept else self._kept
+                if place + count > self._record_capacity:
                     return _NEED_RECORD_BUFFER
                 if self._have < _RECORD_HEADER:
-                    _copy(self._record_bytes, self._have, data, self._cursor, count)
+                    _copy(self._record_bytes, place, data, self._cursor, count)
                 else:
-                    self._body_crc = _copied_crc(
-                        self._record_bytes, self._have, data, self._cursor, count, self._body_crc
-                    )
+                    self._body_crc = _copied_crc(self._record_bytes, place, data, self._cursor, count, self._body_crc)
                 self._have += count
                 self._cursor += count
                 self._at += count
@@ -787,8 +804,10 @@ class WalScanner:
                 if not self._is_link_right(self._record_lsn, _u64(self._record_bytes, 8)):
                     return self._end(self._record_lsn, _RECORD_PREV_LINK)
                 self._is_link_checked = True
+                if self._record_bytes[17] in (_RM_XACT, _RM_DBASE):
+                    self._kept = _KEPT_BYTES_OF_LISTS
             if self._have < self._want_of_page:
-                self._want = self._want_of_page
+                self._want_body()
                 continue
             if self._have < self._record_total:
                 self._state = _CONTINUING
@@ -800,6 +819,12 @@ class WalScanner:
     def _want_header(self) -> None:
         """Want what this page has of the record's header."""
         self._want = self._want_of_page if self._want_of_page < _RECORD_HEADER else _RECORD_HEADER
+
+    def _want_body(self) -> None:
+        """Want what this page has of the record's body, up to where it is no longer kept."""
+        self._want = self._want_of_page
+        if self._have < self._kept and self._kept < self._want:
+            self._want = self._kept
 
     def _continue_on_page(self, data: Buffer, size: int) -> int:
         """Read the header of a page on which the collected record should go on (XLogDecodeNextRecord)."""
@@ -821,7 +846,7 @@ class WalScanner:
         if self._have < _RECORD_HEADER:
             self._want_header()
         else:
-            self._want = self._want_of_page
+            self._want_body()
         self._state = _COLLECTING
         return _GO_ON
 
@@ -831,7 +856,11 @@ class WalScanner:
             return code
         self._state = _BETWEEN_RECORDS
         crc = _header_crc(self._record_bytes, self._body_crc)
-        return self._take_record(self._record_bytes, 0, self._record_total, self._record_lsn, self._at, crc)
+        total = self._record_total
+        self._unkept = total - self._kept if total > self._kept else 0
+        code = self._take_record(self._record_bytes, 0, total, self._record_lsn, self._at, crc)
+        self._unkept = 0
+        return code
 
     # -- one record ------------------------------------------------------------------------------------------
 
@@ -852,7 +881,7 @@ class WalScanner:
             self._info = info
             return _UNKNOWN
         self._lsn = lsn
-        if not self._parse(data, base + _RECORD_HEADER, base + total):
+        if not self._parse(data, base + _RECORD_HEADER, base + total - self._unkept):
             return _BROKEN
         is_special = False
         if rmid in (_RM_HEAP, _RM_HEAP2):
@@ -926,7 +955,7 @@ class WalScanner:
         return self._main_length < 12 or _u32(data, self._main_at + 8) & 0x004 != 0
 
     def _parse(self, data: Buffer, at: int, end: int) -> bool:
-        """Parse the block and data headers of the record body [at, end) (DecodeXLogRecord).
+        """Parse the block and data headers of the record body [at, end), as far as it is kept (DecodeXLogRecord).
 
         Leaves the references in ``_found``, and where the main data is.  False with ``_detail`` when it is broken.
         """
@@ -1031,11 +1060,15 @@ class WalScanner:
                 self._block_0 = key
             elif id_ == 1:
                 self._block_1 = key
-        if end - at != payload + main:
+        if end - at + self._unkept != payload + main:
             self._detail = _SUM
             return False
+        if self._unkept and end - at < payload + _MAIN_START:
+            # Headers of megabytes, which no server writes.
+            self._detail = _ENDS_EARLY
+            return False
         self._found_count = count
-        self._main_at = end - main
+        self._main_at = at + payload
         self._main_length = main
         return True
 

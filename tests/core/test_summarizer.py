@@ -9,9 +9,12 @@ from core.wal_builder import CHECKPOINT_FIELDS, RM_HEAP, RM_SMGR, RM_XLOG, Block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgwal.errors import LimitExceeded
 from pgwal.lsn import Lsn
 from pgwal.relation import INVALID_BLOCK_NUMBER
 from pgwal.segment import WalGeometry
+from pgwal.summary import codec
+from pgwal.summary import summarizer as summarizer_module
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary
 from pgwal.wal import layout
@@ -295,3 +298,15 @@ def test_a_reader_takes_the_records_that_start_in_its_range(
             expected.set_limit(TABLE, layout.SmgrTruncate.parse(record.spec.main_data).block_no)
     assert reader.block_map == expected
     assert reader.block_map.limit_block(*TABLE_FSM) == INVALID_BLOCK_NUMBER
+
+
+def test_wal_that_names_ever_more_forks_is_refused_before_its_summary_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summarizer_module, "_MANY_BLOCKS", 10)
+    monkeypatch.setattr(summarizer_module, "_MANY_REFERENCES", 100)
+    monkeypatch.setattr(codec, "MAX_SUMMARY_ENTRIES", 1000)
+    builder = WalBuilder(major=17)
+    for number in range(2000):
+        block = BlockSpec(0, locator=(1663, 5, 16384 + number), data=b"tuple")
+        builder.append(RecordSpec(RM_HEAP, 0, 700, (block,), bytes(3)))
+    with pytest.raises(LimitExceeded, match=r"^WAL 0/100028 to .* timeline 1 names more than 1000 relation forks"):
+        summarise(builder, sizes=[8192] * 20)

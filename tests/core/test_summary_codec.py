@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from pgwal.checksum import crc32c
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
+from pgwal.errors import ChecksumMismatch, FormatError, LimitExceeded, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.relation import INVALID_BLOCK_NUMBER
+from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
+from pgwal.summary import codec
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import (
     LINK_TAIL_SIZE,
+    MAX_SUMMARY_BYTES,
     SUMMARY_MAGIC,
     decode_link,
     decode_summary,
     encode_summary,
     parse_summary_file_name,
+    require_size,
     summary_file_name,
 )
 from pgwal.summary.link import UNKNOWN, Link
@@ -363,3 +366,27 @@ def test_a_name_is_the_servers() -> None:
 def test_other_names_are_of_something_else(stem: str) -> None:
     assert parse_summary_file_name(f"{stem}.summary") is None
     assert parse_summary_file_name(stem) is None
+
+
+def far_apart(fork_count: int) -> BlockMap:
+    """Return a map whose file has 128 KiB for each fork, which takes WAL of 30 bytes."""
+    block_map = BlockMap()
+    for number in range(fork_count):
+        block_map.mark(RelationFork(1663, 5, 16384 + number, Fork.MAIN), [0xFFFFFFFE])
+    return block_map
+
+
+def test_a_summary_that_would_be_too_large_is_refused_with_the_limit() -> None:
+    per_fork = len(encode_summary(far_apart(2))) - len(encode_summary(far_apart(1)))
+    most = MAX_SUMMARY_BYTES // per_fork
+    require_size(far_apart(most - 1), "x")
+    with pytest.raises(LimitExceeded, match=f"^here names blocks so far .* than {MAX_SUMMARY_BYTES} bytes") as caught:
+        encode_summary(far_apart(most + 1), source="here")
+    assert caught.value.hint
+
+
+def test_a_summary_of_too_many_forks_is_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_SUMMARY_ENTRIES", 3)
+    require_size(far_apart(3), "x")
+    with pytest.raises(LimitExceeded, match="here names more than 3 relation forks"):
+        encode_summary(far_apart(4), source="here")

@@ -302,7 +302,8 @@ class WalBuilder:
     def _append(self, spec: RecordSpec) -> BuiltRecord:
         self._begin_page_if_due()
         lsn, prev_lsn = self.end_lsn, self.prev_lsn
-        data = spec.encode(self.wal_format, prev_lsn)
+        # A view: what is left of a record of many pages is not copied for each.
+        data = memoryview(spec.encode(self.wal_format, prev_lsn))
         total_length = len(data)
         while data:
             if self.end_lsn % PAGE_SIZE == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import lz4.frame
@@ -10,6 +11,11 @@ import pytest
 import zstandard
 from pgwal_process import assert_nothing_raw, run_pgwal
 from restore.made_repository import SEGMENT_SIZE, MadeRepository, block
+
+from pgwal.repository.local import LocalStore
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import SegmentReader
+from pgwal.segment import WalGeometry
 
 VERIFICATION_FAILED, FATAL = 5, 126
 ENDLESS_BYTES = 2 << 30
@@ -63,6 +69,26 @@ def test_two_forms_of_a_segment_must_agree(made: MadeRepository, tmp_path: Path)
     assert fetched.code == FATAL
     assert "hold different WAL" in fetched.errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_two_endless_forms_are_compared_no_further_than_a_segment(
+    made: MadeRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (segment,) = (made.path / "wal").iterdir()
+    segment.unlink()
+    for suffix, compress in ((".zst", zstandard.compress), (".lz4", lz4.frame.compress)):
+        segment.with_name(segment.name + suffix).write_bytes(compress(bytes(20 * SEGMENT_SIZE)))
+    sizes: list[int] = []
+
+    def read(reader: SegmentReader, size: int, original: Callable[..., bytes] = SegmentReader.read) -> bytes:
+        data = original(reader, size)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(SegmentReader, "read", read)
+    archive = WalArchive(LocalStore(made.path), WalGeometry(SEGMENT_SIZE))
+    assert archive.read_segment(segment.name) == bytes(SEGMENT_SIZE)
+    assert sum(sizes) < 4 * SEGMENT_SIZE
 
 
 def test_a_history_without_end(made: MadeRepository, tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local import LocalStore
+from pgwal.repository.recorded_directory import open_wal_directory
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
-from pgwal.repository.wal_directory import WalDirectory, open_wal_directory
+from pgwal.repository.wal_directory import WalDirectory
 from pgwal.summary.codec import summary_file_name
 from pgwal.wal.layout import LongPageHeader
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED

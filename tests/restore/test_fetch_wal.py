@@ -18,7 +18,10 @@ import zstandard
 from pgwal_process import run_pgwal
 from restore.made_repository import SEGMENT_SIZE, SYSTEM_IDENTIFIER, MadeRepository
 
+from pgwal.engine.fetch_wal import fetch as fetch_in_process
+from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
+from pgwal.repository import wal_directory
 from pgwal_cli.restore_command import FATAL, NOT_FOUND, restore_command
 
 PAGE = 8192
@@ -139,6 +142,56 @@ def test_broken_segments_stop_recovery(repo: Path, content: bytes, message: str)
     assert (code, fetched) == (FATAL, None)
     assert message in messages
     assert "Traceback" not in messages
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of one MB are read in one piece otherwise."""
+    monkeypatch.setattr(wal_directory, "PART_BYTES", 3 * PAGE)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("pages", [1, 3, 4, 15, SEGMENT_SIZE // PAGE])
+def test_a_segment_is_checked_in_pieces(repo: Path, pages: int) -> None:
+    destination = repo.parent / "RECOVERYXLOG"
+    content = segment(pages=pages)
+    (repo / "wal" / NAME).write_bytes(content)
+    fetch_in_process(repo, NAME, destination)
+    assert destination.read_bytes() == content
+    destination.unlink()
+    for at in {*range(8, pages * PAGE, PAGE), min(pages * PAGE, SEGMENT_SIZE - PAGE) + 5 * PAGE}:
+        if at > SEGMENT_SIZE:
+            continue
+        (repo / "wal" / NAME).write_bytes(content[:at] + b"\xaa" + content[at + 1 :])
+        with pytest.raises(FormatError, match=r"page at byte|not that of the segment"):
+            fetch_in_process(repo, NAME, destination)
+        # Neither the file nor the start of it.
+        assert list(repo.parent.iterdir()) == [repo]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("received", [1, 2, 3, 4, 6, 7, 19, 20])
+def test_a_parent_timeline_is_compared_in_pieces(repo: Path, received: int) -> None:
+    destination = repo.parent / "RECOVERYXLOG"
+    switch = Lsn(3 * SEGMENT_SIZE + 20 * PAGE + 500)
+    cut = 20 * PAGE + 500
+    old = segment(pages=40)
+    (repo / "wal" / "00000002.history").write_bytes(f"1\t{switch}\tno recovery target specified\n".encode())
+    (repo / "wal" / f"{NAME}.partial").write_bytes(old)
+    own = repo / "wal" / f"{OF_TIMELINE_2}.partial"
+    own.write_bytes(old[: received * PAGE].ljust(SEGMENT_SIZE, b"\0"))
+    fetch_in_process(repo, OF_TIMELINE_2, destination)
+    assert destination.read_bytes() == old[:cut].ljust(SEGMENT_SIZE, b"\0")
+    # What differs, or goes on elsewhere, is its own.
+    for at in (received * PAGE - 9, received * PAGE + 4 * PAGE):
+        if at < cut:
+            other = bytearray(own.read_bytes())
+            other[at] ^= 1
+            own.write_bytes(other)
+            fetch_in_process(repo, OF_TIMELINE_2, destination)
+            assert destination.read_bytes() == other
+            other[at] ^= 1
+            own.write_bytes(other)
 
 
 def test_broken_compression_stops_recovery(repo: Path) -> None:
