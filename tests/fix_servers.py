@@ -1,7 +1,10 @@
 """Fixtures: PostgreSQL servers of every supported major version.
 
     @pytest.mark.postgres            one instance of the test for each of 13 to 19
-    @pytest.mark.postgres(15, 18, 19)    for exactly these
+    @pytest.mark.postgres(15, 18)    for exactly these
+
+All of them for what differs from one to the next, or is compared with the server's own; the oldest and 18 for what may
+differ; 18 alone for what no version has a say in.
 
 Of 17 there are two minors, whose own summaries and incremental backups differ: a test of 17 runs on both.  A test with
 the mark uses ``server`` (one that runs), ``make_server`` (as many as it likes) or ``installation`` (the

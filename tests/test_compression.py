@@ -225,7 +225,7 @@ def archived(repo: Path, suffix: str) -> dict[str, Path]:
     return {path.name.removesuffix(suffix): path for path in (repo / "wal").glob(f"*{suffix}")}
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 @pytest.mark.parametrize("method", SUFFIXES)
 def test_segments_are_the_servers_own(make_server: ServerFactory, scratch: Path, method: str) -> None:
     server, repo = small_segments(make_server), scratch / "repo"
@@ -254,7 +254,7 @@ def test_segments_are_the_servers_own(make_server: ServerFactory, scratch: Path,
     assert {name: path.stat().st_mtime_ns for name, path in archived(repo, SUFFIXES[method]).items()} == before
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_plain_segments_of_an_earlier_receiver_are_compressed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = small_segments(make_server), scratch / "repo"
     stream = ["stream", "--repo", repo, "-d", server.conninfo, "--once", "-S", "pgwal", "--create-slot"]
@@ -268,7 +268,7 @@ def test_plain_segments_of_an_earlier_receiver_are_compressed(make_server: Serve
     assert not any((repo / "wal" / name).exists() for name in plain)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_server_replays_compressed_wal(make_server: ServerFactory, scratch: Path) -> None:
     """Killed in the middle of it, the receiver goes on; backups and their own receivers work with what is there."""
     server, repo, target = small_segments(make_server), scratch / "repo", scratch / "restored"

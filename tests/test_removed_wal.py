@@ -13,7 +13,7 @@ from test_main_job import prepare, run_load
 from pgwal_cli.exit_codes import CHAIN_BROKEN
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_full_backup_goes_over_the_hole(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("--wal-segsize=1",), settings={"min_wal_size": "2MB", "max_wal_size": "2MB"})
     repo = scratch / "repo"

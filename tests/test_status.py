@@ -192,7 +192,7 @@ def holes(found: dict[str, Any]) -> list[Any]:
     return [hole for timeline in found["coverage"] for hole in timeline["wal_holes"] + timeline["summary_holes"]]
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",), settings={"wal_keep_size": "1GB"}), scratch / "repo"
     prepare(server)
@@ -226,7 +226,7 @@ def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) 
     assert "missing" not in text
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_without_a_receiver_and_without_a_server(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo"
     prepare(server)
@@ -257,7 +257,7 @@ def test_status_without_a_receiver_and_without_a_server(make_server: ServerFacto
             assert "server           not reached" in outcome.stdout
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo"
     prepare(server)
@@ -283,7 +283,7 @@ def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scra
     assert f"WAL is missing for an incremental: {start} to {end} on timeline 1" in text
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_status_of_another_server_and_slot(make_server: ServerFactory, scratch: Path) -> None:
     server, other, repo = make_server(), make_server(own_system_identifier=True), scratch / "repo"
     succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", *SLOT)

@@ -31,7 +31,7 @@ def ids(repo: Path) -> list[str]:
 
 
 # The wheel of 16 comes without amcheck.
-@pytest.mark.postgres(13, 15, 18, 19)
+@pytest.mark.postgres(13, 15, 18)
 def test_backups_are_verified_tried_and_expired_beside_a_receiver(
     make_server: ServerFactory, scratch: Path, guarded_scratch: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
         assert checksums(restored) == expected
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("-k", "--wal-segsize=1"))
     repo = scratch / "repo"
@@ -118,7 +118,7 @@ def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scr
     assert full["id"] in json.loads(outcome.stdout)["backups"]
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactory, scratch: Path) -> None:
     # Without checksums, an index that lacks an entry is backed up, digested and stored as it is.
     server = make_server(initdb_args=("--wal-segsize=1", "--no-data-checksums"))
@@ -146,7 +146,7 @@ def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactor
     assert "lacks matching index tuple" in line
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_trial_restore_has_room_for_what_the_server_had(make_server: ServerFactory, scratch: Path) -> None:
     """Prepared transactions outlive a recovery, with their locks: more of both than a server has by default."""
     many = {"max_prepared_transactions": 7, "max_locks_per_transaction": 300, "max_connections": 120}
