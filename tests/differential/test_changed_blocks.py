@@ -33,6 +33,8 @@ from pgwal.relation import BLOCK_SIZE, Fork, RelFileLocator, parse_relation_path
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap, RelationFork
 
+pytestmark = pytest.mark.other_minors
+
 
 class Block(NamedTuple):
     """A block of a relation fork; ``is_new`` when its file did not reach as far before."""

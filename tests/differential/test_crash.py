@@ -23,6 +23,8 @@ from pgwal.summary.codec import decode_summary
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
 
+pytestmark = pytest.mark.other_minors
+
 MB = 1 << 20
 SEGMENT = WalGeometry(MB)
 WAIT_S = 60

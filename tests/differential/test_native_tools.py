@@ -13,6 +13,8 @@ from test_main_job import checksums, prepare, run_load, streaming
 
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
+pytestmark = pytest.mark.other_minors
+
 
 def readable_copy(backup: Path, scratch: Path) -> Path:
     """Copy a backup to where the server's user can read it."""

@@ -36,6 +36,8 @@ from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
 
+pytestmark = pytest.mark.other_minors
+
 SMALL_SEGMENTS = ("--wal-segsize=1",)
 SEGMENT_SIZE = 1 << 20
 # Vacuum runs when a case says so, and WAL is kept until the next backup fetches it.  The smaller the buffers, the

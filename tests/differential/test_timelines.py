@@ -30,6 +30,8 @@ from pgwal_cli.exit_codes import CHAIN_BROKEN
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
 
+pytestmark = pytest.mark.other_minors
+
 WAIT_S = 60
 
 
