@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_codec
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,7 +27,7 @@ _STATS_HEADER = ("TYPE", "N", "(%)", "RECORD SIZE", "(%)", "FPI SIZE", "(%)", "C
 
 def _parse_relation(text: str) -> RelFileLocator:
     parts = text.split("/")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,10}", part) for part in parts):
         raise typer.BadParameter(f"{text!r} is not TABLESPACE/DATABASE/RELATION")
     return RelFileLocator(*map(int, parts))
 

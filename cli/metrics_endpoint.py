@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ _NO_STREAM_INTERVAL_S = 1.0
 def parse_address(text: str) -> tuple[str, int]:
     """Read HOST:PORT, where the host may be an IPv6 address in brackets; raises FormatError."""
     host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+    if not (colon and host and re.fullmatch("[0-9]{1,9}", port) and int(port) < 65536):
         raise FormatError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9187")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

@@ -1,12 +1,15 @@
 """Fixtures: PostgreSQL servers of every supported major version.
 
     @pytest.mark.postgres            one instance of the test for each of 13 to 19
-    @pytest.mark.postgres(15, 18, 19)    for exactly these
+    @pytest.mark.postgres(15, 18)    for exactly these
 
-Of 17 there are two minors, whose own summaries and incremental backups differ: a test of 17 runs on both.  A test with
-the mark uses ``server`` (one that runs), ``make_server`` (as many as it likes) or ``installation`` (the
-binaries).  A version that is not there is skipped with the reason, which the header of the run says as well; 18
-is part of the ``test`` extra, and its absence is an error.
+All of them for what differs from one to the next, or is compared with the server's own; the oldest and 18 for what may
+differ; 18 alone for what no version has a say in.
+
+Of 17 there are two minors, whose own summaries and incremental backups differ: a test of 17 that has the mark
+``other_minors`` too runs on both.  A test with the mark ``postgres`` uses ``server`` (one that runs), ``make_server``
+(as many as it likes) or ``installation`` (the binaries).  A version that is not there is skipped with the reason, which
+the header of the run says as well; 18 is part of the ``test`` extra, and its absence is an error.
 """
 
 from __future__ import annotations
@@ -116,8 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     majors = mark.args or MAJORS
     if not set(majors) <= set(MAJORS):
         raise pytest.UsageError(f"{metafunc.definition.nodeid} is marked for unknown versions: {majors}")
-    # Other minors are for what is compared with the server's own programs and summaries.
-    others = OTHER_INSTALLATIONS if "differential" in metafunc.definition.path.parts else {}
+    others = OTHER_INSTALLATIONS if metafunc.definition.get_closest_marker("other_minors") else {}
     names = [*majors, *(name for name, major in others.items() if major in majors)]
     metafunc.parametrize("installation", names, indirect=True, ids=[f"pg{name}" for name in names])
 

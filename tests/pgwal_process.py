@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from support.fork_server import ForkServer
 
 PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 TIMEOUT_S = 60
 
+_one_at_a_time = threading.Lock()
 
 _PEAK = """
 import resource, sys
@@ -87,7 +93,23 @@ def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Outc
 
 def run_pgwal(*args: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> Outcome:
     """Run pgwal to its end; ``prefix`` is a command that runs the one that follows it."""
-    return finish(start_pgwal(*args, env=env, prefix=prefix))
+    # What Python or the system react to when a process starts needs a process that starts.
+    can_be_forked = not prefix and all(name.startswith("PG") and name != "PGWAL_SCAN" for name in env or {})
+    if not can_be_forked or not sys.platform.startswith("linux") or not _one_at_a_time.acquire(blocking=False):
+        return finish(start_pgwal(*args, env=env, prefix=prefix))
+    try:
+        ended = _fork_server().run(args, environment(**env or {}), TIMEOUT_S)
+    finally:
+        _one_at_a_time.release()
+    assert ended.by_itself, f"{args} hangs:\n{ended.stderr}"
+    return Outcome(ended.code, ended.stdout, ended.stderr)
+
+
+@cache
+def _fork_server() -> ForkServer:
+    server = ForkServer(environment())
+    atexit.register(server.close)
+    return server
 
 
 def succeed(*args: str | Path, env: Mapping[str, str] | None = None) -> str:

@@ -13,7 +13,7 @@ from pgwal_cli.exit_codes import CHAIN_BROKEN
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_the_backup_that_is_due(server: ThrowawayServer, scratch: Path) -> None:
     prepare(server)
     repo = scratch / "repo"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, run_pgwal
-from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
+from pgwal_process import assert_failed, run_pgwal, succeed
+from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.errors import FormatError, RepositoryError
 from pgwal.repository.local import LocalStore
@@ -225,7 +225,7 @@ def archived(repo: Path, suffix: str) -> dict[str, Path]:
     return {path.name.removesuffix(suffix): path for path in (repo / "wal").glob(f"*{suffix}")}
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 @pytest.mark.parametrize("method", SUFFIXES)
 def test_segments_are_the_servers_own(make_server: ServerFactory, scratch: Path, method: str) -> None:
     server, repo = small_segments(make_server), scratch / "repo"
@@ -234,50 +234,50 @@ def test_segments_are_the_servers_own(make_server: ServerFactory, scratch: Path,
     slot = ["--slot", "pgwal", "--create-slot", "--if-not-exists"]
     for step in range(3):
         run_load(server, step)
-        pgwal(*stream, *slot, "-Z", method)
+        succeed(*stream, *slot, "-Z", method)
     with server.connect() as connection:
         connection.execute("SELECT pg_switch_wal()")
-    pgwal(*stream, *slot, "-Z", method)
+    succeed(*stream, *slot, "-Z", method)
     found = archived(repo, SUFFIXES[method])
     assert len(found) > 5
     assert not [path for path in (repo / "wal").iterdir() if len(path.name) == 24], "no plain segment is left"
     repository = Repository.open(repo)
     for name in found:
         assert repository.wal.read_file(name) == (server.data_directory / "pg_wal" / name).read_bytes()
-        pgwal("fetch-wal", name, scratch / name, "--repo", repo)
+        succeed("fetch-wal", name, scratch / name, "--repo", repo)
         assert (scratch / name).read_bytes() == (server.data_directory / "pg_wal" / name).read_bytes()
     numbers = sorted(segment.segment_no for segment in repository.wal.segments())
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     # Nothing is received twice: the next run goes on behind the last compressed segment.
     before = {name: path.stat().st_mtime_ns for name, path in found.items()}
-    pgwal(*stream, *slot, "-Z", method)
+    succeed(*stream, *slot, "-Z", method)
     assert {name: path.stat().st_mtime_ns for name, path in archived(repo, SUFFIXES[method]).items()} == before
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_plain_segments_of_an_earlier_receiver_are_compressed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = small_segments(make_server), scratch / "repo"
     stream = ["stream", "--repo", repo, "-d", server.conninfo, "--once", "-S", "pgwal", "--create-slot"]
-    pgwal(*stream, "-Z", "none")
+    succeed(*stream, "-Z", "none")
     prepare(server)
-    pgwal(*stream, "--if-not-exists", "-Z", "none")
+    succeed(*stream, "--if-not-exists", "-Z", "none")
     plain = {path.name for path in (repo / "wal").iterdir() if len(path.name) == 24}
     assert plain
-    pgwal(*stream, "--if-not-exists")
+    succeed(*stream, "--if-not-exists")
     assert plain <= set(archived(repo, ".zst"))
     assert not any((repo / "wal" / name).exists() for name in plain)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_server_replays_compressed_wal(make_server: ServerFactory, scratch: Path) -> None:
     """Killed in the middle of it, the receiver goes on; backups and their own receivers work with what is there."""
     server, repo, target = small_segments(make_server), scratch / "repo", scratch / "restored"
     slot = ("--slot", "pgwal", "--create-slot", "--if-not-exists")
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast"]
     prepare(server)
-    full = json.loads(pgwal("full", *source, "--json"))
+    full = json.loads(succeed("full", *source, "--json"))
     assert archived(repo, ".zst"), "a backup's own receiver compresses as well"
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
     for step in range(3):
         process = subprocess.Popen(
             [*PGWAL, "stream", "--repo", str(repo), "-d", server.conninfo, *slot], stderr=subprocess.DEVNULL
@@ -287,13 +287,13 @@ def test_a_server_replays_compressed_wal(make_server: ServerFactory, scratch: Pa
         process.send_signal(signal.SIGKILL)
         process.wait()
     with streaming(server, repo, *slot):
-        incremental = json.loads(pgwal("incremental", *source, "--json"))
+        incremental = json.loads(succeed("incremental", *source, "--json"))
         run_load(server, 50)
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
     expected = checksums(server)
     assert incremental["prior"] == full["id"]
     assert len(archived(repo, ".zst")) > 5
-    pgwal("restore", "latest", "--repo", repo, "-D", target)
+    succeed("restore", "latest", "--repo", repo, "-D", target)
     with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\n")

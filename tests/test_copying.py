@@ -55,7 +55,7 @@ def files_of(repo: Path, backup_id: str) -> list[BackupFile]:
 # ---- jobs and rate, on a server
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_any_number_of_jobs_gives_the_same_backup(server: ThrowawayServer, scratch: Path) -> None:
     repo = scratch / "repo"
     found = {}
@@ -73,7 +73,7 @@ def test_any_number_of_jobs_gives_the_same_backup(server: ThrowawayServer, scrat
     assert len({tuple(files) for files in found.values()}) == 1
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 @pytest.mark.parametrize("jobs", ["1", "3"])
 def test_the_rate_is_kept(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
     options = [*as_options(server, "local"), "-j", jobs, "--max-rate", "12M", "--json"]
@@ -84,7 +84,7 @@ def test_the_rate_is_kept(server: ThrowawayServer, scratch: Path, jobs: str) -> 
 # ---- pages, on a server
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18, 19)
 def test_the_pages_of_a_stopped_server_are_what_their_checksums_say(make_server: ServerFactory) -> None:
     server = make_server(initdb_args=("-k",))
     with server.connect() as session:
@@ -104,7 +104,7 @@ def test_the_pages_of_a_stopped_server_are_what_their_checksums_say(make_server:
     assert checked > 3000
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("-k",), settings={"autovacuum": False})
     repo = scratch / "repo"
@@ -145,7 +145,7 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
             assert shown["checksum_failures"] == len(blocks)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_configuration_elsewhere_is_noted(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server()
     for name in ("pg_hba.conf", "pg_ident.conf"):

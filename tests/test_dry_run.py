@@ -29,7 +29,7 @@ def state(server: ThrowawayServer, repo: Path) -> tuple[object, ...]:
     return lsn, sorted((path, path.stat().st_mtime_ns) for path in repo.rglob("*"))
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_dry_run_names_what_the_backup_copies(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(settings={"autovacuum": False}), scratch / "repo"
     with server.connect() as session:
@@ -78,7 +78,7 @@ def test_a_dry_run_names_what_the_backup_copies(make_server: ServerFactory, scra
     assert document["bytes"] <= taken["bytes_read"] <= document["bytes"] + 100 * 8192
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_dry_run_says_what_is_not_counted_or_not_possible(server: ThrowawayServer, scratch: Path) -> None:
     repo = scratch / "repo"
     dry = [*as_options(server, repo), "--dry-run"]
@@ -98,7 +98,7 @@ def test_a_dry_run_says_what_is_not_counted_or_not_possible(server: ThrowawaySer
     assert re.search(r"^public\.t +4[0-9] +", succeed("backup", *dry), re.MULTILINE)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_gap_is_found_before_the_checkpoint(server: ThrowawayServer, scratch: Path) -> None:
     repo = scratch / "repo"
     succeed("full", *as_options(server, repo), "-c", "fast")

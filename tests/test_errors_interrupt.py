@@ -15,8 +15,8 @@ from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, ru
 
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
-pytestmark = pytest.mark.postgres(15, 18, 19)
-EITHER_WILL_DO = pytest.mark.postgres(18, 19)
+pytestmark = pytest.mark.postgres(15, 18)
+EITHER_WILL_DO = pytest.mark.postgres(18)
 """For what no version has a say in."""
 
 LOCKED = 6

@@ -20,8 +20,8 @@ from pgwal_cli.throwaway_server import (
     give_to_server,
 )
 
-pytestmark = pytest.mark.postgres(15, 18, 19)
-EITHER_WILL_DO = pytest.mark.postgres(18, 19)
+pytestmark = pytest.mark.postgres(15, 18)
+EITHER_WILL_DO = pytest.mark.postgres(18)
 """For what no version has a say in."""
 
 FAILED, CHAIN_BROKEN = 1, 4

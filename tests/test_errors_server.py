@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
-pytestmark = pytest.mark.postgres(15, 18, 19)
-EITHER_WILL_DO = pytest.mark.postgres(18, 19)
+pytestmark = pytest.mark.postgres(15, 18)
+EITHER_WILL_DO = pytest.mark.postgres(18)
 """For what no version has a say in."""
 
 FAILED, NO_CONNECTION, CHAIN_BROKEN, LOCKED = 1, 3, 4, 6

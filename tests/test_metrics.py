@@ -69,7 +69,7 @@ def streaming_with_metrics(
     assert outcome.code == 0, outcome.stderr
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_metrics_of_a_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("--wal-segsize=1",))
     prepare(server)
@@ -110,7 +110,7 @@ def test_metrics_of_a_receiver(make_server: ServerFactory, scratch: Path) -> Non
         assert found["pgwal_receiver_errors_total", "stream"] >= 1
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_an_address_in_use_is_an_error(server: ThrowawayServer, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -159,7 +159,7 @@ def notify_socket(scratch: Path) -> Iterator[tuple[str, Messages]]:
         yield path, Messages(receiver)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_the_service_manager_is_told(
     server: ThrowawayServer, scratch: Path, notify_socket: tuple[str, Messages]
 ) -> None:

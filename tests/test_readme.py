@@ -25,7 +25,7 @@ def everyday_commands() -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
     prepare(server)
     repo, restored = scratch / "repo", scratch / "restored"

@@ -16,7 +16,7 @@ from pgwal_cli.throwaway_server import ThrowawayServer
 SOON_S = 5
 
 
-@pytest.mark.postgres(13, 15, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("mode", [(), ("--synchronous",)], ids=["lazy", "synchronous"])
 def test_the_end_of_a_segment_is_noted_at_once(server: ThrowawayServer, scratch: Path, mode: tuple[str, ...]) -> None:
     """A full segment is durable with its last byte: neither summary nor state wait for what comes next."""

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import run_pgwal
-from test_main_job import pgwal, prepare, run_load
+from pgwal_process import run_pgwal, succeed
+from test_main_job import prepare, run_load
 
 from pgwal_cli.exit_codes import CHAIN_BROKEN
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_full_backup_goes_over_the_hole(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("--wal-segsize=1",), settings={"min_wal_size": "2MB", "max_wal_size": "2MB"})
     repo = scratch / "repo"
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast"]
     prepare(server)
-    pgwal("full", *source)
+    succeed("full", *source)
     for step in range(3):
         run_load(server, step)
         with server.connect() as connection:
@@ -28,7 +28,7 @@ def test_a_full_backup_goes_over_the_hole(make_server: ServerFactory, scratch: P
     refused = run_pgwal("incremental", *source)
     assert refused.code == CHAIN_BROKEN
     assert "has already removed WAL segment" in refused.stderr
-    second = json.loads(pgwal("full", *source, "--json"))
+    second = json.loads(succeed("full", *source, "--json"))
     with server.connect() as connection:
         connection.execute("CREATE TABLE late (id int)")
-    assert json.loads(pgwal("incremental", *source, "--json"))["prior"] == second["id"]
+    assert json.loads(succeed("incremental", *source, "--json"))["prior"] == second["id"]

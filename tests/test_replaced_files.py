@@ -111,7 +111,7 @@ def assert_whole(data: Path) -> None:
     assert all(line.endswith(("\n", "'\n")) for line in lines)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("source", ["local", "sql"])
 def test_files_that_are_replaced_all_the_time(
     server: ThrowawayServer, make_server: ServerFactory, scratch: Path, source: str
@@ -159,7 +159,7 @@ def write(server: ThrowawayServer, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_large_file_is_of_one_piece(server: ThrowawayServer, source: SqlDataDirectory) -> None:
     old, new = os.urandom(50_000), os.urandom(50_000)
     path = write(server, old)
@@ -184,7 +184,7 @@ def test_a_large_file_is_of_one_piece(server: ThrowawayServer, source: SqlDataDi
         assert b"".join(chunks) == content
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_log_that_grows_is_read_up_to_where_it_ended(server: ThrowawayServer, source: SqlDataDirectory) -> None:
     old = os.urandom(50_000)
     path = write(server, old)
@@ -198,7 +198,7 @@ def test_a_log_that_grows_is_read_up_to_where_it_ended(server: ThrowawayServer, 
         assert first + b"".join(chunks) == path.read_bytes()[:size]
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_small_file_has_another_size_than_listed(server: ThrowawayServer, source: SqlDataDirectory) -> None:
     content = os.urandom(15_000)
     path = write(server, content)

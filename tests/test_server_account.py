@@ -49,7 +49,7 @@ def wait_for(path: Path) -> None:
 # ---- who gets into a server
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_server_lets_in_nobody_else(installation: ServerInstallation, guarded_scratch: Path) -> None:
     with ThrowawayServer(installation, guarded_scratch / "server") as server:
         server.initdb()
@@ -69,7 +69,7 @@ def test_a_server_lets_in_nobody_else(installation: ServerInstallation, guarded_
             assert as_someone_else('test -S "$1"', socket).returncode != 0
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_socket_directory_that_is_open_is_not_used(installation: ServerInstallation, scratch: Path) -> None:
     (scratch / "server/socket").mkdir(parents=True)
     (scratch / "server/socket").chmod(0o755)

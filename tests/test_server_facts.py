@@ -68,7 +68,7 @@ def test_facts_are_those_of_the_control_file(server: ThrowawayServer, scratch: P
         assert read_server_facts(connection).data_directory == str(server.data_directory)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_facts_of_another_cluster(make_server: ServerFactory) -> None:
     server = make_server(
         initdb_args=("--wal-segsize=1", "--data-checksums"),
@@ -116,7 +116,7 @@ def _check_backup_of_a_standby(standby: ThrowawayServer) -> None:
         backup.start("left", fast=True)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_sessions_have_no_time_limits(server: ThrowawayServer) -> None:
     with server.connect() as connection:
         connection.execute("CREATE ROLE hurried LOGIN")
@@ -170,7 +170,7 @@ def test_a_backup_session_starts_and_stops(server: ThrowawayServer) -> None:
     assert "START TIMELINE: 1" in lines
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 15, 18)
 def test_the_tablespace_map_holds_the_bytes_of_the_path(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server()
     location = scratch / "Größe"
@@ -186,7 +186,7 @@ def test_the_tablespace_map_holds_the_bytes_of_the_path(make_server: ServerFacto
             assert backup.stop().tablespace_map == f"{oid} {location}\n".encode()
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_tablespace_that_is_being_dropped_is_waited_for(server: ThrowawayServer, scratch: Path) -> None:
     location = scratch / "space"
     location.mkdir()
@@ -205,7 +205,7 @@ def test_a_tablespace_that_is_being_dropped_is_waited_for(server: ThrowawayServe
         timer.join()
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 15, 18)
 def test_leaving_without_stop_aborts_the_backup(server: ThrowawayServer) -> None:
     connection = connect(server)
     with BackupSession(connection) as backup:
@@ -239,7 +239,7 @@ def test_minimal_wal_is_refused(make_server: ServerFactory) -> None:
     assert "wal_level = replica" in (refused.value.hint or "")
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_what_else_can_go_wrong(server: ThrowawayServer) -> None:
     with BackupSession(connect(server)) as backup:
         with pytest.raises(PgwalError, match="single line"):

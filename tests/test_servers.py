@@ -35,7 +35,7 @@ def test_each_major_answers(server: ThrowawayServer) -> None:
     assert version // 10000 == server.installation.major
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_killed_server_recovers(server: ThrowawayServer) -> None:
     with server.connect() as connection:
         connection.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
@@ -52,7 +52,7 @@ def test_a_killed_server_recovers(server: ThrowawayServer) -> None:
     assert not server.is_running
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_the_relay_fetches_wal(make_server: ServerFactory, scratch: Path) -> None:
     copy = _cluster_with_later_wal_in(scratch / "archive", make_server, scratch)
     with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay") as relay:
@@ -64,7 +64,7 @@ def test_the_relay_fetches_wal(make_server: ServerFactory, scratch: Path) -> Non
     assert {code for _, code in relay.answered} == {0, 1}
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_closed_relay_is_an_error_and_no_missing_file(make_server: ServerFactory, scratch: Path) -> None:
     copy = _cluster_with_later_wal_in(scratch / "archive", make_server, scratch)
     with RestoreCommandRelay(_copy_from(scratch / "archive"), scratch / "relay") as relay:
@@ -107,7 +107,7 @@ def _wait_for_end_of_recovery(connection: psycopg.Connection[TupleRow]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_servers_are_copies_of_one_cluster_unless_asked(make_server: ServerFactory) -> None:
     def system_identifier(server: ThrowawayServer) -> int:
         with server.connect() as connection:
@@ -123,7 +123,7 @@ def test_servers_are_copies_of_one_cluster_unless_asked(make_server: ServerFacto
     assert identifiers[0] == identifiers[1] != identifiers[2]
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_settings_are_quoted_and_initdb_takes_arguments(make_server: ServerFactory) -> None:
     text = "it's \\ 100%"
     server = make_server(initdb_args=("--wal-segsize=1",), settings={"cluster_name": text})
@@ -132,14 +132,14 @@ def test_settings_are_quoted_and_initdb_takes_arguments(make_server: ServerFacto
         assert connection.execute("SHOW wal_segment_size").fetchone() == ("1MB",)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_server_that_does_not_start_says_why(make_server: ServerFactory) -> None:
     server = make_server(settings={"shared_preload_libraries": "no_such_library"}, start=False)
     with pytest.raises(ServerError, match='could not access file "no_such_library"'):
         server.start()
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_long_path_moves_the_socket_elsewhere(installation: ServerInstallation, scratch: Path) -> None:
     with ThrowawayServer(installation, scratch / ("long" * 30)) as server:
         server.initdb()

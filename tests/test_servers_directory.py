@@ -34,7 +34,7 @@ def assert_refused(server: ThrowawayServer, directory: Path, repo: Path, pattern
     assert not repo.exists()
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_copy_of_the_cluster_is_refused(make_server: ServerFactory, scratch: Path) -> None:
     """One that is ahead, one that is behind, and one that is like the server's but for who runs on it."""
     server, repo = make_server(start=False), scratch / "repo"
@@ -70,7 +70,7 @@ def test_a_copy_of_the_cluster_is_refused(make_server: ServerFactory, scratch: P
     succeed("full", "--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast")
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_the_directory_of_a_standby_is_refused(pair: Pair) -> None:  # noqa: F811
     with pair.primary.connect() as connection:
         connection.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i")

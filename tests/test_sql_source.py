@@ -159,7 +159,7 @@ def assert_read_alike(source: SqlDataDirectory, local: LocalDataDirectory, file:
         assert read_all(source.read_blocks(file.path, wanted)) == expected, file
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_many_files_in_one_directory(server: ThrowawayServer) -> None:
     directory = server.data_directory / "many"
     directory.mkdir()
@@ -174,7 +174,7 @@ def test_many_files_in_one_directory(server: ThrowawayServer) -> None:
 # ---- what changes meanwhile
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) -> None:
     content = os.urandom(20 * BLOCK_SIZE)
     path = write(server, "changing", content)
@@ -208,7 +208,7 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
         assert read_all(source.read_blocks("changing", array("I"))) == b""
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize(("limit", "value"), [("_READS_PER_QUERY", 2), ("_BYTES_PER_QUERY", 2 * BLOCK_SIZE)])
 def test_a_file_that_vanishes_while_it_is_read(
     server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
@@ -228,7 +228,7 @@ def test_a_file_that_vanishes_while_it_is_read(
     assert found == content[:zeros_from].ljust(len(content), b"\0")
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_what_is_not_read_to_its_end_leaves_the_connection_usable(server: ThrowawayServer) -> None:
     write(server, "large", bytes(30_000_000))
     with open_source(server) as source:
@@ -239,7 +239,7 @@ def test_what_is_not_read_to_its_end_leaves_the_connection_usable(server: Throwa
         assert read_all(source.read_file("large", 1000)) == bytes(1000)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_directory_and_a_file_that_vanish_while_they_are_listed(server: ThrowawayServer) -> None:
     write(server, "zz/one", b"1")
     write(server, "zz/two", b"2")
@@ -259,7 +259,7 @@ def test_a_directory_and_a_file_that_vanish_while_they_are_listed(server: Throwa
 # ---- names
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_names_that_lead_elsewhere_are_refused(server: ThrowawayServer) -> None:
     with server.connect() as session, open_source(server) as source:
         session.execute("SET allow_system_table_mods = on")
@@ -292,7 +292,7 @@ def test_no_source_may_name_what_is_elsewhere(name: str) -> None:
         list(walk(FixedDirectory(["fine", name]), 18, pytest.fail))
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_names_that_are_no_text_of_the_database(server: ThrowawayServer) -> None:
     write(server, b"no \xff UTF-8", b"content")
     with open_source(server) as source, pytest.raises(ServerError, match=r"no \\udcff UTF-8") as refused:
@@ -310,7 +310,7 @@ def test_names_that_are_no_text_of_the_database(server: ThrowawayServer) -> None
             assert source.read_small(wanted)[0] == b"content"
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_link_that_leads_back_is_refused(server: ThrowawayServer) -> None:
     write(server, "own/file", b"")
     (server.data_directory / "own" / "loop").symlink_to(".")
@@ -341,7 +341,7 @@ def test_each_missing_privilege_is_named_alone(server: ThrowawayServer) -> None:
             assert list_and_read(source) == f"{server.installation.major}\n".encode()
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_file_that_the_server_may_not_open(server: ThrowawayServer) -> None:
     write(server, "closed", b"content").chmod(0)
     with open_source(server) as source, pytest.raises(ServerError, match="Permission denied") as refused:
@@ -349,7 +349,7 @@ def test_a_file_that_the_server_may_not_open(server: ThrowawayServer) -> None:
     assert refused.value.hint is None
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_two_connections_must_lead_to_one_server(server: ThrowawayServer, make_server: ServerFactory) -> None:
     with open_source(server) as source:
         with server.connect() as same:
@@ -358,7 +358,7 @@ def test_two_connections_must_lead_to_one_server(server: ThrowawayServer, make_s
             source.require_same_server(other)
 
 
-@pytest.mark.postgres(13, 14, 18, 19)
+@pytest.mark.postgres(13, 14, 18)
 def test_directories_that_a_base_backup_leaves_empty(server: ThrowawayServer, scratch: Path) -> None:
     """A tablespace below the data directory comes once, by its link, and temporary statistics not at all."""
     inside = server.data_directory / "spaces" / "inside"
@@ -399,7 +399,7 @@ def start_full(server: ThrowawayServer, repo: Path, jobs: str) -> subprocess.Pop
     return process
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGTERM, "3")])
 def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals, jobs: str) -> None:
     process = start_full(server, scratch / "repo", jobs)
@@ -417,7 +417,7 @@ def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, numb
             time.sleep(0.02)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("jobs", ["1", "3"])
 def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
     process = start_full(server, scratch / "repo", jobs)
@@ -427,7 +427,7 @@ def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch:
     assert list((scratch / "repo" / "backups").iterdir()) == []
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_source_that_is_closed_in_the_middle(server: ThrowawayServer) -> None:
     write(server, "large", bytes(30_000_000))
     with open_source(server) as source:
@@ -441,7 +441,7 @@ def test_a_source_that_is_closed_in_the_middle(server: ThrowawayServer) -> None:
 # ---- check, grants, backups
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_role_with_the_printed_grants_takes_backups(
     server: ThrowawayServer, make_server: ServerFactory, scratch: Path
 ) -> None:
@@ -491,7 +491,7 @@ def assert_lacking_is_named(conninfo: str, taking: Sequence[str | Path]) -> None
     assert all(each["hint"] in as_text.stdout for each in lacking)
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_grants_for_a_role_that_is_not_there(server: ThrowawayServer) -> None:
     printed = succeed("grants", "--role", "new", "-d", server.conninfo)
     assert "CREATE ROLE new LOGIN REPLICATION;" in printed
@@ -513,7 +513,7 @@ def test_grants_for_a_role_that_is_not_there(server: ThrowawayServer) -> None:
     assert succeed("grants", "--role", "postgres", "-d", as_role).startswith("-- nothing is missing")
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_names_are_quoted_where_the_server_would(server: ThrowawayServer) -> None:
     with server.connect() as session:
         keywords = [word for (word,) in session.execute("SELECT word FROM pg_get_keywords()")]
@@ -531,7 +531,7 @@ def findings(*args: str | Path, code: int = 0) -> dict[str, tuple[str, str]]:
     return {each["name"]: (each["status"], each["message"]) for each in json.loads(outcome.stdout)["findings"]}
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_check_looks_at_settings(make_server: ServerFactory, scratch: Path) -> None:
     settings = {"wal_level": "minimal", "max_wal_senders": 0, "max_replication_slots": 0, "full_page_writes": False}
     server = make_server(settings={**settings, "fsync": False})
@@ -542,7 +542,7 @@ def test_check_looks_at_settings(make_server: ServerFactory, scratch: Path) -> N
     assert {"max_replication_slots", "fsync", "max_slot_wal_keep_size", "full_page_writes"} <= warnings
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_check_looks_at_slot_directory_and_archiver(make_server: ServerFactory) -> None:
     server = make_server(settings={"archive_mode": True, "archive_command": "false"})
     other = make_server(own_system_identifier=True, start=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import assert_nothing_raw, run_pgwal
-from test_main_job import pgwal, prepare, run_load, streaming
+from pgwal_process import assert_nothing_raw, run_pgwal, succeed
+from test_main_job import prepare, run_load, streaming
 
 from pgwal.backup.entry import BackupEntry, BackupKind, BackupTotals
 from pgwal.engine.coverage import (
@@ -176,7 +176,7 @@ def test_the_state_of_an_earlier_pgwal_is_read() -> None:
 
 
 def status_of(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
-    found = json.loads(pgwal("status", "--repo", repo, "-d", server.conninfo, "--json"))
+    found = json.loads(succeed("status", "--repo", repo, "-d", server.conninfo, "--json"))
     assert isinstance(found, dict)
     return found
 
@@ -192,20 +192,20 @@ def holes(found: dict[str, Any]) -> list[Any]:
     return [hole for timeline in found["coverage"] for hole in timeline["wal_holes"] + timeline["summary_holes"]]
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",), settings={"wal_keep_size": "1GB"}), scratch / "repo"
     prepare(server)
     with streaming(server, repo, *SLOT):
         full = json.loads(
-            pgwal(
+            succeed(
                 "full", "--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"
             )
         )
         for step in range(3):
             run_load(server, step)
         found = wait_until_level(server, repo)
-        text = pgwal("status", "--repo", repo, "-d", server.conninfo)
+        text = succeed("status", "--repo", repo, "-d", server.conninfo)
     assert found["receiver"]["running"]
     assert found["receiver"]["flushed_lsn"] == found["server"]["flush_lsn"]
     assert Lsn.parse(found["receiver"]["summarised_lsn"]) > Lsn.parse(full["stop_lsn"])
@@ -226,7 +226,7 @@ def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) 
     assert "missing" not in text
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_without_a_receiver_and_without_a_server(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo"
     prepare(server)
@@ -257,13 +257,13 @@ def test_status_without_a_receiver_and_without_a_server(make_server: ServerFacto
             assert "server           not reached" in outcome.stdout
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo"
     prepare(server)
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast"]
     with streaming(server, repo, *SLOT):
-        pgwal("full", *source)
+        succeed("full", *source)
         for step in range(3):
             run_load(server, step)
         wait_until_level(server, repo)
@@ -273,23 +273,23 @@ def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scra
     start, end = (repository.geometry.segment_start(lost.segment_no + more) for more in (0, 1))
     found = status_of(server, repo)
     assert found["coverage"][0]["wal_holes"] == [{"start": str(start), "end": str(end)}]
-    assert f"WAL missing    {start} to {end}" in pgwal("status", "--repo", repo, "-d", server.conninfo)
+    assert f"WAL missing    {start} to {end}" in succeed("status", "--repo", repo, "-d", server.conninfo)
     # Summaries stand for WAL; where they are missing too, an incremental is not possible.
     for path in (repo / "summaries").iterdir():
         path.unlink()
     found = status_of(server, repo)
     assert found["newest_backup"]["missing"] == [{"timeline": 1, "start": str(start), "end": str(end)}]
-    text = pgwal("status", "--repo", repo, "-d", server.conninfo)
+    text = succeed("status", "--repo", repo, "-d", server.conninfo)
     assert f"WAL is missing for an incremental: {start} to {end} on timeline 1" in text
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_status_of_another_server_and_slot(make_server: ServerFactory, scratch: Path) -> None:
     server, other, repo = make_server(), make_server(own_system_identifier=True), scratch / "repo"
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", *SLOT)
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", *SLOT)
     outcome = run_pgwal("status", "--repo", repo, "-d", other.conninfo)
     assert outcome.code == FAILED
     assert "the repository belongs to the cluster" in outcome.errors[0]
-    assert "slot             gone does not exist" in pgwal(
+    assert "slot             gone does not exist" in succeed(
         "status", "--repo", repo, "-d", server.conninfo, "--slot", "gone"
     )

@@ -145,7 +145,7 @@ def test_what_is_streamed_equals_the_servers_segments(server: ThrowawayServer) -
         assert stored == stream.content[at : at + SEGMENT_SIZE], name
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_stream_can_be_ended_and_another_one_started(server: ThrowawayServer) -> None:
     start = segment_start(flush_lsn(server))
     write_segment(server)
@@ -157,7 +157,7 @@ def test_a_stream_can_be_ended_and_another_one_started(server: ThrowawayServer) 
             assert sender.identify_system().timeline_id == 1
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_what_is_flushed_moves_the_slot(server: ThrowawayServer) -> None:
     start = segment_start(flush_lsn(server))
     end = write_segment(server)
@@ -202,7 +202,7 @@ def test_streaming_over_tls_loses_no_time(server: ThrowawayServer) -> None:
 # ---- waiting
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_waiting_ends_with_the_timeout_and_takes_no_cpu(server: ThrowawayServer) -> None:
     with walsender(server) as sender:
         stream = Stream(sender, flush_lsn(server), interval_s=0)
@@ -216,7 +216,7 @@ def test_waiting_ends_with_the_timeout_and_takes_no_cpu(server: ThrowawayServer)
         assert not stream.session.reply_due
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_readable_wake_descriptor_ends_the_wait(server: ThrowawayServer) -> None:
     read_fd, write_fd = os.pipe()
     try:
@@ -238,7 +238,7 @@ def test_a_readable_wake_descriptor_ends_the_wait(server: ThrowawayServer) -> No
         os.close(write_fd)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_sending_never_blocks(server: ThrowawayServer) -> None:
     """A walsender that does not read its replies: they wait here, and go out when it reads again."""
     with walsender(server) as sender:
@@ -255,7 +255,7 @@ def test_sending_never_blocks(server: ThrowawayServer) -> None:
         sender.finish()
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_an_idle_stream_survives_wal_sender_timeout(server: ThrowawayServer) -> None:
     server.configure(wal_sender_timeout="2s")
     server.reload()
@@ -267,7 +267,7 @@ def test_an_idle_stream_survives_wal_sender_timeout(server: ThrowawayServer) -> 
         stream.run_until(end)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_receiver_that_does_not_answer_is_cut_off(server: ThrowawayServer) -> None:
     server.configure(wal_sender_timeout="1s")
     server.reload()
@@ -285,7 +285,7 @@ def _receive_without_answering(sender: WalSender) -> None:
 # ---- how streams end
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_shutdown_of_the_server_waits_for_us_and_interrupts(server: ThrowawayServer) -> None:
     start = segment_start(flush_lsn(server))
     write_segment(server)
@@ -302,7 +302,7 @@ def test_a_shutdown_of_the_server_waits_for_us_and_interrupts(server: ThrowawayS
     assert stream.session.received_lsn > control.redo_lsn, "the shutdown checkpoint was not received"
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_server_that_is_killed_interrupts(server: ThrowawayServer) -> None:
     start = segment_start(flush_lsn(server))
     end = write_segment(server)
@@ -316,7 +316,7 @@ def test_a_server_that_is_killed_interrupts(server: ThrowawayServer) -> None:
             sender.receive(1)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_killed_server_interrupts_commands_and_the_end_of_a_stream(server: ThrowawayServer) -> None:
     with walsender(server) as idle, walsender(server) as streaming:
         stream = Stream(streaming, flush_lsn(server))
@@ -331,7 +331,7 @@ def test_a_killed_server_interrupts_commands_and_the_end_of_a_stream(server: Thr
         assert "server runs" in (refused.value.hint or "")
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_terminated_walsender_interrupts(server: ThrowawayServer) -> None:
     with walsender(server) as sender:
         stream = Stream(sender, flush_lsn(server))
@@ -340,7 +340,7 @@ def test_a_terminated_walsender_interrupts(server: ThrowawayServer) -> None:
             stream.run_while(lambda: True)
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 15, 18)
 def test_wal_that_is_gone_is_named(make_server: ServerFactory) -> None:
     server = make_server(settings={"min_wal_size": "32MB", "max_wal_size": "32MB"})
     start = segment_start(flush_lsn(server))
@@ -356,7 +356,7 @@ def test_wal_that_is_gone_is_named(make_server: ServerFactory) -> None:
         assert sender.identify_system().timeline_id == 1, "the connection is still of use"
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_position_in_the_future_is_refused(server: ThrowawayServer) -> None:
     with walsender(server) as sender:
         stream = Stream(sender, Lsn(segment_start(flush_lsn(server)) + 10 * SEGMENT_SIZE))
@@ -463,7 +463,7 @@ def test_a_slot_that_is_missing_or_in_use(server: ThrowawayServer) -> None:
         assert second.start_replication("pgwal", start, 1) is None
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 def test_a_logical_slot_is_of_no_use(make_server: ServerFactory) -> None:
     server = make_server(settings={"wal_level": "logical"})
     sql(server, "SELECT pg_create_logical_replication_slot('logical', 'pgoutput')")
@@ -502,7 +502,7 @@ def test_a_role_without_replication_is_told_how_to_get_it(server: ThrowawayServe
     connect_replication(ConnectionParameters(server.conninfo + " user=Plain")).close()
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("replication", [True, False])
 def test_passwords(server: ThrowawayServer, replication: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
@@ -536,7 +536,7 @@ def test_what_is_missing_is_said(server: ThrowawayServer) -> None:
     assert 'database "replication"' in (error.hint or "")
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_server_without_walsenders_to_spare(make_server: ServerFactory) -> None:
     server = make_server(settings={"max_wal_senders": 1})
     with walsender(server):
@@ -544,7 +544,7 @@ def test_a_server_without_walsenders_to_spare(make_server: ServerFactory) -> Non
         assert "max_wal_senders" in (error.hint or "")
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_the_next_host_is_tried_and_the_name_is_shown(server: ThrowawayServer) -> None:
     server.listen_addresses = "127.0.0.1"
     server.restart()

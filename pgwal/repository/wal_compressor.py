@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -74,7 +75,7 @@ class Compression:
             return cls(method, default)
         if not highest:
             raise FormatError(f"compression method {name} has no level")
-        if not (level_text.isascii() and level_text.isdigit()) or not lowest <= int(level_text) <= highest:
+        if re.fullmatch("[0-9]{1,9}", level_text) is None or not lowest <= int(level_text) <= highest:
             raise FormatError(f"the level of {name} is a number from {lowest} to {highest}, not {level_text!r}")
         return cls(method, int(level_text))
 

@@ -22,8 +22,8 @@ from differential.test_timelines import (
     wait_for,
 )
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, run_pgwal
-from test_main_job import checksums, pgwal, prepare, run_load, server_streams, streaming
+from pgwal_process import assert_failed, run_pgwal, succeed
+from test_main_job import checksums, prepare, run_load, server_streams, streaming
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.backup import BackupRequest, take_backup
@@ -71,10 +71,10 @@ def test_pg_control_equals_the_archives_checkpoint(server: ThrowawayServer, scra
     repo = scratch / "repo"
     stream = ["stream", "--repo", repo, "-d", server.conninfo, "--once"]
     prepare(server)
-    pgwal(*stream)
+    succeed(*stream)
     execute(server, "CHECKPOINT")
     for _ in range(2):
-        pgwal(*stream)
+        succeed(*stream)
         control = control_file(server)
         found = read_record(Repository.open(repo), control.timeline_id, control.checkpoint_lsn)
         require_pg_controls_checkpoint(control, found)
@@ -110,8 +110,8 @@ def test_pg_control_of_a_standby_may_know_a_later_transaction(pair: Pair) -> Non
         next_xid_at = 32 if control.major >= 19 else 24
         assert int.from_bytes(control.checkpoint[next_xid_at : next_xid_at + 8], "little") > archived.next_xid
         require_pg_controls_checkpoint(control, found)
-        backup = json.loads(pgwal("full", *source(pair.standby, pair.repo), "--json"))
-        pgwal("verify", backup["id"], "--repo", pair.repo)
+        backup = json.loads(succeed("full", *source(pair.standby, pair.repo), "--json"))
+        succeed("verify", backup["id"], "--repo", pair.repo)
 
 
 @pytest.mark.postgres(14, 18, 19)
@@ -129,7 +129,7 @@ def test_a_receiver_that_is_connected_to_another_server(make_server: ServerFacto
         assert_failed(outcome, CHAIN_BROKEN, "checkpoint record.* the archive", "WAL of another server")
         assert_nothing_counts(repo)
         # What is built on lies behind this server's position: nobody must be told about a standby.
-        pgwal("full", *source(other, repo))
+        succeed("full", *source(other, repo))
         outcome = run_pgwal("incremental", *source(server, repo))
         assert_failed(
             outcome, CHAIN_BROKEN, "put back to an earlier state, or it is another one", "Check the connection"
@@ -197,7 +197,7 @@ def test_wal_that_is_removed_while_the_connection_is_broken(make_server: ServerF
     server = make_server(initdb_args=("--wal-segsize=1",), settings=FEW_SEGMENTS)
     repo = scratch / "repo"
     prepare(server)
-    pgwal("full", *source(server, repo))
+    succeed("full", *source(server, repo))
     before = Repository.open(repo).catalogue.ids()
 
     def break_connection() -> None:
@@ -219,8 +219,8 @@ def test_wal_that_is_removed_while_the_connection_is_broken(make_server: ServerF
     assert raised.value.hint is not None
     assert Repository.open(repo).catalogue.ids() == before
     # From the next one on all is well: before it starts, what is gone is given up.
-    latest = json.loads(pgwal("full", *source(server, repo), "--json"))
-    pgwal("verify", latest["id"], "--repo", repo)
+    latest = json.loads(succeed("full", *source(server, repo), "--json"))
+    succeed("verify", latest["id"], "--repo", repo)
 
 
 def terminated_walsenders(server: ThrowawayServer) -> int:
@@ -254,7 +254,7 @@ def test_a_segment_that_is_gone_before_the_backup_ends(make_server: ServerFactor
 @pytest.mark.postgres(18, 19)
 def test_an_error_of_the_receiver_is_heard_when_the_wal_is_there(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(), scratch / "repo"
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", "--slot", "own", "--create-slot")
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", "--slot", "own", "--create-slot")
     repository = Repository.open(repo)
     lsn = insert_lsn(server)
     execute(server, "CREATE TABLE seen ()")
@@ -290,8 +290,8 @@ def test_the_first_backup_of_a_standby(pair: Pair, make_server: ServerFactory, s
     if paused:
         execute(pair.standby, "SELECT pg_wal_replay_pause()")
     expected = checksums(pair.standby)
-    backup = json.loads(pgwal("full", *source(pair.standby, pair.repo), "--json"))
-    pgwal("verify", backup["id"], "--repo", pair.repo)
+    backup = json.loads(succeed("full", *source(pair.standby, pair.repo), "--json"))
+    succeed("verify", backup["id"], "--repo", pair.repo)
     restore_and_compare(pair, expected, make_server, scratch)
 
 
@@ -311,8 +311,8 @@ def test_a_standby_whose_receiver_began_behind_its_restart_point(pair: Pair) -> 
         assert_nothing_counts(pair.repo)
         execute(pair.primary, "CHECKPOINT")
         wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-        backup = json.loads(pgwal("full", *source(pair.standby, pair.repo), "--json"))
-        pgwal("verify", backup["id"], "--repo", pair.repo)
+        backup = json.loads(succeed("full", *source(pair.standby, pair.repo), "--json"))
+        succeed("verify", backup["id"], "--repo", pair.repo)
 
 
 @pytest.mark.postgres(13, 18, 19)

@@ -24,13 +24,16 @@ from typing import NamedTuple
 import pytest
 from differential.workload import INITDB_ARGS, SETTINGS, Workload
 from fix_servers import ServerFactory
-from test_main_job import pgwal, streaming
+from pgwal_process import succeed
+from test_main_job import streaming
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.summarize import read_changes, window
 from pgwal.relation import BLOCK_SIZE, Fork, RelFileLocator, parse_relation_path
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap, RelationFork
+
+pytestmark = pytest.mark.other_minors
 
 
 class Block(NamedTuple):
@@ -112,7 +115,7 @@ def test_the_map_holds_every_block_that_differs(make_server: ServerFactory, scra
     in_place = workload.changed_in_place()
     repo = scratch / "repo"
     slot = ["--slot", "pgwal", "--create-slot", "--if-not-exists"]
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once", *slot)
     server.stop()
     shutil.copytree(server.data_directory, scratch / "before", ignore=shutil.ignore_patterns("pg_wal"))
     before = Contents(scratch / "before")

@@ -16,7 +16,8 @@ import pytest
 from differential.test_records import BLOCK, LINE
 from differential.test_summaries import last_cut, native_summaries, wait_for_both
 from fix_servers import ServerFactory
-from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
+from pgwal_process import succeed
+from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
@@ -24,6 +25,8 @@ from pgwal.segment import WalGeometry
 from pgwal.summary.codec import decode_summary
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
+
+pytestmark = pytest.mark.other_minors
 
 MB = 1 << 20
 SEGMENT = WalGeometry(MB)
@@ -132,7 +135,7 @@ def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path
     ]
     prepare(server)
     with streaming(server, repo):
-        full = json.loads(pgwal("full", *source))
+        full = json.loads(succeed("full", *source))
         start = Lsn.parse(full["start_lsn"])
         run_load(server, 1)
         assert any(crash_in_a_record(server, repo) for _ in range(ATTEMPTS)), "no record was cut off"
@@ -140,32 +143,32 @@ def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path
         end = position(server)
         run_load(server, 3)
         wait_for(lambda: has_received(repo, position(server, "pg_current_wal_flush_lsn")), "the receiver")
-        incremental = json.loads(pgwal("incremental", *source))
+        incremental = json.loads(succeed("incremental", *source))
         if server.installation.major >= 17:
             assert_summaries_equal_the_servers(server, repo)
     assert incremental["prior"] == full["id"]
     assert 0 < incremental["copied_blocks"] < incremental["blocks"]
 
     bounds = ["--from", str(start), "--to", str(end)]
-    inspected = pgwal("inspect", repo / "wal", *bounds).splitlines()
+    inspected = succeed("inspect", repo / "wal", *bounds).splitlines()
     assert essence(inspected) == essence(waldump(server, start, end))
     (overwriting, *_) = [line for line in inspected if "OVERWRITE_CONTRECORD" in line]
     # It lies in a segment behind that of the record that it makes void, and links to the one before.
     head = LINE.match(overwriting)
     assert head is not None
     assert Lsn.parse(head["lsn"]) - Lsn.parse(head["prev"]) > 2 * MB
-    assert "OVERWRITE_CONTRECORD" in pgwal("inspect", repo / "wal", *bounds, "--rmgr", "XLOG", "--stats")
+    assert "OVERWRITE_CONTRECORD" in succeed("inspect", repo / "wal", *bounds, "--rmgr", "XLOG", "--stats")
     # Summaries, the repository's WAL and the server's own WAL are one.
-    mapped = pgwal("map", "--repo", repo, *bounds)
+    mapped = succeed("map", "--repo", repo, *bounds)
     assert "FORK main: blocks" in mapped
-    assert pgwal("map", "--wal", repo / "wal", *bounds, "--json") == pgwal(
+    assert succeed("map", "--wal", repo / "wal", *bounds, "--json") == succeed(
         "map", "--wal", server.data_directory / "pg_wal", *bounds, "--json"
     )
 
     expected = checksums(server)
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
     target = scratch / "restored"
-    pgwal("restore", "latest", "--repo", repo, "-D", target)
+    succeed("restore", "latest", "--repo", repo, "-D", target)
     with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as file:
             file.write(f"restore_command = '{relay.restore_command}'\n")

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from test_main_job import checksums, pgwal, prepare, run_load, streaming
+from pgwal_process import succeed
+from test_main_job import checksums, prepare, run_load, streaming
 
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
+
+pytestmark = pytest.mark.other_minors
 
 
 def readable_copy(backup: Path, scratch: Path) -> Path:
@@ -31,10 +34,10 @@ def test_native_tools_accept_the_chain(
     source += ["--manifest-checksums", algorithm]
     prepare(server)
     with streaming(server, repo, "--slot", "pgwal", "--create-slot", "--compress", "none"):
-        backups = [json.loads(pgwal("full", *source))]
+        backups = [json.loads(succeed("full", *source))]
         for step in (1, 2):
             run_load(server, step)
-            backups.append(json.loads(pgwal("incremental", *source)))
+            backups.append(json.loads(succeed("incremental", *source)))
         with server.connect() as connection:
             connection.execute("SELECT pg_switch_wal()")
     copies = [readable_copy(repo / "backups" / backup["id"] / "data", scratch) for backup in backups]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, run_pgwal
-from test_main_job import pgwal, prepare, run_load
+from pgwal_process import assert_failed, run_pgwal, succeed
+from test_main_job import prepare, run_load
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
@@ -57,7 +57,7 @@ def spliced(make_server: ServerFactory, scratch: Path) -> Spliced:
     repo = scratch / "repo"
     source: list[str | Path] = ["--repo", repo, "-d", server.conninfo, "-c", "fast", "--json"]
     stream = ["stream", "--repo", repo, "-d", server.conninfo, "--once", "--compress", "none"]
-    full = json.loads(pgwal("full", *source))
+    full = json.loads(succeed("full", *source))
     server.stop()
     shutil.copytree(server.data_directory, scratch / "snapshot", symlinks=True)
     server.start()
@@ -65,8 +65,8 @@ def spliced(make_server: ServerFactory, scratch: Path) -> Spliced:
     run_load(server, 1)
     seam = SEGMENT.segment_no(write_segments(server, "first", 3))
     write_segments(server, "first", 3)
-    incremental = json.loads(pgwal("incremental", *source))
-    pgwal(*stream)
+    incremental = json.loads(succeed("incremental", *source))
+    succeed(*stream)
 
     server.stop()
     shutil.rmtree(server.data_directory)
@@ -116,7 +116,7 @@ def test_wal_of_two_lives_is_refused(spliced: Spliced, tmp_path: Path) -> None:
 
     # The summaries of both lives by themselves: nothing but their links tells.
     second = tmp_path / "second"
-    pgwal("summarize", repo / "wal", "-o", second, "--from", str(start))
+    succeed("summarize", repo / "wal", "-o", second, "--from", str(start))
     for path in second.iterdir():
         shutil.copy(path, repo / "summaries")
     shutil.rmtree(repo / "wal")

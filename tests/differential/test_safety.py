@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from differential.test_timelines import Pair, one_value, receiver, replays, switch_point, wait_for
 from fix_servers import ServerFactory
-from test_main_job import PGWAL, checksums, pgwal, streaming, wait_until_promoted
+from pgwal_process import succeed
+from test_main_job import PGWAL, checksums, streaming, wait_until_promoted
 
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.incremental_file import IncrementalHeader
@@ -34,6 +35,8 @@ from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
+
+pytestmark = pytest.mark.other_minors
 
 SMALL_SEGMENTS = ("--wal-segsize=1",)
 SEGMENT_SIZE = 1 << 20
@@ -57,7 +60,7 @@ class Site:
     def back_up(self, command: str) -> str:
         """Take a backup of the local data directory and return its id."""
         source = ["--repo", self.repo, "-d", self.server.conninfo, "--pgdata", self.server.data_directory]
-        return str(json.loads(pgwal(command, *source, "-c", "fast", "--json"))["id"])
+        return str(json.loads(succeed(command, *source, "-c", "fast", "--json"))["id"])
 
     def execute(self, *statements: str, dbname: str = "postgres") -> None:
         with self.server.connect(dbname=dbname) as connection:
@@ -76,7 +79,7 @@ class Site:
     def restored(self) -> Iterator[ThrowawayServer]:
         """Restore the latest backup, replay the archive, and give the server that runs on it."""
         target = self.repo.parent / "restored"
-        pgwal("restore", "latest", "--repo", self.repo, "-D", target)
+        succeed("restore", "latest", "--repo", self.repo, "-D", target)
         command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
         with RestoreCommandRelay(command, self.repo.parent / "relay") as relay:
             with (target / "postgresql.auto.conf").open("a") as settings:

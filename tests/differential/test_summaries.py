@@ -23,6 +23,8 @@ from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_link, decode_summary, parse_summary_file_name, summary_file_name
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
+pytestmark = pytest.mark.other_minors
+
 SLOT = ("--slot", "pgwal", "--create-slot", "--if-not-exists")
 # The server's summariser sleeps for up to half a minute when there was little to do.
 WAIT_S = 60

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from differential.test_timelines import Pair, has_received, insert_lsn, pair, receiver, replays, wait_for  # noqa: F401
 from fix_servers import ServerFactory
+from pgwal_process import succeed
 from restore.restored_server import Scene
-from test_main_job import checksums, pgwal, prepare, run_load
+from test_main_job import checksums, prepare, run_load
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
@@ -20,7 +21,7 @@ def test_switch_points_that_fall(pair: Pair, make_server: ServerFactory, scratch
     prepare(pair.primary)
     scene = Scene(pair.repo, make_server)
     with receiver(pair.conninfo, pair.repo):
-        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        full = json.loads(succeed("full", *pair.source(pair.primary)))
         run_load(pair.primary, 1)
         target = insert_lsn(pair.primary)
         run_load(pair.primary, 2)
@@ -38,12 +39,12 @@ def test_switch_points_that_fall(pair: Pair, make_server: ServerFactory, scratch
         assert second < first, "not the case that was to be made"
         run_load(server, 4)
         source: list[str | Path] = ["--repo", pair.repo, "-d", server.conninfo, "-c", "fast", "--json"]
-        incremental = json.loads(pgwal("incremental", *source))
+        incremental = json.loads(succeed("incremental", *source))
         assert incremental["prior"] == full["id"]
         assert [part["timeline"] for part in incremental["window"]] == [1, 3]
         run_load(server, 5)
         expected = checksums(server)
-        pgwal("stream", "--repo", pair.repo, "-d", server.conninfo, "--once")
+        succeed("stream", "--repo", pair.repo, "-d", server.conninfo, "--once")
     assert {segment.timeline_id for segment in Repository.open(pair.repo).wal.segments()} == {1, 2, 3}
     with scene.started(scene.restore(scratch / "latest", "latest")) as restored:
         assert checksums(restored) == expected

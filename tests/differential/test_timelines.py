@@ -19,8 +19,8 @@ import psycopg
 import pytest
 from differential.test_summaries import last_cut, native_summaries, wait_for_both
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, run_pgwal
-from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, wait_until_promoted
+from pgwal_process import assert_failed, run_pgwal, succeed
+from test_main_job import PGWAL, checksums, prepare, run_load, wait_until_promoted
 
 from pgwal.lsn import Lsn
 from pgwal.repository.repository import Repository
@@ -29,6 +29,8 @@ from pgwal.timeline import TimelineHistory
 from pgwal_cli.exit_codes import CHAIN_BROKEN
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
+
+pytestmark = pytest.mark.other_minors
 
 WAIT_S = 60
 
@@ -174,13 +176,13 @@ def assert_summaries_equal_the_servers(pair: Pair) -> None:
 
 def back_up_and_restore(pair: Pair, full: dict[str, str], make_server: ServerFactory, scratch: Path) -> None:
     """Build an incremental on the full of the old timeline, restore it, and compare with the new primary."""
-    incremental = json.loads(pgwal("incremental", *pair.source(pair.standby)))
+    incremental = json.loads(succeed("incremental", *pair.source(pair.standby)))
     assert incremental["prior"] == full["id"]
     assert [part["timeline"] for part in incremental["window"]] == [1, 2]
     assert 0 < incremental["copied_blocks"] < incremental["blocks"]
     run_load(pair.standby, 90)
     expected = checksums(pair.standby)
-    pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    succeed("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
     restore_and_compare(pair, expected, make_server, scratch)
 
 
@@ -189,7 +191,7 @@ def restore_and_compare(
 ) -> None:
     """Restore the latest backup and all WAL: a primary that holds what is expected."""
     target = scratch / "restored"
-    pgwal("restore", "latest", "--repo", pair.repo, "-D", target)
+    succeed("restore", "latest", "--repo", pair.repo, "-D", target)
     with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(pair.repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"restore_command = '{relay.restore_command}'\nprimary_conninfo = ''\n")
@@ -221,7 +223,7 @@ def test_failover_under_load(pair: Pair, make_server: ServerFactory, scratch: Pa
     """The primary crashes; a connection string with both servers leads the receiver to the new primary."""
     prepare(pair.primary)
     with receiver(pair.conninfo, pair.repo):
-        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        full = json.loads(succeed("full", *pair.source(pair.primary)))
         with running_load(pair.primary):
             start = insert_lsn(pair.primary)
             wait_for(lambda: replays(pair.standby, Lsn(start + 500_000)), "the standby to follow")
@@ -239,7 +241,7 @@ def test_promotion_of_the_server_that_is_streamed_from(pair: Pair, make_server: 
     wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
     with receiver(pair.standby.conninfo, pair.repo):
         # The primary's backup needs WAL that comes by way of the standby.
-        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        full = json.loads(succeed("full", *pair.source(pair.primary)))
         with running_load(pair.primary):
             start = insert_lsn(pair.primary)
             wait_for(lambda: replays(pair.standby, Lsn(start + 500_000)), "the standby to follow")
@@ -259,7 +261,7 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
     """
     prepare(pair.primary)
     with receiver(pair.conninfo, pair.repo):
-        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        full = json.loads(succeed("full", *pair.source(pair.primary)))
         run_load(pair.primary, 1)
         # It notes running transactions in WAL now and then, and must not do so behind the switch.
         writer = one_value(pair.primary, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'")
@@ -279,7 +281,7 @@ def test_promotion_on_a_segment_border(pair: Pair, make_server: ServerFactory, s
 def test_promotion_while_no_receiver_runs(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The incremental backup fetches the new timeline's history itself, with the WAL of both timelines."""
     prepare(pair.primary)
-    full = json.loads(pgwal("full", *pair.source(pair.primary)))
+    full = json.loads(succeed("full", *pair.source(pair.primary)))
     run_load(pair.primary, 1)
     wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
     pair.primary.kill()
@@ -295,7 +297,7 @@ def test_a_restored_backup_of_a_standby_is_no_standby(pair: Pair, make_server: S
     with receiver(pair.primary.conninfo, pair.repo):
         one_value(pair.primary, "SELECT pg_switch_wal()")
         wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-        backup = json.loads(pgwal("full", *pair.source(pair.standby)))
+        backup = json.loads(succeed("full", *pair.source(pair.standby)))
         assert (pair.repo / "backups" / backup["id"] / "data" / "standby.signal").exists()
         run_load(pair.primary, 1)
         expected = checksums(pair.primary)
@@ -310,7 +312,7 @@ def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scrat
     with receiver(pair.primary.conninfo, pair.repo):
         one_value(pair.primary, "SELECT pg_switch_wal()")
         wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-        full = json.loads(pgwal("full", *pair.source(pair.standby)))
+        full = json.loads(succeed("full", *pair.source(pair.standby)))
         run_load(pair.primary, 1)
         outcome = run_pgwal("incremental", "--since", full["id"], *pair.source(pair.standby))
         assert_failed(outcome, CHAIN_BROKEN, "the standby has made no restart point since", "CHECKPOINT")
@@ -319,7 +321,7 @@ def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scrat
             with pair.primary.connect() as session:
                 session.execute("CHECKPOINT")
             wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-            incremental = json.loads(pgwal("incremental", "--since", "latest", *pair.source(pair.standby)))
+            incremental = json.loads(succeed("incremental", "--since", "latest", *pair.source(pair.standby)))
             assert Lsn.parse(incremental["start_lsn"]) > Lsn.parse(full["start_lsn"])
         run_load(pair.primary, 4)
         expected = checksums(pair.primary)
@@ -332,7 +334,7 @@ def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: Se
     """It got segments that the standby did not: it follows from where the standby left, and keeps what it has."""
     prepare(pair.primary)
     with receiver(pair.primary.conninfo, pair.repo):
-        full = json.loads(pgwal("full", *pair.source(pair.primary)))
+        full = json.loads(succeed("full", *pair.source(pair.primary)))
         wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
         pair.standby.configure(primary_conninfo="")
         pair.standby.reload()
@@ -353,7 +355,7 @@ def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: Se
     for step in range(80, 84):
         run_load(pair.standby, step)
         one_value(pair.standby, "SELECT pg_switch_wal()")
-        pgwal(*follow)
+        succeed(*follow)
     after = repository_wal(pair.repo)
     assert {name: after.get(name) for name in before} == before
     assert_all_of_the_new_timeline_is_here(pair)
@@ -385,9 +387,9 @@ def assert_all_of_the_new_timeline_is_here(pair: Pair) -> None:
 def test_the_primary_from_before_a_failover_is_refused(pair: Pair) -> None:
     prepare(pair.primary)
     wait_for(lambda: replays(pair.standby, insert_lsn(pair.primary)), "the standby to follow")
-    pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    succeed("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
     pair.standby.promote()
-    pgwal("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
+    succeed("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")
     outcome = run_pgwal("stream", "--repo", pair.repo, "-d", pair.primary.conninfo, "--once")
     assert outcome.code == 1
     assert "holds WAL of timeline 2, this server is still on timeline 1" in outcome.stderr

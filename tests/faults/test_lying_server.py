@@ -8,8 +8,7 @@ from random import Random
 
 import pytest
 from fix_servers import ServerFactory, Templates
-from pgwal_process import Outcome, assert_failed, assert_nothing_raw, succeed
-from support.faulty_system import FaultySystem
+from pgwal_process import Outcome, assert_failed, assert_nothing_raw, run_pgwal, succeed
 from support.lying_server import Change, LyingServer, end_of_timeline_answer, row_body, row_values, rows_answer
 
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
@@ -26,13 +25,6 @@ def server(
 ) -> Iterator[ThrowawayServer]:
     with ServerFactory(installation, server_templates, session_scratch / "lying") as factory:
         yield factory(initdb_args=SMALL_SEGMENTS, settings={"wal_keep_size": "100MB"})
-
-
-@pytest.fixture(scope="module")
-def commands(session_scratch: Path) -> Iterator[FaultySystem]:
-    """Runs commands; they meet no faults here."""
-    with FaultySystem(session_scratch, []) as system:
-        yield system
 
 
 @pytest.fixture
@@ -61,9 +53,7 @@ NO_NUMBERS = (b"", b"many", b"-1", b"0x7", b"99999999999999999999999", b"\xff\xf
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
 @pytest.mark.parametrize("column", range(3), ids=IDENTITY[:3])
-def test_an_identity_that_is_none(
-    server: ThrowawayServer, commands: FaultySystem, tmp_path: Path, column: int, value: bytes | None
-) -> None:
+def test_an_identity_that_is_none(server: ThrowawayServer, tmp_path: Path, column: int, value: bytes | None) -> None:
     def change(query: str, kind: bytes, body: bytes) -> bytes:
         if query != "IDENTIFY_SYSTEM" or kind != b"D":
             return body
@@ -72,15 +62,13 @@ def test_an_identity_that_is_none(
         return row_body(values)
 
     with LyingServer(server, change=change) as liar:
-        outcome = commands.run(["stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once"])
+        outcome = run_pgwal("stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once")
     assert_failed(outcome, FAILED, "IDENTIFY_SYSTEM|invalid LSN")
     assert not (tmp_path / "repo").exists()
 
 
 @pytest.mark.parametrize(("next_timeline"), [b"1", b"0", b"7", b"x", b"4294967296"])
-def test_a_timeline_that_ends_where_none_does(
-    server: ThrowawayServer, commands: FaultySystem, repo: Path, next_timeline: bytes
-) -> None:
+def test_a_timeline_that_ends_where_none_does(server: ThrowawayServer, repo: Path, next_timeline: bytes) -> None:
     before = contents(repo)
     for lsn in (b"0/0", b"0/1", b"FFFFFFFF/FFFFFFFF", b"elsewhere"):
 
@@ -90,14 +78,14 @@ def test_a_timeline_that_ends_where_none_does(
             return end_of_timeline_answer(next_timeline, lsn)
 
         with LyingServer(server, answer) as liar:
-            outcome = commands.run(["stream", "--repo", repo, "-d", liar.conninfo, "-Z", "none"])
+            outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "-Z", "none")
         assert outcome.code in (FAILED, 4), outcome
         assert_nothing_raw(outcome)
         assert len(liar.queries) < 50
     assert contents(repo) == before
 
 
-def test_a_history_that_sends_the_receiver_back(server: ThrowawayServer, commands: FaultySystem, repo: Path) -> None:
+def test_a_history_that_sends_the_receiver_back(server: ThrowawayServer, repo: Path) -> None:
     """The server is on timeline 2, says that it ends, and that 1 follows: what is here whole is not written again."""
     first = min(contents(repo))
     second = "00000002" + first[8:]
@@ -118,14 +106,14 @@ def test_a_history_that_sends_the_receiver_back(server: ThrowawayServer, command
         return None
 
     with LyingServer(server, answer) as liar:
-        outcome = commands.run(["stream", "--repo", repo, "-d", liar.conninfo, "-Z", "none"])
+        outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "-Z", "none")
     assert outcome.code in (FAILED, 4), outcome
     assert_nothing_raw(outcome)
     assert len(liar.queries) < 50
     assert {name: content for name, content in contents(repo).items() if name in before} == before
 
 
-def test_histories_that_are_none(server: ThrowawayServer, commands: FaultySystem, repo: Path) -> None:
+def test_histories_that_are_none(server: ThrowawayServer, repo: Path) -> None:
     for history in (b"\xff", b"1\t0/x\n", b"2\t0/1\n", b"1\t0/1\n" * 3, None, b"1 0/1\n" + b"#" * (200 << 20)):
 
         def answer(query: str, history: bytes | None = history) -> list[bytes] | None:
@@ -139,7 +127,7 @@ def test_histories_that_are_none(server: ThrowawayServer, commands: FaultySystem
             return row_body([row_values(body)[0], b"2", *row_values(body)[2:]])
 
         with LyingServer(server, answer, change) as liar:
-            outcome = commands.run(["stream", "--repo", repo, "-d", liar.conninfo, "--once"])
+            outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "--once")
         assert outcome.code in (FAILED, 4), (history and history[:20], outcome)
         assert_nothing_raw(outcome)
 
@@ -163,7 +151,7 @@ def lie_at_random(random: Random, chance: float) -> Change:
 
 
 @pytest.mark.parametrize("command", ["check", "grants", "status", "stream", "full", "incremental", "backup"])
-def test_answers_at_random(server: ThrowawayServer, commands: FaultySystem, repo: Path, command: str) -> None:
+def test_answers_at_random(server: ThrowawayServer, repo: Path, command: str) -> None:
     arguments: dict[str, list[str | Path]] = {
         "check": ["check"],
         "grants": ["grants", "--role", "postgres"],
@@ -176,7 +164,7 @@ def test_answers_at_random(server: ThrowawayServer, commands: FaultySystem, repo
     for seed in range(5):
         random = Random(f"{command} {seed}")
         with LyingServer(server, change=lie_at_random(random, random.choice((0.02, 0.2, 1)))) as liar:
-            outcome = commands.run([*arguments.get(command, taking), "-d", liar.conninfo])
+            outcome = run_pgwal(*arguments.get(command, taking), "-d", liar.conninfo)
         check(outcome, f"{command}, seed {seed}")
 
 

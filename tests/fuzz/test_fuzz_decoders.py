@@ -1,36 +1,48 @@
 """Bytes that are almost what is stored or sent, and bytes that are not: each decoder reads them or says what is wrong.
 
 Ten thousand inputs for each, of one seed; PGWAL_FUZZ_SEED gives others.  Where a checksum guards a format, it is made
-to hold, so that what is behind it is reached as well.
+to hold, so that what is behind it is reached as well.  A decoder that no row of the table reaches is found by its name.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import struct
+import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from types import FrameType
 
 import pytest
+import typer
 from core.test_control_file import build as build_control_file
+from fuzz.wal_decoders import WAL_DECODERS
 from restore.made_repository import LABEL, Blocks, MadeRepository, block
 
+import pgwal
+import pgwal_cli
 from pgwal.backup.entry import decode_entry, decode_file, decode_head, parse_backup_id
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
 from pgwal.backup.manifest import ManifestReader, ManifestWriter
-from pgwal.backup.recovery import parse_target_time
+from pgwal.backup.page_check import PageCheck
+from pgwal.backup.recovery import RecoveryTarget, parse_target_time, recovery_settings, with_settings
+from pgwal.backup.stored_path import check_path, decode_path
 from pgwal.checksum import crc32c
-from pgwal.control_file import CONTROL_FILE_SIZE, ControlFile
+from pgwal.control_file import CONTROL_FILE_SIZE, ControlStamp
 from pgwal.datadir.postmaster_file import PostmasterFile
 from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.binary_copy import BinaryCopyReader
-from pgwal.relation import parse_relation_path
+from pgwal.postgres.connection import ConnectionParameters
+from pgwal.postgres.walsender import _Row
+from pgwal.relation import BLOCK_SIZE, parse_database_directory, parse_relation_path
 from pgwal.replication.messages import decode_server_message, decode_status_update
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState
@@ -39,11 +51,17 @@ from pgwal.segment import WalGeometry, is_segment_name, parse_segment_size
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import decode_link, decode_summary, encode_summary, parse_summary_file_name
 from pgwal.timeline import TimelineHistory
+from pgwal_cli.inspect_wal import _parse_relation
+from pgwal_cli.options import parse_label, parse_lsn, parse_rate, parse_timeline
+from pgwal_cli.rebuilding import parse_tablespaces
+from pgwal_cli.stream import _parse_address, _parse_compression
 
 COUNT = 10_000
 SEED = int(os.environ.get("PGWAL_FUZZ_SEED", "1"))
 LONGEST_S = 10.0
 """One input takes microseconds; that it takes seconds shows work without a bound."""
+
+DECODER_NAME = re.compile(r"_?(decode|parse)(_|$)|feed$|split_segment_name$")
 
 INTERESTING = (
     b"", b"\0", b"\xff", b"-1", b"0", b"1e999", b"NaN", b"Infinity", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"null",
@@ -121,7 +139,8 @@ def read_incremental(content: bytes) -> None:
 def read_control_file(content: bytes) -> None:
     at = 292
     content = content[:at] + struct.pack("<I", crc32c(content[:at])) + content[at + 4 :]
-    ControlFile.decode(content[:CONTROL_FILE_SIZE])
+    stamp = ControlStamp.decode(content[:CONTROL_FILE_SIZE])
+    assert f"{stamp.timeline_id:08X}"
 
 
 def read_history(content: bytes) -> None:
@@ -154,20 +173,44 @@ def read_names(content: bytes) -> None:
     name = content.decode("utf-8", "surrogateescape")
     parse_summary_file_name(name)
     parse_relation_path(name)
+    parse_database_directory(name)
+    with suppress(PgwalError):
+        assert decode_path(check_path(name)) == name
     base, _, _ = split_segment_name(name)
     if is_segment_name(base):
         WalGeometry(16 << 20).parse_file_name(base)
 
 
 def read_texts(content: bytes) -> None:
-    text = content.decode("utf-8", "replace")
-    for parse in (Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id):
-        with_error(parse, text)
+    # Arguments of a command hold no zero bytes.
+    text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+    for parse in TEXTS:
+        with suppress(PgwalError, typer.BadParameter):
+            parse(text)
 
 
-def with_error(parse: Callable[[str], object], text: str) -> None:
+def read_row(content: bytes) -> None:
+    """Read what a server answers to a command of replication."""
+    row = _Row("IDENTIFY_SYSTEM", {"xlogpos": content, "timeline": content})
     with suppress(PgwalError):
-        parse(text)
+        assert 0 < row.timeline("timeline") < 1 << 31
+    assert f"{row.lsn('xlogpos') + 1:X}"
+
+
+def read_pages(content: bytes) -> None:
+    content = content[: 2 * BLOCK_SIZE]
+    file = parse_relation_path("base/5/16384.1")
+    assert file is not None
+    check = PageCheck(file, Lsn(1 << 40))
+    check.feed(content)
+    assert set(check.bad_blocks) <= set(range(len(content) // BLOCK_SIZE))
+
+
+def read_settings(content: bytes) -> None:
+    settings = list(recovery_settings(RecoveryTarget(), "fetch", 18))
+    written = with_settings(content, settings)
+    assert with_settings(written, settings) == written
+    assert len(written) < len(content) + 5000
 
 
 def made_manifest() -> bytes:
@@ -197,6 +240,11 @@ STATE = (
     b' "slot": "pgwal", "updated_at": 1795351772.5, "level_at": null}'
 )
 SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
+TEXTS: tuple[Callable[[str], object], ...] = (
+    Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id, parse_label, parse_lsn, parse_rate,
+    parse_timeline, _parse_address, _parse_compression, _parse_relation,
+    lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
+)  # fmt: skip
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "head of an entry": (read_head, None),
     "file of an entry": (read_file, None),
@@ -216,16 +264,31 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "status update": (decode_status_update, b"r" + struct.pack(">QQQqB", 1, 1, 1, 7, 0)),
     "binary COPY": (read_copy, COPY),
     "names": (read_names, b"000000010000000000000003.zst.partial"),
+    "paths": (read_names, b"base/5/16384_vm.1"),
     "texts": (read_texts, b"20261122T101530Z_full"),
+    "options": (read_texts, b"1663/5/16384"),
+    "words": (read_texts, b"host=zstd:3"),
+    "answer to a command": (read_row, b"0/3000028"),
+    "pages": (read_pages, bytes(2 * BLOCK_SIZE)),
+    "postgresql.auto.conf": (read_settings, b"# Do not edit\nrecovery_target_xid = '7'\nport = '5433'\n"),
+    **WAL_DECODERS,
 }
+NEVER_DAMAGED = ("names", "paths", "texts", "options", "words", "pages", "postgresql.auto.conf")
+"""Of these none is damaged; each is this or that, or nothing."""
+
+
+def sample_of(name: str, scratch: Path) -> bytes:
+    sample = DECODERS[name][1]
+    if sample is None:
+        lines = made_entry(scratch / "repo").splitlines(keepends=True)
+        sample = {"head": lines[0], "file": lines[1].rstrip(b",\n"), "entry": b"".join(lines)}[name.split()[0]]
+    return sample
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_ten_thousand_inputs(name: str, tmp_path: Path) -> None:
-    decode, sample = DECODERS[name]
-    if sample is None:
-        lines = made_entry(tmp_path / "repo").splitlines(keepends=True)
-        sample = {"head": lines[0], "file": lines[1].rstrip(b",\n"), "entry": b"".join(lines)}[name.split()[0]]
+    decode = DECODERS[name][0]
+    sample = sample_of(name, tmp_path)
     decode(sample)
     read = 0
     for number in range(COUNT):
@@ -240,5 +303,36 @@ def test_ten_thousand_inputs(name: str, tmp_path: Path) -> None:
             raise AssertionError(f"input {number} of seed {SEED}: {content[:400]!r}") from error
         assert message.isprintable(), (content[:400], message)
         assert time.monotonic() - start_s < LONGEST_S, content[:400]
-    # Of names and texts none is damaged; each is this or that, or nothing.
-    assert read < COUNT or name in ("names", "texts")
+    assert 0 < read < COUNT or name in NEVER_DAMAGED
+
+
+def test_every_decoder_is_reached(tmp_path: Path) -> None:
+    """What the code calls a decoder, by its name, some row calls when it reads its sample."""
+    reached: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            reached.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+    for number, (name, (decode, _)) in enumerate(DECODERS.items()):
+        sample = sample_of(name, tmp_path / str(number))
+        sys.setprofile(note)
+        try:
+            decode(sample)
+        finally:
+            sys.setprofile(None)
+    named = set(named_decoders())
+    assert len(named) > 40
+    assert named - reached == set()
+
+
+def named_decoders() -> Iterator[tuple[str, str]]:
+    """Yield (file, qualified name) of what is called a decoder."""
+    for package in (pgwal, pgwal_cli):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            for node in tree.body:
+                for function in node.body if isinstance(node, ast.ClassDef) else [node]:
+                    if isinstance(function, ast.FunctionDef) and DECODER_NAME.match(function.name):
+                        prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+                        yield str(path), prefix + function.name

@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 from fix_servers import ServerFactory
-from pgwal_process import assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal
-from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
+from pgwal_process import assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
+from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
@@ -31,7 +31,7 @@ def ids(repo: Path) -> list[str]:
 
 
 # The wheel of 16 comes without amcheck.
-@pytest.mark.postgres(13, 15, 18, 19)
+@pytest.mark.postgres(13, 15, 18)
 def test_backups_are_verified_tried_and_expired_beside_a_receiver(
     make_server: ServerFactory, scratch: Path, guarded_scratch: Path
 ) -> None:
@@ -51,22 +51,22 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
     with streaming(server, repo, *SLOT):
         backups = []
         for number in range(5):
-            backups.append(json.loads(pgwal("full" if number in (0, 3) else "incremental", *source)))
+            backups.append(json.loads(succeed("full" if number in (0, 3) else "incremental", *source)))
             run_load(server, number + 1)
         verified = run_pgwal("verify", "--repo", repo, "-j", "2")
         assert verified.code == 0, verified.stdout
-        expired = json.loads(pgwal("expire", "--repo", repo, "--keep-full", "1", "--json"))
+        expired = json.loads(succeed("expire", "--repo", repo, "--keep-full", "1", "--json"))
         assert [backup["id"] for backup in expired["expired"]] == [backups[number]["id"] for number in (2, 1, 0)]
         assert expired["wal"]
         # A running receiver, and the next incremental, find all that they need.
         run_load(server, 6)
-        backups.append(json.loads(pgwal("incremental", *source)))
+        backups.append(json.loads(succeed("incremental", *source)))
         assert backups[-1]["prior"] == backups[4]["id"]
     assert ids(repo) == [backup["id"] for backup in backups[3:]]
-    listed = json.loads(pgwal("list", "--repo", repo, "--json"))
+    listed = json.loads(succeed("list", "--repo", repo, "--json"))
     assert all(backup["recoverable"]["whole"] for backup in listed)
     expected = checksums(server)
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
     server.stop()
 
     bindir = make_server.installation.bin_dir
@@ -85,7 +85,7 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
     assert list(place.iterdir()) == []
 
     target, space = scratch / "restored", scratch / "restored_space"
-    pgwal("restore", "latest", "--repo", repo, "-D", target, "-T", f"{location}={space}")
+    succeed("restore", "latest", "--repo", repo, "-D", target, "-T", f"{location}={space}")
     with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", str(repo)], scratch / "relay") as relay:
         with (target / "postgresql.auto.conf").open("a") as file:
             file.write(f"restore_command = '{relay.restore_command}'\n")
@@ -94,15 +94,15 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
         assert checksums(restored) == expected
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(initdb_args=("-k", "--wal-segsize=1"))
     repo = scratch / "repo"
     source = source_of(server, repo)
     prepare(server)
-    full = json.loads(pgwal("full", *source))
+    full = json.loads(succeed("full", *source))
     run_load(server, 1)
-    incremental = json.loads(pgwal("incremental", *source))
+    incremental = json.loads(succeed("incremental", *source))
     random = Random(20261122)
     files = [path for path in (repo / "backups").rglob("*") if path.is_file() and path.stat().st_size]
     lists = [path for path in files if path.name in ("backup.json", "backup_manifest")]
@@ -118,7 +118,7 @@ def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scr
     assert full["id"] in json.loads(outcome.stdout)["backups"]
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactory, scratch: Path) -> None:
     # Without checksums, an index that lacks an entry is backed up, digested and stored as it is.
     server = make_server(initdb_args=("--wal-segsize=1", "--no-data-checksums"))
@@ -130,7 +130,7 @@ def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactor
         connection.execute("INSERT INTO account VALUES (-1, 0, 'not in the index')")
     with server.connect() as connection:
         connection.execute("UPDATE pg_index SET indisready = true WHERE indexrelid = 'account_pkey'::regclass")
-    pgwal("full", *source_of(server, repo))
+    succeed("full", *source_of(server, repo))
     trial = ["--restore", "--bindir", make_server.installation.bin_dir]
     assert_failed(run_pgwal("verify", "--repo", repo, "--bindir", "/nonexistent"), 2, "are for --restore")
     assert_failed(run_pgwal("verify", "--repo", repo, "--restore", "--bindir", "/nonexistent"), FAILED, "cannot run")
@@ -146,7 +146,7 @@ def test_a_trial_restore_finds_what_the_digests_cannot(make_server: ServerFactor
     assert "lacks matching index tuple" in line
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_trial_restore_has_room_for_what_the_server_had(make_server: ServerFactory, scratch: Path) -> None:
     """Prepared transactions outlive a recovery, with their locks: more of both than a server has by default."""
     many = {"max_prepared_transactions": 7, "max_locks_per_transaction": 300, "max_connections": 120}
@@ -157,8 +157,8 @@ def test_a_trial_restore_has_room_for_what_the_server_had(make_server: ServerFac
             connection.execute("BEGIN")
             connection.execute(f"INSERT INTO t VALUES ({number})")
             connection.execute(f"PREPARE TRANSACTION 'prepared {number}'")
-    pgwal("full", *source_of(server, repo))
-    pgwal("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    succeed("full", *source_of(server, repo))
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
     trial = ["--restore", "--bindir", make_server.installation.bin_dir]
     outcome = finish(start_pgwal("verify", "--repo", repo, *trial), TRIAL_S)
     assert outcome.code == 0, outcome.stdout + outcome.stderr

@@ -148,7 +148,7 @@ def slot_lsn(server: ThrowawayServer) -> Lsn:
     return one_lsn(server, "(SELECT restart_lsn FROM pg_replication_slots)")
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 @pytest.mark.parametrize("synchronous", [False, True], ids=["lazy", "synchronous"])
 def test_what_is_reported_is_durable(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch, synchronous: bool
@@ -175,7 +175,7 @@ def test_what_is_reported_is_durable(
         assert disk.reports == sorted(disk.reports)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_sync_that_failed_is_not_taken_back_by_the_next_one(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def kill_at_a_random_moment(server: ThrowawayServer, repo: Path, rng: random.Ran
     return streams
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_the_receiver_is_killed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     prepare_load(server)
@@ -108,7 +108,7 @@ def test_the_receiver_is_killed(make_server: ServerFactory, scratch: Path) -> No
     assert_all_is_here(server, repo)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_the_server_is_killed(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     prepare_load(server)
@@ -129,7 +129,7 @@ def test_the_server_is_killed(make_server: ServerFactory, scratch: Path) -> None
     assert_all_is_here(server, repo)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_the_network_is_cut_slowed_and_frozen(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, rng = keeping_server(make_server), scratch / "repo", seeded()
     # The server has to notice a network that says nothing: until then it keeps the slot.

@@ -65,7 +65,7 @@ def write_segments(server: ThrowawayServer, count: int) -> None:
             connection.execute("SELECT pg_switch_wal()")
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_a_full_disk_is_waited_for(make_server: ServerFactory, small_disk: Path) -> None:
     """The receiver says so and pauses, takes nothing for received that is not, and goes on when there is room."""
     server, repo = keeping_server(make_server), small_disk / "repo"
@@ -94,7 +94,7 @@ def test_a_full_disk_is_waited_for(make_server: ServerFactory, small_disk: Path)
     assert succeed("map", "--repo", repo, *bounds) == succeed("map", "--wal", server.data_directory / "pg_wal", *bounds)
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_full_disk_ends_a_receiver_that_is_not_to_wait(make_server: ServerFactory, small_disk: Path) -> None:
     server, repo = keeping_server(make_server), small_disk / "repo"
     stream: list[str | Path] = ["stream", "--repo", repo, "-d", server.conninfo, *SLOT, "--compress", "none"]
@@ -111,7 +111,7 @@ def has_flushed(repo: Path, lsn: Lsn) -> bool:
     return state is not None and state.flushed_lsn >= lsn
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_read_only_file_system_is_named(make_server: ServerFactory, small_disk: Path) -> None:
     server = keeping_server(make_server)
     stream: list[str | Path] = ["stream", "--repo", small_disk / "repo", "-d", server.conninfo]
@@ -124,7 +124,7 @@ def test_a_read_only_file_system_is_named(make_server: ServerFactory, small_disk
     succeed(*stream, "--once")
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_clock_that_jumps_disturbs_nothing(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_clock_that_jumps_disturbs_nothing(
     assert_same_wal(server, repo, end)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_restart_of_the_server_is_survived_or_not_as_asked(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = keeping_server(make_server), scratch / "repo"
     prepare(server)
@@ -182,7 +182,7 @@ def test_a_restart_of_the_server_is_survived_or_not_as_asked(make_server: Server
     assert_same_wal(server, repo, end)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_it_ends_where_it_is_told_to(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = keeping_server(make_server), scratch / "repo"
     prepare(server)

@@ -16,7 +16,7 @@ from pgwal.wal.page_magic import wal_format_of_major
 UNKNOWN_MAGIC = 0xD1F0
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_wal_of_an_unknown_magic_is_refused_before_any_is_stored(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(start=False), scratch / "repo"
     server.listen_addresses = "127.0.0.1"

@@ -21,7 +21,7 @@ from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import LOCKED
 from pgwal_cli.throwaway_server import ThrowawayServer
 
-pytestmark = pytest.mark.postgres(15, 18, 19)
+pytestmark = pytest.mark.postgres(15, 18)
 
 
 @contextmanager

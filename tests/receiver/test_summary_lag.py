@@ -41,7 +41,7 @@ def run(receiver: Receiver) -> threading.Thread:
     return thread
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_summaries_are_level_with_what_is_received(make_server: ServerFactory, scratch: Path) -> None:
     """For each moment: how long until everything that had been written by then was in a map?"""
     server, repo, stop = keeping_server(make_server), scratch / "repo", StopRequest()
@@ -89,7 +89,7 @@ def slot_is_active(server: ThrowawayServer) -> bool:
         return connection.execute("SELECT FROM pg_replication_slots WHERE active").rowcount > 0
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_what_is_summarised_is_not_read_again(
     make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def require_receiver(server: ThrowawayServer) -> None:
     wait_for(lambda: is_synchronous(server), "the receiver to count as synchronous")
 
 
-@pytest.mark.postgres(13, 15, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_commit_waits_for_the_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(settings=SETTINGS), scratch / "repo"
     prepare(server)
@@ -91,7 +91,7 @@ def test_a_commit_waits_for_the_receiver(make_server: ServerFactory, scratch: Pa
     assert not absent.is_alive()
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_a_commit_is_quick_while_the_server_is_busy(make_server: ServerFactory, scratch: Path) -> None:
     """Others write WAL all the time, so that the receiver seldom finds the connection empty."""
     server, repo = make_server(settings=SETTINGS | {"max_wal_size": "4GB"}), scratch / "repo"
@@ -129,7 +129,7 @@ def test_a_commit_is_quick_while_the_server_is_busy(make_server: ServerFactory, 
         finish(process)
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres(15, 18)
 def test_what_was_committed_survives_receiver_and_server(make_server: ServerFactory, scratch: Path) -> None:
     """Both are killed under load, and the server never starts again: every row that was confirmed is restored."""
     server, repo, target, rng = make_server(settings=SETTINGS), scratch / "repo", scratch / "restored", seeded()

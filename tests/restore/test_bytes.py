@@ -36,7 +36,7 @@ def test_a_name_of_any_bytes_is_written_as_it_is() -> None:
     RecoveryTarget(name=decode_path(b"\xc4" * 63))
 
 
-@pytest.mark.postgres(13, 17, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("way", ["sql", "pgdata"])
 def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, way: str) -> None:
     server = make_server(settings={"autovacuum": False})

@@ -101,7 +101,7 @@ class Load:
             pass  # The server is gone.
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_no_committed_row_is_lost_with_a_synchronous_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server = make_server(settings={"autovacuum": False, "wal_keep_size": "1GB"})
     repo = scratch / "repo"

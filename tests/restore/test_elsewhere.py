@@ -80,7 +80,7 @@ def live_tablespace(make_server: ServerFactory, scratch: Path) -> Iterator[Live]
     yield Live(Scene(repo, make_server), server, location, row[0])
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_trial_leaves_a_live_tablespace_alone(make_server: ServerFactory, scratch: Path) -> None:
     with live_tablespace(make_server, scratch) as live:
         before = digests(live.location)
@@ -94,7 +94,7 @@ def test_a_trial_leaves_a_live_tablespace_alone(make_server: ServerFactory, scra
         assert rows(live.server, "t") == 9000
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_the_trial_says_where_it_ended(make_server: ServerFactory, scratch: Path) -> None:
     with live_tablespace(make_server, scratch) as live:
         bindir = live.server.installation.bin_dir
@@ -105,7 +105,7 @@ def test_the_trial_says_where_it_ended(make_server: ServerFactory, scratch: Path
         assert re.search(pattern, outcome.stdout), outcome.stdout
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_restore_beside_a_live_tablespace(make_server: ServerFactory, scratch: Path) -> None:
     with live_tablespace(make_server, scratch) as live:
         before, target = digests(live.location), scratch / "restored"
@@ -126,7 +126,7 @@ def test_a_restore_beside_a_live_tablespace(make_server: ServerFactory, scratch:
         assert digests(live.location) == before
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_restore_where_the_place_is_free(make_server: ServerFactory, scratch: Path) -> None:
     with live_tablespace(make_server, scratch) as live:
         live.server.kill()
@@ -183,7 +183,7 @@ def evil(server: ThrowawayServer, marker: Path, *, login: bool) -> None:
             connection.execute("ALTER EVENT TRIGGER entered ENABLE ALWAYS")
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_trial_runs_nothing_of_the_backups_own(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, marker = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo", scratch / "marker"
     evil(server, marker, login=server.installation.major >= 17)
@@ -221,7 +221,7 @@ def test_a_trial_runs_nothing_of_the_backups_own(make_server: ServerFactory, scr
 # ---- configuration that leads out
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_configuration_that_leads_out_is_named(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, outside = make_server(), scratch / "repo", scratch / "outside"
     outside.mkdir()
@@ -256,7 +256,7 @@ def test_configuration_that_leads_out_is_named(make_server: ServerFactory, scrat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as another user")
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_root_tries_nothing_where_others_can_write(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(), scratch / "repo"
     succeed("full", "--repo", repo, "-d", server.conninfo, "-c", "fast")

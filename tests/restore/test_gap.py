@@ -269,7 +269,7 @@ def archive(installation: ServerInstallation, server_templates: Templates, modul
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_gap_is_refused_unless_it_is_accepted(archive: Archive, scratch: Path) -> None:
     repo = archive.without(4, scratch)
     restore = ("restore", "--repo", repo, "-D", scratch / "data", "-N")
@@ -288,7 +288,7 @@ def test_a_gap_is_refused_unless_it_is_accepted(archive: Archive, scratch: Path)
             assert connection.execute("SELECT id FROM t ORDER BY id").fetchall() == [(1,), (2,), (3,)]
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_a_gap_that_comes_later_stops_recovery(archive: Archive, scratch: Path) -> None:
     repo = scratch / "repo"
     shutil.copytree(archive.repo, repo)
@@ -307,7 +307,7 @@ def test_a_gap_that_comes_later_stops_recovery(archive: Archive, scratch: Path) 
     assert "is missing or not whole" in (repo.parent / "relay" / "relay.log").read_text()
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_targets_before_and_behind_a_gap(archive: Archive, scratch: Path) -> None:
     repo = archive.without(4, scratch)
 

@@ -138,7 +138,7 @@ def test_combined_backup_starts(story: Story, scratch: Path) -> None:
         assert checksums(server) == rows
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_backup_of_another_timeline_is_refused(story: Story, scratch: Path) -> None:
     newest = story.backups[-1][0]
     arguments = [

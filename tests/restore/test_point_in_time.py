@@ -220,7 +220,7 @@ CASES = {
 CASES_OF_13 = ("time", "xid-prepared", "name-before-the-newest-backup")
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("case", CASES)
 def test_rows_at_the_target(moments: Moments, scratch: Path, case: str) -> None:
     if moments.server.installation.major == 13 and case not in CASES_OF_13:
@@ -236,7 +236,7 @@ def refused(moments: Moments, scratch: Path, *args: str) -> Outcome:
     return outcome
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_targets_that_cannot_be_reached(moments: Moments, scratch: Path) -> None:
     before = "before the end of backup"
     assert_failed(refused(moments, scratch, "--target-lsn", "0/100"), 1, before, "later target")
@@ -255,7 +255,7 @@ def test_targets_that_cannot_be_reached(moments: Moments, scratch: Path) -> None
     assert_failed(refused(moments, scratch, "--target-lsn", "0/1", "--target-immediate"), 1, "more than one")
 
 
-@pytest.mark.postgres(18, 19)
+@pytest.mark.postgres(18)
 def test_wal_that_recovery_needs_is_missing(moments: Moments, scratch: Path) -> None:
     repo = scratch / "repo"
     shutil.copytree(moments.scene.repo, repo)

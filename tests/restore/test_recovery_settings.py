@@ -33,7 +33,7 @@ def wait_until_paused(connection: psycopg.Connection[TupleRow]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 16, 18)
 def test_settings_of_an_earlier_recovery_decide_nothing(make_server: ServerFactory, scratch: Path) -> None:
     server, repo, marker = make_server(initdb_args=("--wal-segsize=1",)), scratch / "repo", scratch / "marker"
     data = server.data_directory
@@ -76,7 +76,7 @@ def test_settings_of_an_earlier_recovery_decide_nothing(make_server: ServerFacto
         assert ids(restored) == [1, 2, 3]
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_max_connections_raised_behind_the_backup(make_server: ServerFactory, scratch: Path) -> None:
     settings: dict[str, str | int | bool] = {"max_connections": 20, "hot_standby": False}
     server, repo = make_server(initdb_args=("--wal-segsize=1",), settings=settings), scratch / "repo"

@@ -43,7 +43,7 @@ def python_for_server(directory: Path) -> Path:
     return program
 
 
-@pytest.mark.postgres(13, 18, 19)
+@pytest.mark.postgres(13, 18)
 def test_server_finds_most_segments_at_hand(make_server: ServerFactory, scratch: Path) -> None:
     source = make_server(initdb_args=("--wal-segsize=1",), settings={"max_wal_size": "1GB"})
     repo, target = scratch / "repo", scratch / "target"

@@ -8,11 +8,9 @@ threads do in between.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from random import Random
 from typing import NamedTuple, Self
 
 from pgwal_process import Outcome, environment
+from support.fork_server import ForkServer
 
 _SUPPORT = Path(__file__).parent
 SHORT = -1
@@ -100,44 +99,24 @@ class FaultySystem:
         assert compiler is not None, "a C compiler is needed, as for pgwal's own scanner"
         source = _SUPPORT / "faulty_system.c"
         subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", _SUPPORT / "forked_commands.py"],
-            env=environment(LD_PRELOAD=str(library)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd="/",
-        )
-        assert self._answer() == "ready\n"
+        self._commands = ForkServer(environment(LD_PRELOAD=str(library)))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        self._commands.close()
 
     def run(self, arguments: Sequence[str | Path], fault: Fault | None = None, *, log: Path | None = None) -> Outcome:
         """Run a command to its end; fails with the stacks of its threads where it takes too long."""
-        stdout, stderr = self._scratch / "stdout", self._scratch / "stderr"
-        request = {
-            "arguments": [str(argument) for argument in arguments],
-            "environment": environment(),
-            "roots": [os.path.realpath(root) for root in self._roots],
-            "fault": None if fault is None else [*fault.operation, *fault[1:]],
-            "log": None if log is None else str(log),
-            "stdout": str(stdout),
-            "stderr": str(stderr),
-            "timeout_s": TIMEOUT_S,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._answer())
-        outcome = Outcome(answer["code"], stdout.read_text(), stderr.read_text())
-        assert answer["ended"], f"{arguments} hangs after {fault}:\n{outcome.stderr}"
-        return outcome
+        ended = self._commands.run(
+            arguments,
+            environment(),
+            TIMEOUT_S,
+            roots=[os.path.realpath(root) for root in self._roots],
+            fault=None if fault is None else [*fault.operation, *fault[1:]],
+            log=None if log is None else str(log),
+        )
+        assert ended.by_itself, f"{arguments} hangs after {fault}:\n{ended.stderr}"
+        return Outcome(ended.code, ended.stdout, ended.stderr)
 
     def operations(self, arguments: Sequence[str | Path]) -> Counter[Operation]:
         """Run a command, which must succeed, and return what it does."""

@@ -1,6 +1,6 @@
-"""Run pgwal commands as forks of one process that has imported everything; a program of faulty_system.py's.
+"""Run pgwal commands as forks of one process that has imported everything; the program of fork_server.py.
 
-Reads one JSON object a line, and answers each with one: see ``FaultySystem.run``.  Each command ends as a process of
+Reads one JSON object a line, and answers each with one: see ``ForkServer.run``.  Each command ends as a process of
 its own does, through the end of the interpreter, which waits for threads that are left.
 """
 
@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import sys
@@ -30,9 +31,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             _become(request)
-            from pgwal_cli.start import main as run_command_line
-
-            run_command_line()
+            runpy.run_module("pgwal_cli", run_name="__main__", alter_sys=True)
             return
         print(json.dumps(_wait(pid, request["timeout_s"])), flush=True)
 
@@ -47,10 +46,10 @@ def _import_all() -> None:
 
 def _become(request: dict[str, Any]) -> None:
     """Make this process one that runs the command."""
-    faults = ctypes.CDLL(None)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.setsid()
+    os.umask(request["umask"])
     for descriptor, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
@@ -59,6 +58,13 @@ def _become(request: dict[str, Any]) -> None:
     # Shows where it waits when it is ended for taking too long.
     faulthandler.enable(all_threads=True)
     sys.argv = ["pgwal", *request["arguments"]]
+    if "roots" in request:
+        _arm(request)
+
+
+def _arm(request: dict[str, Any]) -> None:
+    """Have faulty_system.c, which is preloaded, watch what this process does."""
+    faults = ctypes.CDLL(None)
     for root in request["roots"]:
         faults.faults_watch(root.encode())
     if request["log"] is not None:
