@@ -23,7 +23,7 @@ from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal import layout
 from pgwal.wal.decoder import decode_main_data, decode_payload, decode_record
 from pgwal.wal.page_magic import wal_format_of_major
-from pgwal.wal.segment_check import check_segment
+from pgwal.wal.segment_check import SegmentCheck
 
 MAJOR, SEGMENT_SIZE, START = 17, 1 << 20, Lsn(1 << 20)
 GEOMETRY = WalGeometry(SEGMENT_SIZE)
@@ -76,8 +76,8 @@ def read_payload(content: bytes) -> None:
 
 
 def read_segment(content: bytes) -> None:
-    # Of one that is not complete, the rest tells nothing; looking at all pages takes long where they are wrong.
-    check_segment(content.ljust(SEGMENT_SIZE, b"\0"), GEOMETRY, 1, 1, SYSTEM_IDENTIFIER, complete=False)
+    pages = content.ljust(2 * WAL_PAGE_SIZE, b"\0")
+    SegmentCheck(GEOMETRY, 1, 1, SYSTEM_IDENTIFIER, complete=True).feed(pages[: 2 * WAL_PAGE_SIZE])
 
 
 def inflate(suffix: str) -> Callable[[bytes], None]:
