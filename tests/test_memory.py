@@ -6,10 +6,14 @@ import struct
 from pathlib import Path
 
 import pytest
+from fix_servers import ServerFactory
 from pgwal_process import peak_mb
+from receiver.oracle import keeping_server, wait_for
+from receiver.test_durability import receiving
 
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
+from pgwal.summary import codec
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 MB = 1 << 20
@@ -22,6 +26,30 @@ def test_a_receiver_needs_no_more_memory_for_a_long_record(server: ThrowawayServ
     with server.connect() as connection:
         connection.execute("SELECT pg_logical_emit_message(false, 'long', repeat('y', 100000000))")
     assert peak_mb(*stream) < without + 30
+
+
+@pytest.mark.postgres(15, 18)
+def test_a_summary_that_is_too_large_ends_no_receiving(
+    make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, repo = keeping_server(make_server), scratch / "repo"
+    with receiving(server, repo, synchronous=False) as receiver, server.connect() as connection:
+
+        def work() -> None:
+            connection.execute("CREATE TABLE IF NOT EXISTS t (id int)")
+            connection.execute("INSERT INTO t VALUES (1)")
+            connection.execute("CHECKPOINT")
+            connection.execute("SELECT pg_switch_wal()")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(codec, "MAX_SUMMARY_ENTRIES", 0)
+            work()
+            wait_for(lambda: receiver.metrics.errors["summary"], "the refusal")
+            refused_lsn = receiver.metrics.flushed_lsn
+        written = receiver.metrics.summaries_written
+        work()
+        wait_for(lambda: receiver.metrics.summaries_written > written, "the next summary")
+        assert receiver.metrics.flushed_lsn > refused_lsn
 
 
 def test_fetch_wal_needs_no_more_memory_for_a_large_segment(tmp_path: Path) -> None:

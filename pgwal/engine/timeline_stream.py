@@ -21,6 +21,7 @@ from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, StreamOptions
 from pgwal.errors import (
     BrokenInvariant,
     FormatError,
+    LimitExceeded,
     PgwalError,
     ReplicationInterrupted,
     RepositoryError,
@@ -382,8 +383,13 @@ class TimelineStream:
 
     def _write_summaries(self, summaries: list[Summary]) -> None:
         for summary in summaries:
-            self._repository.summaries.write(summary.range, summary.block_map, summary.link)
-            self._metrics.summaries_written += 1
+            try:
+                self._repository.summaries.write(summary.range, summary.block_map, summary.link)
+            except LimitExceeded as error:
+                logger.error("%s; backups read the WAL of its range in its place", error)
+                self._metrics.errors["summary"] += 1
+            else:
+                self._metrics.summaries_written += 1
 
     # -- where the summariser goes on --------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class BlockReference:
 class WalRecord:
     """One WAL record: ``lsn`` is where it starts, ``end_lsn`` the first byte after it, aligned to 8.
 
-    ``main_data`` of a record that is longer than ``KEPT_BYTES`` is cut off there.
+    ``main_data`` is cut off where a record goes on behind KEPT_BYTES, or KEPT_BYTES_OF_LISTS.
     """
 
     lsn: Lsn
