@@ -9,7 +9,7 @@ from pathlib import Path
 
 from differential.test_safety import assert_sound
 from fix_servers import ServerFactory
-from pgwal_process import PGWAL, succeed
+from pgwal_process import run_pgwal, succeed
 from test_main_job import checksums, wait_until_promoted
 
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
@@ -41,8 +41,7 @@ class Scene:
     @contextmanager
     def started(self, data_directory: Path, *, promoted: bool = True) -> Iterator[ThrowawayServer]:
         """Start a server on a restored directory, which gets its WAL by pgwal fetch-wal, and close it at the end."""
-        command = [*PGWAL, "fetch-wal", "--repo", str(self.repo)]
-        with RestoreCommandRelay(command, self.repo.parent / "relay") as relay:
+        with _ForkedRelay(["fetch-wal", "--repo", str(self.repo)], self.repo.parent / "relay") as relay:
             with (data_directory / "postgresql.auto.conf").open("a") as settings:
                 settings.write(f"restore_command = '{relay.restore_command}'\nsynchronous_standby_names = ''\n")
             server = self.make_server(adopt=data_directory)
@@ -52,3 +51,13 @@ class Scene:
                 yield server
             finally:
                 server.kill()
+
+
+class _ForkedRelay(RestoreCommandRelay):
+    """A relay whose command is pgwal's, and runs as other commands of tests do."""
+
+    def _run(self, name: str, destination: Path) -> int:
+        outcome = run_pgwal(*self.command, name, destination)
+        with self.log_file.open("a") as log:
+            log.write(outcome.stderr)
+        return outcome.code if outcome.code >= 0 else 128 - outcome.code
