@@ -1,4 +1,4 @@
-"""Every exception that pgwal raises on purpose; imports nothing of pgwal.
+"""Every exception that pgwal raises on purpose, and its one warning; imports nothing of pgwal.
 
 The first split is by whose fault it is: the bytes, the chain of backups, the repository, the server, the
 target.  Mistakes of the programmer are assertions, never a ``PgwalError``.
@@ -11,6 +11,16 @@ class PgwalError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class SlowScanner(RuntimeWarning):
+    """Much WAL is scanned, and the scanner is not compiled: a warning of Python's, given once."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the WAL scanner is interpreted, which is about 28 times slower (4 MB/s):"
+            " install pgwal again where there is a C compiler"
+        )
 
 
 class FormatError(PgwalError):
