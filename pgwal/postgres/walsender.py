@@ -107,7 +107,10 @@ class _Row:
         return int(value)
 
     def timeline(self, column: str) -> int:
-        """Return a value that is a timeline; raises FormatError."""
+        """Return a value that is a timeline, also one that a server has as a signed int4; raises FormatError."""
+        value = self.required(column)
+        if re.fullmatch(rb"-[0-9]{1,10}", value) and -(1 << 31) <= int(value) < -1:
+            return int(value) + (1 << 32)
         return self.number(column, _HIGHEST_TIMELINE)
 
     def lsn(self, column: str) -> Lsn:
@@ -115,8 +118,7 @@ class _Row:
         return Lsn.parse(self.text(column))
 
 
-# A timeline is an int4 in the answers to some commands; a system identifier has 64 bits.
-_HIGHEST_TIMELINE = 0x7FFF_FFFF
+_HIGHEST_TIMELINE = 0xFFFF_FFFF
 _HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 
 

@@ -77,6 +77,22 @@ def test_an_identity_that_is_none(
     assert not (tmp_path / "repo").exists()
 
 
+def test_a_timeline_above_2_31_as_older_servers_have_it(
+    server: ThrowawayServer, commands: FaultySystem, tmp_path: Path
+) -> None:
+    """13 to 15 answer with a signed number."""
+
+    def change(query: str, kind: bytes, body: bytes) -> bytes:
+        if query != "IDENTIFY_SYSTEM" or kind != b"D":
+            return body
+        return row_body([row_values(body)[0], b"-2147483647", *row_values(body)[2:]])
+
+    with LyingServer(server, change=change) as liar:
+        outcome = commands.run(["stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once"])
+    assert_failed(outcome, FAILED, "80000001.history")
+    assert "TIMELINE_HISTORY 2147483649" in liar.queries
+
+
 @pytest.mark.parametrize(("next_timeline"), [b"1", b"0", b"7", b"x", b"4294967296"])
 def test_a_timeline_that_ends_where_none_does(
     server: ThrowawayServer, commands: FaultySystem, repo: Path, next_timeline: bytes
