@@ -180,6 +180,17 @@ class WalSender:
         """Return the value of a server setting, with its unit (``16MB``)."""
         return self._one_row(f'SHOW "{name}"').text(name)
 
+    def is_named_synchronous(self) -> bool:
+        """Tell whether synchronous_standby_names names this connection, so that commits may wait for what it reports.
+
+        sync_state would say the same, but to roles with pg_monitor alone.
+        """
+        own = (self._pgconn.parameter_status(b"application_name") or b"").decode(errors="replace")
+        named = re.findall(r'"((?:[^"]|"")*)"|([^\s,()"]+)', self.show("synchronous_standby_names"))
+        # The server folds case when it compares, quoted or not.
+        names = {(quoted.replace('""', '"') or plain).lower() for quoted, plain in named}
+        return not names.isdisjoint({"*", own.lower()})
+
     def timeline_history(self, timeline_id: int) -> bytes:
         """Return the content of a timeline's history file; empty for timeline 1, which has none.
 
