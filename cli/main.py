@@ -14,11 +14,11 @@ import typer
 from typer.exceptions import TyperException
 
 from pgwal import __version__
-from pgwal.errors import PgwalError
+from pgwal.errors import PgwalError, SlowScanner
 from pgwal.scan_choice import choose_scan
 from pgwal_cli.exit_codes import FAILED, UsageError
 from pgwal_cli.interruption import Interruption
-from pgwal_cli.output import SLOW_SCANNER, log_to_stderr, print_any_text, print_error
+from pgwal_cli.output import log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
 _COMMANDS = {
@@ -74,7 +74,7 @@ def _print_version(wanted: bool) -> None:
 
         print(f"pgwal {__version__} ({'compiled' if COMPILED else 'interpreted'} WAL scanner)")
         if not COMPILED:
-            print(SLOW_SCANNER)
+            print(SlowScanner())
         raise typer.Exit
 
 

@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from typing import Any
 
-from pgwal.errors import PgwalError
+from pgwal.errors import PgwalError, SlowScanner
 from pgwal.lsn import Lsn
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -35,20 +36,6 @@ def _printable(error: UnicodeError) -> tuple[bytes, int]:
         for letter in error.object[error.start : error.end]
     )
     return b"".join(escaped), error.end
-
-
-def warn_of_slow_scanner() -> None:
-    """Say that the scanner is not compiled, before much WAL is read by it."""
-    from pgwal.wal.scan import COMPILED
-
-    if not COMPILED and "PGWAL_SCAN" not in os.environ:
-        logging.getLogger("pgwal").warning(SLOW_SCANNER)
-
-
-SLOW_SCANNER = (
-    "the WAL scanner is interpreted, which is about 28 times slower (4 MB/s):"
-    " install pgwal again where there is a C compiler"
-)
 
 
 def size_text(size_bytes: float) -> str:
@@ -121,3 +108,12 @@ def log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
     # What it warns of when a connection ends comes to the user as pgwal's own error.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is not SlowScanner:
+            show_others(message, category, *place, **more)
+        elif "PGWAL_SCAN" not in os.environ:
+            logger.warning("%s", message)
+
+    warnings.showwarning = show

@@ -12,7 +12,6 @@ from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
-from pgwal_cli.output import warn_of_slow_scanner
 from pgwal_cli.service_manager import ServiceManager
 
 if TYPE_CHECKING:
@@ -117,7 +116,6 @@ def stream(
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 
-    warn_of_slow_scanner()
     keep_freed_memory()
     try:
         connection.connecting(run)

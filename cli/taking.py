@@ -12,7 +12,7 @@ from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.forecast_text import print_forecast
-from pgwal_cli.output import print_json, size_text, warn_of_slow_scanner
+from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def run_backup(
             return action(replace(request, since=None))
 
     def take(request: BackupRequest) -> BackupReport:
-        warn_of_slow_scanner()
         keep_freed_memory()
         with progress_bar("copying", wanted.progress) as on_progress:
             return take_backup(request, on_progress)

@@ -1,4 +1,4 @@
-"""Every exception that pgwal raises on purpose; imports nothing of pgwal.
+"""Every exception that pgwal raises on purpose, and its one warning; imports nothing of pgwal.
 
 The first split is by whose fault it is: the bytes, the chain of backups, the repository, the server, the
 target.  Mistakes of the programmer are assertions, never a ``PgwalError``.
@@ -47,6 +47,16 @@ class PgwalError(Exception):
         self.args = (message,)
         self.hint = hint or self.hint
         self.facts.update(facts)
+
+
+class SlowScanner(RuntimeWarning):
+    """Much WAL is scanned, and the scanner is not compiled: a warning of Python's, given once."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the WAL scanner is interpreted, which is about 28 times slower (4 MB/s):"
+            " install pgwal again where there is a C compiler"
+        )
 
 
 class FormatError(PgwalError):

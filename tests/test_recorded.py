@@ -23,7 +23,7 @@ import zstandard
 from core.wal_builder import RM_HEAP, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
 from differential.test_records import BLOCK, LINE
 from fix_servers import ServerFactory, Templates
-from pgwal_process import assert_failed, peak_mb, run_pgwal, succeed
+from pgwal_process import assert_failed, environment, peak_mb, run_pgwal, succeed
 
 import pgwal.engine.recorded
 from pgwal.engine.recorded import summarize_wal
@@ -34,11 +34,13 @@ from pgwal.repository.local import LocalStore
 from pgwal.segment import WalGeometry
 from pgwal.summary.codec import decode_summary, parse_summary_file_name
 from pgwal.wal import layout
+from pgwal.wal.scan import LONG_SCAN_BYTES
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer, give_to_server
 
 MB = 1 << 20
 SEGMENT = WalGeometry(MB)
 FAILED, USAGE, NOT_COVERED = 1, 2, 4
+NOOP = 0x20
 
 FORKS = ("main", "fsm", "vm", "init")
 
@@ -766,6 +768,37 @@ def built_directory(tmp_path: Path, *, major: int = 17, segments: int = 4) -> Pa
 def commands(wal: Path, output: Path, *args: str) -> list[list[str | Path]]:
     """What reads all of a directory."""
     return [["summarize", wal, "-o", output, *args], ["inspect", wal]]
+
+
+# Without PGWAL_SCAN, as where there was no compiler.
+WITHOUT_COMPILER = """
+from pgwal.scan_choice import choose_scan
+choose_scan("interpreted")
+from pgwal_cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_long_scan_without_compiler_is_warned_of_once(tmp_path: Path, jobs: str) -> None:
+    wal = tmp_path / "wal"
+    wal.mkdir()
+    segment = WalGeometry(32 * MB)
+    builder = WalBuilder(18, segment_size=segment.segment_size, start_lsn=segment.segment_size)
+    while builder.end_lsn < segment.segment_size + LONG_SCAN_BYTES + 8 * MB:
+        builder.append(RecordSpec(RM_XLOG, NOOP, main_data=bytes(4 * MB)))
+    (wal / segment.file_name(1, 1)).write_bytes(builder.wal_to_segment_end())
+    command = ["summarize", wal, "-o", tmp_path / "out", "-j", jobs]
+    for variables, count in (({}, 1), ({"PGWAL_SCAN": "interpreted"}, 0)):
+        finished = subprocess.run(
+            [sys.executable, "-P", "-c", WITHOUT_COMPILER, *command],
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert finished.stderr.count("pgwal: warning: the WAL scanner is interpreted") == count
+        assert len(finished.stderr.splitlines()) == count
 
 
 def test_directories_that_are_none(tmp_path: Path) -> None:

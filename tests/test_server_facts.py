@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from pgwal_process import succeed
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.errors import ConnectionFailed, PgwalError, PrivilegeMissing, ServerError, SettingRequired
@@ -17,6 +18,7 @@ from pgwal.postgres.server import (
     BackupSession,
     backup_function_signatures,
     current_flush_lsn,
+    read_control_stamp,
     read_server_facts,
     read_slot,
 )
@@ -105,6 +107,29 @@ def test_a_standby_and_what_it_becomes(server: ThrowawayServer, make_server: Ser
         # At once, long before the checkpoint that pg_control would tell it from.
         facts = read_server_facts(connection)
         assert (facts.in_recovery, facts.timeline_id) == (False, 2)
+
+
+@pytest.mark.postgres(17, 18, 19)
+def test_a_timeline_above_2_31(make_server: ServerFactory, scratch: Path) -> None:
+    server, repo = make_server(), scratch / "repo"
+    if not server.installation.has_tool("pg_resetwal"):
+        pytest.skip("no pg_resetwal, which gives a cluster its timeline")
+    server.stop()
+    server.run_tool("pg_resetwal", "-l", "8000000F0000000000000010", "-D", server.data_directory)
+    history = server.data_directory / "pg_wal/8000000F.history"
+    history.write_text("1\t0/5000000\tno recovery target specified\n")
+    give_to_server(server.data_directory)
+    server.start()
+    with connect(server) as connection:
+        assert read_server_facts(connection).timeline_id == 0x8000000F
+        assert read_control_stamp(connection).timeline_id == 0x8000000F
+    taking = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
+    succeed("full", *taking, "--pgdata", server.data_directory)
+    with server.connect() as connection:
+        connection.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
+    succeed("incremental", *taking)
+    succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
+    succeed("verify", "--repo", repo)
 
 
 def _check_backup_of_a_standby(standby: ThrowawayServer) -> None:

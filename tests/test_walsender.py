@@ -424,6 +424,27 @@ def test_identity_and_settings(server: ThrowawayServer) -> None:
         assert sender.show("wal_segment_size") == "16MB"
 
 
+@pytest.mark.postgres(13, 18)
+def test_whether_commits_wait_for_this_connection(server: ThrowawayServer) -> None:
+    parameters = ConnectionParameters(f"{server.conninfo} application_name='The \"s'")
+    with WalSender(connect_replication(parameters)) as sender, server.connect() as connection:
+        for setting, expected in (
+            ("", False),
+            ("*", True),
+            ("other, *", True),
+            ('ANY 2 (other, "The ""S")', True),
+            ('FIRST 1 ("the ""s")', True),
+            ('"The", s, "The s"', False),
+        ):
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{setting}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+            deadline = time.monotonic() + PATIENCE_S
+            while sender.show("synchronous_standby_names") != setting:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert sender.is_named_synchronous() == expected, setting
+
+
 @pytest.mark.postgres
 def test_slots_come_and_go(server: ThrowawayServer) -> None:
     with walsender(server) as sender:

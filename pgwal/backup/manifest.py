@@ -358,6 +358,9 @@ def _decode_integer(name: str, value: Any, maximum: int) -> int:
     return value
 
 
+_MOST_LINE_BYTES = 16 << 20
+
+
 class _TrailingChecksum:
     """Compares the SHA-256 of all lines but the last with the one that the last line gives."""
 
@@ -373,6 +376,8 @@ class _TrailingChecksum:
         covered = self._last_line.rfind(b"\n", 0, -1) + 1
         self._digest.update(self._last_line[:covered])
         del self._last_line[:covered]
+        if len(self._last_line) > _MOST_LINE_BYTES:
+            raise FormatError(f"manifest: a line is longer than {_MOST_LINE_BYTES} bytes")
 
     def verify(self) -> None:
         if not self._last_line.endswith(b"\n"):

@@ -7,12 +7,17 @@ process id, the data directory, the start of the process in seconds since 1970, 
 from __future__ import annotations
 
 import os
+import re
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, ServerError
 
 _NAME = "postmaster.pid"
+_LINES = re.compile(rb"[^\n]*\n[^\n]*\n([0-9]{1,11})\n([0-9]{1,5})\n")
+_MOST_BYTES = 1 << 16
+"""Of which a path can take a few thousand."""
 
 
 class PostmasterFile(NamedTuple):
@@ -24,11 +29,10 @@ class PostmasterFile(NamedTuple):
     @classmethod
     def decode(cls, content: bytes) -> PostmasterFile:
         """Parse the file; raises FormatError."""
-        lines = content.split(b"\n")
-        try:
-            return cls(int(lines[2]), int(lines[3]))
-        except (IndexError, ValueError) as error:
-            raise FormatError(f"{_NAME} does not say when the server was started and on which port") from error
+        match = _LINES.match(content)
+        if match is None:
+            raise FormatError(f"{_NAME} does not say when the server was started and on which port")
+        return cls(int(match[1]), int(match[2]))
 
 
 def read_postmaster_file(data_directory: Path) -> PostmasterFile | None:
@@ -38,7 +42,11 @@ def read_postmaster_file(data_directory: Path) -> PostmasterFile | None:
     """
     path = data_directory / _NAME
     try:
-        content = path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError(f"{path} is not a regular file")
+            content = file.read(_MOST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:

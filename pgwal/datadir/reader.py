@@ -85,11 +85,19 @@ class LocalDataDirectory:
 
     def _open(self, path: str) -> int | None:
         try:
-            return os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            # Without waiting for the other end of what is no file any more.
+            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ServerError(
+                f"cannot read {self.root / path}: it is not a regular file",
+                hint="Nothing but the server may change its data directory.",
+            )
+        return descriptor
 
     def _chunks(self, descriptor: int, path: str, size_bytes: int) -> Iterator[bytes]:
         """Yield the bytes of a file, zeros beyond its end, and close it."""

@@ -217,7 +217,10 @@ class Rebuild:
         if file.is_incremental or file.size_bytes > _MAX_STORED_CONTENT:
             raise FormatError(f"{file.path} of backup {self._entry.backup_id} cannot be a file of its name")
         with self._stored[0].opened(file.stored_path) as source:
-            content = b"".join(iter(lambda: os.read(source, _MAX_STORED_CONTENT), b""))
+            # One byte more tells that there is more; it may be without end.
+            content = b""
+            while data := os.read(source, file.size_bytes + 1 - len(content)):
+                content += data
         digest = ContentDigest()
         digest.update(content)
         self._check(self._stored[0], file.path, len(content), file.size_bytes, digest, file.digest)

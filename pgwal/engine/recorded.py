@@ -18,11 +18,18 @@ from pgwal.aligned_buffer import aligned_buffer
 from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
 from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local import LocalStore, translated_errors
 from pgwal.repository.recorded_directory import open_wal_directory, unusable_segments
+from pgwal.repository.store import read_bounded
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile
 from pgwal.summary.block_map import BlockMap
-from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
+from pgwal.summary.codec import (
+    MAX_READ_SUMMARY_BYTES,
+    decode_summary,
+    encode_summary,
+    parse_summary_file_name,
+    summary_file_name,
+)
 from pgwal.summary.link import Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
 from pgwal.timeline import TimelineHistory, history_file_name
@@ -168,7 +175,9 @@ def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) ->
     )
     block_map = BlockMap()
     for path in [*unnamed, *(path for _, path in overlapping)]:
-        content = LocalStore(path.parent, follow_links=True).read(path.name)
+        # It may be a pipe, as of <(...): whoever names it wants it read.
+        with translated_errors("read", path), path.open("rb", buffering=0) as file:
+            content = read_bounded(file, str(path), MAX_READ_SUMMARY_BYTES)
         block_map.merge(decode_summary(content, str(path)))
     return block_map, exceeds_range
 

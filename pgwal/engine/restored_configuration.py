@@ -63,7 +63,10 @@ def _settings(root: Path) -> dict[str, str]:
 def _of_file(root: Path, path: Path, depth: int) -> Iterator[tuple[str, str]]:
     """Yield the settings of a file and of those that it includes below ``root``; a place outside counts as one."""
     try:
-        text = os.fsdecode(path.read_bytes()[:_MOST_BYTES]) if path.is_file() else ""
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            text = os.fsdecode(file.read(_MOST_BYTES))
     except OSError:
         return
     for line in text.splitlines():

@@ -59,7 +59,7 @@ def _divide(repository: Repository, name: str, new_name: str, lsn: Lsn) -> None:
         store.move(name, new_name)
     elif name == partial:
         store.create_directory(new_name.rpartition("/")[0])
-        store.write(new_name, store.read(name))
+        store.write(new_name, store.read(name, most_bytes=repository.geometry.segment_size))
         store.write(partial, common)
     else:
         # Beside the whole one it does not count.

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from io import FileIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -36,6 +37,7 @@ from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import MOST_BYTES_READ, read_bounded
 
 _READ_SIZE = 1 << 20
 """A multiple of the block size, so that blocks are read whole."""
@@ -136,7 +138,7 @@ class StoredBackup:
         path = self._data_path / MANIFEST_NAME
         with self._noting(path):
             reader = ManifestReader()
-            with path.open("rb") as file:
+            with self._opened(path) as file:
                 while data := file.read(_READ_SIZE):
                     yield from reader.feed(data)
             end = reader.finish()
@@ -161,11 +163,8 @@ class StoredBackup:
         digest = ContentDigest()
         checksum = FileChecksum(listed.checksum_algorithm if listed is not None else "NONE")
         with self._noting(self._data_path / path):
-            descriptor = os.open(self._data_path / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with open(descriptor, "rb", buffering=0) as stored:  # noqa: PTH123 (a descriptor)
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode):
-                    raise FormatError("it is no regular file")
+            with self._opened(self._data_path / path) as stored:
+                status = os.fstat(stored.fileno())
                 if status.st_size != size_bytes:
                     raise FormatError(f"it has {status.st_size} bytes, {size_bytes} were stored")
                 pages = _read_stored(stored, file, checked_before, (digest, checksum))
@@ -177,15 +176,29 @@ class StoredBackup:
                 # The file is as it was stored: this is what the server had.
                 raise FormatError(_bad_pages_text(pages.bad_blocks))
 
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[FileIO]:
+        """Open a file of the backup; never waits for the other end of a fifo."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with FileIO(descriptor) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError("it is no regular file")
+            yield file
+
+    def _content(self, path: Path) -> bytes:
+        """Return a small file."""
+        with self._opened(path) as file:
+            return read_bounded(file, "it", MOST_BYTES_READ)
+
     # -- what lies around them ---------------------------------------------------------------------------------
 
     def _check_last_line(self, name: str) -> None:
         path = self._data_path / name if name == MANIFEST_NAME else self._root / name
         if not (self._manifest_is_whole if name == MANIFEST_NAME else self._entry_is_whole):
             return
-        with self._noting(path), path.open("rb") as file:
+        with self._noting(path), self._opened(path) as file:
             file.seek(max(0, path.stat().st_size - _LAST_LINE_SIZE))
-            if _LAST_LINES[name].fullmatch(file.read().splitlines(keepends=True)[-1]) is None:
+            if _LAST_LINES[name].fullmatch(file.read(_LAST_LINE_SIZE).splitlines(keepends=True)[-1]) is None:
                 raise FormatError("its last line is not spelled as it was written")
 
     def _find_extra_files(self) -> None:
@@ -226,7 +239,7 @@ class StoredBackup:
                 self._note_at(self._root / BACKUP_ENTRY_NAME, str(error))
         control_path = self._data_path / CONTROL_FILE_PATH
         with self._noting(control_path):
-            control = ControlFile.decode(control_path.read_bytes())
+            control = ControlFile.decode(self._content(control_path))
             of_control = (control.system_identifier, control.major, control.segment_size)
             if of_control != (entry.system_identifier, entry.major, entry.wal_segment_size):
                 raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
@@ -235,7 +248,7 @@ class StoredBackup:
             self.control = control
         label_path = self._data_path / BACKUP_LABEL_NAME
         with self._noting(label_path):
-            label = BackupLabel.decode(label_path.read_bytes())
+            label = BackupLabel.decode(self._content(label_path))
             if (label.start_lsn, label.start_timeline_id) != (entry.start_lsn, entry.start_timeline_id):
                 raise FormatError(
                     f"it says that the backup started at {label.start_lsn} on timeline {label.start_timeline_id}"
@@ -246,7 +259,7 @@ class StoredBackup:
             self.label = label
         version_path = self._data_path / "PG_VERSION"
         with self._noting(version_path):
-            if version_path.read_bytes() != f"{entry.major}\n".encode():
+            if self._content(version_path) != f"{entry.major}\n".encode():
                 raise FormatError(f"it is not that of PostgreSQL {entry.major}")
 
     def _check_prior_files(self, prior: BackupEntry) -> None:

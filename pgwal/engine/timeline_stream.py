@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_S = 0.01
 _MIN_SYNC_INTERVAL_S = 0.1
 _SYNC_INTERVAL_S = 1.0
-# With --synchronous somebody waits for it, however busy the server is otherwise.
+# A synchronous standby is waited for, however busy the server is otherwise.
 _SYNCHRONOUS_INTERVAL_S = 0.05
 # How often the receiver shows that it is alive, and how old the state that it leaves for others may get.
 TICK_S = 1.0
@@ -141,14 +141,17 @@ class TimelineStream:
             synchronous=self._options.synchronous,
             is_read_soon=self._options.compression.method is not CompressionMethod.NONE,
         )
+        reports_flush = observer.slot is not None or self._options.synchronous
+        # Without --synchronous too: commits wait for whoever is named and reports what is durable.
+        self._is_synchronous = self._options.synchronous or (reports_flush and sender.is_named_synchronous())
         self._session = ReplicationSession(
             self._start,
             self._options.status_interval_s,
-            report_flush=observer.slot is not None or self._options.synchronous,
+            report_flush=reports_flush,
             reported_flush_lsn=reported_flush_lsn,
             unix_time_offset_s=time.time() - time.monotonic(),
         )
-        self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._options.synchronous else _SYNC_INTERVAL_S
+        self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
         self._reported_lsn: Lsn | None = None
         self._last_sync_s = time.monotonic()
         self._last_state_s = time.monotonic()
@@ -233,7 +236,7 @@ class TimelineStream:
             wait_s = DEFAULT_STATUS_INTERVAL_S
         wait_s = min(wait_s, TICK_S)
         if self._is_unsynced():
-            wait_s = min(wait_s, 0 if self._options.synchronous else self._pause_s())
+            wait_s = min(wait_s, 0 if self._is_synchronous else self._pause_s())
         return wait_s
 
     def _pause_s(self) -> float:
@@ -241,8 +244,11 @@ class TimelineStream:
         return max(_PAUSE_S, self._last_sync_s + _MIN_SYNC_INTERVAL_S - time.monotonic())
 
     def _is_awaited(self) -> bool:
-        """Tell whether commits may wait to hear of what was synced since the last status."""
-        return self._options.synchronous and self._session.flushed_lsn != self._reported_lsn
+        """Tell whether commits may wait to hear of what was synced since the last status.
+
+        The server may have come to count this as a synchronous standby since the stream began.
+        """
+        return self._session.report_flush and self._session.flushed_lsn != self._reported_lsn
 
     # -- what arrives ------------------------------------------------------------------------------------------
 

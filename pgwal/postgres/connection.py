@@ -18,6 +18,7 @@ from psycopg import capabilities, pq, waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
+from pgwal.postgres.silence import PROBE_S, require_living, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,17 @@ APPLICATION_NAME = "pgwal"
 
 # Used where neither the parameters nor the environment say otherwise.  libpq's own connect_timeout is endless.
 # The session that holds a backup open is idle for hours; firewalls and NAT forget it unless TCP keeps it alive.
-_DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "60"}
+# A machine that is gone shows within two minutes, whether an answer is waited for or a question is not taken.
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "60",
+    "keepalives_interval": "10",
+    "keepalives_count": "6",
+    "tcp_user_timeout": "120000",
+}
+
+# How often a wait looks at the time.
+_LOOK_S = 0.1
 
 # How long a server may take to hear that what it does is not wanted any more.
 _CANCEL_TIMEOUT_S = 1.0
@@ -117,16 +128,31 @@ class Connection(psycopg.Connection[Any]):
 
     was_cut = False
     """Whether ``cut`` has been called."""
+    conninfo = ""
+    """What it was made with."""
 
-    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """As psycopg's, but after an interruption it does not wait for the answer of a server that may hang."""
+    def wait(self, gen: Any, interval: float = _LOOK_S, timeout: float | None = None) -> Any:
+        """As psycopg's, but after an interruption it does not wait for the answer of a server that may hang.
+
+        Raises ConnectionFailed for one that hangs; where one takes long, says so now and then.
+        """
         try:
-            return waiting.wait(gen, self.pgconn.socket, *args, **options)
+            options = {} if timeout is None else {"timeout": timeout}
+            return waiting.wait(watched(gen, self._note_silence), self.pgconn.socket, interval, **options)
+        except ConnectionFailed:
+            self.pgconn.finish()
+            raise
         except KeyboardInterrupt:
             # What it does, such as a spread checkpoint, might take long to notice that nobody is there.
             self._cancels()
             self.pgconn.finish()
             raise
+
+    def _note_silence(self, silent_s: float) -> None:
+        if not self.was_cut:
+            info = self.info
+            again = make_conninfo(self.conninfo, host=info.host, port=info.port, connect_timeout=PROBE_S)
+            require_living(lambda: _open(again), silent_s)
 
     def give_up(self) -> None:
         """Have the server end the query that is under way; when it does not answer, close the connection."""
@@ -186,12 +212,21 @@ def _connect(parameters: ConnectionParameters, extra: dict[str, str]) -> Connect
     if "service" not in known:
         values |= {key: value for key, value in _DEFAULTS.items() if key not in known}
     values |= {"fallback_application_name": APPLICATION_NAME, "client_encoding": "UTF8", **extra}
+    if any(host.startswith("@") for host in known.get("host", "").split(",")):
+        # Where the environment has it, too.
+        values["host"] = known["host"]
     try:
-        if any(host.startswith("@") for host in known.get("host", "").split(",")):
-            return _connect_by_libpq(make_conninfo("", **values))
-        return Connection.connect(make_conninfo("", **values), autocommit=True)
+        return _open(make_conninfo("", **values))
     except psycopg.Error as error:
         raise _connection_error(error, values.get("user")) from error
+
+
+def _open(conninfo: str) -> Connection:
+    hosts = conninfo_to_dict(conninfo).get("host") or ""
+    is_abstract = any(host.startswith("@") for host in str(hosts).split(","))
+    connection = _connect_by_libpq(conninfo) if is_abstract else Connection.connect(conninfo, autocommit=True)
+    connection.conninfo = conninfo
+    return connection
 
 
 def _connect_by_libpq(conninfo: str) -> Connection:

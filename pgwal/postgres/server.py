@@ -66,6 +66,7 @@ class ServerFacts:
 
 # The timeline: the checkpoint's lags behind after a promotion, until the first checkpoint; so a primary is asked
 # for the name of the segment it writes, and a standby for the highest timeline it must have replayed.
+# Timelines are unsigned, and come as int4, or as the name has them.
 # pg_settings hides the rows that a role may not see, where current_setting would fail.
 _FACTS = """
     SELECT current_setting('server_version_num')::int AS version_num,
@@ -73,8 +74,10 @@ _FACTS = """
            catalog_version_no,
            system_identifier,
            CASE WHEN in_recovery
-                THEN greatest(checkpoint.timeline_id, min_recovery_end_timeline)
-                ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int
+                THEN greatest(
+                    checkpoint.timeline_id::bigint & 4294967295, min_recovery_end_timeline::bigint & 4294967295
+                )
+                ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint
            END AS timeline_id,
            bytes_per_wal_segment AS segment_size,
            database_block_size AS block_size,
@@ -157,7 +160,8 @@ def _check_sizes(facts: ServerFacts) -> None:
 
 _CONTROL_STAMP = """
     SELECT extract(epoch FROM pg_control_last_modified)::bigint, checkpoint_lsn::text, redo_lsn::text,
-           checkpoint.timeline_id, extract(epoch FROM checkpoint_time)::bigint, min_recovery_end_lsn::text
+           checkpoint.timeline_id::bigint & 4294967295, extract(epoch FROM checkpoint_time)::bigint,
+           min_recovery_end_lsn::text
       FROM pg_control_system(), pg_control_checkpoint() AS checkpoint, pg_control_recovery()
 """
 

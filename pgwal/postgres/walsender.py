@@ -9,8 +9,11 @@ Follows "Streaming Replication Protocol" in the manual and src/bin/pg_basebackup
 
 from __future__ import annotations
 
+import fcntl
 import re
 import select
+import struct
+import termios
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -107,7 +110,10 @@ class _Row:
         return int(value)
 
     def timeline(self, column: str) -> int:
-        """Return a value that is a timeline; raises FormatError."""
+        """Return a value that is a timeline, also one that a server has as a signed int4; raises FormatError."""
+        value = self.required(column)
+        if re.fullmatch(rb"-[0-9]{1,10}", value) and -(1 << 31) <= int(value) < -1:
+            return int(value) + (1 << 32)
         return self.number(column, _HIGHEST_TIMELINE)
 
     def lsn(self, column: str) -> Lsn:
@@ -115,9 +121,18 @@ class _Row:
         return Lsn.parse(self.text(column))
 
 
-# A timeline is an int4 in the answers to some commands; a system identifier has 64 bits.
-_HIGHEST_TIMELINE = 0x7FFF_FFFF
+_HIGHEST_TIMELINE = 0xFFFF_FFFF
 _HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
+
+
+MOST_HISTORY_BYTES = 16 << 20
+"""A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
+_MOST_ARRIVED_BYTES = 8 * MOST_HISTORY_BYTES
+"""Of one message of a stream, or of the answer to a command: all of it would be held in memory.
+
+Counted is what the socket has before libpq reads.  It may take in more while it does, up to the message that it is in,
+of which the largest has a gigabyte; and what it leaves, while its buffer is small, is counted again.
+"""
 
 
 class _State(Enum):
@@ -145,6 +160,7 @@ class WalSender:
         self._lost: str | None = None
         self._unsent = False
         self._tls_drained = False
+        self._arrived_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -178,6 +194,17 @@ class WalSender:
         """Return the value of a server setting, with its unit (``16MB``)."""
         return self._one_row(f'SHOW "{name}"').text(name)
 
+    def is_named_synchronous(self) -> bool:
+        """Tell whether synchronous_standby_names names this connection, so that commits may wait for what it reports.
+
+        sync_state would say the same, but to roles with pg_monitor alone.
+        """
+        own = (self._pgconn.parameter_status(b"application_name") or b"").decode(errors="replace")
+        named = re.findall(r'"((?:[^"]|"")*)"|([^\s,()"]+)', self.show("synchronous_standby_names"))
+        # The server folds case when it compares, quoted or not.
+        names = {(quoted.replace('""', '"') or plain).lower() for quoted, plain in named}
+        return not names.isdisjoint({"*", own.lower()})
+
     def timeline_history(self, timeline_id: int) -> bytes:
         """Return the content of a timeline's history file; empty for timeline 1, which has none.
 
@@ -185,7 +212,13 @@ class WalSender:
         """
         if timeline_id == 1:
             return b""
-        return self._one_row(f"TIMELINE_HISTORY {timeline_id}").required("content")
+        content = self._one_row(f"TIMELINE_HISTORY {timeline_id}").required("content")
+        if len(content) > MOST_HISTORY_BYTES:
+            raise FormatError(
+                f"the server's history of timeline {timeline_id} is larger than {MOST_HISTORY_BYTES} bytes",
+                hint="Look at the server's timeline history files.",
+            )
+        return content
 
     def create_physical_slot(self, name: str, *, reserve_wal: bool = True, if_not_exists: bool = False) -> bool:
         """Create a physical replication slot; with ``reserve_wal`` it holds WAL back from the last checkpoint on.
@@ -304,6 +337,7 @@ class WalSender:
             raise self._interrupted(one_line(str(error))) from error
         if size > 0:
             self._tls_drained = False
+            self._arrived_bytes = 0
             return payload
         if size < 0:
             self._state = _State.IDLE
@@ -348,6 +382,7 @@ class WalSender:
         if self._state is not _State.IDLE:
             raise BrokenInvariant(f"{command} while {self._state.value}")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        self._arrived_bytes = 0
         try:
             self._pgconn.send_query(command.encode())
         except psycopg.Error as error:
@@ -430,6 +465,11 @@ class WalSender:
         """Take in what the socket has, once; libpq's buffer grows to the size of two messages at most."""
         if self._lost is not None:
             return
+        self._arrived_bytes += _waiting_bytes(self._pgconn.socket)
+        if self._arrived_bytes > _MOST_ARRIVED_BYTES:
+            # In the middle of it, nothing else can follow.
+            self._connection.close()
+            raise FormatError(f"the server sends more than {_MOST_ARRIVED_BYTES} bytes at once")
         try:
             self._pgconn.consume_input()
         except psycopg.Error as error:
@@ -547,6 +587,12 @@ def _end_of_timeline(results: list[PGresult], command: str) -> EndOfTimeline:
 def _field(result: PGresult, field: pq.DiagnosticField) -> str | None:
     value = result.error_field(field)
     return None if value is None else one_line(value.decode(errors="replace"))
+
+
+def _waiting_bytes(descriptor: int) -> int:
+    """Return how much a socket has to read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def _slot_name(name: str) -> str:

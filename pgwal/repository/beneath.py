@@ -23,7 +23,7 @@ class Beneath:
     """Names beneath ``root``: relative paths with ``/``, of which none leads upwards; raises OSError.
 
     A symbolic link is ELOOP, and what is no regular file where one is wanted is NO_FILE.  With ``follow_links``, for
-    directories that are no repositories and are only read, links count as what they lead to, and any file may be read.
+    directories that are no repositories and are only read, links count as what they lead to.
     """
 
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
@@ -63,10 +63,8 @@ class Beneath:
 
     def open(self, name: str, flags: int) -> int:
         """Open a regular file, made 0600 if the flags say so, and return its descriptor; never waits for a fifo."""
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if self._follows else os.O_NOFOLLOW)
         with self.parent(name) as (directory, last):
-            if self._follows:
-                return os.open(last, flags | os.O_CLOEXEC, FILE_MODE, dir_fd=directory)
-            flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
             descriptor = os.open(last, flags, FILE_MODE, dir_fd=directory)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, NamedTuple, Self
@@ -41,7 +42,7 @@ from pgwal.repository.local import LocalStore, translated_errors
 logger = logging.getLogger(__name__)
 
 _SPOOL_NAME = "files.spool"
-_MAX_HEAD_BYTES = 16 << 20
+_MAX_LINE_BYTES = 16 << 20
 
 
 class UnreadableBackup(NamedTuple):
@@ -105,8 +106,8 @@ class Catalogue:
         with _naming_damage(path):
             try:
                 with self._opened(backup_id) as file:
-                    line = file.readline(_MAX_HEAD_BYTES)
-                if len(line) == _MAX_HEAD_BYTES:
+                    line = file.readline(_MAX_LINE_BYTES)
+                if len(line) == _MAX_LINE_BYTES:
                     raise FormatError("its first line is too long")
                 entry = decode_head(line)
             except ObjectNotFound as error:
@@ -144,7 +145,9 @@ class Catalogue:
         """
         if not self._store.exists(self._entry_name(backup_id)):
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-        with _naming_damage(self._store.path(self._entry_name(backup_id))), self._opened(backup_id) as lines:
+        with _naming_damage(self._store.path(self._entry_name(backup_id))), self._opened(backup_id) as file:
+            # A longer line comes in pieces, of which none is one.
+            lines = iter(partial(file.readline, _MAX_LINE_BYTES), b"")
             yield from decode_entry(lines)[1]
 
     def label(self, backup_id: str) -> bytes | None:

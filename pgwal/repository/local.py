@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StorageFull
 from pgwal.repository.beneath import DIRECTORY_MODE, NO_FILE, Beneath
-from pgwal.repository.store import StoredObject
+from pgwal.repository.store import MOST_BYTES_READ, StoredObject, read_bounded
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,7 +33,7 @@ _HINTS = {
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
     errno.ELOOP: "Links in a repository are not followed: put what it leads to in its place; mount a disk there.",
-    NO_FILE: "Move it out of the repository.",
+    NO_FILE: "Move it away.",
     errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",
 }
 _CLEAR_SIZE = 1 << 20
@@ -217,9 +217,9 @@ class LocalStore:
                 Beneath(directory.parent).sync_directory("")
             self.beneath.make_directories(name)
 
-    def read(self, name: str) -> bytes:
-        with translated_errors("read", self.path(name)), FileIO(self.beneath.open(name, os.O_RDONLY)) as file:
-            return file.readall()
+    def read(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
+        with self.open(name) as file:
+            return read_bounded(file, name, most_bytes)
 
     def open(self, name: str) -> FileIO:
         with translated_errors("open", self.path(name)):

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from io import BufferedWriter, FileIO
 from typing import NamedTuple, Protocol
+
+from pgwal.errors import FormatError
+
+MOST_BYTES_READ = 16 << 20
+"""More than histories, labels and documents of pgwal's own have."""
+
+
+def read_bounded(file: FileIO, name: str, most_bytes: int) -> bytes:
+    """Return all that a file holds; raises FormatError, which names it, for more than ``most_bytes``."""
+    content = bytearray()
+    size_bytes = os.fstat(file.fileno()).st_size
+    # What is no regular file, or grows, shows only when it is read that it has more.
+    while size_bytes <= most_bytes and (data := file.read(min(MOST_BYTES_READ, most_bytes + 1 - len(content)))):
+        content += data
+        size_bytes = max(size_bytes, len(content))
+    if size_bytes > most_bytes:
+        raise FormatError(f"{name} is larger than {most_bytes} bytes, and so not of its kind", hint="Move it away.")
+    return bytes(content)
 
 
 class StoredObject(NamedTuple):
@@ -44,8 +63,8 @@ class Store(Protocol):
     Every method raises RepositoryError for what the storage itself refuses (full, read-only, not there).
     """
 
-    def read(self, name: str) -> bytes:
-        """Return an object's bytes; raises ObjectNotFound."""
+    def read(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
+        """Return an object's bytes; raises ObjectNotFound, FormatError when there are more than ``most_bytes``."""
 
     def open(self, name: str) -> FileIO:
         """Open an object for reading, unbuffered; raises ObjectNotFound."""

@@ -13,6 +13,7 @@ from pgwal.repository.store import Store
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
     LINK_TAIL_SIZE,
+    MAX_READ_SUMMARY_BYTES,
     decode_link,
     decode_summary,
     encode_summary,
@@ -40,7 +41,7 @@ class SummaryFiles:
     def read_linked(self, summary_range: LsnRange) -> tuple[BlockMap, Link | None]:
         """Return the map of a summary and its link, None where an older pgwal wrote none; raises as ``read``."""
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        content = self._store.read(name)
+        content = self._store.read(name, most_bytes=MAX_READ_SUMMARY_BYTES)
         with _named_remedy():
             return decode_summary(content, name), decode_link(content, name)
 

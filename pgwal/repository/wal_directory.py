@@ -32,8 +32,6 @@ PART_BYTES = 2 << 20
 """Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
 _LONG_HEADER_SIZE = 40
-_MAX_HISTORY_BYTES = 16 << 20
-"""A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
 _HINT = "Replace it by a whole copy, if another archive holds one."
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
@@ -179,16 +177,7 @@ class WalDirectory:
 
     def history_content(self, timeline_id: int) -> bytes:
         """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
-        name = self._path(history_file_name(timeline_id))
-        with self._store.open(name) as file:
-            content = bytearray()
-            while data := file.read(_MAX_HISTORY_BYTES + 1 - len(content)):
-                content += data
-        if len(content) > _MAX_HISTORY_BYTES:
-            raise FormatError(
-                f"{name} is larger than {_MAX_HISTORY_BYTES} bytes, and so no history", hint="Move it away."
-            )
-        return bytes(content)
+        return self._store.read(self._path(history_file_name(timeline_id)))
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""

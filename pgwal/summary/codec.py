@@ -62,6 +62,8 @@ _END_MARKER = bytes(_ENTRY.size)
 _CRC = struct.Struct("<I")
 _LINK = struct.Struct("<IIQQ")
 _LINK_SIZE = _LINK.size + _CRC.size
+MAX_READ_SUMMARY_BYTES = 1 << 30
+"""More than a file has of the changes of 64 TiB; PostgreSQL reads no larger one into memory either."""
 LINK_TAIL_SIZE = _CRC.size + _LINK_SIZE
 """So many bytes at a file's end hold its link, if it has one, and what that is checked with."""
 

@@ -12,6 +12,7 @@ A literal of more than 31 bits would be a Python object in the loop, so there is
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections import deque
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ except ImportError:
     cython = SimpleNamespace(compiled=False, nogil=nullcontext())
 
 from pgwal.aligned_buffer import aligned_buffer
-from pgwal.errors import FormatError, UnknownRecord
+from pgwal.errors import FormatError, SlowScanner, UnknownRecord
 from pgwal.lsn import Lsn
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
 from pgwal.wal.page_magic import wal_format_of_magic
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     RelationFork: TypeAlias = tuple[int, int, int, int]
 
 COMPILED: bool = cython.compiled
+
+LONG_SCAN_BYTES = 16 << 20
+"""Who scans more than this by the interpreted form is told once, by the warning SlowScanner."""
 
 # --- results ----------------------------------------------------------------------------------------------
 
@@ -510,6 +514,9 @@ class WalScanner:
         return code
 
     def _next_chunk(self) -> bool:
+        if not cython.compiled and self._at - self._start_lsn > LONG_SCAN_BYTES:
+            # Python gives a warning once for each line that it is of: this one, whoever calls.
+            warnings.warn(SlowScanner(), stacklevel=1)
         self._take_chunk(memoryview(b""), 0)
         if not self._queue:
             return False

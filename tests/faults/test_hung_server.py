@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory, Templates
-from pgwal_process import assert_failed, assert_nothing_raw, finish, start_pgwal, succeed
+from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, start_pgwal, succeed
+from support.lying_server import LyingServer
 
+from pgwal.errors import ConnectionFailed
+from pgwal.postgres import connection as connection_module
+from pgwal.postgres import silence
+from pgwal.postgres.connection import ConnectionParameters, connect_sql
+from pgwal.postgres.files import SqlDataDirectory
+from pgwal.postgres.server import read_server_facts
 from pgwal_cli.throwaway_server import (
     ServerInstallation,
     ThrowawayServer,
@@ -26,8 +36,12 @@ from pgwal_cli.throwaway_server import (
 pytestmark = pytest.mark.postgres(13, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)
 
-SOON_S = 25.0
-"""It takes three seconds at most; machines are busy.  A server's answer is waited for a minute."""
+STOP_S = 3.0
+"""How long a command may take that is asked to stop."""
+STARTS = 3
+"""And so many times what a command takes to start and end, measured beside: machines are busy."""
+SOON_S = 60.0
+"""When a test gives up."""
 CHAIN_BROKEN = 4
 
 
@@ -74,13 +88,24 @@ def activity(server: ThrowawayServer, condition: str) -> int:
         return connection.execute(query).rowcount
 
 
+def stopped_by(process: subprocess.Popen[str], number: signal.Signals) -> Outcome:
+    """Signal a process, wait for its end, and require that it came soon."""
+    process.send_signal(number)
+    began = time.monotonic()
+    outcome = finish(process, SOON_S)
+    took_s = time.monotonic() - began
+    began = time.monotonic()
+    succeed("--version")
+    assert took_s < STOP_S + STARTS * (time.monotonic() - began)
+    return outcome
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_stream_is_stopped(server: ThrowawayServer, tmp_path: Path, number: signal.Signals) -> None:
     process = start_pgwal("stream", "--repo", tmp_path / "repo", "-d", server.conninfo)
     wait_for(lambda: activity(server, "backend_type = 'walsender'"), process)
     with hung(server):
-        process.send_signal(number)
-        outcome = finish(process, SOON_S)
+        outcome = stopped_by(process, number)
     assert outcome.code == 0, outcome.stderr
     assert_nothing_raw(outcome)
     assert "the server did not answer within 2 s; stopped without it" in outcome.stderr
@@ -93,8 +118,7 @@ def test_stream_is_stopped_while_it_connects(server: ThrowawayServer, tmp_path: 
         # Nobody else can tell what it waits for.
         wait_for(lambda: "S (sleeping)" in Path(f"/proc/{process.pid}/status").read_text(), process)
         time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        outcome = finish(process, SOON_S)
+        outcome = stopped_by(process, signal.SIGTERM)
     assert outcome.code in (0, -signal.SIGTERM), outcome.stderr
     assert_nothing_raw(outcome)
 
@@ -109,8 +133,7 @@ def test_a_backup_over_sql_is_stopped(server: ThrowawayServer, tmp_path: Path, j
         process = start_pgwal(*taking)
         wait_for(lambda: list(repo.glob("backups/*.unfinished/data/big")), process)
         with hung(server):
-            process.send_signal(signal.SIGINT)
-            outcome = finish(process, SOON_S)
+            outcome = stopped_by(process, signal.SIGINT)
     finally:
         big.unlink()
     assert outcome.code == 128 + signal.SIGINT, outcome.stderr
@@ -127,10 +150,80 @@ def test_what_asks_the_server_is_stopped(server: ThrowawayServer, tmp_path: Path
         with hung(server):
             process = start_pgwal(*command, "-d", f"{server.conninfo} connect_timeout=600")
             time.sleep(1.5)
-            process.send_signal(signal.SIGINT)
-            outcome = finish(process, SOON_S)
+            outcome = stopped_by(process, signal.SIGINT)
         assert outcome.code in (128 + signal.SIGINT, -signal.SIGINT), outcome.stderr
         assert_nothing_raw(outcome)
+
+
+# ---- a server that nobody interrupts the wait for
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask whether a server lives after half a second, not a minute."""
+    monkeypatch.setattr(silence, "SILENCE_S", 0.5)
+    monkeypatch.setattr(connection_module, "PROBE_S", 2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_hangs_is_not_waited_for(server: ThrowawayServer) -> None:
+    with connect_sql(ConnectionParameters(server.conninfo)) as connection, hung(server):
+        with pytest.raises(ConnectionFailed, match=r"the server hangs: it has not answered for .* new connection"):
+            read_server_facts(connection)
+        assert connection.closed
+
+
+@EITHER_WILL_DO
+@pytest.mark.usefixtures("impatient")
+def test_a_file_over_sql_of_a_server_that_hangs(server: ThrowawayServer) -> None:
+    big = server.data_directory / "big"
+    with big.open("wb") as file:
+        file.truncate(1 << 30)
+    source = SqlDataDirectory(connect_sql(ConnectionParameters(server.conninfo)))
+    chunks = source.read_file("big", 1 << 30)
+    assert chunks is not None
+    next(chunks)
+    try:
+        with hung(server), pytest.raises(ConnectionFailed, match="the server hangs"):
+            deque(chunks, maxlen=0)
+    finally:
+        big.unlink()
+
+
+@EITHER_WILL_DO
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_takes_long_is_waited_for_and_the_user_told(
+    server: ThrowawayServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As for a spread checkpoint, or a lock on the catalogue."""
+    with server.connect() as other, connect_sql(ConnectionParameters(server.conninfo)) as connection:
+        with other.transaction():
+            other.execute("LOCK TABLE pg_tablespace IN ACCESS EXCLUSIVE MODE")
+            waiting = threading.Thread(target=read_server_facts, args=[connection])
+            waiting.start()
+            deadline = time.monotonic() + 30
+            while len(caplog.messages) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        waiting.join(timeout=30)
+        assert not waiting.is_alive()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert all("waiting for the server, which has not answered for " in message for message in caplog.messages)
+
+
+@EITHER_WILL_DO
+def test_connections_end_when_the_machine_is_gone(server: ThrowawayServer) -> None:
+    """Which the kernel alone can tell; what the user says wins."""
+    with LyingServer(server) as proxy:
+        parameters = ConnectionParameters(proxy.conninfo)
+        with connect_sql(parameters) as connection, socket.socket(fileno=os.dup(connection.fileno())) as shared:
+            assert shared.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+            assert shared.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
+            assert shared.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 6
+        parameters = ConnectionParameters(f"{proxy.conninfo} tcp_user_timeout=5000 keepalives_count=2")
+        with connect_sql(parameters) as connection, socket.socket(fileno=os.dup(connection.fileno())) as shared:
+            assert shared.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+            assert shared.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 2
 
 
 # ---- a receiver that is connected to another server
@@ -160,7 +253,7 @@ def test_a_receiver_of_another_server_is_noticed(servers: ServerFactory, scratch
     receiver = start_pgwal("stream", "--repo", repo, "-d", other.conninfo)
     wait_for(lambda: activity(other, "backend_type = 'walsender'"), receiver)
     try:
-        outcome = finish(start_pgwal("incremental", *taking), SOON_S + 15)
+        outcome = finish(start_pgwal("incremental", *taking), SOON_S)
     finally:
         receiver.terminate()
         finish(receiver)

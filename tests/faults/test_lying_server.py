@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -9,7 +10,15 @@ from random import Random
 import pytest
 from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_failed, assert_nothing_raw, run_pgwal, succeed
-from support.lying_server import Change, LyingServer, end_of_timeline_answer, row_body, row_values, rows_answer
+from support.lying_server import (
+    Change,
+    LyingServer,
+    end_of_timeline_answer,
+    message,
+    row_body,
+    row_values,
+    rows_answer,
+)
 
 from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
 
@@ -65,6 +74,20 @@ def test_an_identity_that_is_none(server: ThrowawayServer, tmp_path: Path, colum
         outcome = run_pgwal("stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once")
     assert_failed(outcome, FAILED, "IDENTIFY_SYSTEM|invalid LSN")
     assert not (tmp_path / "repo").exists()
+
+
+def test_a_timeline_above_2_31_as_older_servers_have_it(server: ThrowawayServer, tmp_path: Path) -> None:
+    """13 to 15 answer with a signed number."""
+
+    def change(query: str, kind: bytes, body: bytes) -> bytes:
+        if query != "IDENTIFY_SYSTEM" or kind != b"D":
+            return body
+        return row_body([row_values(body)[0], b"-2147483647", *row_values(body)[2:]])
+
+    with LyingServer(server, change=change) as liar:
+        outcome = run_pgwal("stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once")
+    assert_failed(outcome, FAILED, "80000001.history")
+    assert "TIMELINE_HISTORY 2147483649" in liar.queries
 
 
 @pytest.mark.parametrize(("next_timeline"), [b"1", b"0", b"7", b"x", b"4294967296"])
@@ -130,6 +153,37 @@ def test_histories_that_are_none(server: ThrowawayServer, repo: Path) -> None:
             outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "--once")
         assert outcome.code in (FAILED, 4), (history and history[:20], outcome)
         assert_nothing_raw(outcome)
+
+
+@pytest.mark.parametrize("is_one_row", [True, False], ids=["one row", "many rows"])
+def test_a_history_of_gigabytes(server: ThrowawayServer, repo: Path, is_one_row: bool) -> None:
+    """Three of them are neither held in memory nor waited for."""
+    described, piece, sent = rows_answer(["filename", "content"])[0], bytes(1 << 20), [0]
+    if is_one_row:
+        # As large as a value of the server can be.
+        described += b"D" + struct.pack("!IHI", 0x3FFF_FFF0, 2, 1) + b"x" + struct.pack("!I", 0x3FFF_FFE1)
+    else:
+        piece = message(b"D", row_body([b"x", piece]))
+
+    def pieces() -> Iterator[bytes]:
+        yield described
+        while sent[0] < 3 << 30:
+            yield piece
+            sent[0] += len(piece)
+
+    def answer(query: str) -> Iterator[bytes] | None:
+        return pieces() if query.startswith("TIMELINE_HISTORY") else None
+
+    def change(query: str, kind: bytes, body: bytes) -> bytes:
+        if query != "IDENTIFY_SYSTEM" or kind != b"D":
+            return body
+        return row_body([row_values(body)[0], b"2", *row_values(body)[2:]])
+
+    with LyingServer(server, answer, change) as liar:
+        outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "--once")
+    assert_failed(outcome, FAILED, "the server sends more than 134217728 bytes at once")
+    # libpq reads a message as fast as it comes.
+    assert sent[0] < (1200 if is_one_row else 300) << 20
 
 
 LIES = (None, b"", b"\xff\xfe", b"9" * 30, b"-1", b"0", b"x" * 5000)

@@ -91,6 +91,40 @@ def test_a_commit_waits_for_the_receiver(make_server: ServerFactory, scratch: Pa
     assert not absent.is_alive()
 
 
+@pytest.mark.postgres(13, 18)
+@pytest.mark.parametrize("names", ["*", 'FIRST 1 (other, "' + NAME.upper() + '")'])
+@pytest.mark.parametrize("is_known_early", [True, False], ids=["before", "after"])
+def test_commits_do_not_wait_for_the_status_interval(
+    make_server: ServerFactory, scratch: Path, names: str, is_known_early: bool
+) -> None:
+    """Without --synchronous, and whether or not the server names the receiver before it connects."""
+    server, repo = make_server(settings=SETTINGS), scratch / "repo"
+    prepare(server)
+    if is_known_early:
+        server.configure(synchronous_standby_names=names)
+        server.reload()
+    process = start_pgwal(*(arg for arg in receiver_args(server, repo) if arg != "--synchronous"))
+    try:
+        if not is_known_early:
+            wait_for(lambda: (repo / "receiver.json").exists(), "the receiver to stream")
+            server.configure(synchronous_standby_names=names)
+            server.reload()
+        # For this, too, it must report soon what is durable.
+        wait_for(lambda: is_synchronous(server), "the receiver to count as synchronous")
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE there (id int)")
+            for number in range(5):
+                connection.execute("INSERT INTO there VALUES (%s)", [number])
+        began = time.monotonic()
+        with server.connect() as connection:
+            connection.execute("INSERT INTO there VALUES (5)")
+        # The status interval is 60 s.
+        assert time.monotonic() - began < 10
+    finally:
+        process.terminate()
+        finish(process)
+
+
 @pytest.mark.postgres(18)
 def test_a_commit_is_quick_while_the_server_is_busy(make_server: ServerFactory, scratch: Path) -> None:
     """Others write WAL all the time, so that the receiver seldom finds the connection empty."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -17,8 +17,8 @@ from pgwal_cli.throwaway_server import ThrowawayServer
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _READY = b"Z\0\0\0\5I"
 
-Answer = Callable[[str], "Sequence[bytes] | None"]
-"""Given a query, returns the messages to answer it with; None passes it on."""
+Answer = Callable[[str], "Iterable[bytes] | None"]
+"""Given a query, returns the messages to answer it with, in pieces of any size; None passes it on."""
 Change = Callable[[str, bytes, bytes], bytes]
 """Given the last query, and type and body of a message of the server's, returns the body to pass on."""
 
@@ -78,7 +78,7 @@ class LyingServer:
                 server.connect(self._target)
                 self._start(_Link(self, client, server).run)
 
-    def _lie(self, query: str) -> Sequence[bytes] | None:
+    def _lie(self, query: str) -> Iterable[bytes] | None:
         self.queries.append(query)
         return self._answer(query)
 
@@ -120,7 +120,8 @@ class _Link:
                 self._query = body.rstrip(b"\0").decode()
                 lies = self._owner._lie(self._query)
                 if lies is not None:
-                    self._client.sendall(b"".join(lies))
+                    for piece in lies:
+                        self._client.sendall(piece)
                     continue
             elif kind == b"P":
                 self._query = body.split(b"\0")[1].decode()
