@@ -18,6 +18,9 @@ from pgwal.wal.record import KEPT_BYTES, KEPT_BYTES_OF_LISTS, EndReason, WalReco
 from pgwal.wal.rmgr import shortenings
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL
 
+# What both forms read is long, and the interpreted one says that it is slow.
+pytestmark = pytest.mark.filterwarnings("ignore::pgwal.errors.SlowScanner")
+
 MB = 1 << 20
 RM_LOGICALMSG = 21
 COMMIT_WITH_INFO = 0x80
