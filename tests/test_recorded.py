@@ -52,7 +52,7 @@ WORK = """
     CHECKPOINT;
     UPDATE t SET filler = 'updated' WHERE id % 7 = 0;
     DELETE FROM t WHERE id > 375;
-    VACUUM t;
+    VACUUM (TRUNCATE false) t;
     CREATE TABLE brief AS SELECT * FROM t WHERE id % 3 = 0;
     CHECKPOINT;
     INSERT INTO t SELECT i, repeat('m', 1200) FROM generate_series(750, 1125) AS i;
