@@ -18,7 +18,7 @@ settings.register_profile("pgwal", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("pgwal")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Have tests use the scanner that PGWAL_SCAN demands, and what they start react to signals.
 
     A shell starts what runs in the background with SIGINT ignored, nohup with SIGHUP, and programs pass that on.
@@ -27,6 +27,9 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "PGWAL_SCAN" in os.environ:
         choose_scan(os.environ["PGWAL_SCAN"])
+        if os.environ["PGWAL_SCAN"] == "interpreted":
+            # It was asked for.
+            config.addinivalue_line("filterwarnings", "ignore::pgwal.errors.SlowScanner")
 
 
 def pytest_report_header() -> str:
