@@ -89,6 +89,10 @@ class ObjectNotFound(RepositoryError):
     """The repository does not hold what was asked for."""
 
 
+class ObjectExists(RepositoryError):
+    """The repository holds something under a name that was to be given to something else."""
+
+
 class WrongCluster(RepositoryError):
     """The repository belongs to another cluster than the server or data directory at hand."""
 

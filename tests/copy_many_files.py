@@ -21,7 +21,7 @@ from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import BLOCK_SIZE, Fork
 from pgwal.repository.catalogue import Catalogue
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.summary.block_map import BlockMap, RelationFork
 
 FULL, INCREMENTAL = "20261122T101530Z_full", "20261122T111530Z_incr"
@@ -92,7 +92,7 @@ def entry(backup_id: str, copy: Copy) -> BackupEntry:
 
 
 def main(directory: Path, count: int, jobs: int) -> None:
-    catalogue = Catalogue(LocalStore(directory))
+    catalogue = Catalogue(LocalPlace(directory))
     changes = BlockMap()
     for number in range(1000):
         changes.mark(RelationFork(1663, 5, FIRST + number, Fork.MAIN), [1])

@@ -55,10 +55,11 @@ from pgwal.postgres.server import (
     read_clock,
     read_server_facts,
 )
-from pgwal.repository.catalogue import StagedBackup
 from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
-from pgwal.repository.place import require_outside_data_directories
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.staged_backup import StagedBackup
+from pgwal.repository.store import names_in
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
 
@@ -79,7 +80,7 @@ class BackupRequest:
     which differs from its checksum is none.
     """
 
-    repository_path: Path
+    place: Place
     parameters: ConnectionParameters
     data_directory: Path | None = None
     since: Lsn | str | None = None
@@ -248,11 +249,11 @@ def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     """Open the repository; one that is not there is made for a full backup alone."""
     identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
-    require_outside_data_directories(request.repository_path)
+    request.place.require_suitable()
     if request.since is None:
-        return Repository.open_or_create(request.repository_path, identity)
+        return Repository.open_or_create(request.place, identity)
     try:
-        repository = Repository.open(request.repository_path)
+        repository = Repository.open(request.place)
     except ObjectNotFound as error:
         raise MissingPriorBackup(
             f"{error}, and so no backup to build on",
@@ -424,7 +425,7 @@ class _Backup:
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
-        taken = self._repository.store.names(BACKUP_DIRECTORY)
+        taken = names_in(self._repository.store, BACKUP_DIRECTORY)
         started_s = int(self._started_at.timestamp())
         # Two backups may start within a second; ids still sort by time.
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):

@@ -29,7 +29,7 @@ from pgwal.errors import BrokenInvariant, FileReplaced
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
 from pgwal.relation import parse_relation_path
-from pgwal.repository.catalogue import StagedBackup
+from pgwal.repository.staged_backup import StagedBackup
 from pgwal.summary.block_map import BlockMap
 
 logger = logging.getLogger(__name__)

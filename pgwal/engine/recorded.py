@@ -85,7 +85,7 @@ def summarize_wal(
     for wal_range in ranges:
         for summary in _summaries(directory, wal_format, wal_range, jobs):
             name = summary_file_name(summary.range)
-            output.write(name, encode_summary(summary.block_map, summary.link))
+            output.put(name, encode_summary(summary.block_map, summary.link), replace=True)
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
             if on_progress is not None:
                 on_progress(done + summary.range.end - wal_range.start, total)
@@ -161,7 +161,7 @@ def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) ->
     )
     block_map = BlockMap()
     for path in [*unnamed, *(path for _, path in overlapping)]:
-        content = LocalStore(path.parent, follow_links=True).read(path.name)
+        content = LocalStore(path.parent, follow_links=True).get(path.name)
         block_map.merge(decode_summary(content, str(path)))
     return block_map, exceeds_range
 

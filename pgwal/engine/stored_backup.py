@@ -66,7 +66,8 @@ class StoredBackup:
         self.label: BackupLabel | None = None
         self._repository = repository
         self._backup_id = backup_id
-        self._root = repository.store.path(f"{BACKUP_DIRECTORY}/{backup_id}")
+        assert repository.place.directory is not None
+        self._root = repository.place.directory / f"{BACKUP_DIRECTORY}/{backup_id}"
         self._data_path = repository.catalogue.data_path(backup_id)
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
@@ -288,7 +289,8 @@ class StoredBackup:
         self._note_at(self._data_path / data_path, message)
 
     def _note_at(self, path: Path, message: str) -> None:
-        name = str(path.relative_to(self._repository.store.root))
+        assert self._repository.place.directory is not None
+        name = str(path.relative_to(self._repository.place.directory))
         self.problems.append(Problem(self._backup_id, name, message))
 
 

@@ -11,12 +11,12 @@ import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from io import FileIO
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
-from pgwal.repository.store import Store
+from pgwal.repository.object_reader import open_object
+from pgwal.repository.store import ByteRange, ObjectStore, objects_in
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
@@ -53,7 +53,7 @@ class WalSegmentFile(NamedTuple):
 class WalDirectory:
     """The WAL in one directory of a store, whatever its compression, or one segment file of it; reading only."""
 
-    def __init__(self, store: Store, directory: str, geometry: WalGeometry, *, only: str | None = None) -> None:
+    def __init__(self, store: ObjectStore, directory: str, geometry: WalGeometry, *, only: str | None = None) -> None:
         """``only`` is the name of the one file that counts."""
         self.geometry = geometry
         self._store = store
@@ -64,7 +64,7 @@ class WalDirectory:
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
         found: dict[tuple[int, int], WalSegmentFile] = {}
-        for name, size_bytes in self._store.list(self._directory):
+        for name, size_bytes in objects_in(self._store, self._directory):
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
@@ -177,19 +177,16 @@ class WalDirectory:
     def history_content(self, timeline_id: int) -> bytes:
         """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
         name = self._path(history_file_name(timeline_id))
-        with self._store.open(name) as file:
-            content = bytearray()
-            while data := file.read(_MAX_HISTORY_BYTES + 1 - len(content)):
-                content += data
+        (content,) = self._store.get_ranges(name, [ByteRange(0, _MAX_HISTORY_BYTES + 1)])
         if len(content) > _MAX_HISTORY_BYTES:
             raise FormatError(
                 f"{name} is larger than {_MAX_HISTORY_BYTES} bytes, and so no history", hint="Move it away."
             )
-        return bytes(content)
+        return content
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""
-        names = [name for name, _ in self._store.list(self._directory) if is_history_name(name)]
+        names = [name for name, _ in objects_in(self._store, self._directory) if is_history_name(name)]
         return [int(name[:8], 16) for name in names]
 
     def histories(self) -> list[TimelineHistory]:
@@ -243,7 +240,7 @@ class WalDirectory:
     def _open_file(self, name: str) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return SegmentReader(self._store.open(path), compression, path, complete=complete)
+        return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         file.skip(offset)
@@ -273,7 +270,7 @@ class SegmentReader:
     One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
     """
 
-    def __init__(self, raw: FileIO, compression: str, path: str, *, complete: bool) -> None:
+    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
         self.path = path
         self.complete = complete
         self._raw = raw
@@ -378,19 +375,21 @@ def is_wal_file_name(name: str) -> bool:
     return is_history_name(name) or is_segment_name(split_segment_name(name)[0])
 
 
-def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
+def open_wal_directory(
+    store: ObjectStore, directory: str = "", *, only: str | None = None
+) -> tuple[WalDirectory, WalFormat]:
     """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version.
     """
     from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
 
-    for name, _ in store.list(directory):
+    for name, _ in objects_in(store, directory):
         base, compression, complete = split_segment_name(name)
         if not is_segment_name(base) or only not in (None, name):
             continue
         path = f"{directory}/{name}" if directory else name
-        with SegmentReader(store.open(path), compression, path, complete=complete) as file:
+        with SegmentReader(open_object(store, path), compression, path, complete=complete) as file:
             content = file.read(_LONG_HEADER_SIZE)
         if len(content) == _LONG_HEADER_SIZE and any(content[:2]):
             header = LongPageHeader.parse(content)

@@ -42,7 +42,8 @@ class Stored:
 
     @property
     def root(self) -> Path:
-        return self.repository.store.root
+        assert self.repository.place.directory is not None
+        return self.repository.place.directory
 
 
 def build_repository(path: Path, segment_count: int = 3) -> Stored:
@@ -75,7 +76,7 @@ def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
     for segment in range(segment_count):
         name = repository.geometry.file_name(1, segment + 1)
         content = wal.wal_to_segment_end()[segment * MB : (segment + 1) * MB]
-        repository.store.write(f"{WAL_DIRECTORY}/{name}", content)
+        repository.store.put(f"{WAL_DIRECTORY}/{name}", content, replace=True)
     summarizer = Summarizer(1, wal_format_of_major(MAJOR), repository.geometry, Lsn(MB))
     summarizer.feed(wal.wal_to_segment_end())
     for summary in summarizer.take_finished():

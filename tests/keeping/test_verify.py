@@ -41,6 +41,7 @@ from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
 from pgwal.repository.wal_directory import WalDirectory, open_wal_directory
@@ -73,7 +74,7 @@ def random() -> Random:
 
 
 def verified(stored: Stored, backup_id: str | None = None, jobs: int = 1) -> VerifyReport:
-    return verify(VerifyRequest(stored.root, backup_id, jobs))
+    return verify(VerifyRequest(LocalPlace(stored.root), backup_id, jobs))
 
 
 def damaged(stored: Stored, backup_id: str | None = None) -> set[str]:
