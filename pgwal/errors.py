@@ -93,6 +93,10 @@ class ObjectExists(RepositoryError):
     """The repository holds something under a name that was to be given to something else."""
 
 
+class ForeignObject(RepositoryError):
+    """Something in the repository is of a kind that pgwal does not store."""
+
+
 class WrongCluster(RepositoryError):
     """The repository belongs to another cluster than the server or data directory at hand."""
 

@@ -115,7 +115,7 @@ def main(directory: Path, count: int, jobs: int) -> None:
             assert copy.totals.incremental_file_count == (0 if is_full else min(count, 1000))
             assert copy.totals.file_count == count
             copy.write_manifest([LsnRange(1, Lsn(1), Lsn(2))])
-            copy.writer.sync()
+            copy.data.sync()
             staged.publish(entry(backup_id, copy))
         print(f"{backup_id}: {time.monotonic() - start_s:.1f} s", file=sys.stderr)
     assert sum(1 for _ in catalogue.files(INCREMENTAL)) == count

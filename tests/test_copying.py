@@ -233,7 +233,7 @@ def copied(tmp_path: Path, source: ChangingSource, changes: BlockMap | None = No
             copy.copy_all(lambda: prior)
         assert copy.totals.file_count == 1
         path = source.path if changes is None else incremental_name(source.path)
-        return copy, (staged.data_path / path).read_bytes()
+        return copy, (tmp_path / f"backups/{BACKUP}.unfinished/data" / path).read_bytes()
 
 
 def test_a_torn_page_that_wal_has_is_none_to_report(tmp_path: Path) -> None:

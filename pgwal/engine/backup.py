@@ -17,8 +17,8 @@ from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
-from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.disk.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.cluster_parts import (
     ClusterParts,
@@ -326,7 +326,7 @@ class _Backup:
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
             for oid in parts.linked_tablespaces:
-                copy.writer.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
+                copy.data.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_files)
                 require_cluster_parts(parts, copy.missing, self._connection, self._sources[0], self._facts.major)
@@ -340,7 +340,7 @@ class _Backup:
                 label = self._write_label(copy, start_lsn, stop)
                 copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
             with _timed(self._seconds, "sync"):
-                copy.writer.sync()
+                copy.data.sync()
             with _timed(self._seconds, "wait for WAL"):
                 during = backup_wal.require_whole(label, stop.stop_lsn, control)
             self._account_for_missing(copy, parts, during)

@@ -11,7 +11,7 @@ from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, system_identifier_of_head
-from pgwal.datadir.new_file import GrowingFile
+from pgwal.disk.new_file import GrowingFile
 from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations
 from pgwal.engine.restore_places import require_places

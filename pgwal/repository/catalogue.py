@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from pgwal.backup.chain import place_of
@@ -25,6 +24,7 @@ from pgwal.errors import (
     RepositoryLocked,
     WrongCluster,
 )
+from pgwal.repository.backup_data import BackupData, open_backup_data
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -35,7 +35,7 @@ from pgwal.repository.layout import (
 from pgwal.repository.object_reader import open_buffered
 from pgwal.repository.place import Place
 from pgwal.repository.staged_backup import StagedBackup, folder_of, is_unfinished, remove_backup
-from pgwal.repository.store import as_files, as_renaming, folders_in, names_in
+from pgwal.repository.store import as_renaming, folders_in, names_in
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +156,9 @@ class Catalogue:
             return None
         return self._store.get(f"{data}/{BACKUP_LABEL_NAME}")
 
-    def data_path(self, backup_id: str) -> Path:
-        """Return the directory with a backup's data."""
-        files = as_files(self._store)
-        assert files is not None
-        return files.path(f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_DATA_DIRECTORY}")
+    def data(self, backup_id: str) -> BackupData:
+        """Return what a backup holds, to be read."""
+        return open_backup_data(self._store, folder_of(backup_id), backup_id)
 
     @contextmanager
     def hold(self, backup_id: str) -> Iterator[None]:

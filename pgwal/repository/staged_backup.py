@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 from pgwal.backup.entry import BackupEntry, BackupFile, decode_file, encode_entry, encode_file, is_backup_id
 from pgwal.errors import RepositoryError
-from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, UNFINISHED_SUFFIX
+from pgwal.repository.backup_data import create_backup_data
+from pgwal.repository.layout import (
+    BACKUP_DATA_DIRECTORY,
+    BACKUP_DIRECTORIES_NAME,
+    BACKUP_DIRECTORY,
+    BACKUP_ENTRY_NAME,
+    UNFINISHED_SUFFIX,
+)
 from pgwal.repository.place import Place
-from pgwal.repository.store import ObjectStore, as_files, as_renaming, folders_in, names_in, objects_in
+from pgwal.repository.store import ObjectStore, as_renaming, folders_in, names_in, objects_in
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +31,7 @@ _NOTES_NAME = "files.spool"
 class StagedBackup:
     """A backup that is being taken; its files are noted on disk, so that a million of them cost no memory.
 
-    As a context manager, removes all of it at the end unless it was published.
+    ``data`` stores them.  As a context manager, removes all of it at the end unless it was published.
     """
 
     def __init__(self, place: Place, backup_id: str) -> None:
@@ -35,7 +41,7 @@ class StagedBackup:
         self._renaming = as_renaming(place.store)
         self._folder = folder_of(backup_id) + ("" if self._renaming is None else UNFINISHED_SUFFIX)
         self._notes_name = f"{self._folder}/{_NOTES_NAME}"
-        place.make((f"{self._folder}/{BACKUP_DATA_DIRECTORY}",))
+        self.data = create_backup_data(place, self._folder)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = False
 
@@ -47,13 +53,6 @@ class StagedBackup:
             self._notes.close()
         if not self._is_published and self._store.exists(self._folder):
             self._discard()
-
-    @property
-    def data_path(self) -> Path:
-        """The directory that the backup's data goes to."""
-        files = as_files(self._store)
-        assert files is not None
-        return files.path(f"{self._folder}/{BACKUP_DATA_DIRECTORY}")
 
     def add_file(self, file: BackupFile) -> None:
         """Note a file that has been stored."""
@@ -97,7 +96,7 @@ def remove_backup(store: ObjectStore, folder: str) -> bool:
         store.delete_all(f"{folder}/{BACKUP_DATA_DIRECTORY}")
     store.recover(folder, BACKUP_ENTRY_NAME.__eq__)
     for name, _ in objects_in(store, folder):
-        if name in (BACKUP_ENTRY_NAME, _NOTES_NAME):
+        if name in (BACKUP_ENTRY_NAME, BACKUP_DIRECTORIES_NAME, _NOTES_NAME):
             store.delete(f"{folder}/{name}")
     is_removed = store.remove_folder(folder)
     if not is_removed:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.object_reader import open_object
-from pgwal.repository.store import ByteRange, ObjectStore, objects_in
+from pgwal.repository.store import ByteRange, ObjectStore, as_files, objects_in
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat, wal_format_of_magic
@@ -112,13 +112,14 @@ class WalDirectory:
             yield from self._read_segment(file, offset)
 
     def parts(self, timeline_id: int, start: Lsn) -> WalParts:
-        """Yield the same WAL: the bytes of compressed segments, and of others parts that are yet to be read.
+        """Yield the same WAL: bytes of segments that are compressed, or no files, and of others parts yet to be read.
 
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
         segment_part = _segment_part_module()
+        has_files = as_files(self._store) is not None
         for file, offset in self._opened_from(timeline_id, start):
-            if file.is_compressed:
+            if file.is_compressed or not has_files:
                 yield from self._read_segment(file, offset)
                 continue
             shared = file.share()

@@ -139,17 +139,16 @@ def store_backup(
     }
     with repository.catalogue.stage(backup_id) as staged:
         for directory in required_directories(MAJOR):
-            (staged.data_path / directory).mkdir(parents=True, exist_ok=True)
+            staged.data.make_directory(directory)
         for file, content in [*_whole(always | whole), *_incremental(blocks or {})]:
-            target = staged.data_path / file.stored_path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            staged.data.write(file.stored_path, [content])
             staged.add_file(file)
             totals = totals.plus(file)
             checksum = FileChecksum("CRC32C")
             checksum.update(content)
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
-        (staged.data_path / MANIFEST_NAME).write_bytes(b"".join([*parts, manifest.finish([])]))
+        staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
+        staged.data.sync()
         started, kind = parse_backup_id(backup_id)
         entry = BackupEntry(
             backup_id=backup_id,

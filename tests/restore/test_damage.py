@@ -15,7 +15,7 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import Blocks, Content, MadeRepository
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
-from pgwal.datadir.copy_method import CopyMethod
+from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup

@@ -16,9 +16,9 @@ from restore.made_repository import Blocks, MadeRepository, block
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE
-from pgwal.datadir import new_file
-from pgwal.datadir.copy_method import CopyMethod
-from pgwal.datadir.writer import TreeWriter
+from pgwal.disk import new_file
+from pgwal.disk.copy_method import CopyMethod
+from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
