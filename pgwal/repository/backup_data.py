@@ -202,8 +202,8 @@ class _ObjectContent:
 
 class _ObjectDataWriter:
     def __init__(self, place: Place, folder: str) -> None:
+        self._place = place
         self._store = place.store
-        self._spool = place.spool
         self._folder = folder
         self._directories = set[str]()
 
@@ -238,13 +238,14 @@ class _ObjectDataWriter:
         return [content_digest(content) for _, content in files]
 
     def create(self, path: str) -> _SpooledContent:
-        return _SpooledContent(self._store, self._spool, self._name(path))
+        return _SpooledContent(self._store, self._place.spool, self._name(path))
 
     def remove(self, path: str) -> None:
         self._store.delete(self._name(path))
 
     def sync(self) -> None:
-        """Store the directories, too: an empty one is no part of any name."""
+        """Store the directories, too: an empty one is no part of any name, and not everywhere a folder."""
+        self._place.make(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}" for path in sorted(self._directories))
         content = json.dumps(sorted(self._directories)).encode()
         self._store.put(f"{self._folder}/{BACKUP_DIRECTORIES_NAME}", content, replace=True)
 
@@ -277,7 +278,7 @@ class _SpooledContent:
         if self._is_closed:
             return
         self._is_closed = True
-        self._notes.seek(0)
-        self._store.put(self._name, iter(lambda: self._notes.read(_READ_SIZE), b""))
-        self._notes.close()
+        with self._notes:
+            self._notes.seek(0)
+            self._store.put(self._name, iter(lambda: self._notes.read(_READ_SIZE), b""))
         self._spool.drop_notes(f"{self._name}.spool")

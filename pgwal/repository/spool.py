@@ -44,7 +44,10 @@ class Spool(Protocol):
         """Make the names in a folder durable, whoever gave them."""
 
     def create_notes(self, name: str) -> IO[bytes]:
-        """Create what is written and then read by one process, and is never durable; it must not be there yet."""
+        """Create what is written and then read by one process; it is never durable, and no object of the store.
+
+        Where it is a file, it lies at the place of an object of its name.
+        """
 
     def drop_notes(self, name: str) -> None:
         """Remove notes."""

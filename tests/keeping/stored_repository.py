@@ -19,6 +19,7 @@ from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
+from pgwal.repository.address import Address
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.summarizer import Summarizer
@@ -46,7 +47,7 @@ class Stored:
         return self.repository.place.directory
 
 
-def build_repository(path: Path, segment_count: int = 3) -> Stored:
+def build_repository(path: Address, segment_count: int = 3) -> Stored:
     """Build it with WAL segments from number 1 on; the backups are in the first three."""
     repository = Repository.open_or_create(path, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
     wal = _build_wal(repository, segment_count)

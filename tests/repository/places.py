@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from support.faulty_store import FaultyStore
+from support.faulty_store import Fate, FaultyStore
 
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
@@ -32,7 +32,7 @@ _WRAPPERS: dict[str, _Wrap] = {
     "": lambda store: store,
     "counting-": CountingStore,
     "throttling-": lambda store: ThrottlingStore(store, 1 << 40),
-    "faulty-": FaultyStore,
+    "faulty-": lambda store: FaultyStore(store, Fate()),
 }
 
 

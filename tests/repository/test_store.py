@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from repository.places import STORES, local
-from support.faulty_store import Died, FaultyStore
+from support.faulty_store import Died, Fate, FaultyStore
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.memory import MemoryStore
@@ -283,7 +283,8 @@ def test_a_crash_at_any_operation_leaves_whole_objects(tmp_path: Path, name: str
         inner = STORES[name](tmp_path / str(number))
         for there in ("folder/old", "folder/gone", "doomed/one"):
             inner.put(there, b"old")
-        store = FaultyStore(inner, dies_at=number)
+        fate = Fate(dies_at=number)
+        store = FaultyStore(inner, fate)
         try:
             for step in STEPS:
                 step(store)
@@ -294,7 +295,7 @@ def test_a_crash_at_any_operation_leaves_whole_objects(tmp_path: Path, name: str
         for found, _ in inner.list():
             assert inner.get(found) in whole.get(found, {b"old"})
         assert inner.exists("folder/old") or inner.exists("moved/old")
-        if number >= len(store.operations):
+        if number >= len(fate.operations):
             break
         number += 1
     assert number >= len(STEPS)
@@ -302,12 +303,13 @@ def test_a_crash_at_any_operation_leaves_whole_objects(tmp_path: Path, name: str
 
 
 def test_an_operation_fails_that_is_to(tmp_path: Path) -> None:
-    store = FaultyStore(STORES["local"](tmp_path), fails_at=1)
+    fate = Fate(fails_at=1)
+    store = FaultyStore(STORES["local"](tmp_path), fate)
     store.put("one", b"1")
     with pytest.raises(RepositoryError, match="cannot put two"):
         store.put("two", b"2")
     store.put("two", b"2")
-    assert store.operations == ["put one", "put two", "put two"]
+    assert fate.operations == ["put one", "put two", "put two"]
 
 
 # ---- features and wrappers
@@ -320,7 +322,7 @@ def test_wrappers_offer_no_way_past_them(tmp_path: Path) -> None:
     for wrapper in (CountingStore(files), ThrottlingStore(files, 1)):
         assert as_files(wrapper) is None
         assert as_renaming(wrapper) is None
-    assert as_files(FaultyStore(files)) is None
+    assert as_files(FaultyStore(files, Fate())) is None
 
 
 def test_operations_and_bytes_are_counted() -> None:
