@@ -36,22 +36,22 @@ extensions = cythonize(
             extra_compile_args=["-O3", "-funroll-loops", "-g0"],
         ),
         Extension(
-            "pgwal.datadir.block_reads",
-            ["pgwal/datadir/block_reads.py"],
-            depends=["pgwal/datadir/block_reads.pxd", "pgwal/datadir/block_reads.h", "pgwal/read_at.h"],
-            include_dirs=["pgwal", "pgwal/datadir"],
+            "pgwal.disk.block_reads",
+            ["pgwal/disk/block_reads.py"],
+            depends=["pgwal/disk/block_reads.pxd", "pgwal/disk/block_reads.h", "pgwal/read_at.h"],
+            include_dirs=["pgwal", "pgwal/disk"],
             extra_compile_args=["-O3", "-g0"],
         ),
         Extension(
-            "pgwal.datadir.small_files",
-            ["pgwal/datadir/small_files.py"],
+            "pgwal.disk.small_files",
+            ["pgwal/disk/small_files.py"],
             depends=[
-                "pgwal/datadir/small_files.pxd",
-                "pgwal/datadir/small_files.h",
-                "pgwal/datadir/block_reads.h",
+                "pgwal/disk/small_files.pxd",
+                "pgwal/disk/small_files.h",
+                "pgwal/disk/block_reads.h",
                 "pgwal/read_at.h",
             ],
-            include_dirs=["pgwal", "pgwal/datadir"],
+            include_dirs=["pgwal", "pgwal/disk"],
             extra_compile_args=["-O3", "-g0"],
         ),
         Extension(
@@ -76,6 +76,6 @@ setup(
     ext_modules=extensions,
     exclude_package_data={
         name: ["*.c", "*.h", "*.pxd"]
-        for name in ("pgwal", "pgwal.datadir", "pgwal.repository", "pgwal.summary", "pgwal.wal")
+        for name in ("pgwal", "pgwal.disk", "pgwal.repository", "pgwal.summary", "pgwal.wal")
     },
 )

@@ -49,12 +49,13 @@ def combine(
 ) -> None:
     """Make a synthetic full backup of a backup and those it builds on, with its manifest, without recovery settings."""
     from pgwal.engine.combine import CombineRequest, combine_backups
+    from pgwal.repository.local_place import LocalPlace
 
     how = rebuild_options(
         copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
     )
     request = CombineRequest(
-        repo,
+        LocalPlace(repo),
         backup,
         output,
         parse_tablespaces(tablespace_mapping),

@@ -46,7 +46,7 @@ def rebuild_options(
     *, copy: bool, clone: bool, copy_file_range: bool, link: bool, jobs: int | None, no_sync: bool
 ) -> RebuildOptions:
     """Return how files are to be written; raises the usage error of two ways at once."""
-    from pgwal.datadir.copy_method import CopyMethod
+    from pgwal.disk.copy_method import CopyMethod
     from pgwal.engine.rebuild import RebuildOptions
 
     if copy + clone + copy_file_range + link > 1:

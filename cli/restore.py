@@ -130,6 +130,7 @@ def restore(
     """
     from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time
     from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup, switches_archiving_off
+    from pgwal.repository.local_place import LocalPlace
 
     how = rebuild_options(
         copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
@@ -145,7 +146,7 @@ def restore(
         exclusive=target_exclusive,
     )
     request = RestoreRequest(
-        repo,
+        LocalPlace(repo),
         backup,
         pgdata,
         # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.

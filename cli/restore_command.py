@@ -56,9 +56,10 @@ def fetch_or_explain(
     try:
         from pgwal.engine.fetch_wal import fetch
         from pgwal.errors import ObjectNotFound, PgwalError
+        from pgwal.repository.local_place import LocalPlace
 
         try:
-            fetch(repository_path, name, destination, prefetch=prefetch, to_gap=to_gap)
+            fetch(LocalPlace(repository_path), name, destination, prefetch=prefetch, to_gap=to_gap)
         except ObjectNotFound:
             print(f"pgwal: {name} is not in the repository", file=sys.stderr)
             return NOT_FOUND

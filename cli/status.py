@@ -63,7 +63,7 @@ def status(
 def _repository_lines(found: RepositoryStatus) -> list[str]:
     identity = found.repository.identity
     lines = [
-        f"repository       {found.repository.store.root}: PostgreSQL {identity.major},"
+        f"repository       {found.repository.place}: PostgreSQL {identity.major},"
         f" system identifier {identity.system_identifier}",
         f"receiver         {'running' if found.receiver_is_running else 'not running'}{_age_text(found.receiver)}",
     ]
@@ -143,7 +143,7 @@ def _document(
 ) -> dict[str, object]:
     identity = found.repository.identity
     return {
-        "repository": str(found.repository.store.root),
+        "repository": str(found.repository.place),
         "system_identifier": str(identity.system_identifier),
         "major": identity.major,
         "receiver": {"running": found.receiver_is_running} | _receiver_document(found.receiver),

@@ -35,10 +35,11 @@ def run_backup(
     With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
     """
     from pgwal.engine.backup import BackupRequest, take_backup
+    from pgwal.repository.local_place import LocalPlace
 
     def act(connect_to: ConnectionParameters, action: Callable[[BackupRequest], _Result]) -> _Result:
         request = BackupRequest(
-            repository_path=wanted.repo,
+            place=LocalPlace(wanted.repo),
             parameters=connect_to,
             data_directory=wanted.pgdata,
             since=since,

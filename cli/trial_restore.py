@@ -21,6 +21,7 @@ from pgwal.engine.restore import ArchiveMode, RestoreRequest, require_empty, res
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major, version_of_server
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
@@ -262,7 +263,7 @@ def _restored_server(
         command = opened.enter_context(relay).restore_command
     locations = {path: str(workplace / f"tablespace_{oid}") for oid, path in trial.entry.tablespaces.items()}
     request = RestoreRequest(
-        trial.repository_path,
+        LocalPlace(trial.repository_path),
         trial.entry.backup_id,
         target,
         command,

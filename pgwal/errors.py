@@ -147,6 +147,14 @@ class ObjectNotFound(RepositoryError):
     """The repository does not hold what was asked for."""
 
 
+class ObjectExists(RepositoryError):
+    """The repository holds something under a name that was to be given to something else."""
+
+
+class ForeignObject(RepositoryError):
+    """Something in the repository is of a kind that pgwal does not store."""
+
+
 class WrongCluster(RepositoryError):
     """The repository belongs to another cluster than the server or data directory at hand."""
 

@@ -19,8 +19,8 @@ _MODULES = (
     _SCANNER,
     "pgwal.summary.chunks",
     "pgwal.page",
-    "pgwal.datadir.block_reads",
-    "pgwal.datadir.small_files",
+    "pgwal.disk.block_reads",
+    "pgwal.disk.small_files",
     # After the scanner, from which it inherits.
     "pgwal.repository.segment_part",
 )

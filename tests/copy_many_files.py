@@ -21,7 +21,7 @@ from pgwal.engine.copy import Copy, CopyRules
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import BLOCK_SIZE, Fork
 from pgwal.repository.catalogue import Catalogue
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.summary.block_map import BlockMap, RelationFork
 
 FULL, INCREMENTAL = "20261122T101530Z_full", "20261122T111530Z_incr"
@@ -92,7 +92,7 @@ def entry(backup_id: str, copy: Copy) -> BackupEntry:
 
 
 def main(directory: Path, count: int, jobs: int) -> None:
-    catalogue = Catalogue(LocalStore(directory))
+    catalogue = Catalogue(LocalPlace(directory))
     changes = BlockMap()
     for number in range(1000):
         changes.mark(RelationFork(1663, 5, FIRST + number, Fork.MAIN), [1])
@@ -115,7 +115,7 @@ def main(directory: Path, count: int, jobs: int) -> None:
             assert copy.totals.incremental_file_count == (0 if is_full else min(count, 1000))
             assert copy.totals.file_count == count
             copy.write_manifest([LsnRange(1, Lsn(1), Lsn(2))])
-            copy.writer.sync()
+            copy.data.sync()
             staged.publish(entry(backup_id, copy))
         print(f"{backup_id}: {time.monotonic() - start_s:.1f} s", file=sys.stderr)
     assert sum(1 for _ in catalogue.files(INCREMENTAL)) == count

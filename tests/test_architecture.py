@@ -1,10 +1,8 @@
-"""The import directions of the design: what each part of pgwal may know of the others.
+"""The import directions of the design, and the wall around repositories.
 
-    cli -> engine -> { backup -> summary -> wal -> values }
-           engine -> { postgres | datadir | repository } -> values
-
-The core does no I/O; the three parts of the shell never import each other.  Imports inside functions count; those
-under ``if TYPE_CHECKING`` do not, for nothing runs by them.
+``ALLOWED`` says what each part of pgwal may know of the others; docs/architecture.md shows what ``diagram`` prints of
+it.  The core does no I/O; those parts of the shell that know what a cluster, a server or a repository is never import
+each other.  Imports inside functions count; those under ``if TYPE_CHECKING`` do not, for nothing runs by them.
 """
 
 from __future__ import annotations
@@ -34,16 +32,17 @@ ALL_VALUES = set(VALUES) - {"scan_choice"}
 CORE = {
     "wal": ALL_VALUES,
     "summary": ALL_VALUES | {"wal"},
-    "replication": ALL_VALUES,
     "backup": ALL_VALUES | {"wal", "summary"},
+    "replication": ALL_VALUES,
 }
+DISK = {"disk": ALL_VALUES | {"backup"}}
 SHELL = {
     "postgres": ALL_VALUES | {"backup"},
-    "datadir": ALL_VALUES | {"backup"},
-    "repository": ALL_VALUES | {"backup", "summary", "wal"},
+    "datadir": ALL_VALUES | {"backup"} | set(DISK),
+    "repository": ALL_VALUES | {"backup", "summary", "wal"} | set(DISK),
 }
-ENGINE = {"engine": ALL_VALUES | set(CORE) | set(SHELL)}
-ALLOWED = {**VALUES, **CORE, **SHELL, **ENGINE}
+ENGINE = {"engine": ALL_VALUES | set(CORE) | set(DISK) | set(SHELL)}
+ALLOWED = {**VALUES, **CORE, **DISK, **SHELL, **ENGINE}
 
 # Opening, connecting, waiting, logging and reading the clock belong below the line.
 FORBIDDEN_IN_CORE = {
@@ -56,6 +55,44 @@ ONLY_UNDER = {
     "rich": {"pgwal_cli"},
     "prometheus_client": {"pgwal_cli"},
 }
+
+LOCAL_ROOM = {
+    "beneath", "data_directories", "local", "local_backup_data", "local_errors", "local_file", "local_leases",
+    "local_place", "local_spool", "ownership",
+}  # fmt: skip
+"""Modules of ``repository`` that know that a repository is a directory."""
+LOCAL_FAST_PATH = {"segment_part"}
+"""Reads of whole segments by the compiled scanner: offered where the store has files."""
+MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
+MAY_ASK_FOR_RENAMES = {"catalogue", "staged_backup", "store"}
+FILES_OF_NO_REPOSITORY = {
+    "fetch_wal": "the file that a server wants",
+    "prefetch_wal": "what waits for a server beside it",
+    "recorded": "WAL in a directory that is no repository",
+    "restore": "the data directory that is made",
+    "restore_places": "the places that a restore may write",
+    "restored_configuration": "the data directory that was made",
+    "stop": "a pipe",
+}
+"""Use cases that touch files, and which; all others know a repository, or a source, and nothing below it."""
+TOUCHES_NO_FILE = {
+    "PRIO_PROCESS", "SEEK_CUR", "SEEK_END", "SEEK_SET", "cpu_count", "fsdecode", "fsencode", "setpriority", "strerror",
+}  # fmt: skip
+FILE_MODULES = {"fcntl", "glob", "mmap", "shutil", "tempfile"}
+FILE_METHODS = {
+    "chmod", "glob", "is_dir", "is_file", "is_symlink", "iterdir", "lstat", "mkdir", "read_bytes", "read_text", "rglob",
+    "rmdir", "samefile", "stat", "symlink_to", "touch", "unlink", "write_bytes", "write_text",
+}  # fmt: skip
+
+
+def diagram() -> str:
+    """Return one line for each part: what it may import, the values under that name."""
+    below = [*reversed(SHELL), *DISK, *reversed(CORE)]
+    lines = [f"pgwal_cli    -> {', '.join([*ENGINE, *below, 'values'])}"]
+    for part, allowed in reversed([*CORE.items(), *DISK.items(), *SHELL.items(), *ENGINE.items()]):
+        names = [name for name in below if name in allowed]
+        lines.append(f"{part:12} -> {', '.join([*names, 'values'])}")
+    return "".join(f"    {line}\n" for line in lines)
 
 
 def sources() -> list[Path]:
@@ -115,6 +152,80 @@ def test_the_core_does_no_io(path: Path) -> None:
 def test_every_part_is_in_the_table() -> None:
     parts = {part_of(path) for path in sources()} - {"pgwal_cli", "__init__"}
     assert parts == set(ALLOWED)
+
+
+def test_the_documentation_shows_the_table() -> None:
+    assert f"\n\n{diagram()}\n" in (ROOT / "docs/architecture.md").read_text(), f"it should show\n{diagram()}"
+
+
+def file_accesses(tree: ast.AST) -> Iterator[str]:
+    """Yield what a module does with files of the operating system."""
+    for module in imported_modules(tree):
+        if module in FILE_MODULES:
+            yield f"import {module}"
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=name) if name not in TOUCHES_NO_FILE:
+                yield f"os.{name}"
+            case ast.Call(func=ast.Name(id="open" | "FileIO" as name)):
+                yield f"{name}()"
+            case ast.Call(func=ast.Attribute(attr=name)) if name in FILE_METHODS:
+                yield f".{name}()"
+
+
+def walled() -> list[Path]:
+    """Return the sources that know a repository by its contracts alone."""
+    own = LOCAL_ROOM | LOCAL_FAST_PATH
+    return [
+        path
+        for path in sources()
+        if (part_of(path) == "repository" and path.stem not in own)
+        or (part_of(path) == "engine" and path.stem not in FILES_OF_NO_REPOSITORY)
+    ]
+
+
+@pytest.mark.parametrize("path", walled(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_repository_is_reached_by_its_contracts(path: Path) -> None:
+    # Tablespaces are compared by their paths, and no file is looked at.
+    accepted = {"os.path"} if path.stem == "cluster_parts" else set()
+    assert set(file_accesses(ast.parse(path.read_text()))) <= accepted
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    for node in runtime_nodes(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sources() if path.stem not in LOCAL_ROOM],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_short_ways_are_asked_for_where_that_is_known(path: Path) -> None:
+    for module, name in imported_names(ast.parse(path.read_text())):
+        room = module.removeprefix("pgwal.repository.")
+        if name == "as_files":
+            assert path.stem in MAY_ASK_FOR_FILES
+        elif name == "as_renaming":
+            assert path.stem in MAY_ASK_FOR_RENAMES
+        elif name == "LocalPlace":
+            # Whoever reads the address of a repository makes a place of it.
+            assert part_of(path) == "pgwal_cli" or path.stem == "address"
+        elif name == "LocalStore":
+            assert path.stem == "recorded"
+        elif room in LOCAL_ROOM:
+            assert path.stem == "backup_data", f"{path.stem} must not import {module}"
+        elif room in LOCAL_FAST_PATH:
+            assert path.stem in ("wal_directory", "recorded")
+
+
+def test_the_tables_name_what_there_is() -> None:
+    modules = {path.stem for path in sources() if part_of(path) == "repository"}
+    assert modules >= LOCAL_ROOM | LOCAL_FAST_PATH | MAY_ASK_FOR_FILES | MAY_ASK_FOR_RENAMES
+    engine = {path.stem: path for path in sources() if part_of(path) == "engine"}
+    for name in FILES_OF_NO_REPOSITORY:
+        assert list(file_accesses(ast.parse(engine[name].read_text()))), f"{name} touches no file any more"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_u
 from pgwal.errors import FormatError, RepositoryError
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import Child
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, SegmentCompressor, compress_segment
 from pgwal.segment import WalGeometry
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_segment_plain(
         raise RepositoryError("cannot write: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(LocalStore, "write_chunks", full)
+        patched.setattr(LocalStore, "put", full)
         assert compress_all(tmp_path, archive).failed_count == 1
     assert names(tmp_path) == {NAME}
     assert "not compressed for now" in caplog.text
@@ -180,15 +180,15 @@ def test_a_full_disk_leaves_the_segment_plain(
 
 def test_a_failed_segment_is_tried_again(tmp_path: Path, archive: WalArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgwal.repository.wal_compressor._RETRY_S", 0.01)
-    write_chunks = LocalStore.write_chunks
+    put = LocalStore.put
     failures = iter([RepositoryError("no space")])
 
-    def full_once(self: LocalStore, *args: object) -> None:
+    def full_once(self: LocalStore, name: str, content: Iterator[bytes], *, replace: bool) -> None:
         for failure in failures:
             raise failure
-        write_chunks(self, *args)  # type: ignore[arg-type]
+        put(self, name, content, replace=replace)
 
-    monkeypatch.setattr(LocalStore, "write_chunks", full_once)
+    monkeypatch.setattr(LocalStore, "put", full_once)
     with SegmentCompressor(LocalStore(tmp_path), archive, Compression()) as compressor:
         deadline = time.monotonic() + 10
         while not compressor.compressed_count:
@@ -201,16 +201,16 @@ def test_a_segment_that_changes_its_name_meanwhile_is_seen(
     archive: WalArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look at the directory finds the plain file's name, and the file is gone when its size is asked for."""
-    scan = LocalStore._scan
+    children = LocalStore.children
     pending: Iterator[str] = iter([NAME])
 
-    def scan_then_compress(self: LocalStore, directory: str) -> list[tuple[str, os.stat_result]]:
-        entries = scan(self, directory)
+    def look_then_compress(self: LocalStore, folder: str) -> Iterator[Child]:
+        found = list(children(self, folder))
         for name in pending:
             compress_segment(self, GEOMETRY, name, Compression())
-        return entries
+        return iter(found)
 
-    monkeypatch.setattr(LocalStore, "_scan", scan_then_compress)
+    monkeypatch.setattr(LocalStore, "children", look_then_compress)
     assert [segment.name for segment in archive.segments()] == [f"{NAME}.zst"]
 
 

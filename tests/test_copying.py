@@ -30,8 +30,8 @@ from pgwal.errors import FileReplaced
 from pgwal.lsn import Lsn
 from pgwal.page import find_bad_pages
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, RelFileLocator, parse_relation_path
-from pgwal.repository.catalogue import StagedBackup
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.staged_backup import StagedBackup
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -228,12 +228,12 @@ def copied(tmp_path: Path, source: ChangingSource, changes: BlockMap | None = No
     """Copy from a source, and return what is stored of its file."""
     prior = [] if changes is None else [BackupFile(source.path, 10 * BLOCK_SIZE, 10 * BLOCK_SIZE, 0o600, 0, "0" * 32)]
     rules = CopyRules(frozenset(), "NONE", None, START_LSN)
-    with StagedBackup(LocalStore(tmp_path), BACKUP) as staged:
+    with StagedBackup(LocalPlace(tmp_path), BACKUP) as staged:
         with Copy([source], changes, staged, ManifestWriter(18, 1), rules, None) as copy:
             copy.copy_all(lambda: prior)
         assert copy.totals.file_count == 1
         path = source.path if changes is None else incremental_name(source.path)
-        return copy, (staged.data_path / path).read_bytes()
+        return copy, (tmp_path / f"backups/{BACKUP}.unfinished/data" / path).read_bytes()
 
 
 def test_a_torn_page_that_wal_has_is_none_to_report(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_the_size_of_a_file_does_not_matter(tmp_path: Path) -> None:
     peaks = []
     for number, size_bytes in enumerate((32 << 20, 256 << 20)):
         rules = CopyRules(frozenset(), "CRC32C", None, START_LSN)
-        with StagedBackup(LocalStore(tmp_path / str(number)), BACKUP) as staged:
+        with StagedBackup(LocalPlace(tmp_path / str(number)), BACKUP) as staged:
             tracemalloc.start()
             with Copy([LargeSource(size_bytes)], None, staged, ManifestWriter(18, 1), rules, None) as copy:
                 copy.copy_all(list)

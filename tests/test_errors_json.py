@@ -45,7 +45,7 @@ def test_misuse() -> None:
 def test_a_lock_that_is_held(tmp_path: Path) -> None:
     path = tmp_path / "repo"
     repository = Repository.open_or_create(path, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
-    with repository.store.lock(BACKUP_LOCK_NAME, "a test"):
+    with repository.place.leases.lock(BACKUP_LOCK_NAME, "a test"):
         error = error_of(run_pgwal("expire", "--json", "--repo", path, "--keep-full", "1"))
     assert (error["kind"], error["exit_code"]) == ("RepositoryLocked", 6)
     assert error["facts"]["path"] == str(path / BACKUP_LOCK_NAME)

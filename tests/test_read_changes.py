@@ -54,7 +54,7 @@ def shortened(limit: int) -> BlockMap:
 def archive(repository: Repository, builder: WalBuilder) -> None:
     """Store what was built, one segment, as received and complete."""
     name = repository.geometry.file_name(builder.timeline_id, builder.start_lsn // MB)
-    repository.store.write(f"{WAL_DIRECTORY}/{name}", builder.wal_to_segment_end())
+    repository.store.put(f"{WAL_DIRECTORY}/{name}", builder.wal_to_segment_end())
 
 
 def insertion(block_no: int) -> RecordSpec:

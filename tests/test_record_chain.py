@@ -48,7 +48,7 @@ def put(builder: WalBuilder, repository: Repository) -> None:
     wal = builder.wal_to_segment_end()
     for at in range(0, len(wal), MB):
         name = GEOMETRY.file_name(builder.timeline_id, (builder.start_lsn + at) // MB)
-        repository.store.write(f"{WAL_DIRECTORY}/{name}", wal[at : at + MB])
+        repository.store.put(f"{WAL_DIRECTORY}/{name}", wal[at : at + MB], replace=True)
 
 
 @contextmanager
@@ -293,7 +293,7 @@ def test_segments_of_two_lives_are_refused(major: int, crossing: bool, tmp_path:
     with repository_at(major) as (repository, path):
         put(second, repository)
         name = f"{WAL_DIRECTORY}/{GEOMETRY.file_name(1, 1)}"
-        repository.store.write(name, first.wal()[:MB])
+        repository.store.put(name, first.wal()[:MB], replace=True)
         window = LsnRange(1, Lsn(MB), Lsn(3 * MB))
         for reading in (
             lambda: read_changes(repository, [window]),
@@ -379,8 +379,8 @@ def test_a_damaged_record_is_no_other_history() -> None:
     with repository_of(17) as repository:
         put(builder, repository)
         name = f"{WAL_DIRECTORY}/{GEOMETRY.file_name(1, 2)}"
-        content = bytearray(repository.store.read(name))
+        content = bytearray(repository.store.get(name))
         content[fourth.lsn - 2 * MB + 8] ^= 1
-        repository.store.write(name, bytes(content))
+        repository.store.put(name, bytes(content), replace=True)
         with pytest.raises(WalGap, match=EndReason.RECORD_PREV_LINK.describe()):
             read_changes(repository, [LsnRange(1, Lsn(MB), Lsn(3 * MB))])

@@ -920,12 +920,12 @@ def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest
     directory = os.open(tmp_path, os.O_RDONLY)
     wal = built_directory(tmp_path)
     damaged = wal / SEGMENT.file_name(1, 2)
-    opened = LocalStore.open
+    opened = LocalStore.open_file
 
     def open_(store: LocalStore, name: str) -> FileIO:
         return Unreadable(store.path(name)) if name == damaged.name else opened(store, name)
 
-    monkeypatch.setattr(LocalStore, "open", open_)
+    monkeypatch.setattr(LocalStore, "open_file", open_)
     try:
         with pytest.raises(FormatError, match=f"{damaged.name} cannot be read: .*{os.strerror(errno.EISDIR)}"):
             summarize_wal(wal, tmp_path / "out", jobs=jobs)

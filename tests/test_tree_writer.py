@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.datadir import new_file
-from pgwal.datadir.writer import TreeWriter
+from pgwal.disk import new_file
+from pgwal.disk.tree_writer import TreeWriter
 from pgwal.errors import TargetError
 from pgwal.relation import BLOCK_SIZE
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from pgwal.datadir.new_file import refused
+from pgwal.disk.new_file import refused
 
 _ROOT = 0
 

@@ -15,8 +15,8 @@ from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, read_until_whole
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
-from pgwal.datadir.block_reads import read_blocks
-from pgwal.datadir.small_files import read_small_files
+from pgwal.disk.block_reads import read_blocks
+from pgwal.disk.small_files import read_small_files
 from pgwal.errors import ServerError
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
-from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.disk.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.cluster_parts import (
     ClusterParts,
@@ -55,10 +55,11 @@ from pgwal.postgres.server import (
     read_clock,
     read_server_facts,
 )
-from pgwal.repository.catalogue import StagedBackup
 from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
-from pgwal.repository.place import require_outside_data_directories
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.staged_backup import StagedBackup
+from pgwal.repository.store import names_in
 from pgwal.summary.block_map import BlockMap
 from pgwal.timeline import TimelineHistory
 
@@ -79,7 +80,7 @@ class BackupRequest:
     which differs from its checksum is none.
     """
 
-    repository_path: Path
+    place: Place
     parameters: ConnectionParameters
     data_directory: Path | None = None
     since: Lsn | str | None = None
@@ -251,11 +252,11 @@ def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     """Open the repository; one that is not there is made for a full backup alone."""
     identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
-    require_outside_data_directories(request.repository_path)
+    request.place.require_suitable()
     if request.since is None:
-        return Repository.open_or_create(request.repository_path, identity)
+        return Repository.open_or_create(request.place, identity)
     try:
-        repository = Repository.open(request.repository_path)
+        repository = Repository.open(request.place)
     except ObjectNotFound as error:
         raise MissingPriorBackup(
             f"{error}, and so no backup to build on",
@@ -328,7 +329,7 @@ class _Backup:
         with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
             for oid in parts.linked_tablespaces:
-                copy.writer.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
+                copy.data.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
             with _timed(self._seconds, "copy"):
                 copy.copy_all(self._prior_files)
                 require_cluster_parts(parts, copy.missing, self._connection, self._sources[0], self._facts.major)
@@ -342,7 +343,7 @@ class _Backup:
                 label = self._write_label(copy, start_lsn, stop)
                 copy.write_manifest([LsnRange(self._facts.timeline_id, start_lsn, stop.stop_lsn)])
             with _timed(self._seconds, "sync"):
-                copy.writer.sync()
+                copy.data.sync()
             with _timed(self._seconds, "wait for WAL"):
                 during = backup_wal.require_whole(label, stop.stop_lsn, control)
             self._account_for_missing(copy, parts, during)
@@ -427,7 +428,7 @@ class _Backup:
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
-        taken = self._repository.store.names(BACKUP_DIRECTORY)
+        taken = names_in(self._repository.store, BACKUP_DIRECTORY)
         started_s = int(self._started_at.timestamp())
         # Two backups may start within a second; ids still sort by time.
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):

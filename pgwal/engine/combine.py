@@ -11,14 +11,16 @@ from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, system_identifier_of_head
-from pgwal.datadir.new_file import GrowingFile
+from pgwal.disk.new_file import GrowingFile
 from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations
 from pgwal.engine.restore_places import require_places
 from pgwal.errors import ObjectNotFound, WrongCluster
 from pgwal.lsn import LsnRange
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import ByteRange
 
 _HEAD_BYTES = 4096
 
@@ -30,7 +32,7 @@ class CombineRequest:
     ``manifest_checksums`` is the algorithm of the manifest's checksums; it is None for no manifest at all.
     """
 
-    repository_path: Path
+    place: Place
     backup: str
     output: Path
     tablespaces: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +48,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     the directory is not empty, ObjectNotFound, ChainError or FormatError when the chain is not whole, WrongCluster when
     a manifest in it is another cluster's.
     """
-    repository = Repository.open(request.repository_path)
+    repository = Repository.open(request.place)
     chain = resolve_chain(repository.catalogue.entries(request.backup), request.backup)
     entry = chain[0]
     locations = tablespace_locations(entry, request.tablespaces)
@@ -77,14 +79,14 @@ def _require_own_manifests(repository: Repository, chain: Iterable[BackupEntry])
     for entry in chain:
         name = f"{BACKUP_DIRECTORY}/{entry.backup_id}/{BACKUP_DATA_DIRECTORY}/{MANIFEST_NAME}"
         try:
-            with repository.store.open(name) as file:
-                identifier = system_identifier_of_head(file.read(_HEAD_BYTES))
+            (head,) = repository.store.get_ranges(name, [ByteRange(0, _HEAD_BYTES)])
         except ObjectNotFound:
             continue
+        identifier = system_identifier_of_head(head)
         if identifier not in (None, entry.system_identifier):
             raise WrongCluster(
-                f"{repository.store.path(name)} is of the cluster with system identifier {identifier}, the backup's is"
-                f" {entry.system_identifier}",
+                f"{repository.store.locate(name)} is of the cluster with system identifier {identifier}, the backup's"
+                f" is {entry.system_identifier}",
                 hint="Somebody has exchanged files of this backup: verify it, and combine another.",
             )
 

@@ -10,7 +10,7 @@ from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_si
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import SourceFile, WantedContent
-from pgwal.checksum import ContentDigest, content_digest
+from pgwal.checksum import content_digest
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 
 
@@ -91,12 +91,10 @@ class CopiedFile(NamedTuple):
     bad_page_count: int
 
     @classmethod
-    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: ContentDigest, mode: int) -> Self:
-        """Return what became of a file that was stored as planned, with the checksums of what is stored."""
+    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: str, mode: int) -> Self:
+        """Return what became of a file that was stored as planned, with checksum and digest of what is stored."""
         file, plan, wanted_bytes = planned.file, planned.plan, planned.wanted_bytes
-        stored = BackupFile(
-            file.path, file.size_bytes, planned.stored_bytes, mode, int(file.mtime_s), digest.hexdigest()
-        )
+        stored = BackupFile(file.path, file.size_bytes, planned.stored_bytes, mode, int(file.mtime_s), digest)
         copied_block_count = wanted_bytes // BLOCK_SIZE
         if isinstance(plan, IncrementalFile):
             stored = stored._replace(

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from pgwal.backup.entry import BackupFile, BackupTotals
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
@@ -19,17 +19,15 @@ from pgwal.backup.page_check import PageCheck, pages
 from pgwal.backup.plan import WholeFile, WholeReason
 from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, Unread, read_wanted
 from pgwal.backup.walk import with_prior_sizes
-from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
-from pgwal.datadir.new_file import FILE_MODE
-from pgwal.datadir.writer import TreeWriter
+from pgwal.disk.new_file import FILE_MODE
 from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
 from pgwal.engine.workers import Pace, Workers
 from pgwal.errors import BrokenInvariant, FileReplaced
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import page_lsn
 from pgwal.relation import parse_relation_path
-from pgwal.repository.catalogue import StagedBackup
+from pgwal.repository.staged_backup import StagedBackup
 from pgwal.summary.block_map import BlockMap
 
 logger = logging.getLogger(__name__)
@@ -64,6 +62,13 @@ class CopyRules:
     """What a restore gives the files; in the backup they are open to their owner alone."""
 
 
+class _ReadFile(NamedTuple):
+    """A file that was read, and is yet to be stored."""
+
+    file: PlannedFile
+    checksum: FileChecksum
+
+
 class Copy:
     """One copy under way, over one source or several of the same data directory; the first one lists."""
 
@@ -78,7 +83,7 @@ class Copy:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """``check`` raises what makes the copy of no use; it is called after each file."""
-        self.writer = TreeWriter(staged.data_path)
+        self.data = staged.data
         self.totals = BackupTotals()
         self.block_count = 0
         self.copied_block_count = 0
@@ -96,7 +101,7 @@ class Copy:
         self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
         self._manifest = manifest
         self._check = check
-        self._manifest_file = self.writer.create(MANIFEST_NAME)
+        self._manifest_file = self.data.create(MANIFEST_NAME)
 
     def __enter__(self) -> Self:
         self._manifest_file.write(self._manifest.header())
@@ -151,7 +156,7 @@ class Copy:
         for item, prior_size_bytes in with_prior_sizes(self._listed(), prior_files, self.missing.add_absent):
             self.missing.see(item)
             if isinstance(item, SourceDirectory):
-                self.writer.make_directory(item.path)
+                self.data.make_directory(item.path)
             else:
                 self.absent_configuration.discard(item.path)
                 yield Item(item, prior_size_bytes)
@@ -193,7 +198,7 @@ class Copy:
         if len(found) != len(wanted):
             raise BrokenInvariant("the source has not read as many files as were wanted")
         read = iter(found)
-        copied: list[CopiedFile | GoneFile] = []
+        copied: list[CopiedFile | GoneFile | _ReadFile] = []
         written: list[tuple[str, bytes]] = []
         for listed in planned:
             file = listed
@@ -216,13 +221,17 @@ class Copy:
             stored = file.header() + content
             if len(stored) != file.stored_bytes:
                 raise BrokenInvariant("a file was not stored with the length that was planned")
-            checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
+            checksum = FileChecksum(self._rules.manifest_checksums)
             checksum.update(stored)
-            digest.update(stored)
-            copied.append(CopiedFile.of(file, checksum, digest, self._rules.file_mode))
+            copied.append(_ReadFile(file, checksum))
             written.append((file.stored_path, stored))
-        self.writer.write_small(written)
-        return copied
+        digests = iter(self.data.write_small(written))
+        return [
+            CopiedFile.of(each.file, each.checksum, next(digests), self._rules.file_mode)
+            if isinstance(each, _ReadFile)
+            else each
+            for each in copied
+        ]
 
     def _copy_file(
         self, source: BlockSource, planned: PlannedFile, content: bytes | None = None
@@ -245,7 +254,7 @@ class Copy:
                 _warn_of_bad_pages(path, bad_blocks)
                 return copied._replace(bad_page_count=len(bad_blocks))
             # What is stored is not what the file holds, and no WAL would make it right.
-            self.writer.remove(planned.stored_path)
+            self.data.remove(planned.stored_path)
             content = None
             attempt += 1
 
@@ -261,7 +270,7 @@ class Copy:
             except FileReplaced:
                 if attempt == _READ_ATTEMPTS:
                     raise
-            self.writer.remove(planned.stored_path)
+            self.data.remove(planned.stored_path)
             attempt += 1
 
     def _page_check(self, planned: PlannedFile) -> PageCheck | None:
@@ -271,14 +280,14 @@ class Copy:
         return PageCheck(relation_file, self._rules.checked_before, planned.block_numbers)
 
     def _written(self, planned: PlannedFile, chunks: Iterable[bytes], check: PageCheck | None) -> CopiedFile:
-        checksum, digest = FileChecksum(self._rules.manifest_checksums), ContentDigest()
+        checksum = FileChecksum(self._rules.manifest_checksums)
         stored = chain((planned.header(),), self._read(chunks, check))
-        written = self.writer.write(planned.stored_path, _passing(stored, checksum, digest))
+        written = self.data.write(planned.stored_path, _passing(stored, checksum))
         if planned.to_end:
-            planned = planned.as_read(written)
-        if written != planned.stored_bytes:
+            planned = planned.as_read(written.size_bytes)
+        if written.size_bytes != planned.stored_bytes:
             raise BrokenInvariant("a file was not stored with the length that was planned")
-        return CopiedFile.of(planned, checksum, digest, self._rules.file_mode)
+        return CopiedFile.of(planned, checksum, written.digest, self._rules.file_mode)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""
@@ -365,9 +374,8 @@ def _warn_of_bad_pages(path: str, bad_blocks: Sequence[int]) -> None:
         logger.warning("checksum verification failed in %d more blocks of file %s", more, path)
 
 
-def _passing(chunks: Iterable[bytes], checksum: FileChecksum, digest: ContentDigest) -> Iterator[bytes]:
-    """Pass chunks on, and take them into both checksums."""
+def _passing(chunks: Iterable[bytes], checksum: FileChecksum) -> Iterator[bytes]:
+    """Pass chunks on, and take them into a checksum."""
     for chunk in chunks:
         checksum.update(chunk)
-        digest.update(chunk)
         yield chunk

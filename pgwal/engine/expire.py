@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from pgwal.backup.entry import BackupEntry
@@ -22,8 +21,9 @@ from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, Repositor
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import StoredObject
+from pgwal.repository.store import StoredObject, objects_in
 from pgwal.repository.wal_directory import split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import parse_summary_file_name
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class ExpireRequest:
     """What to keep, as of ``decide_retention``; with ``dry_run`` nothing is changed."""
 
-    repository_path: Path
+    place: Place
     keep_full: int | None = None
     keep_since: datetime | None = None
     dry_run: bool = False
@@ -79,7 +79,7 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     Raises RepositoryLocked when a backup is being taken, or one that is to go is being read; FormatError when a history
     file is damaged, because what is needed cannot be known then.
     """
-    repository = Repository.open(request.repository_path)
+    repository = Repository.open(request.place)
     if request.dry_run:
         return _plan(repository, request, [] if repository.backup_is_running() else repository.catalogue.unfinished())
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
@@ -159,7 +159,7 @@ def _unneeded_wal(
     geometry = repository.geometry
     found: list[tuple[int, int, StoredObject]] = []
     newest: dict[int, int] = {}
-    for file in repository.store.list(WAL_DIRECTORY):
+    for file in objects_in(repository.store, WAL_DIRECTORY):
         base, _, _ = split_segment_name(file.name)
         if not is_segment_name(base):
             continue
@@ -179,7 +179,7 @@ def _unneeded_wal(
 
 
 def _unneeded_summaries(repository: Repository, retention: WalRetention) -> list[StoredObject]:
-    named = ((parse_summary_file_name(file.name), file) for file in repository.store.list(SUMMARY_DIRECTORY))
+    named = ((parse_summary_file_name(file.name), file) for file in objects_in(repository.store, SUMMARY_DIRECTORY))
     unneeded = [(part, file) for part, file in named if part is not None and not retention.needs(part)]
     return [file for _, file in sorted(unneeded)]
 

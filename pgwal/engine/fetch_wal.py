@@ -14,15 +14,14 @@ from pathlib import Path
 from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
-from pgwal.repository.local import LocalStore
-from pgwal.repository.ownership import require_only_owner_writes
+from pgwal.repository.place import Place
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.segment_check import SegmentCheck, begins_with_nothing
 
 
-def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
+def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
     """Copy a segment or history file to ``destination``, after a look at what it is.
 
     A segment that is not complete is given as far as it was received: everything received can be recovered.
@@ -33,9 +32,9 @@ def fetch(repository_path: Path, name: str, destination: Path, *, prefetch: bool
     if is_history_name(name):
         if prefetch:
             Spool(destination).clear_leftovers()
-        content: Iterable[bytes] = [_Segments(repository_path).history(name)]
+        content: Iterable[bytes] = [_Segments(place).history(name)]
     elif is_segment_name(name):
-        segments = _Segments(repository_path)
+        segments = _Segments(place)
         if prefetch:
             Spool(destination).fill_behind(name, segments.geometry, segments.whole)
         content = segments.whole_or_partial(name, to_gap=to_gap)
@@ -64,16 +63,15 @@ def _place(content: Iterable[bytes], destination: Path) -> None:
 class _Segments:
     """The WAL of a repository, checked when it is read."""
 
-    def __init__(self, repository_path: Path) -> None:
-        store = LocalStore(repository_path)
+    def __init__(self, place: Place) -> None:
         try:
-            self._identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
+            self._identity = RepositoryIdentity.decode(place.store.get(IDENTITY_NAME))
         except ObjectNotFound as error:
             # Not the same as a segment that is not there, which ends recovery.
-            raise PgwalError(f"there is no repository in {repository_path}", hint="Check restore_command.") from error
-        require_only_owner_writes(store)
+            raise PgwalError(f"there is no repository in {place}", hint="Check restore_command.") from error
+        place.require_trusted()
         self.geometry = self._identity.geometry
-        self._archive = WalArchive(store, self.geometry)
+        self._archive = WalArchive(place.store, self.geometry)
 
     def history(self, name: str) -> bytes:
         content = self._archive.read_file(name)

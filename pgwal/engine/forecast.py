@@ -112,7 +112,7 @@ def _received_changes(
     if request.since is None:
         return None, None, None, []
     try:
-        repository = Repository.open(request.repository_path)
+        repository = Repository.open(request.place)
     except ObjectNotFound as error:
         raise MissingPriorBackup(f"{error}, and so no backup to build on", hint="Take a full backup first.") from error
     repository.require(RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major))

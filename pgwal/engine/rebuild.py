@@ -7,7 +7,6 @@ import os
 import resource
 import stat
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,23 +24,24 @@ from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.reconstruct import Reconstruction, Run, reconstruct_file
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
-from pgwal.datadir.block_reads import read_parts
-from pgwal.datadir.copy_method import CopyMethod
-from pgwal.datadir.new_file import PlacedFile
 from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_owner
-from pgwal.datadir.writer import TreeWriter
+from pgwal.disk.copy_method import CopyMethod
+from pgwal.disk.new_file import PlacedFile
+from pgwal.disk.tree_writer import TreeWriter
+from pgwal.engine.chain_pieces import grouped_pieces, read_pieces
 from pgwal.engine.chain_source import (
     ANOTHER_BACKUP,
     ChainSource,
     OlderPages,
     OpenFiles,
-    StoredTree,
     damaged,
-    unreadable,
+    of_chain,
+    opened,
     wrong_size,
 )
-from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TruncatedInput
+from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TargetError
 from pgwal.relation import parse_relation_path
+from pgwal.repository.backup_data import BackupData, StoredContent, start_of
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Rebuild:
         self._options = options
         self._jobs = options.jobs or default_jobs()
         self._catalogue = repository.catalogue
-        self._stored = [StoredTree(repository.catalogue.data_path(e.backup_id), e.backup_id) for e in chain]
+        self._stored = [repository.catalogue.data(entry.backup_id) for entry in chain]
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
         self._on_progress = on_progress
         self._checksum_algorithm = checksum_algorithm
@@ -148,9 +148,10 @@ class Rebuild:
         self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
         for oid, location in tablespaces.items():
             self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
-        for path in self._stored[0].directories():
-            self._require_in_place(path)
-            self.writer.make_directory(path)
+        with of_chain():
+            for path in self._stored[0].directories():
+                self._require_in_place(path)
+                self.writer.make_directory(path)
 
     def files(self) -> Iterator[BackupFile]:
         """Yield the files of the newest backup but pg_control; they are proven right only at the end."""
@@ -216,11 +217,9 @@ class Rebuild:
         """Return a small file that is stored whole, checked against its digest."""
         if file.is_incremental or file.size_bytes > _MAX_STORED_CONTENT:
             raise FormatError(f"{file.path} of backup {self._entry.backup_id} cannot be a file of its name")
-        with self._stored[0].opened(file.stored_path) as source:
+        with of_chain():
             # One byte more tells that there is more; it may be without end.
-            content = b""
-            while data := os.read(source, file.size_bytes + 1 - len(content)):
-                content += data
+            content = start_of(self._stored[0], file.stored_path, file.size_bytes + 1)
         digest = ContentDigest()
         digest.update(content)
         self._check(self._stored[0], file.path, len(content), file.size_bytes, digest, file.digest)
@@ -276,48 +275,61 @@ class Rebuild:
         return None if self._checksum_algorithm is None else FileChecksum(self._checksum_algorithm)
 
     def _write_whole(
-        self, file: BackupFile, tree: StoredTree, stored: StoredFile, checksum: FileChecksum | None
+        self, file: BackupFile, data: BackupData, stored: StoredFile, checksum: FileChecksum | None
     ) -> None:
         """Write a file that comes whole from one backup."""
         if stored.stored_size_bytes != file.size_bytes:
-            raise wrong_size(tree, file.path, stored.stored_size_bytes, file.size_bytes)
-        method = self._options.method
-        with tree.opened(file.path) as source:
-            size = os.fstat(source).st_size
+            raise wrong_size(data, file.path, stored.stored_size_bytes, file.size_bytes)
+        with opened(data, file.path) as source:
+            size = source.size_bytes
             if size != file.size_bytes:
-                raise wrong_size(tree, file.path, size, file.size_bytes)
-            # Files that are not of relations are small and may be edited: each gets its own.
-            if method is CopyMethod.LINK and parse_relation_path(file.path) is not None:
-                self.writer.link(file.path, tree.path(file.path))
-                self.linked_backups.add(tree.backup_id)
-            else:
+                raise wrong_size(data, file.path, size, file.size_bytes)
+            if not self._is_shared(file, data, source):
                 with self.writer.place(file.path, size) as target:
-                    if method is CopyMethod.CLONE:
-                        target.clone(source, tree.path(file.path))
-                    elif method is CopyMethod.COPY_FILE_RANGE:
-                        target.copy_range(source, tree.path(file.path), 0, size, 0)
-                    else:
-                        self._copy_checked(tree, file, stored.digest, source, target, checksum)
-                        return
-            if checksum is not None:
+                    self._copy_checked(data, file, stored.digest, source, target, checksum)
+            elif checksum is not None:
                 # A manifest promises what the bytes are.
-                self._copy_checked(tree, file, stored.digest, source, None, checksum)
+                self._copy_checked(data, file, stored.digest, source, None, checksum)
             else:
                 self._count(written=size)
 
+    def _is_shared(self, file: BackupFile, data: BackupData, source: StoredContent) -> bool:
+        """Link, clone or have copied a whole file, as the options say; False when its bytes are to be read instead."""
+        method = self._options.method
+        if method is CopyMethod.COPY:
+            return False
+        path, descriptor = data.path(file.path), source.descriptor
+        if path is None or descriptor is None:
+            raise TargetError(
+                f"{data.locate(file.path)} is no file of this machine: it can be copied alone", hint="Use --copy."
+            )
+        # Files that are not of relations are small and may be edited: each gets its own.
+        if method is CopyMethod.LINK and parse_relation_path(file.path) is None:
+            return False
+        if method is CopyMethod.LINK:
+            self.writer.link(file.path, path)
+            self.linked_backups.add(data.backup_id)
+            return True
+        with self.writer.place(file.path, source.size_bytes) as target:
+            if method is CopyMethod.CLONE:
+                target.clone(descriptor, path)
+            else:
+                target.copy_range(descriptor, path, 0, source.size_bytes, 0)
+        return True
+
     def _copy_checked(
         self,
-        tree: StoredTree,
+        data: BackupData,
         file: BackupFile,
         expected_digest: str,
-        source: int,
+        source: StoredContent,
         target: PlacedFile | None,
         checksum: FileChecksum | None,
     ) -> None:
         digest = ContentDigest()
         buffer = self.writer.buffer()
         offset = 0
-        while size := os.preadv(source, [buffer], offset):
+        while size := source.read_into(offset, buffer):
             part = buffer[:size]
             digest.update(part)
             if checksum is not None:
@@ -326,11 +338,11 @@ class Rebuild:
                 target.write(part, offset)
             offset += size
             self._count(read=size, written=size)
-        self._check(tree, file.path, offset, file.size_bytes, digest, expected_digest)
+        self._check(data, file.path, offset, file.size_bytes, digest, expected_digest)
 
     def _write_incremental(self, file: BackupFile, checksum: FileChecksum | None) -> None:
-        with OpenFiles(_descriptors_per_job(self._jobs)) as opened:
-            sources = self._open_sources(file, opened)
+        with OpenFiles(_descriptors_per_job(self._jobs)) as files:
+            sources = self._open_sources(file, files)
             headers = [source.header for source in sources]
             plan = reconstruct_file(headers)
             if plan.size_bytes != file.size_bytes:
@@ -338,27 +350,28 @@ class Rebuild:
             whole = sources[-1]
             if plan.runs == (Run(0, file.size_bytes, len(sources) - 1, 0),) and _size_of(whole) == file.size_bytes:
                 self._check_header(sources[0])
-                self._write_whole(file, whole.tree, whole.stored, checksum)
+                self._write_whole(file, whole.data, whole.stored, checksum)
                 return
             with self.writer.place(file.path, file.size_bytes) as target:
-                if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None:
+                has_files = all(source.content.descriptor is not None for source in sources)
+                if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None and has_files:
                     self._check_header(sources[0])
                     self._copy_runs(plan, sources, target)
                 else:
                     self._write_runs(file, plan, sources, target, checksum)
 
-    def _open_sources(self, file: BackupFile, opened: OpenFiles) -> list[ChainSource]:
+    def _open_sources(self, file: BackupFile, files: OpenFiles) -> list[ChainSource]:
         """Open what each backup stores of a file, newest first, down to the whole copy, with headers that are right."""
         found: list[ChainSource] = []
         stored: StoredFile | None = StoredFile.of(file)
-        for number, tree in enumerate(self._stored):
+        for number, data in enumerate(self._stored):
             if number:
                 stored = self._tables[number - 1].find(file.path)
             if stored is None:
                 raise MissingPriorBackup(
-                    f"backup {tree.backup_id} holds no {file.path}, which a later one builds on", hint=ANOTHER_BACKUP
+                    f"backup {data.backup_id} holds no {file.path}, which a later one builds on", hint=ANOTHER_BACKUP
                 )
-            source = ChainSource.opened(tree, file.path, stored, opened)
+            source = ChainSource.opened(data, file.path, stored, files)
             found.append(source)
             if not stored.is_incremental:
                 break
@@ -385,8 +398,9 @@ class Rebuild:
         digest.update(newest.header.encode())
         older = OlderPages(file.path, sources) if self._entry.data_checksums else None
         buffer = self.writer.buffer()
-        for offset, pieces in _pieces(plan.runs, len(buffer)):
-            written = self._read(pieces, sources, buffer)
+        for offset, pieces in grouped_pieces(plan.runs, len(buffer)):
+            written = read_pieces(pieces, sources, buffer)
+            self._count(read=sum(piece.length for piece in pieces if piece.source is not None))
             at = 0
             for piece in pieces:
                 if piece.source == 0:
@@ -399,7 +413,7 @@ class Rebuild:
             target.write(written, offset)
             self._count(written=len(written))
         if digest.hexdigest() != file.digest:
-            raise damaged(newest.tree, newest.path)
+            raise damaged(newest.data, newest.path)
         if older is not None:
             older.warn()
 
@@ -407,42 +421,19 @@ class Rebuild:
         for run in plan.runs:
             if run.source is not None:
                 source = sources[run.source]
-                target.copy_range(source.descriptor, source.tree.root, run.source_offset, run.length, run.offset)
+                path, descriptor = source.data.path(source.path), source.content.descriptor
+                assert path is not None
+                assert descriptor is not None
+                target.copy_range(descriptor, path, run.source_offset, run.length, run.offset)
             self._count(written=run.length)
 
-    def _read(self, pieces: list[Run], sources: list[ChainSource], buffer: memoryview) -> memoryview:
-        """Fill the start of the buffer with pieces that follow each other, and return it."""
-        size = done = 0
-        for some in _of_few_sources(pieces, sources[0].files.limit):
-            descriptors = array("i", [-1 if p.source is None else sources[p.source].descriptor for p in some])
-            lengths = array("I", [piece.length for piece in some])
-            offsets = array("Q", [piece.source_offset for piece in some])
-            try:
-                done += read_parts(buffer[size:], descriptors, offsets, lengths)
-            except OSError as error:
-                first = next(p.source for p in some if p.source is not None)
-                raise unreadable(sources[first].tree.path(sources[first].path), error, "read") from error
-            size += sum(lengths)
-            if done < size:
-                break
-        if done < size:
-            cut = next(p for p in pieces if p.offset + p.length - pieces[0].offset > done)
-            assert cut.source is not None
-            raise TruncatedInput(
-                f"a file of backup {sources[cut.source].tree.backup_id} ends"
-                f" before byte {cut.source_offset + cut.length}",
-                hint=ANOTHER_BACKUP,
-            )
-        self._count(read=sum(piece.length for piece in pieces if piece.source is not None))
-        return buffer[:size]
-
     def _check(
-        self, tree: StoredTree, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
+        self, data: BackupData, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
     ) -> None:
         if size != expected_size:
-            raise wrong_size(tree, path, size, expected_size)
+            raise wrong_size(data, path, size, expected_size)
         if digest.hexdigest() != expected:
-            raise damaged(tree, path)
+            raise damaged(data, path)
 
     def _count(self, *, read: int = 0, written: int = 0) -> None:
         if self._stopping:
@@ -467,36 +458,5 @@ def _descriptors_per_job(jobs: int) -> int:
     return max(2, min(_MOST_OPEN_FILES, (most - _OTHER_OPEN_FILES) // jobs))
 
 
-def _of_few_sources(pieces: list[Run], limit: int) -> Iterator[list[Run]]:
-    """Split consecutive pieces so that each part has at most ``limit`` sources."""
-    part: list[Run] = []
-    found: set[int | None] = set()
-    for piece in pieces:
-        if len(found | {piece.source}) > limit:
-            yield part
-            part, found = [], set()
-        part.append(piece)
-        found.add(piece.source)
-    if part:
-        yield part
-
-
 def _size_of(source: ChainSource) -> int:
     return source.stored.stored_size_bytes
-
-
-def _pieces(runs: Iterable[Run], limit: int) -> Iterator[tuple[int, list[Run]]]:
-    """Group runs that follow each other, or parts of them, into at most ``limit`` bytes, with where each group goes."""
-    group: list[Run] = []
-    start = filled = 0
-    for run in runs:
-        done = 0
-        while done < run.length:
-            size = min(run.length - done, limit - filled)
-            group.append(Run(run.offset + done, size, run.source, run.source_offset + done))
-            filled, done = filled + size, done + size
-            if filled == limit:
-                yield start, group
-                start, filled, group = start + filled, 0, []
-    if group:
-        yield start, group

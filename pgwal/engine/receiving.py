@@ -167,7 +167,7 @@ def receiving(
         from_restart_point=from_restart_point,
         for_backup=True,
     )
-    receiver = Receiver(repository.store.root, parameters, options, stop)
+    receiver = Receiver(repository.place, parameters, options, stop)
     thread = _ReceiverThread(receiver, on_failure)
     logger.info("no receiver is running: receiving WAL for as long as the backup takes")
     thread.start()

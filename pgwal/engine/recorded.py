@@ -18,9 +18,10 @@ from pgwal.aligned_buffer import aligned_buffer
 from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
 from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.repository.local import LocalStore, translated_errors
+from pgwal.repository.local import LocalStore
+from pgwal.repository.local_errors import translated_errors
+from pgwal.repository.local_file import read_bounded
 from pgwal.repository.recorded_directory import open_wal_directory, unusable_segments
-from pgwal.repository.store import read_bounded
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
@@ -99,7 +100,7 @@ def summarize_wal(
     for wal_range in ranges:
         for summary in _summaries(directory, wal_format, wal_range, jobs):
             name = summary_file_name(summary.range)
-            output.write(name, encode_summary(summary.block_map, summary.link, name))
+            output.put(name, encode_summary(summary.block_map, summary.link, name), replace=True)
             written.append(WrittenSummary(summary.range, name, summary.block_map.block_count()))
             if on_progress is not None:
                 on_progress(done + summary.range.end - wal_range.start, total)

@@ -26,6 +26,7 @@ from pgwal.engine.restored_configuration import archiving, settings_leading_out
 from pgwal.engine.wal_tablespaces import require_own_tablespaces
 from pgwal.errors import ObjectNotFound, TargetError
 from pgwal.lsn import Lsn
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class RestoreRequest:
     see pgwal.engine.restore_places.
     """
 
-    repository_path: Path
+    place: Place
     backup: str | None
     target: Path
     restore_command: str
@@ -84,7 +85,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     directory is not empty, RecoveryTargetError when the target cannot be reached, ObjectNotFound, ChainError or
     FormatError when the chain is not whole, WalGap when WAL is missing that recovery needs.
     """
-    repository = Repository.open(request.repository_path)
+    repository = Repository.open(request.place)
     entries = repository.catalogue.entries(request.backup)
     backup_id = _wanted_id(entries, request)
     chosen = choose_backup(

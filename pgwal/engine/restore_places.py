@@ -32,7 +32,8 @@ def require_places(
     says, outside of the target, only if that is ``in_place``, or an empty directory that the caller owns.
     """
     for place in (target, *locations.values()):
-        _require_outside(place, repository.store.root)
+        if repository.place.directory is not None:
+            _require_outside(place, repository.place.directory)
     own_names = {directory.partition("/")[0] for directory in required_directories(entry.major)}
     for oid, location in locations.items():
         below = _below(location, target)

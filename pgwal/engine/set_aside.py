@@ -16,6 +16,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import move, objects_in
 from pgwal.repository.wal_directory import PARTIAL_SUFFIX, split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import summary_file_name
@@ -39,7 +40,7 @@ def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
             if _segment_of(name) == repository.geometry.file_name(timeline_id, repository.geometry.segment_no(lsn)):
                 _divide(repository, name, f"{place}/{name}", lsn)
             else:
-                repository.store.move(name, f"{place}/{name}")
+                move(repository.store, name, f"{place}/{name}")
     return names
 
 
@@ -56,15 +57,14 @@ def _divide(repository: Repository, name: str, new_name: str, lsn: Lsn) -> None:
     common = repository.wal.read_segment(segment)[: lsn % repository.geometry.segment_size]
     partial = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
     if not common:
-        store.move(name, new_name)
+        move(store, name, new_name)
     elif name == partial:
-        store.create_directory(new_name.rpartition("/")[0])
-        store.write(new_name, store.read(name, most_bytes=repository.geometry.segment_size))
-        store.write(partial, common)
+        store.put(new_name, store.get(name, most_bytes=repository.geometry.segment_size))
+        store.put(partial, common, replace=True)
     else:
         # Beside the whole one it does not count.
-        store.write(partial, common)
-        store.move(name, new_name)
+        store.put(partial, common, replace=True)
+        move(store, name, new_name)
 
 
 def _place(repository: Repository, timeline_id: int, lsn: Lsn) -> str:
@@ -88,7 +88,7 @@ def _names(repository: Repository, lost: dict[int, Lsn]) -> Iterator[str]:
         if part.timeline_id in lost and part.end > lost[part.timeline_id]:
             yield f"{SUMMARY_DIRECTORY}/{summary_file_name(part)}"
     geometry = repository.geometry
-    for name, _ in reversed(repository.store.list(WAL_DIRECTORY)):
+    for name, _ in reversed(objects_in(repository.store, WAL_DIRECTORY)):
         base, _, _ = split_segment_name(name)
         if is_segment_name(base):
             of_timeline, number = geometry.parse_file_name(base)

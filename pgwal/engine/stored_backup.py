@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
-from io import FileIO
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import zip_longest
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -32,12 +29,18 @@ from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
-from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import ChainError, ForeignObject, FormatError, ObjectNotFound, PgwalError, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
-from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME
+from pgwal.repository.backup_data import StoredContent, chunks_of, start_of
+from pgwal.repository.layout import (
+    BACKUP_DATA_DIRECTORY,
+    BACKUP_DIRECTORIES_NAME,
+    BACKUP_DIRECTORY,
+    BACKUP_ENTRY_NAME,
+)
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import MOST_BYTES_READ, read_bounded
+from pgwal.repository.store import MOST_BYTES_READ, ByteRange, names_in, too_large
 
 _READ_SIZE = 1 << 20
 """A multiple of the block size, so that blocks are read whole."""
@@ -68,8 +71,9 @@ class StoredBackup:
         self.label: BackupLabel | None = None
         self._repository = repository
         self._backup_id = backup_id
-        self._root = repository.store.path(f"{BACKUP_DIRECTORY}/{backup_id}")
-        self._data_path = repository.catalogue.data_path(backup_id)
+        self._folder = f"{BACKUP_DIRECTORY}/{backup_id}"
+        self._entry_name = f"{self._folder}/{BACKUP_ENTRY_NAME}"
+        self._data = repository.catalogue.data(backup_id)
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
         self._entry_is_whole = self._manifest_is_whole = False
@@ -128,19 +132,17 @@ class StoredBackup:
 
     def _entry_files(self) -> Iterator[BackupFile]:
         """Yield the files of the entry; what is wrong with it ends them."""
-        with self._noting(self._root / BACKUP_ENTRY_NAME):
+        with self._noting(self._entry_name):
             self._repository.catalogue.entry(self._backup_id)
             yield from self._repository.catalogue.files(self._backup_id)
             self._entry_is_whole = True
 
     def _manifest_files(self) -> Iterator[ManifestFile]:
         """Yield the files of the manifest; what is wrong with it ends them."""
-        path = self._data_path / MANIFEST_NAME
-        with self._noting(path):
+        with self._noting_data(MANIFEST_NAME):
             reader = ManifestReader()
-            with self._opened(path) as file:
-                while data := file.read(_READ_SIZE):
-                    yield from reader.feed(data)
+            for data in chunks_of(self._data, MANIFEST_NAME):
+                yield from reader.feed(data)
             end = reader.finish()
             identity = self._repository.identity
             if end.version != manifest_version(identity.major):
@@ -162,12 +164,11 @@ class StoredBackup:
             self._note(path, f"{MANIFEST_NAME} says {listed.size} bytes, {BACKUP_ENTRY_NAME} {size_bytes}")
         digest = ContentDigest()
         checksum = FileChecksum(listed.checksum_algorithm if listed is not None else "NONE")
-        with self._noting(self._data_path / path):
-            with self._opened(self._data_path / path) as stored:
-                status = os.fstat(stored.fileno())
-                if status.st_size != size_bytes:
-                    raise FormatError(f"it has {status.st_size} bytes, {size_bytes} were stored")
-                pages = _read_stored(stored, file, checked_before, (digest, checksum))
+        with self._noting_data(path):
+            with closing(self._data.open(path)) as stored:
+                if stored.size_bytes != size_bytes:
+                    raise FormatError(f"it has {stored.size_bytes} bytes, {size_bytes} were stored")
+                pages = _read_stored(_Front(stored), file, checked_before, (digest, checksum))
             if file is not None and digest.hexdigest() != file.digest:
                 raise FormatError("it is not what was stored: its digest does not match")
             if listed is not None and checksum.hexdigest() != listed.checksum_hex:
@@ -176,54 +177,35 @@ class StoredBackup:
                 # The file is as it was stored: this is what the server had.
                 raise FormatError(_bad_pages_text(pages.bad_blocks))
 
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[FileIO]:
-        """Open a file of the backup; never waits for the other end of a fifo."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with FileIO(descriptor) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError("it is no regular file")
-            yield file
-
-    def _content(self, path: Path) -> bytes:
-        """Return a small file."""
-        with self._opened(path) as file:
-            return read_bounded(file, "it", MOST_BYTES_READ)
-
     # -- what lies around them ---------------------------------------------------------------------------------
 
     def _check_last_line(self, name: str) -> None:
-        path = self._data_path / name if name == MANIFEST_NAME else self._root / name
         if not (self._manifest_is_whole if name == MANIFEST_NAME else self._entry_is_whole):
             return
-        with self._noting(path), self._opened(path) as file:
-            file.seek(max(0, path.stat().st_size - _LAST_LINE_SIZE))
-            if _LAST_LINES[name].fullmatch(file.read(_LAST_LINE_SIZE).splitlines(keepends=True)[-1]) is None:
+        name_in_store = f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{name}" if name == MANIFEST_NAME else self._entry_name
+        with self._noting(name_in_store):
+            (end,) = self._repository.store.get_ranges(name_in_store, [ByteRange(-_LAST_LINE_SIZE)])
+            if _LAST_LINES[name].fullmatch(end.splitlines(keepends=True)[-1]) is None:
                 raise FormatError("its last line is not spelled as it was written")
 
     def _find_extra_files(self) -> None:
-        """Note what lies in the directory of the backup without being in a list."""
+        """Note what lies in the folder of the backup without being in a list."""
         listed = array("Q", sorted(self._listed))
-        with self._noting(self._root):
-            for child in sorted(self._root.iterdir()):
-                if child.name not in (BACKUP_DATA_DIRECTORY, BACKUP_ENTRY_NAME):
-                    self._note_at(child, "it does not belong to the backup")
-        for parent, directories, names in os.walk(self._data_path, onerror=self._note_unreadable):
-            directories.sort()
-            links = [name for name in directories if (Path(parent) / name).is_symlink()]
-            for name in sorted((*names, *links)):
-                path = os.path.relpath(os.path.join(parent, name), self._data_path)  # noqa: PTH118 (a million of them)
-                digest = xxh3_64_intdigest(os.fsencode(path))
-                at = bisect_left(listed, digest)
-                if path != MANIFEST_NAME and (at == len(listed) or listed[at] != digest):
-                    self._note(path, "it is in no list of the backup")
+        with self._noting(self._folder):
+            for name in names_in(self._repository.store, self._folder):
+                if name not in (BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
+                    self._note_at(f"{self._folder}/{name}", "it does not belong to the backup")
+        for path in self._data.paths(lambda path, error: self._note(path, _reason(error))):
+            digest = xxh3_64_intdigest(os.fsencode(path))
+            at = bisect_left(listed, digest)
+            if path != MANIFEST_NAME and (at == len(listed) or listed[at] != digest):
+                self._note(path, "it is in no list of the backup")
 
     def _check_directories(self, entry: BackupEntry) -> None:
         tablespaces = tuple(f"pg_tblspc/{oid}" for oid in sorted(entry.tablespaces))
         for directory in (*required_directories(entry.major), *tablespaces):
-            path = self._data_path / directory
-            with self._noting(path):
-                if path.is_symlink() or not path.is_dir():
+            with self._noting_data(directory):
+                if not self._data.has_directory(directory):
                     self._note(directory, "the directory is missing")
 
     def _check_facts(self, entry: BackupEntry, prior: BackupEntry | None) -> None:
@@ -231,24 +213,22 @@ class StoredBackup:
         identity = self._repository.identity
         of_repository = (identity.system_identifier, identity.major, identity.segment_size)
         if (entry.system_identifier, entry.major, entry.wal_segment_size) != of_repository:
-            self._note_at(self._root / BACKUP_ENTRY_NAME, "it is not of the cluster that the repository belongs to")
+            self._note_at(self._entry_name, "it is not of the cluster that the repository belongs to")
         if prior is not None:
             try:
                 check_link(entry, prior)
             except ChainError as error:
-                self._note_at(self._root / BACKUP_ENTRY_NAME, str(error))
-        control_path = self._data_path / CONTROL_FILE_PATH
-        with self._noting(control_path):
-            control = ControlFile.decode(self._content(control_path))
+                self._note_at(self._entry_name, str(error))
+        with self._noting_data(CONTROL_FILE_PATH):
+            control = ControlFile.decode(self._content(CONTROL_FILE_PATH))
             of_control = (control.system_identifier, control.major, control.segment_size)
             if of_control != (entry.system_identifier, entry.major, entry.wal_segment_size):
                 raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
             if bool(control.data_checksum_version) != entry.data_checksums:
                 raise FormatError(f"it and {BACKUP_ENTRY_NAME} differ on whether data checksums are on")
             self.control = control
-        label_path = self._data_path / BACKUP_LABEL_NAME
-        with self._noting(label_path):
-            label = BackupLabel.decode(self._content(label_path))
+        with self._noting_data(BACKUP_LABEL_NAME):
+            label = BackupLabel.decode(self._content(BACKUP_LABEL_NAME))
             if (label.start_lsn, label.start_timeline_id) != (entry.start_lsn, entry.start_timeline_id):
                 raise FormatError(
                     f"it says that the backup started at {label.start_lsn} on timeline {label.start_timeline_id}"
@@ -257,10 +237,15 @@ class StoredBackup:
             if (prior is not None or entry.prior_id is None) and label.incremental_from != built_on:
                 raise FormatError("it names another prior backup")
             self.label = label
-        version_path = self._data_path / "PG_VERSION"
-        with self._noting(version_path):
-            if self._content(version_path) != f"{entry.major}\n".encode():
+        with self._noting_data("PG_VERSION"):
+            if self._content("PG_VERSION") != f"{entry.major}\n".encode():
                 raise FormatError(f"it is not that of PostgreSQL {entry.major}")
+
+    def _content(self, path: str) -> bytes:
+        content = start_of(self._data, path, MOST_BYTES_READ + 1)
+        if len(content) > MOST_BYTES_READ:
+            raise too_large("it", MOST_BYTES_READ)
+        return content
 
     def _check_prior_files(self, prior: BackupEntry) -> None:
         """Check that the prior backup holds each file that blocks are missing of, as long as is relied on."""
@@ -283,30 +268,50 @@ class StoredBackup:
     # -- noting ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _noting(self, path: Path) -> Iterator[None]:
-        """Note an error of the formats or of the file system instead of raising it."""
+    def _noting(self, name: str) -> Iterator[None]:
+        """Note an error of the formats or of the storage instead of raising it."""
         try:
             yield
-        except (FileNotFoundError, ObjectNotFound):
-            self._note_at(path, "it is missing")
         except PgwalError as error:
-            self._note_at(path, str(error))
-        except OSError as error:
-            self._note_at(path, f"it cannot be read: {os.strerror(error.errno or 0)}")
+            self._note_at(name, _reason(error))
 
-    def _note_unreadable(self, error: OSError) -> None:
-        self._note_at(Path(os.fsdecode(error.filename)), f"it cannot be read: {os.strerror(error.errno or 0)}")
+    def _noting_data(self, path: str) -> AbstractContextManager[None]:
+        return self._noting(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}")
 
-    def _note(self, data_path: str, message: str) -> None:
-        self._note_at(self._data_path / data_path, message)
+    def _note(self, path: str, message: str) -> None:
+        self._note_at(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}".removesuffix("/."), message)
 
-    def _note_at(self, path: Path, message: str) -> None:
-        name = str(path.relative_to(self._repository.store.root))
+    def _note_at(self, name: str, message: str) -> None:
         self.problems.append(Problem(self._backup_id, name, message))
 
 
+def _reason(error: PgwalError) -> str:
+    """Say what is wrong with something whose name stands before it."""
+    if isinstance(error, ObjectNotFound):
+        return "it is missing"
+    if isinstance(error, ForeignObject):
+        return "it is a link, or no regular file"
+    if isinstance(error, RepositoryError) and isinstance(error.__cause__, OSError):
+        return f"it cannot be read: {os.strerror(error.__cause__.errno or 0)}"
+    return str(error)
+
+
+class _Front:
+    """Reads a stored file from front to back."""
+
+    def __init__(self, content: StoredContent) -> None:
+        self._content = content
+        self._offset = 0
+
+    def read(self, size: int) -> bytes:
+        """Return ``size`` bytes, fewer at the end alone."""
+        data = self._content.read_at(self._offset, size)
+        self._offset += len(data)
+        return data
+
+
 def _read_stored(
-    stored: BinaryIO, file: BackupFile | None, checked_before: Lsn | None, sums: Iterable[ContentDigest | FileChecksum]
+    stored: _Front, file: BackupFile | None, checked_before: Lsn | None, sums: Iterable[ContentDigest | FileChecksum]
 ) -> PageCheck | None:
     """Read a stored file through the sums, and return what was seen of its pages, None when they are not checked."""
     relation_file = parse_relation_path(file.path) if file is not None else None

@@ -16,6 +16,7 @@ from pgwal.engine.summarize import wal_gap
 from pgwal.errors import FormatError, PgwalError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_directory import split_segment_name
 from pgwal.summary.block_map import BlockMap
@@ -171,7 +172,7 @@ class StoredWal:
         decoder = _decoder(compression)
         size_bytes = 0
         try:
-            with self._repository.store.open(name) as file:
+            with open_object(self._repository.store, name) as file:
                 # Little at a time: of some bytes may become a thousand times as many, or more.
                 while data := file.read(_COMPRESSED_READ_SIZE):
                     size_bytes += len(decoder.decompress(data))

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TypeVar
 
 import tenacity
@@ -43,6 +42,7 @@ from pgwal.postgres.server import read_server_facts, read_slot
 from pgwal.postgres.walsender import SlotPosition, SystemIdentity, WalSender
 from pgwal.postgres_version import version_of_server
 from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import SegmentCompressor
 from pgwal.segment import WalGeometry, parse_segment_size
@@ -70,7 +70,7 @@ class Receiver:
 
     def __init__(
         self,
-        repository_path: Path,
+        place: Place,
         parameters: ConnectionParameters,
         options: StreamOptions,
         stop: StopRequest,
@@ -78,7 +78,7 @@ class Receiver:
         on_alive: Callable[[], None] | None = None,
         opener: Callable[[ConnectionParameters, int], WalSender] = open_sender,
     ) -> None:
-        self._repository_path = repository_path
+        self._place = place
         self._parameters = parameters
         self.options = options
         self.stop = stop
@@ -329,7 +329,7 @@ class Receiver:
     def _hold_repository(self, identity: RepositoryIdentity, held: ExitStack) -> Repository:
         """Open the repository and take its receiver lock, once; check that the server is the same every time."""
         if self._repository is None:
-            repository = Repository.open_or_create(self._repository_path, identity)
+            repository = Repository.open_or_create(self._place, identity)
             held.enter_context(repository.lock_receiver(for_backup=self.options.for_backup))
             self._repository = repository
             self._compressor = held.enter_context(

@@ -133,7 +133,7 @@ class TimelineStream:
         self._rest_is_cleared = False
         self._lost: Lsn | None = None
         self._writer = WalWriter(
-            repository.store,
+            repository.place,
             repository.geometry,
             self._timeline_id,
             self._comparison.first_missing,

@@ -7,7 +7,6 @@ from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.coverage import join
@@ -18,7 +17,9 @@ from pgwal.engine.summarize import read_history, window
 from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError, RepositoryError, RepositoryLocked
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import folders_in
 from pgwal.timeline import history_file_name
 from pgwal.wal.checkpoint import require_labels_checkpoint, require_pg_controls_checkpoint
 from pgwal.wal.page_magic import wal_format_of_major
@@ -29,7 +30,7 @@ from pgwal.wal.record import WalRecord
 class VerifyRequest:
     """What to verify: one backup with all that it builds on, or all of them when ``backup_id`` is None."""
 
-    repository_path: Path
+    place: Place
     backup_id: str | None = None
     jobs: int = 1
 
@@ -51,7 +52,7 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
     Backups that are being verified cannot be removed meanwhile.  Raises ObjectNotFound when there is no such
     repository or backup, RepositoryLocked when it is being removed.
     """
-    repository = Repository.open(request.repository_path)
+    repository = Repository.open(request.place)
     with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
         report = _select(repository, request.backup_id, held)
         verification = _Verification(repository, report, request.jobs, on_progress)
@@ -76,7 +77,7 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
     report = VerifyReport([])
     seen: set[str] = set()
-    others = set(repository.catalogue.ids()) - set(repository.store.list_directories(BACKUP_DIRECTORY))
+    others = set(repository.catalogue.ids()) - set(folders_in(repository.store, BACKUP_DIRECTORY))
     while wanted:
         current = wanted.pop()
         if current in seen:

@@ -100,6 +100,11 @@ class Beneath:
             if durable and old.rpartition("/")[0] != new.rpartition("/")[0]:
                 os.fsync(old_directory)
 
+    def link(self, old: str, new: str) -> None:
+        """Give a file another name, which must be free, beside the one that it has; not durable."""
+        with self.parent(old) as (old_directory, old_last), self.parent(new) as (new_directory, new_last):
+            os.link(old_last, new_last, src_dir_fd=old_directory, dst_dir_fd=new_directory, follow_symlinks=False)
+
     def unlink(self, name: str) -> None:
         """Remove a name that is not a directory's."""
         with self.parent(name) as (directory, last):

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from io import BufferedReader
-from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple
 
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import (
     BackupEntry,
     BackupFile,
     decode_entry,
-    decode_file,
     decode_head,
-    encode_entry,
-    encode_file,
     is_backup_id,
 )
 from pgwal.backup.label import BACKUP_LABEL_NAME
@@ -30,6 +25,7 @@ from pgwal.errors import (
     RepositoryLocked,
     WrongCluster,
 )
+from pgwal.repository.backup_data import BackupData, open_backup_data
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -37,11 +33,13 @@ from pgwal.repository.layout import (
     UNFINISHED_SUFFIX,
     RepositoryIdentity,
 )
-from pgwal.repository.local import LocalStore, translated_errors
+from pgwal.repository.object_reader import open_buffered
+from pgwal.repository.place import Place
+from pgwal.repository.staged_backup import StagedBackup, folder_of, is_unfinished, remove_backup
+from pgwal.repository.store import as_renaming, folders_in, names_in
 
 logger = logging.getLogger(__name__)
 
-_SPOOL_NAME = "files.spool"
 _MAX_LINE_BYTES = 16 << 20
 
 
@@ -66,9 +64,10 @@ class Catalogue:
     What is there besides, under names that no backup has, is left alone and passed over.
     """
 
-    def __init__(self, store: LocalStore, identity: RepositoryIdentity | None = None) -> None:
+    def __init__(self, place: Place, identity: RepositoryIdentity | None = None) -> None:
         """``identity`` is of the cluster whose backups count; those of all do when it is None."""
-        self._store = store
+        self._place = place
+        self._store = place.store
         self._identity = identity
 
     def survey(self) -> Survey:
@@ -95,17 +94,19 @@ class Catalogue:
 
     def ids(self) -> list[str]:
         """Return the ids of the finished backups, in order, damaged ones among them."""
-        return [name for name in self._store.names(BACKUP_DIRECTORY) if is_backup_id(name)]
+        ids = [name for name in names_in(self._store, BACKUP_DIRECTORY) if is_backup_id(name)]
+        if as_renaming(self._store) is not None:
+            return ids
+        return [backup_id for backup_id in ids if self._store.exists(self._entry_name(backup_id))]
 
     def entry(self, backup_id: str) -> BackupEntry:
         """Return the entry of one backup.
 
         Raises FormatError when it is damaged or missing, WrongCluster when it is another's, RepositoryError.
         """
-        path = self._store.path(self._entry_name(backup_id))
-        with _naming_damage(path):
+        with self._naming_damage(backup_id):
             try:
-                with self._opened(backup_id) as file:
+                with open_buffered(self._store, self._entry_name(backup_id)) as file:
                     line = file.readline(_MAX_LINE_BYTES)
                 if len(line) == _MAX_LINE_BYTES:
                     raise FormatError("its first line is too long")
@@ -114,16 +115,10 @@ class Catalogue:
                 raise FormatError("it is missing") from error
             if entry.backup_id != backup_id:
                 raise FormatError(f"it is the entry of backup {entry.backup_id}")
-        self._require_own_cluster(entry, path)
+        self._require_own_cluster(entry, backup_id)
         return entry
 
-    @contextmanager
-    def _opened(self, backup_id: str) -> Iterator[IO[bytes]]:
-        name = self._entry_name(backup_id)
-        with BufferedReader(self._store.open(name)) as file, translated_errors("read", self._store.path(name)):
-            yield file
-
-    def _require_own_cluster(self, entry: BackupEntry, path: Path) -> None:
+    def _require_own_cluster(self, entry: BackupEntry, backup_id: str) -> None:
         mine = self._identity
         if mine is None:
             return
@@ -133,9 +128,10 @@ class Catalogue:
             mine.segment_size,
         ):
             raise WrongCluster(
-                f"{path} is of the cluster with system identifier {entry.system_identifier}, PostgreSQL {entry.major};"
-                f" the repository is of {mine.system_identifier}, PostgreSQL {mine.major}",
-                hint=f"Move {path.parent} back to the repository that it comes from.",
+                f"{self._store.locate(self._entry_name(backup_id))} is of the cluster with system identifier"
+                f" {entry.system_identifier}, PostgreSQL {entry.major}; the repository is of {mine.system_identifier},"
+                f" PostgreSQL {mine.major}",
+                hint=f"Move {self._store.locate(folder_of(backup_id))} back to the repository that it comes from.",
             )
 
     def files(self, backup_id: str) -> Generator[BackupFile]:
@@ -145,7 +141,10 @@ class Catalogue:
         """
         if not self._store.exists(self._entry_name(backup_id)):
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-        with _naming_damage(self._store.path(self._entry_name(backup_id))), self._opened(backup_id) as file:
+        with (
+            self._naming_damage(backup_id),
+            open_buffered(self._store, self._entry_name(backup_id)) as file,
+        ):
             # A longer line comes in pieces, of which none is one.
             lines = iter(partial(file.readline, _MAX_LINE_BYTES), b"")
             yield from decode_entry(lines)[1]
@@ -155,14 +154,14 @@ class Catalogue:
 
         Raises RepositoryError, ObjectNotFound where there are data without one.
         """
-        data = f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_DATA_DIRECTORY}"
-        if not self._store.names(data):
+        data = f"{folder_of(backup_id)}/{BACKUP_DATA_DIRECTORY}"
+        if not any(True for _ in self._store.children(data)):
             return None
-        return self._store.read(f"{data}/{BACKUP_LABEL_NAME}")
+        return self._store.get(f"{data}/{BACKUP_LABEL_NAME}")
 
-    def data_path(self, backup_id: str) -> Path:
-        """Return the directory with a backup's data."""
-        return self._store.path(f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_DATA_DIRECTORY}")
+    def data(self, backup_id: str) -> BackupData:
+        """Return what a backup holds, to be read."""
+        return open_backup_data(self._store, folder_of(backup_id), backup_id)
 
     @contextmanager
     def hold(self, backup_id: str) -> Iterator[None]:
@@ -171,13 +170,13 @@ class Catalogue:
         That keeps all that it builds on, for what builds on a backup goes first: a chain may be longer than a process
         may open files.  Raises ObjectNotFound when it is gone, RepositoryLocked when it is being removed.
         """
-        with self._store.hold(self._entry_name(backup_id)):
+        with self._place.leases.hold(self._entry_name(backup_id)):
             yield
 
     def is_held(self, backup_id: str) -> bool:
         """Tell whether some process keeps a backup from being removed."""
         try:
-            with self._store.hold(self._entry_name(backup_id), exclusive=True):
+            with self._place.leases.hold(self._entry_name(backup_id), exclusive=True):
                 return False
         except RepositoryLocked:
             return True
@@ -187,17 +186,24 @@ class Catalogue:
 
         Only under the lock for backups, and after those that build on it.  Raises RepositoryLocked while it is held.
         """
-        with self._store.hold(self._entry_name(backup_id), exclusive=True):
-            name = f"{BACKUP_DIRECTORY}/{backup_id}"
-            self._store.rename_directory(name, name + UNFINISHED_SUFFIX)
+        with self._place.leases.hold(self._entry_name(backup_id), exclusive=True):
+            renaming = as_renaming(self._store)
+            if renaming is None:
+                self._store.delete(self._entry_name(backup_id))
+            else:
+                renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
     def stage(self, backup_id: str) -> StagedBackup:
         """Begin a backup, which does not count until it is published."""
-        return StagedBackup(self._store, backup_id)
+        return StagedBackup(self._place, backup_id)
 
     def unfinished(self) -> list[str]:
-        """Return the names of what abandoned and removed backups left, or the one that is being taken."""
-        return list(filter(_is_unfinished, self._store.list_directories(BACKUP_DIRECTORY)))
+        """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
+        folders = folders_in(self._store, BACKUP_DIRECTORY)
+        if as_renaming(self._store) is None:
+            finished = set(self.ids())
+            return [name for name in folders if is_backup_id(name) and name not in finished]
+        return [name for name in folders if is_unfinished(name)]
 
     def clear_unfinished(self) -> list[str]:
         """Remove what abandoned backups left, and return their ids; only under the lock for backups.
@@ -207,93 +213,23 @@ class Catalogue:
         return [
             name.removesuffix(UNFINISHED_SUFFIX)
             for name in self.unfinished()
-            if _remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
+            if remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
         ]
 
     def _entry_name(self, backup_id: str) -> str:
-        return f"{BACKUP_DIRECTORY}/{backup_id}/{BACKUP_ENTRY_NAME}"
+        return f"{folder_of(backup_id)}/{BACKUP_ENTRY_NAME}"
 
-
-class StagedBackup:
-    """A backup that is being taken; its files are noted on disk, so that a million of them cost no memory.
-
-    As a context manager, removes all of it at the end unless it was published.
-    """
-
-    def __init__(self, store: LocalStore, backup_id: str) -> None:
-        self.backup_id = backup_id
-        self._store = store
-        self._name = f"{BACKUP_DIRECTORY}/{backup_id}{UNFINISHED_SUFFIX}"
-        self._spool_name = f"{self._name}/{_SPOOL_NAME}"
-        self._spool_path = store.path(self._spool_name)
-        store.create_directory(f"{self._name}/{BACKUP_DATA_DIRECTORY}")
-        self._spool = store.create(self._spool_name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with suppress(OSError):  # of what could not be written, which does not matter any more
-            self._spool.close()
-        if self._store.exists(self._name):
-            self._discard()
-
-    @property
-    def data_path(self) -> Path:
-        """The directory that the backup's data goes to."""
-        return self._store.path(f"{self._name}/{BACKUP_DATA_DIRECTORY}")
-
-    def add_file(self, file: BackupFile) -> None:
-        """Note a file that has been stored."""
-        with translated_errors("write", self._spool_path):
-            self._spool.write(encode_file(file) + b"\n")
-
-    def publish(self, entry: BackupEntry) -> None:
-        """Make it a backup: its data must be durable, and all its files noted."""
-        with translated_errors("write", self._spool_path):
-            self._spool.close()
-        with translated_errors("read", self._spool_path), BufferedReader(self._store.open(self._spool_name)) as lines:
-            files = (decode_file(line.rstrip(b"\n")) for line in lines)
-            self._store.write_chunks(f"{self._name}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files))
-            self._store.delete(self._spool_name)
-        self._store.rename_directory(self._name, self._name.removesuffix(UNFINISHED_SUFFIX))
-
-    def _discard(self) -> None:
+    @contextmanager
+    def _naming_damage(self, backup_id: str) -> Iterator[None]:
+        """Say of a damaged catalogue entry which one it is, and what can be done."""
         try:
-            _remove_backup(self._store, self._name)
-        except RepositoryError as error:
-            # Why the backup failed is what must be seen; the next backup removes what is left.
-            logger.warning("%s", error)
-
-
-def _is_unfinished(name: str) -> bool:
-    return name.endswith(UNFINISHED_SUFFIX) and is_backup_id(name.removesuffix(UNFINISHED_SUFFIX))
-
-
-def _remove_backup(store: LocalStore, name: str) -> bool:
-    """Remove what pgwal puts into a backup's directory, and the directory if nothing else is in it."""
-    if BACKUP_DATA_DIRECTORY in store.list_directories(name):
-        store.delete_directory(f"{name}/{BACKUP_DATA_DIRECTORY}")
-    store.clear_temporaries(name, BACKUP_ENTRY_NAME.__eq__)
-    for file, _ in store.list(name):
-        if file in (BACKUP_ENTRY_NAME, _SPOOL_NAME):
-            store.delete(f"{name}/{file}")
-    is_removed = store.remove_empty_directory(name)
-    if not is_removed:
-        logger.warning("%s stays: it holds %s, which is not pgwal's", store.path(name), store.names(name)[0])
-    return is_removed
-
-
-@contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
-    """Say of a damaged catalogue entry which one it is, and what can be done."""
-    try:
-        yield
-    except FormatError as error:
-        message = f"catalogue entry {path} is damaged: {str(error).removeprefix('catalogue entry: ')}"
-        hint = error.hint or (
-            f"Bring the file back from a copy of the repository. Without one, this backup and those that build on it"
-            f" are lost: move {path.parent} away and take a full backup."
-        )
-        error.restate(message, hint=hint, path=str(path))
-        raise
+            yield
+        except FormatError as error:
+            place = self._store.locate(self._entry_name(backup_id))
+            message = f"catalogue entry {place} is damaged: {str(error).removeprefix('catalogue entry: ')}"
+            hint = error.hint or (
+                f"Bring the file back from a copy of the repository. Without one, this backup and those that build on"
+                f" it are lost: move {self._store.locate(folder_of(backup_id))} away and take a full backup."
+            )
+            error.restate(message, hint=hint, path=place)
+            raise

@@ -8,7 +8,8 @@ import stat
 
 from pgwal.errors import RepositoryError
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
-from pgwal.repository.local import LocalStore, translated_errors
+from pgwal.repository.local import LocalStore
+from pgwal.repository.local_errors import translated_errors
 
 _ROOT = 0
 _DIRECTORIES = ("", WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY)

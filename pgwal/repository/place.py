@@ -1,27 +1,38 @@
-"""Refuse a place for a repository that a backup would copy along with the cluster."""
+"""Where a repository is: its objects, its leases and its spool, and whether that place can be trusted and used."""
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
-from pgwal.errors import RepositoryError
-
-_TABLESPACE_VERSION = re.compile(r"PG_[0-9]+_[0-9]{9}")
-
-
-def require_outside_data_directories(repository: Path) -> None:
-    """Raise RepositoryError when a path leads into a data directory, any server's, or into one of its tablespaces."""
-    for directory in Path(os.path.realpath(repository)).parents:
-        if _TABLESPACE_VERSION.fullmatch(directory.name) or _is_data_directory(directory):
-            raise RepositoryError(
-                f"the repository {repository} would lie in the data directory {directory}: it would be backed up along"
-                " with it, and lost with it",
-                hint="Choose a place outside of it, best on another machine.",
-            )
+from pgwal.repository.lease import Leases
+from pgwal.repository.spool import Spool
+from pgwal.repository.store import ObjectStore
 
 
-def _is_data_directory(directory: Path) -> bool:
-    # Not Path.exists, which raises where the user may not look: there it can be no place of this user's either.
-    return all(os.path.lexists(directory / name) for name in ("PG_VERSION", "global/pg_control"))
+class Place(Protocol):
+    """A place for a repository; as a string it is the address that people know it by."""
+
+    @property
+    def store(self) -> ObjectStore: ...
+    @property
+    def leases(self) -> Leases: ...
+    @property
+    def spool(self) -> Spool: ...
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of this machine that it is, None for what is none."""
+
+    def require_trusted(self) -> None:
+        """Raise RepositoryError where others than the repository's owner could have changed what it holds."""
+
+    def require_own(self) -> None:
+        """Raise RepositoryError unless the user who runs this may change the repository, as its owner."""
+
+    def require_suitable(self) -> None:
+        """Raise RepositoryError for a place where no repository may be; nothing is made."""
+
+    def make(self, folders: Iterable[str] = ()) -> None:
+        """Have the place, and folders in it, be there, durably; they may be there already."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound
-from pgwal.repository.store import Store
+from pgwal.repository.object_reader import open_object
+from pgwal.repository.store import ObjectStore, objects_in
 from pgwal.repository.wal_directory import SegmentReader, WalDirectory, split_segment_name
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader
@@ -50,21 +51,23 @@ def _unread_suffix(name: str) -> str | None:
     return next((s for s in _UNREAD_SUFFIXES if name.endswith(s) and is_segment_name(name.removesuffix(s))), None)
 
 
-def open_wal_directory(store: Store, directory: str = "", *, only: str | None = None) -> tuple[WalDirectory, WalFormat]:
+def open_wal_directory(
+    store: ObjectStore, directory: str = "", *, only: str | None = None
+) -> tuple[WalDirectory, WalFormat]:
     """Open a directory of recorded WAL, or file ``only`` of it, taking segment size and version from its first page.
 
     Raises ObjectNotFound when it holds no WAL, UnsupportedVersion when that is of another version, FormatError when
     it is no WAL.
     """
     unread: str | None = None
-    for name, _ in store.list(directory):
+    for name, _ in objects_in(store, directory):
         path = f"{directory}/{name}" if directory else name
         base, compression, complete = split_segment_name(name)
         if (suffix := _unread_suffix(name)) is not None and only in (None, name):
             unread = unread or f"{path} is compressed in a form ({suffix}) that pgwal does not read"
         if not is_segment_name(base) or only not in (None, name):
             continue
-        with SegmentReader(store.open(path), compression, path, complete=complete) as file:
+        with SegmentReader(open_object(store, path), compression, path, complete=complete) as file:
             content = file.read(LONG_PAGE_HEADER_SIZE)
         if not compression and (form := _compression_of(content)) is not None:
             raise FormatError(f"{path} {form.complaint}", hint=form.remedy(name))
@@ -81,20 +84,20 @@ def open_wal_directory(store: Store, directory: str = "", *, only: str | None = 
     )
 
 
-def unusable_segments(store: Store, wal: WalDirectory, directory: str = "") -> Iterator[tuple[str, str]]:
+def unusable_segments(store: ObjectStore, wal: WalDirectory, directory: str = "") -> Iterator[tuple[str, str]]:
     """Yield the names of files that are called like segments and count for none, and why, as "is ...".
 
     Not those of which there is a usable form too.
     """
     usable = {wal.geometry.file_name(segment.timeline_id, segment.segment_no) for segment in wal.segments()}
-    for name, size_bytes in store.list(directory):
+    for name, size_bytes in objects_in(store, directory):
         base, compression, complete = split_segment_name(name)
         if base in usable or name.partition(".")[0] in usable:
             continue
         if (suffix := _unread_suffix(name)) is not None:
             yield name, f"is compressed in a form ({suffix}) that pgwal does not read"
         elif is_segment_name(base) and not compression and complete:
-            with store.open(f"{directory}/{name}" if directory else name) as file:
+            with open_object(store, f"{directory}/{name}" if directory else name) as file:
                 form = _compression_of(file.read(LONG_PAGE_HEADER_SIZE))
             size = f"has {size_bytes} bytes, a segment has {wal.geometry.segment_size}"
             yield name, size if form is None else form.complaint

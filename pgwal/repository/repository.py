@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from pgwal.errors import (
     FormatError,
+    ObjectExists,
     ObjectNotFound,
     ReceivedByBackup,
     RepositoryError,
@@ -17,6 +17,7 @@ from pgwal.errors import (
     WrongCluster,
 )
 from pgwal.lsn import Lsn
+from pgwal.repository.address import Address, place_at
 from pgwal.repository.catalogue import Catalogue
 from pgwal.repository.layout import (
     BACKUP_DIRECTORY,
@@ -28,9 +29,8 @@ from pgwal.repository.layout import (
     WAL_DIRECTORY,
     RepositoryIdentity,
 )
-from pgwal.repository.local import LocalStore
-from pgwal.repository.ownership import require_only_owner_writes, require_own
-from pgwal.repository.place import require_outside_data_directories
+from pgwal.repository.place import Place
+from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import is_wal_file_name
@@ -95,49 +95,50 @@ def _time(value: object) -> float | None:
 class Repository:
     """An opened repository; ``identity`` says whose it is."""
 
-    def __init__(self, store: LocalStore, identity: RepositoryIdentity) -> None:
-        self.store = store
+    def __init__(self, place: Place, identity: RepositoryIdentity) -> None:
+        self.place = place
+        self.store = place.store
         self.identity = identity
         self.geometry = identity.geometry
-        self.wal = WalArchive(store, identity.geometry)
-        self.summaries = SummaryFiles(store)
-        self.catalogue = Catalogue(store, identity)
+        self.wal = WalArchive(place.store, identity.geometry)
+        self.summaries = SummaryFiles(place.store)
+        self.catalogue = Catalogue(place, identity)
 
     @classmethod
-    def open(cls, path: Path) -> Repository:
+    def open(cls, address: Address) -> Repository:
         """Open what is there.
 
         Raises ObjectNotFound when there is no repository, RepositoryError for one that others can write.
         """
-        store = LocalStore(path)
+        place = place_at(address)
         try:
-            identity = RepositoryIdentity.decode(store.read(IDENTITY_NAME))
+            identity = RepositoryIdentity.decode(place.store.get(IDENTITY_NAME))
         except ObjectNotFound:
             raise ObjectNotFound(
-                f"there is no repository in {path}",
+                f"there is no repository in {place}",
                 hint="pgwal stream, full and backup make one; check --repo or PGWAL_REPO.",
             ) from None
-        require_only_owner_writes(store)
-        return cls(store, identity)
+        place.require_trusted()
+        return cls(place, identity)
 
     @classmethod
-    def open_or_create(cls, path: Path, identity: RepositoryIdentity) -> Repository:
+    def open_or_create(cls, address: Address, identity: RepositoryIdentity) -> Repository:
         """Open the repository of a cluster, or make it.
 
         Raises WrongCluster when the one that is there belongs to another cluster, RepositoryError when the directory
         is in use for something else, lies in a data directory, or can be written by others.
         """
-        require_outside_data_directories(path)
-        store = LocalStore(path)
-        store.create_directory("")
-        require_only_owner_writes(store)
-        require_own(store)
-        _require_own_directory(store)
-        for directory in (WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY):
-            store.create_directory(directory)
-        if not store.exists(IDENTITY_NAME):
-            store.write(IDENTITY_NAME, identity.encode())
-        repository = cls.open(path)
+        place = place_at(address)
+        place.require_suitable()
+        place.make()
+        place.require_trusted()
+        place.require_own()
+        _require_nothing_else(place)
+        place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
+        # Two may make it at once: the first one says whose it is.
+        with suppress(ObjectExists):
+            place.store.put(IDENTITY_NAME, identity.encode())
+        repository = cls.open(place)
         repository.require(identity)
         return repository
 
@@ -146,13 +147,13 @@ class Repository:
         mine = self.identity
         if mine.system_identifier != identity.system_identifier:
             raise WrongCluster(
-                f"repository {self.store.root} belongs to the cluster with system identifier"
+                f"repository {self.place} belongs to the cluster with system identifier"
                 f" {mine.system_identifier}, this one has {identity.system_identifier}",
                 hint="Use another repository for each cluster, or check the connection.",
             )
         if mine.major != identity.major or mine.segment_size != identity.segment_size:
             raise WrongCluster(
-                f"repository {self.store.root} is of PostgreSQL {mine.major} with WAL segments of"
+                f"repository {self.place} is of PostgreSQL {mine.major} with WAL segments of"
                 f" {mine.segment_size} bytes, this cluster has {identity.major} and {identity.segment_size}",
                 hint="Use another repository after an upgrade.",
             )
@@ -163,11 +164,11 @@ class Repository:
 
         Raises ReceivedByBackup when one holds it that was taken ``for_backup``, RepositoryLocked for any other.
         """
-        require_own(self.store)
+        self.place.require_own()
         holder = _RECEIVER_OF_BACKUP if for_backup else "a receiver"
         with ExitStack() as held:
             try:
-                held.enter_context(self.store.lock(RECEIVER_LOCK_NAME, holder))
+                held.enter_context(self.place.leases.lock(RECEIVER_LOCK_NAME, holder))
             except RepositoryLocked as error:
                 if error.facts["holder"].startswith(_RECEIVER_OF_BACKUP):
                     raise ReceivedByBackup(str(error), hint=error.hint, **error.facts) from None
@@ -177,54 +178,50 @@ class Repository:
 
     def _recover(self) -> None:
         """Remove what a killed receiver was writing, and make durable what it had given its name but not more."""
-        self.store.clear_temporaries("", RECEIVER_STATE_NAME.__eq__)
-        for directory, is_own in (
-            (WAL_DIRECTORY, is_wal_file_name),
-            (SUMMARY_DIRECTORY, is_summary_file_name),
-        ):
-            self.store.clear_temporaries(directory, is_own)
-            self.store.sync_directory(directory)
+        self.store.recover("", (RECEIVER_STATE_NAME, IDENTITY_NAME).__contains__)
+        self.store.recover(WAL_DIRECTORY, is_wal_file_name)
+        self.store.recover(SUMMARY_DIRECTORY, is_summary_file_name)
 
     def lock_backups(self) -> AbstractContextManager[None]:
         """Hold the right to add and remove backups; raises RepositoryLocked."""
-        require_own(self.store)
-        return self.store.lock(BACKUP_LOCK_NAME, "a backup")
+        self.place.require_own()
+        return self.place.leases.lock(BACKUP_LOCK_NAME, "a backup")
 
     def hold_all_backups(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
         """Keep all backups from being removed, together with others who do, or exclude those to remove some.
 
         One lock, however many backups there are.  Raises RepositoryLocked.
         """
-        return self.store.hold(IDENTITY_NAME, exclusive=exclusive)
+        return self.place.leases.hold(IDENTITY_NAME, exclusive=exclusive)
 
     def backup_is_running(self) -> bool:
-        return self.store.is_locked(BACKUP_LOCK_NAME)
+        return self.place.leases.is_locked(BACKUP_LOCK_NAME)
 
     def receiver_is_running(self) -> bool:
-        return self.store.is_locked(RECEIVER_LOCK_NAME)
+        return self.place.leases.is_locked(RECEIVER_LOCK_NAME)
 
     def receiver_state(self) -> ReceiverState | None:
         """Return what a receiver last said, running or not; None when nothing can be known."""
         try:
-            return ReceiverState.decode(self.store.read(RECEIVER_STATE_NAME))
+            return ReceiverState.decode(self.store.get(RECEIVER_STATE_NAME))
         except (ObjectNotFound, FormatError):
             # It is not synced, so a crash of the machine may leave it empty; the next receiver writes it again.
             return None
 
     def write_receiver_state(self, state: ReceiverState) -> None:
-        self.store.write(RECEIVER_STATE_NAME, state.encode(), durable=False)
+        self.store.put(RECEIVER_STATE_NAME, state.encode(), replace=True, durable=False)
 
 
-def _require_own_directory(store: LocalStore) -> None:
+def _require_nothing_else(place: Place) -> None:
     """Refuse to make a repository among files of something else, such as in a data directory."""
-    if store.exists(IDENTITY_NAME):
+    if place.store.exists(IDENTITY_NAME):
         return
     own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY}
-    names = set(store.names(""))
+    names = set(names_in(place.store, ""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.
     foreign = sorted(name for name in names - own - {"lost+found"} if not name.startswith("."))
     if foreign:
         raise RepositoryError(
-            f"{store.root} is not empty and no repository: it holds {foreign[0]}",
+            f"{place} is not empty and no repository: it holds {foreign[0]}",
             hint="Name an empty directory, or one that does not exist yet, with --repo or PGWAL_REPO.",
         )

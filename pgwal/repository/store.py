@@ -1,13 +1,17 @@
-"""The contract of a place that holds a repository: named objects in a flat tree, durable when a call returns."""
+"""The contract of a place that holds a repository's objects, the first of three: see also ``lease`` and ``spool``.
+
+An object is some bytes under a name.  Names are relative paths with ``/``; what they have in common up to one is a
+folder, which is there when something is in it, and may be there empty.  What a store can do besides is a feature, which
+is asked for and never assumed: wrappers, and what lies behind a network, offer none.
+"""
 
 from __future__ import annotations
 
-import builtins
-import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from io import BufferedWriter, FileIO
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
 
 from pgwal.errors import FormatError
 
@@ -15,17 +19,13 @@ MOST_BYTES_READ = 16 << 20
 """More than histories, labels and documents of pgwal's own have."""
 
 
-def read_bounded(file: FileIO, name: str, most_bytes: int) -> bytes:
-    """Return all that a file holds; raises FormatError, which names it, for more than ``most_bytes``."""
-    content = bytearray()
-    size_bytes = os.fstat(file.fileno()).st_size
-    # What is no regular file, or grows, shows only when it is read that it has more.
-    while size_bytes <= most_bytes and (data := file.read(min(MOST_BYTES_READ, most_bytes + 1 - len(content)))):
-        content += data
-        size_bytes = max(size_bytes, len(content))
-    if size_bytes > most_bytes:
-        raise FormatError(f"{name} is larger than {most_bytes} bytes, and so not of its kind", hint="Move it away.")
-    return bytes(content)
+class StoreFeature(Enum):
+    """What not every store can do."""
+
+    FILES = "files"
+    """Objects are files of a local file system: the store is a FileStore."""
+    RENAMES = "renames"
+    """Names of folders can be changed at once: the store is a RenamingStore."""
 
 
 class StoredObject(NamedTuple):
@@ -35,103 +35,143 @@ class StoredObject(NamedTuple):
     size_bytes: int
 
 
-class Appender(Protocol):
-    """An object of fixed size that is written in place, such as a WAL segment that is being received."""
+class Child(NamedTuple):
+    """What has a name directly in a folder: an object with its size, a folder, or neither, as a link is."""
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write at a byte offset; not durable until ``sync``."""
-
-    def clear_behind(self, offset: int) -> None:
-        """Write zeros over whatever is not zero from a byte offset on; not durable until ``sync``."""
-
-    def sync(self) -> None:
-        """Make all that was written durable."""
-
-    def rename(self, name: str, *, is_read_soon: bool) -> None:
-        """Sync, give the object its final name, durably, and close it.
-
-        What is not ``is_read_soon`` need not stay in a cache, where it would take the place of something else.
-        """
-
-    def close(self) -> None:
-        """Close without syncing or renaming."""
+    name: str
+    size_bytes: int | None
+    is_folder: bool = False
 
 
-class Store(Protocol):
-    """Named objects; names are relative paths with ``/``.
+class ByteRange(NamedTuple):
+    """Bytes from ``start`` to before ``end``; a negative start counts from the end, None is the end."""
 
-    Every method raises RepositoryError for what the storage itself refuses (full, read-only, not there).
-    """
+    start: int
+    end: int | None = None
 
-    def read(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
+
+class ObjectStore(Protocol):
+    """Objects; every method raises RepositoryError for what the storage refuses, StorageFull where it has no room."""
+
+    features: frozenset[StoreFeature]
+
+    def locate(self, name: str) -> str:
+        """Return what people call the place of an object, for messages."""
+
+    def get(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
         """Return an object's bytes; raises ObjectNotFound, FormatError when there are more than ``most_bytes``."""
 
-    def open(self, name: str) -> FileIO:
-        """Open an object for reading, unbuffered; raises ObjectNotFound."""
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Return some ranges of an object, which are shorter where it ends before; raises ObjectNotFound."""
 
-    def create(self, name: str) -> BufferedWriter:
-        """Create an object that is written piece by piece, and not durable; it must not be there yet."""
+    def size(self, name: str) -> int:
+        """Return an object's size in bytes; raises ObjectNotFound."""
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
-        """Put an object in place of what had its name, whole or not at all; durable unless told otherwise."""
+    def exists(self, name: str) -> bool:
+        """Tell whether there is an object or a folder of this name, or anything else."""
 
-    def write_chunks(self, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
-        """As ``write``, from pieces."""
+    def put(self, name: str, content: bytes | Iterable[bytes], *, replace: bool = False, durable: bool = True) -> None:
+        """Store an object, whole or not at all, from bytes or from pieces; durable unless that need not be.
 
-    def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> Appender:
-        """Open an object of ``size_bytes`` zeros, or one of this size that is there already, for writing in place.
-
-        With ``zeroed`` the zeros are really written, so that each later sync is of data alone: worth the double
-        writing where somebody waits for each of them.
-        """
-
-    def clear_temporaries(self, directory: str, is_own: Callable[[str], bool]) -> None:
-        """Remove what a crash left of objects directly in a directory that were being written.
-
-        For whoever alone writes them; ``is_own`` tells of an object's name whether it is one of those.
+        Raises ObjectExists, with nothing changed, when there is one of this name, unless it is to ``replace`` that.
+        What the pieces raise is passed on.
         """
 
     def delete(self, name: str) -> None:
         """Remove an object; it may come back after a crash of the machine.  Raises ObjectNotFound."""
 
-    def exists(self, name: str) -> bool:
-        """Tell whether there is an object or directory of this name."""
+    def delete_all(self, folder: str) -> None:
+        """Remove a folder with all that is in it, if it is there; it may come back in part as for ``delete``."""
 
-    def sync_directory(self, name: str) -> None:
-        """Make the names in a directory durable, whoever gave them."""
+    def remove_folder(self, folder: str) -> bool:
+        """Remove a folder that is empty; False, with nothing done, when it is not."""
 
-    def list(self, directory: str) -> builtins.list[StoredObject]:
-        """Return the objects directly in a directory, by name; an absent directory is empty."""
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose names begin with ``prefix``, however deep, in no order, as they are found."""
 
-    def names(self, directory: str) -> builtins.list[str]:
-        """Return all names directly in a directory, whatever they stand for, in order; an absent one is empty."""
+    def children(self, folder: str = "") -> Iterator[Child]:
+        """Yield what is directly in a folder, in no order, under the last part of each name; of an absent one nothing.
 
-    def list_directories(self, directory: str) -> builtins.list[str]:
-        """Return the names of the directories directly in a directory, in order."""
-
-    def rename_directory(self, old: str, new: str) -> None:
-        """Give a directory, whose contents are durable already, its final name, durably."""
-
-    def move(self, old: str, new: str) -> None:
-        """Give an object or a directory a new name, in a directory that is made for it; durably, and over nothing."""
-
-    def delete_directory(self, name: str) -> None:
-        """Remove a directory with all that is in it."""
-
-    def remove_empty_directory(self, name: str) -> bool:
-        """Remove a directory that is empty; False, with nothing done, when it is not."""
-
-    def lock(self, name: str, holder: str) -> AbstractContextManager[None]:
-        """Hold an exclusive lock until the context is left or the process dies.
-
-        Raises RepositoryLocked, naming the holder, when another process has it.
+        What is stored or deleted meanwhile may be yielded or not, all else is.
         """
 
-    def hold(self, name: str, *, exclusive: bool = False) -> AbstractContextManager[None]:
-        """Hold an object that exists until the context is left: together with others that read it, or to remove it.
+    def recover(self, folder: str, is_own: Callable[[str], bool]) -> None:
+        """Take over from a writer that was killed: remove what it had stored in part, make durable what it had whole.
 
-        Never waits.  Raises ObjectNotFound when it is gone, RepositoryLocked when another process stands against it.
+        For whoever alone writes directly in a folder objects of which ``is_own`` tells by their names.
         """
 
-    def is_locked(self, name: str) -> bool:
-        """Tell whether some process holds the lock."""
+
+class FileStore(ObjectStore, Protocol):
+    """Objects that are files."""
+
+    def open_file(self, name: str) -> FileIO:
+        """Open an object for reading, unbuffered; raises ObjectNotFound."""
+
+    def path(self, name: str) -> Path:
+        """Return the path of the file."""
+
+
+class RenamingStore(ObjectStore, Protocol):
+    """Objects whose names can be changed without storing them again."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an object, or a folder with all in it, a new name, durably.
+
+        Raises ObjectExists, with nothing changed, when that name is taken; ObjectNotFound.
+        """
+
+
+def too_large(name: str, most_bytes: int) -> FormatError:
+    """Return the error for an object, or a file, that has more bytes than any of its kind."""
+    return FormatError(
+        f"{name} is larger than {most_bytes} bytes, and so not of its kind", hint="Move it away.", path=name
+    )
+
+
+def as_files(store: ObjectStore) -> FileStore | None:
+    """Return a store whose objects are files as one, None for any other."""
+    return cast(FileStore, store) if StoreFeature.FILES in store.features else None
+
+
+def as_renaming(store: ObjectStore) -> RenamingStore | None:
+    """Return a store that can rename as one, None for any other."""
+    return cast(RenamingStore, store) if StoreFeature.RENAMES in store.features else None
+
+
+def objects_in(store: ObjectStore, folder: str) -> list[StoredObject]:
+    """Return the objects directly in a folder, by the last part of each name."""
+    return sorted(StoredObject(name, size) for name, size, _ in store.children(folder) if size is not None)
+
+
+def names_in(store: ObjectStore, folder: str) -> list[str]:
+    """Return all names directly in a folder, whatever they stand for, in order."""
+    return sorted(child.name for child in store.children(folder))
+
+
+def folders_in(store: ObjectStore, folder: str) -> list[str]:
+    """Return the names of the folders directly in a folder, in order."""
+    return sorted(child.name for child in store.children(folder) if child.is_folder)
+
+
+def move(store: ObjectStore, old: str, new: str) -> None:
+    """Give an object or a folder a new name, over nothing; what cannot be renamed is stored again.
+
+    Raises ObjectExists, ObjectNotFound.  A crash in between may leave objects under both names, none under neither.
+    """
+    renaming = as_renaming(store)
+    if renaming is not None:
+        renaming.rename(old, new)
+        return
+    folder, _, last = old.rpartition("/")
+    if any(child.name == last and child.is_folder for child in store.children(folder)):
+        for name, _ in store.list(f"{old}/"):
+            store.put(new + name.removeprefix(old), _whole(store, name))
+        store.delete_all(old)
+    else:
+        store.put(new, _whole(store, old))
+        store.delete(old)
+
+
+def _whole(store: ObjectStore, name: str) -> bytes:
+    return store.get(name, most_bytes=store.size(name))

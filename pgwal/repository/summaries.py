@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import SEEK_END
 
 from pgwal.errors import FormatError
 from pgwal.lsn import LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
-from pgwal.repository.store import Store
+from pgwal.repository.store import ByteRange, ObjectStore, objects_in
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
     LINK_TAIL_SIZE,
@@ -26,12 +25,12 @@ from pgwal.summary.link import Link
 class SummaryFiles:
     """Reads and writes ``summaries/`` of a repository."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def ranges(self) -> list[LsnRange]:
         """Return the ranges of all summaries, by timeline and start."""
-        names = (parse_summary_file_name(name) for name, _ in self._store.list(SUMMARY_DIRECTORY))
+        names = (parse_summary_file_name(name) for name, _ in objects_in(self._store, SUMMARY_DIRECTORY))
         return sorted(summary_range for summary_range in names if summary_range is not None)
 
     def read(self, summary_range: LsnRange) -> BlockMap:
@@ -41,23 +40,21 @@ class SummaryFiles:
     def read_linked(self, summary_range: LsnRange) -> tuple[BlockMap, Link | None]:
         """Return the map of a summary and its link, None where an older pgwal wrote none; raises as ``read``."""
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        content = self._store.read(name, most_bytes=MAX_READ_SUMMARY_BYTES)
+        content = self._store.get(name, most_bytes=MAX_READ_SUMMARY_BYTES)
         with _named_remedy():
             return decode_summary(content, name), decode_link(content, name)
 
     def link(self, summary_range: LsnRange) -> Link | None:
         """Return the link of a summary without reading its map; raises FormatError when it is damaged."""
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        with self._store.open(name) as file:
-            size_bytes = file.seek(0, SEEK_END)
-            file.seek(max(0, size_bytes - LINK_TAIL_SIZE))
-            tail = file.read(LINK_TAIL_SIZE)
+        (tail,) = self._store.get_ranges(name, [ByteRange(-LINK_TAIL_SIZE)])
         with _named_remedy():
             return decode_link(tail, name)
 
     def write(self, summary_range: LsnRange, block_map: BlockMap, link: Link | None) -> None:
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
-        self._store.write(name, encode_summary(block_map, link, name))
+        # What is there is of a summary that was found damaged, or of one whose WAL is received again.
+        self._store.put(name, encode_summary(block_map, link, name), replace=True)
 
     def delete(self, summary_range: LsnRange) -> None:
         """Remove a summary; raises ObjectNotFound."""

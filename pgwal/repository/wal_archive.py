@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
-from pgwal.repository.store import Store
+from pgwal.repository.store import ObjectStore
 from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
@@ -26,7 +26,7 @@ class _Copy(NamedTuple):
 class WalArchive(WalDirectory):
     """``wal/`` of a repository."""
 
-    def __init__(self, store: Store, geometry: WalGeometry) -> None:
+    def __init__(self, store: ObjectStore, geometry: WalGeometry) -> None:
         super().__init__(store, WAL_DIRECTORY, geometry)
 
     def segments(self) -> list[WalSegmentFile]:
@@ -146,4 +146,4 @@ class WalArchive(WalDirectory):
 
     def write_history(self, timeline_id: int, content: bytes) -> None:
         TimelineHistory.decode(timeline_id, content)
-        self._store.write(self._path(history_file_name(timeline_id)), content)
+        self._store.put(self._path(history_file_name(timeline_id)), content, replace=True)

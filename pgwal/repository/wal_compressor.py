@@ -26,7 +26,8 @@ import zstandard
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.layout import WAL_DIRECTORY
-from pgwal.repository.store import Store
+from pgwal.repository.object_reader import open_object
+from pgwal.repository.store import ObjectStore
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory, is_wal_file_name
 from pgwal.segment import WalGeometry, is_segment_name
@@ -121,27 +122,29 @@ def _compressed(file: BinaryIO, compression: Compression, size_bytes: int) -> It
     yield encoder.flush()
 
 
-def compress_segment(store: Store, geometry: WalGeometry, name: str, compression: Compression) -> None:
+def compress_segment(store: ObjectStore, geometry: WalGeometry, name: str, compression: Compression) -> None:
     """Put the compressed form of a whole, plain segment in its place.
 
     Raises ObjectNotFound when it is not there, RepositoryError when the storage fails; it is there whole in any case.
     """
     path = f"{WAL_DIRECTORY}/{name}"
-    with store.open(path) as file:
-        store.write_chunks(path + compression.suffix, _compressed(file, compression, geometry.segment_size))
+    with open_object(store, path) as file:
+        # One that is there under that name is damaged, or was compressed by another method before.
+        content = _compressed(file, compression, geometry.segment_size)
+        store.put(path + compression.suffix, content, replace=True)
     store.delete(path)
 
 
 # ---- what a crash left ----
 
 
-def _compressed_twin(store: Store, name: str) -> str | None:
+def _compressed_twin(store: ObjectStore, name: str) -> str | None:
     """Return the name of a compressed file of the segment that is there beside the plain one."""
     twins = (name + suffix for suffix in COMPRESSION_SUFFIXES[1:])
     return next((twin for twin in twins if store.exists(f"{WAL_DIRECTORY}/{twin}")), None)
 
 
-def _is_same(store: Store, geometry: WalGeometry, name: str, twin: str) -> bool:
+def _is_same(store: ObjectStore, geometry: WalGeometry, name: str, twin: str) -> bool:
     """Tell whether two files hold the same segment; raises FormatError when the compressed one is damaged."""
     timeline_id, segment_no = geometry.parse_file_name(name)
     start = geometry.segment_start(segment_no)
@@ -170,7 +173,7 @@ class SegmentCompressor:
     compressed stays plain, is logged, and tried again later; nothing is ever raised in the receiver.
     """
 
-    def __init__(self, store: Store, archive: WalArchive, compression: Compression) -> None:
+    def __init__(self, store: ObjectStore, archive: WalArchive, compression: Compression) -> None:
         self.compressed_count = 0
         self.failed_count = 0
         self._store = store
@@ -187,7 +190,7 @@ class SegmentCompressor:
         return self._queue.qsize() + len(self._failed)
 
     def __enter__(self) -> Self:
-        self._store.clear_temporaries(WAL_DIRECTORY, is_wal_file_name)
+        self._store.recover(WAL_DIRECTORY, is_wal_file_name)
         if self._compression.method is not CompressionMethod.NONE:
             for segment in self._archive.segments():
                 if is_segment_name(segment.name):

@@ -11,12 +11,12 @@ import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from io import FileIO
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
 from pgwal.lsn import Lsn
-from pgwal.repository.store import Store
+from pgwal.repository.object_reader import open_object
+from pgwal.repository.store import ObjectStore, as_files, objects_in
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
@@ -50,7 +50,7 @@ class WalSegmentFile(NamedTuple):
 class WalDirectory:
     """The WAL in one directory of a store, whatever its compression, or one segment file of it; reading only."""
 
-    def __init__(self, store: Store, directory: str, geometry: WalGeometry, *, only: str | None = None) -> None:
+    def __init__(self, store: ObjectStore, directory: str, geometry: WalGeometry, *, only: str | None = None) -> None:
         """``only`` is the name of the one file that counts."""
         self.geometry = geometry
         self._store = store
@@ -61,7 +61,7 @@ class WalDirectory:
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
         found: dict[tuple[int, int], WalSegmentFile] = {}
-        for name, size_bytes in self._store.list(self._directory):
+        for name, size_bytes in objects_in(self._store, self._directory):
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
@@ -109,13 +109,14 @@ class WalDirectory:
             yield from self._read_segment(file, offset)
 
     def parts(self, timeline_id: int, start: Lsn) -> WalParts:
-        """Yield the same WAL: the bytes of compressed segments, and of others parts that are yet to be read.
+        """Yield the same WAL: bytes of segments that are compressed, or no files, and of others parts yet to be read.
 
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
         segment_part = _segment_part_module()
+        has_files = as_files(self._store) is not None
         for file, offset in self._opened_from(timeline_id, start):
-            if file.is_compressed:
+            if file.is_compressed or not has_files:
                 yield from self._read_segment(file, offset)
                 continue
             shared = file.share()
@@ -177,11 +178,11 @@ class WalDirectory:
 
     def history_content(self, timeline_id: int) -> bytes:
         """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
-        return self._store.read(self._path(history_file_name(timeline_id)))
+        return self._store.get(self._path(history_file_name(timeline_id)))
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""
-        names = [name for name, _ in self._store.list(self._directory) if is_history_name(name)]
+        names = [name for name, _ in objects_in(self._store, self._directory) if is_history_name(name)]
         return [int(name[:8], 16) for name in names]
 
     def histories(self) -> list[TimelineHistory]:
@@ -238,7 +239,7 @@ class WalDirectory:
     def _open_file(self, name: str) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return SegmentReader(self._store.open(path), compression, path, complete=complete)
+        return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         file.skip(offset)
@@ -268,7 +269,7 @@ class SegmentReader:
     One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
     """
 
-    def __init__(self, raw: FileIO, compression: str, path: str, *, complete: bool) -> None:
+    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
         self.path = path
         self.complete = complete
         self._raw = raw

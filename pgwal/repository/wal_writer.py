@@ -9,7 +9,8 @@ from typing import Protocol
 from pgwal.errors import BrokenInvariant, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
-from pgwal.repository.store import Appender, Store
+from pgwal.repository.place import Place
+from pgwal.repository.spool import Appender
 from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX
 from pgwal.segment import WalGeometry
 
@@ -41,7 +42,7 @@ class WalWriter:
 
     def __init__(
         self,
-        store: Store,
+        place: Place,
         geometry: WalGeometry,
         timeline_id: int,
         start: Lsn,
@@ -53,10 +54,11 @@ class WalWriter:
         if start % geometry.segment_size != 0:
             raise BrokenInvariant("WAL is written from the start of a segment")
         # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
-        store.sync_directory(WAL_DIRECTORY)
+        place.spool.settle(WAL_DIRECTORY)
         self.written_lsn = start
         self.flushed_lsn = start
-        self._store = store
+        self._store = place.store
+        self._spool = place.spool
         self._geometry = geometry
         self._timeline_id = timeline_id
         self._observer = observer
@@ -115,7 +117,7 @@ class WalWriter:
         if self._segment is None:
             self._require_missing(self._segment_name(self.written_lsn))
             name = f"{WAL_DIRECTORY}/{self._segment_name(self.written_lsn)}{PARTIAL_SUFFIX}"
-            self._segment = self._store.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
+            self._segment = self._spool.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
         return self._segment
 
     def _require_missing(self, name: str) -> None:

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from module_forms import both_forms
 
-import pgwal.datadir.block_reads
+import pgwal.disk.block_reads
 
 BLOCK_SIZE = 8192
-FORMS = both_forms(pgwal.datadir.block_reads)
+FORMS = both_forms(pgwal.disk.block_reads)
 
 
 @pytest.mark.parametrize("module", FORMS)

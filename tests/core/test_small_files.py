@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from module_forms import both_forms
 
-import pgwal.datadir.small_files
+import pgwal.disk.small_files
 from pgwal.backup.source import Unread
 
 BLOCK_SIZE = 8192
-FORMS = both_forms(pgwal.datadir.small_files)
+FORMS = both_forms(pgwal.disk.small_files)
 MODE = 0o600
 
 # The size of a file, None for none, and what is wanted of it: a size, or blocks; and whether the size is but a guess.

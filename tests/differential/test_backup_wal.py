@@ -31,6 +31,7 @@ from pgwal.engine.receiving import receiving
 from pgwal.engine.record_chain import read_record
 from pgwal.errors import SlotUnavailable, WalGap
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.wal.checkpoint import require_pg_controls_checkpoint
 from pgwal.wal.decoder import decode_payload
@@ -188,7 +189,7 @@ def taking(server: ThrowawayServer, repo: Path, meanwhile: Callable[[], None]) -
             waiting.pop()()
 
     parameters = ConnectionParameters(server.conninfo)
-    take_backup(BackupRequest(repo, parameters, server.data_directory, fast=True), on_progress)
+    take_backup(BackupRequest(LocalPlace(repo), parameters, server.data_directory, fast=True), on_progress)
 
 
 @pytest.mark.postgres(13, 18, 19)
@@ -320,7 +321,7 @@ def test_a_backup_that_ends_where_a_segment_begins(server: ThrowawayServer, scra
     """WAL is switched while the backup is taken, and nothing is written but the record that ends it."""
     repo = scratch / "repo"
     prepare(server)
-    request = BackupRequest(repo, ConnectionParameters(server.conninfo), fast=True)
+    request = BackupRequest(LocalPlace(repo), ConnectionParameters(server.conninfo), fast=True)
 
     def switch(done: int, total: int) -> None:
         if done >= total:

@@ -24,6 +24,7 @@ from pgwal.engine.copied_file import Item
 from pgwal.engine.copy import Copy
 from pgwal.errors import DataAbsent
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import FAILED
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
@@ -74,7 +75,7 @@ class Site:
         """Take a backup in this process, one file after the other."""
         parameters = ConnectionParameters(self.server.conninfo)
         directory = self.server.data_directory if source == "local" else None
-        return take_backup(BackupRequest(self.repo, parameters, directory, since=since, fast=True)).entry
+        return take_backup(BackupRequest(LocalPlace(self.repo), parameters, directory, since=since, fast=True)).entry
 
     def paths(self, backup_id: str) -> list[str]:
         return [file.path for file in Repository.open(self.repo).catalogue.files(backup_id)]
@@ -307,7 +308,7 @@ def test_what_a_standby_replays_as_dropped_is_not_missed(pair: Pair, monkeypatch
     drop = ("DROP TABLE gone", "DROP DATABASE dropped", "UPDATE kept SET filler = 'y'")
     do_before_reading(monkeypatch, {doomed: lambda: run(*drop)})
     parameters = ConnectionParameters(pair.standby.conninfo)
-    entry = take_backup(BackupRequest(pair.repo, parameters, pair.standby.data_directory, fast=True)).entry
+    entry = take_backup(BackupRequest(LocalPlace(pair.repo), parameters, pair.standby.data_directory, fast=True)).entry
     monkeypatch.undo()
     assert doomed not in [file.path for file in Repository.open(pair.repo).catalogue.files(entry.backup_id)]
     succeed("verify", "--repo", pair.repo)

@@ -316,12 +316,12 @@ def test_summaries_are_merged_in_lsn_order(site: Site, monkeypatch: pytest.Monke
     assert wanted == list(range(KEPT_BLOCKS, KEPT_BLOCKS + len(wanted)))
     assert len(wanted) > 50
 
-    lists = type(repository.store).list
+    children = type(repository.store).children
     ranges = repository.summaries.ranges()
     assert len(ranges) >= 4
     for order in (sorted, reversed, shuffled):
         monkeypatch.setattr(
-            type(repository.store), "list", lambda store, path, order=order: list(order(list(lists(store, path))))
+            type(repository.store), "children", lambda store, path, order=order: order(list(children(store, path)))
         )
         assert grown_blocks(read_changes(repository, [window]), locator) == wanted
     monkeypatch.undo()

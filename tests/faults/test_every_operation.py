@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_ends_all_jobs(scene: Scene, jobs: int) -> None:
         _check(outcome)
         assert outcome.code == 1
         assert "No space left" in outcome.errors[0]
-        assert outcome.hints == ["Free some space."]
+        assert outcome.hints == ["Free some space; what was reported as received is safe."]
 
 
 @pytest.mark.postgres(13, 18)

@@ -16,6 +16,7 @@ from pgwal.backup.source import WantedContent, read_wanted
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import RepositoryError, ServerError
 from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -164,48 +165,52 @@ def test_a_fifo_is_no_object(stored: Stored) -> None:
     assert f"cannot open {entry}: it is not a regular file" in outcome.stderr
 
 
-def write(store: LocalStore) -> None:
-    store.write("in/object", b"new")
+def put(place: LocalPlace) -> None:
+    place.store.put("in/object", b"new", replace=True)
 
 
-def preallocate(store: LocalStore) -> None:
-    store.preallocate("in/object", 1 << 16).close()
+def put_first(place: LocalPlace) -> None:
+    place.store.put("in/object", b"new")
 
 
-def lock(store: LocalStore) -> None:
-    with store.lock("in/object", "a test"):
+def preallocate(place: LocalPlace) -> None:
+    place.spool.preallocate("in/object", 1 << 16).close()
+
+
+def lock(place: LocalPlace) -> None:
+    with place.leases.lock("in/object", "a test"):
         pass
 
 
-def create(store: LocalStore) -> None:
-    store.create("in/object").close()
+def create_notes(place: LocalPlace) -> None:
+    place.spool.create_notes("in/object").close()
 
 
-def delete_directory(store: LocalStore) -> None:
-    store.delete_directory("in/object")
+def delete_all(place: LocalPlace) -> None:
+    place.store.delete_all("in/object")
 
 
-@pytest.mark.parametrize("act", [preallocate, lock, create, delete_directory])
-def test_no_operation_goes_through_a_link(tmp_path: Path, act: Callable[[LocalStore], None]) -> None:
-    store = LocalStore(tmp_path / "store")
-    store.create_directory("in")
-    victim = precious_directory(tmp_path / "victim") if act is delete_directory else tmp_path / "victim"
-    if act is not delete_directory:
+@pytest.mark.parametrize("act", [put_first, preallocate, lock, create_notes, delete_all])
+def test_no_operation_goes_through_a_link(tmp_path: Path, act: Callable[[LocalPlace], None]) -> None:
+    place = LocalPlace(tmp_path / "store")
+    place.make(["in"])
+    victim = precious_directory(tmp_path / "victim") if act is delete_all else tmp_path / "victim"
+    if act is not delete_all:
         victim.write_bytes(PRECIOUS)
     (tmp_path / "store/in/object").symlink_to(victim)
     with pytest.raises(RepositoryError):
-        act(store)
+        act(place)
     assert victim.read_bytes() == PRECIOUS if victim.is_file() else (victim / "data/file").read_bytes() == PRECIOUS
 
 
-@pytest.mark.parametrize("act", [write, preallocate, lock, create])
-def test_no_operation_goes_through_a_linked_directory(tmp_path: Path, act: Callable[[LocalStore], None]) -> None:
-    store = LocalStore(tmp_path / "store")
-    store.create_directory("")
+@pytest.mark.parametrize("act", [put, put_first, preallocate, lock, create_notes])
+def test_no_operation_goes_through_a_linked_directory(tmp_path: Path, act: Callable[[LocalPlace], None]) -> None:
+    place = LocalPlace(tmp_path / "store")
+    place.make()
     (tmp_path / "victim").mkdir()
     (tmp_path / "store/in").symlink_to(tmp_path / "victim")
     with pytest.raises(RepositoryError, match="symbolic link"):
-        act(store)
+        act(place)
     assert list((tmp_path / "victim").iterdir()) == []
 
 
@@ -215,9 +220,9 @@ def test_no_name_leads_upwards(tmp_path: Path, name: str) -> None:
     store = LocalStore(tmp_path / "store")
     store.create_directory("in")
     with pytest.raises(RepositoryError):
-        store.read(name)
+        store.get(name)
     with pytest.raises(RepositoryError):
-        store.write(name, b"new")
+        store.put(name, b"new")
     assert (tmp_path / "victim").read_bytes() == PRECIOUS
 
 

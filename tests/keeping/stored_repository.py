@@ -19,6 +19,7 @@ from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
+from pgwal.repository.address import Address
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.summarizer import Summarizer
@@ -42,10 +43,11 @@ class Stored:
 
     @property
     def root(self) -> Path:
-        return self.repository.store.root
+        assert self.repository.place.directory is not None
+        return self.repository.place.directory
 
 
-def build_repository(path: Path, segment_count: int = 3) -> Stored:
+def build_repository(path: Address, segment_count: int = 3) -> Stored:
     """Build it with WAL segments from number 1 on; the backups are in the first three."""
     repository = Repository.open_or_create(path, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
     wal = _build_wal(repository, segment_count)
@@ -75,7 +77,7 @@ def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
     for segment in range(segment_count):
         name = repository.geometry.file_name(1, segment + 1)
         content = wal.wal_to_segment_end()[segment * MB : (segment + 1) * MB]
-        repository.store.write(f"{WAL_DIRECTORY}/{name}", content)
+        repository.store.put(f"{WAL_DIRECTORY}/{name}", content, replace=True)
     summarizer = Summarizer(1, wal_format_of_major(MAJOR), repository.geometry, Lsn(MB))
     summarizer.feed(wal.wal_to_segment_end())
     for summary in summarizer.take_finished():
@@ -138,17 +140,16 @@ def store_backup(
     }
     with repository.catalogue.stage(backup_id) as staged:
         for directory in required_directories(MAJOR):
-            (staged.data_path / directory).mkdir(parents=True, exist_ok=True)
+            staged.data.make_directory(directory)
         for file, content in [*_whole(always | whole), *_incremental(blocks or {})]:
-            target = staged.data_path / file.stored_path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            staged.data.write(file.stored_path, [content])
             staged.add_file(file)
             totals = totals.plus(file)
             checksum = FileChecksum("CRC32C")
             checksum.update(content)
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
-        (staged.data_path / MANIFEST_NAME).write_bytes(b"".join([*parts, manifest.finish([])]))
+        staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
+        staged.data.sync()
         started, kind = parse_backup_id(backup_id)
         entry = BackupEntry(
             backup_id=backup_id,

@@ -15,6 +15,7 @@ from pgwal_process import Outcome, assert_failed, assert_nothing_raw, run_pgwal,
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.lsn import Lsn
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 
 FAILED, CHAIN_BROKEN = 1, 4
@@ -122,8 +123,8 @@ def test_what_builds_on_it_is_refused_and_the_rest_is_not(
     outcome = run_pgwal("restore", SECOND, "--repo", repo, "-D", tmp_path / "target")
     assert_failed(outcome_without_warnings(outcome), CHAIN_BROKEN, f"{SECOND} builds on {FIRST}, which is not there")
     assert not (tmp_path / "target").exists()
-    restore_backup(RestoreRequest(repo, FULL, tmp_path / "full", "false"))
-    restore_backup(RestoreRequest(repo, ON_SECOND, tmp_path / "on_second", "false"))
+    restore_backup(RestoreRequest(LocalPlace(repo), FULL, tmp_path / "full", "false"))
+    restore_backup(RestoreRequest(LocalPlace(repo), ON_SECOND, tmp_path / "on_second", "false"))
 
 
 def outcome_without_warnings(outcome: Outcome) -> Outcome:
@@ -143,7 +144,7 @@ def test_what_is_no_backup_is_passed_over(repo: Path) -> None:
     assert names(outcome, "20261125T101530Z_full")
     (repo / "backups" / "20261125T101530Z_full").unlink()
     assert run_pgwal("list", "--repo", repo).stderr == ""
-    assert verify(VerifyRequest(repo)).problems == []
+    assert verify(VerifyRequest(LocalPlace(repo))).problems == []
     succeed("expire", "--keep-full", "1", "--repo", repo)
     for name in FOREIGN_NAMES:
         assert (repo / "backups" / name / "file").read_bytes() == b"foreign"
@@ -185,7 +186,7 @@ def test_expire_keeps_what_it_cannot_judge_and_goes_on_with_the_rest(
     if entry.is_dir():
         entry.rmdir()
     entry.write_bytes(was)
-    assert verify(VerifyRequest(repo)).problems == []
+    assert verify(VerifyRequest(LocalPlace(repo))).problems == []
     succeed("expire", "--keep-full", "1", "--repo", repo)
     assert Repository.open(repo).catalogue.ids() == [THIRD_FULL]
 

@@ -18,6 +18,7 @@ from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import RepositoryLocked
 from pgwal.lsn import Lsn
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal_cli.exit_codes import LOCKED, USAGE
 
@@ -36,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Stored:
         store_backup(stored.repository, backup_id, prior_id, start, stop, whole)
     last = stored.root / "wal" / stored.repository.geometry.file_name(1, SEGMENT_COUNT)
     last.rename(last.with_name(last.name + ".partial"))
-    assert verify(VerifyRequest(stored.root)).problems == []
+    assert verify(VerifyRequest(LocalPlace(stored.root))).problems == []
     return stored
 
 
@@ -47,7 +48,7 @@ def repository(built: Stored, tmp_path: Path) -> Repository:
 
 
 def run(repository: Repository, keep_full: int, *, dry_run: bool = False) -> ExpireReport:
-    return expire(ExpireRequest(repository.store.root, keep_full=keep_full, dry_run=dry_run))
+    return expire(ExpireRequest(repository.place, keep_full=keep_full, dry_run=dry_run))
 
 
 def segments(repository: Repository) -> list[int]:
@@ -69,7 +70,7 @@ def test_the_newest_chains_stay_with_their_wal(repository: Repository) -> None:
     # A summary of 16 begins where its segment's first record does.
     assert [part.start // MB for part in repository.summaries.ranges()] == list(range(5, SEGMENT_COUNT + 1))
     assert report.wal_bytes == 4 * MB
-    assert verify(VerifyRequest(repository.store.root)).problems == []
+    assert verify(VerifyRequest(repository.place)).problems == []
     run(repository, 1)
     assert (repository.catalogue.ids(), segments(repository)) == ([THIRD_FULL], [7, 8, 9])
     assert run(repository, 1).expired == []
@@ -164,26 +165,26 @@ def test_a_restore_holds_its_chain(repository: Repository, tmp_path: Path) -> No
             run(repository, 1)
         assert FULL in repository.catalogue.ids()
 
-    restore_backup(RestoreRequest(repository.store.root, FIRST, tmp_path / "target", "false"), look)
+    restore_backup(RestoreRequest(repository.place, FIRST, tmp_path / "target", "false"), look)
     assert held
     assert set(map(tuple, held)) == {(FIRST,)}
     assert not repository.catalogue.is_held(FULL)
-    verify(VerifyRequest(repository.store.root, SECOND), look)
+    verify(VerifyRequest(repository.place, SECOND), look)
     assert held[-1] == [SECOND]
 
     def expire_meanwhile(_: int, __: int) -> None:
         with pytest.raises(RepositoryLocked):
             run(repository, 1)
 
-    verify(VerifyRequest(repository.store.root), expire_meanwhile)
+    verify(VerifyRequest(repository.place), expire_meanwhile)
 
 
 def test_what_is_being_removed_is_not_read(repository: Repository, tmp_path: Path) -> None:
     with (
-        repository.store.hold(f"backups/{FIRST}/backup.json", exclusive=True),
+        repository.place.leases.hold(f"backups/{FIRST}/backup.json", exclusive=True),
         pytest.raises(RepositoryLocked, match="being removed"),
     ):
-        restore_backup(RestoreRequest(repository.store.root, FIRST, tmp_path / "target", "false"))
+        restore_backup(RestoreRequest(repository.place, FIRST, tmp_path / "target", "false"))
 
 
 # ---- a kill at any step
@@ -193,6 +194,7 @@ KILLING = """
 import os, shutil, signal, sys
 from pathlib import Path
 from pgwal.engine.expire import ExpireRequest, expire
+from pgwal.repository.local_place import LocalPlace
 
 source, work = map(Path, sys.argv[1:3])
 step = 0
@@ -210,7 +212,7 @@ while True:
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
-        expire(ExpireRequest(target, keep_full=1))
+        expire(ExpireRequest(LocalPlace(target), keep_full=1))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status):
@@ -237,7 +239,7 @@ def test_a_kill_at_any_step_leaves_whole_chains(repository: Repository, tmp_path
         for entry in entries:
             resolve_chain(entries, entry.backup_id)
         if len(entries) > 1 or step % 5 == 0:
-            assert verify(VerifyRequest(left.store.root)).problems == []
+            assert verify(VerifyRequest(left.place)).problems == []
         if step % 5 == 0 or step == steps:
             run(left, 1)
             assert (left.catalogue.ids(), left.catalogue.unfinished()) == ([THIRD_FULL], [])

@@ -41,6 +41,7 @@ from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.recorded_directory import open_wal_directory
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
@@ -74,7 +75,7 @@ def random() -> Random:
 
 
 def verified(stored: Stored, backup_id: str | None = None, jobs: int = 1) -> VerifyReport:
-    return verify(VerifyRequest(stored.root, backup_id, jobs))
+    return verify(VerifyRequest(LocalPlace(stored.root), backup_id, jobs))
 
 
 def damaged(stored: Stored, backup_id: str | None = None) -> set[str]:

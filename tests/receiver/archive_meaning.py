@@ -14,6 +14,7 @@ from pgwal.relation import Fork
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import folders_in, objects_in
 from pgwal.repository.wal_directory import WalDirectory, split_segment_name
 from pgwal.segment import WAL_PAGE_SIZE, is_segment_name
 from pgwal.summary.block_map import BlockMap, RelationFork
@@ -177,9 +178,9 @@ def stored_copies(root: Path) -> dict[tuple[int, int], list[bytes]]:
     store = LocalStore(root)
     found: dict[tuple[int, int], list[bytes]] = {}
     places = [WAL_DIRECTORY]
-    places += [f"{SET_ASIDE_DIRECTORY}/{name}/{WAL_DIRECTORY}" for name in store.list_directories(SET_ASIDE_DIRECTORY)]
+    places += [f"{SET_ASIDE_DIRECTORY}/{name}/{WAL_DIRECTORY}" for name in folders_in(store, SET_ASIDE_DIRECTORY)]
     for place in places:
-        for name, size in store.list(place):
+        for name, size in objects_in(store, place):
             base, _, _ = split_segment_name(name)
             if size and is_segment_name(base):
                 content = b"".join(read_whole(store, place, name))

@@ -27,7 +27,7 @@ from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import decode_status_update
-from pgwal.repository.local import LocalStore
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod
 from pgwal.repository.wal_writer import WalWriter
@@ -114,7 +114,7 @@ def receiving(
         synchronous=synchronous,
         compression=Compression(CompressionMethod.NONE, 0),
     )
-    receiver = Receiver(repo, ConnectionParameters(server.conninfo), options, stop)
+    receiver = Receiver(LocalPlace(repo), ConnectionParameters(server.conninfo), options, stop)
 
     def run() -> None:
         try:
@@ -209,10 +209,10 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one begins behind it, and reports it as flushed."""
-    store = LocalStore(tmp_path)
-    store.create_directory("wal")
+    place = LocalPlace(tmp_path)
+    place.make(["wal"])
     observer = Unobserving()
-    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False, is_read_soon=False)
+    writer = WalWriter(place, GEOMETRY, 1, Lsn(0x300000), observer, synchronous=False, is_read_soon=False)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", refuse_directories)
         writer.write(bytes(GEOMETRY.segment_size))
@@ -224,7 +224,7 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
     synced: list[int] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
-    WalWriter(store, GEOMETRY, 1, Lsn(0x400000), observer, synchronous=False, is_read_soon=False).close()
+    WalWriter(place, GEOMETRY, 1, Lsn(0x400000), observer, synchronous=False, is_read_soon=False).close()
     assert synced == [(tmp_path / "wal").stat().st_ino]
 
 
@@ -232,8 +232,8 @@ def test_what_was_renamed_by_a_writer_that_failed_is_durable_before_the_next_beg
 def test_the_cache_is_told_of_what_nobody_reads_soon_when_it_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_soon: bool
 ) -> None:
-    store = LocalStore(tmp_path)
-    store.create_directory("wal")
+    place = LocalPlace(tmp_path)
+    place.make(["wal"])
     calls: list[tuple[str, int]] = []
     fsync, advise = os.fsync, os.posix_fadvise
 
@@ -249,7 +249,7 @@ def test_the_cache_is_told_of_what_nobody_reads_soon_when_it_is_durable(
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "posix_fadvise", noted_advise)
-    writer = WalWriter(store, GEOMETRY, 1, Lsn(0x300000), Unobserving(), synchronous=False, is_read_soon=is_read_soon)
+    writer = WalWriter(place, GEOMETRY, 1, Lsn(0x300000), Unobserving(), synchronous=False, is_read_soon=is_read_soon)
     writer.write(bytes(GEOMETRY.segment_size))
     writer.sync()
     writer.close()

@@ -28,6 +28,7 @@ from pgwal.engine.stream import Receiver
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import FAILED
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -138,7 +139,7 @@ def test_a_clock_that_jumps_disturbs_nothing(
     stop = StopRequest()
     # Silence of six intervals would end the stream.
     options = StreamOptions(slot="pgwal", create_slot=True, status_interval_s=0.5)
-    receiver = Receiver(repo, ConnectionParameters(server.conninfo), options, stop)
+    receiver = Receiver(LocalPlace(repo), ConnectionParameters(server.conninfo), options, stop)
     thread = threading.Thread(target=receiver.run)
     thread.start()
     try:

@@ -57,6 +57,7 @@ from pgwal.errors import (
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
 from pgwal.segment import is_segment_name
@@ -213,7 +214,11 @@ class OneHistory(RuleBasedStateMachine):
         stop = StopRequest()
         traffic.stop = stop.set
         receiver = Receiver(
-            self._repo, ConnectionParameters(""), options, stop, opener=lambda *_: ModelSender(server, traffic)
+            LocalPlace(self._repo),
+            ConnectionParameters(""),
+            options,
+            stop,
+            opener=lambda *_: ModelSender(server, traffic),
         )
         self._has_changed = True
         try:
@@ -344,7 +349,7 @@ def _named(part: StoredPart) -> str:
 def _mixed(meaning: ArchiveMeaning, group: list[StoredPart], lives: list[Life]) -> str:
     places = [first_difference(life, part) for life in lives for part in group]
     names = [_named(part) for part in group]
-    aside = meaning.repository.store.list_directories(SET_ASIDE_DIRECTORY)
+    aside = [child.name for child in meaning.repository.store.children(SET_ASIDE_DIRECTORY)]
     return f"{', '.join(names)}: nobody has written that; differences at {places}; set aside {aside}"
 
 
@@ -378,7 +383,9 @@ def receive_from(server: ModelServer, repo: Path) -> None:
     stop = StopRequest()
     try:
         traffic, options = Traffic(Random(0), lambda *_: None), StreamOptions(once=True, compression=_UNCOMPRESSED)
-        Receiver(repo, ConnectionParameters(""), options, stop, opener=lambda *_: ModelSender(server, traffic)).run()
+        Receiver(
+            LocalPlace(repo), ConnectionParameters(""), options, stop, opener=lambda *_: ModelSender(server, traffic)
+        ).run()
     finally:
         stop.close()
 

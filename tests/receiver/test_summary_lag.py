@@ -17,6 +17,7 @@ from pgwal.engine.stream import Receiver
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_directory import WalDirectory
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -46,7 +47,7 @@ def test_summaries_are_level_with_what_is_received(make_server: ServerFactory, s
     """For each moment: how long until everything that had been written by then was in a map?"""
     server, repo, stop = keeping_server(make_server), scratch / "repo", StopRequest()
     options = StreamOptions(slot="pgwal", create_slot=True)
-    receiver = Receiver(repo, ConnectionParameters(server.conninfo), options, stop)
+    receiver = Receiver(LocalPlace(repo), ConnectionParameters(server.conninfo), options, stop)
     thread, ended = run(receiver), threading.Event()
     writer = threading.Thread(target=write_at_full_speed, args=(server, ended))
     samples: list[tuple[float, Lsn, Lsn]] = []
@@ -120,7 +121,7 @@ def test_what_is_summarised_is_not_read_again(
 
     monkeypatch.setattr(WalDirectory, "read", counted)
     stop = StopRequest()
-    receiver = Receiver(repo, ConnectionParameters(server.conninfo), StreamOptions(slot="pgwal"), stop)
+    receiver = Receiver(LocalPlace(repo), ConnectionParameters(server.conninfo), StreamOptions(slot="pgwal"), stop)
     thread = run(receiver)
     stop.set()
     thread.join()

@@ -23,6 +23,7 @@ from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import FormatError, PgwalError
 from pgwal.relation import BLOCKS_PER_FILE
+from pgwal.repository.local_place import LocalPlace
 
 TABLE = "base/5/16384"
 
@@ -41,7 +42,7 @@ def made(tmp_path: Path) -> MadeRepository:
 
 
 def restore(made: MadeRepository, target: Path) -> None:
-    restore_backup(RestoreRequest(made.path, made.ids[-1], target, "false", options=RebuildOptions(jobs=2)))
+    restore_backup(RestoreRequest(LocalPlace(made.path), made.ids[-1], target, "false", options=RebuildOptions(jobs=2)))
 
 
 def everything(directory: Path) -> dict[str, bytes | None]:
@@ -58,7 +59,7 @@ def assert_refused(made: MadeRepository, kinds: type[PgwalError] | tuple[type[Pg
     before = everything(around)
     for number in range(2):
         target = around / f"target{number}"
-        request = CombineRequest(made.path, made.ids[-1], target)
+        request = CombineRequest(LocalPlace(made.path), made.ids[-1], target)
         with pytest.raises(kinds):
             combine_backups(request) if number else restore(made, target)
         assert not (target / "global/pg_control").exists()

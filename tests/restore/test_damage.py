@@ -15,12 +15,13 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import Blocks, Content, MadeRepository
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
-from pgwal.datadir.copy_method import CopyMethod
+from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import PgwalError
 from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.local_place import LocalPlace
 
 TABLE = "base/5/16384"
 SECOND_FILE = "base/5/16385.1"
@@ -180,12 +181,12 @@ def test_random_flips_are_found_or_do_not_matter(chain: Chain, member: int, seed
     options = RebuildOptions(CopyMethod.COPY if is_copied else CopyMethod.LINK, sync=False)
     target, combined = (made.path.parent / name for name in ("target", "combined"))
     try:
-        restore_backup(RestoreRequest(made.path, "latest", target, "false", options=options))
+        restore_backup(RestoreRequest(LocalPlace(made.path), "latest", target, "false", options=options))
     except PgwalError:
         assert not (target / "global/pg_control").exists()
     else:
         assert_right(target, expected)
-        combine_backups(CombineRequest(made.path, made.ids[-1], combined))
+        combine_backups(CombineRequest(LocalPlace(made.path), made.ids[-1], combined))
         assert_right(combined, expected)
     finally:
         path.write_bytes(right)

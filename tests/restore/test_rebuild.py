@@ -16,14 +16,15 @@ from restore.made_repository import Blocks, MadeRepository, block
 from pgwal.backup.entry import BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE
-from pgwal.datadir import new_file
-from pgwal.datadir.copy_method import CopyMethod
-from pgwal.datadir.writer import TreeWriter
+from pgwal.disk import new_file
+from pgwal.disk.copy_method import CopyMethod
+from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import TargetError
 from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.local_place import LocalPlace
 
 TABLE = "base/5/16384"
 UNCHANGED = "base/5/16385"
@@ -59,10 +60,10 @@ def test_every_way_gives_the_same_bytes(
     options = RebuildOptions(method, jobs, sync=small_buffer)
     seen: list[tuple[int, int]] = []
     report = restore_backup(
-        RestoreRequest(made.path, "latest", tmp_path / "restored", "false", options=options),
+        RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false", options=options),
         lambda done, total: seen.append((done, total)),
     )
-    combine_backups(CombineRequest(made.path, made.ids[-1], tmp_path / "combined", options=options))
+    combine_backups(CombineRequest(LocalPlace(made.path), made.ids[-1], tmp_path / "combined", options=options))
     for place in ("restored", "combined"):
         assert (tmp_path / place / TABLE).read_bytes() == expected
         assert (tmp_path / place / UNCHANGED).read_bytes() == unchanged
@@ -78,7 +79,7 @@ def test_every_way_gives_the_same_bytes(
 
 def test_each_block_is_read_once(tmp_path: Path) -> None:
     made, expected = made_chain(tmp_path, 3)
-    report = restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    report = restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     small = sum((tmp_path / "restored" / name).stat().st_size for name in ("PG_VERSION", "pg_hba.conf"))
     small += (tmp_path / "restored/global/pg_control").stat().st_size + (
         tmp_path / "restored/backup_label"
@@ -88,7 +89,7 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
 
 def test_runs_of_zeros_become_holes(tmp_path: Path) -> None:
     made, expected = made_chain(tmp_path, 5)
-    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     assert bytes(8 * BLOCK_SIZE) in expected
     (made.path / "probe").write_bytes(expected)
     written = (made.path / "probe").stat().st_blocks
@@ -121,7 +122,7 @@ def test_clone_where_it_can(tmp_path: Path) -> None:
         pytest.skip("this file system cannot")
     made, expected = made_chain(tmp_path, 1)
     options = RebuildOptions(CopyMethod.CLONE)
-    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false", options=options))
+    restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false", options=options))
     assert (tmp_path / "restored" / TABLE).read_bytes() == expected
 
 
@@ -175,7 +176,7 @@ def test_no_tablespace_map_of_a_backup_is_restored(tmp_path: Path) -> None:
     """A server that finds one puts its links in place of those that the restore has made."""
     made = MadeRepository(tmp_path / "repo")
     made.add({"tablespace_map": b"16384 /elsewhere\n", "standby.signal": b""})
-    restore_backup(RestoreRequest(made.path, "latest", tmp_path / "restored", "false"))
+    restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     assert not (tmp_path / "restored/tablespace_map").exists()
     assert not (tmp_path / "restored/standby.signal").exists()
     assert (tmp_path / "restored/recovery.signal").exists()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from pgwal.aligned_buffer import aligned_buffer
-from pgwal.datadir.copy_method import clone_file, copy_file_range
-from pgwal.errors import TargetError, TruncatedInput
+from pgwal.disk.copy_method import clone_file, copy_file_range
+from pgwal.errors import PgwalError, TargetError, TruncatedInput
 
 WRITE_SIZE = 1 << 20
 """What is best written at a time: less has a disk wait between writes, more leaves a processor's caches.
@@ -44,6 +44,9 @@ _HINTS = {
     errno.ENOENT: "Make the directory above it first.",
 }
 
+Refusal: TypeAlias = Callable[[str, Path, OSError], PgwalError]
+"""Makes the error that says what the file system refused to do with a file."""
+
 
 def write_buffer() -> memoryview:
     """Return WRITE_SIZE bytes that can be written past the page cache."""
@@ -54,12 +57,13 @@ class GrowingFile:
     """A new file that is written piece by piece, through a buffer.
 
     As a context manager, closes it at the end, without a further complaint when that is because of an error.
-    Raises TargetError for what the file system refuses.
+    Raises what ``refusal`` makes of what the file system refuses.
     """
 
-    def __init__(self, path: Path, mode: int = FILE_MODE) -> None:
+    def __init__(self, path: Path, mode: int, refusal: Refusal) -> None:
         self._path = path
-        self._file = open(_created(path, mode), "wb")  # noqa: SIM115 (a descriptor, kept)
+        self._refused = refusal
+        self._file = open(_created(path, mode, refusal), "wb")  # noqa: SIM115 (a descriptor, kept)
 
     def __enter__(self) -> Self:
         return self
@@ -67,21 +71,21 @@ class GrowingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(TargetError) if kind is not None else nullcontext():
+        with suppress(PgwalError) if kind is not None else nullcontext():
             self.close()
 
     def write(self, data: bytes) -> None:
         try:
             self._file.write(data)
         except OSError as error:
-            raise refused("write", self._path, error) from error
+            raise self._refused("write", self._path, error) from error
 
     def close(self) -> None:
         """Write what is in the buffer and close; may be called again."""
         try:
             self._file.close()
         except OSError as error:
-            raise refused("write", self._path, error) from error
+            raise self._refused("write", self._path, error) from error
 
 
 class _Writeback:
@@ -121,9 +125,10 @@ class _Writeback:
 class NewFile:
     """A new file, open for writing at any place; with ``durable`` it is synced soon, and then the disk is not idle."""
 
-    def __init__(self, path: Path, *, durable: bool, mode: int = FILE_MODE) -> None:
+    def __init__(self, path: Path, *, durable: bool, mode: int, refusal: Refusal) -> None:
         self._path = path
-        self._descriptor = _created(path, mode)
+        self._refused = refusal
+        self._descriptor = _created(path, mode, refusal)
         self._may_go_direct = durable and hasattr(os, "O_DIRECT")
         self._is_direct = False
         self._writeback = _Writeback(self._descriptor, is_wanted=durable)
@@ -142,7 +147,7 @@ class NewFile:
                 os.close(self._descriptor)
         except OSError as refusal:
             if kind is None:
-                raise refused("write", self._path, refusal) from refusal
+                raise self._refused("write", self._path, refusal) from refusal
 
     def _finish(self) -> None:
         self._writeback.finish()
@@ -181,18 +186,18 @@ class NewFile:
             self._is_direct = False
             return os.pwrite(self._descriptor, data, offset)
         except OSError as error:
-            raise refused("write", self._path, error) from error
+            raise self._refused("write", self._path, error) from error
 
 
 class PlacedFile(NewFile):
     """A new file whose parts are written at their places, in any order; what is not written is a hole of zeros.
 
-    As a context manager, gives it its size at the end and closes it.  Raises TargetError for what the file system
-    refuses.
+    As a context manager, gives it its size at the end and closes it.  Raises what ``refusal`` makes of what the file
+    system refuses.
     """
 
-    def __init__(self, path: Path, size_bytes: int, *, durable: bool, mode: int = FILE_MODE) -> None:
-        super().__init__(path, durable=durable, mode=mode)
+    def __init__(self, path: Path, size_bytes: int, *, durable: bool, mode: int, refusal: Refusal) -> None:
+        super().__init__(path, durable=durable, mode=mode, refusal=refusal)
         self._size_bytes = size_bytes
 
     def _finish(self) -> None:
@@ -253,7 +258,7 @@ def _is_zero(data: memoryview, at: int) -> bool:
     return data[at : at + 16] == _ZEROS[: min(16, end - at)] and bytes(data[at:end]) == _ZEROS[: end - at]
 
 
-def _created(path: Path, mode: int) -> int:
+def _created(path: Path, mode: int, refusal: Refusal) -> int:
     """Create a file, which must not be there yet, and return its descriptor."""
     try:
         descriptor = os.open(path, _CREATE, FILE_MODE)
@@ -261,7 +266,7 @@ def _created(path: Path, mode: int) -> int:
             # Whatever the umask leaves of it otherwise.
             os.fchmod(descriptor, mode)
     except OSError as error:
-        raise refused("create", path, error) from error
+        raise refusal("create", path, error) from error
     return descriptor
 
 

@@ -10,9 +10,18 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock, local
 
-from pgwal.datadir.new_file import FILE_MODE, GROUP_FILE_MODE, GrowingFile, NewFile, PlacedFile, refused, write_buffer
-from pgwal.datadir.small_files import FileNotCreated, sync_files, write_small_files
-from pgwal.datadir.write_behind import WriteBehind
+from pgwal.disk.new_file import (
+    FILE_MODE,
+    GROUP_FILE_MODE,
+    GrowingFile,
+    NewFile,
+    PlacedFile,
+    Refusal,
+    refused,
+    write_buffer,
+)
+from pgwal.disk.small_files import FileNotCreated, sync_files, write_small_files
+from pgwal.disk.write_behind import WriteBehind
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
@@ -29,14 +38,17 @@ class TreeWriter:
     """Files and directories below ``root``, created 0600 and 0700, with ``group_access`` 0640 and 0750; durable when
     ``sync`` returns.
 
-    Paths are relative to the root.  Files may be written by several threads.  Raises TargetError for what the file
-    system refuses.
+    Paths are relative to the root.  Files may be written by several threads.  Raises TargetError, or
+    what another ``refusal`` makes of it, for what the file system refuses.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True, group_access: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, durable: bool = True, group_access: bool = False, refusal: Refusal = refused
+    ) -> None:
         """With ``durable``, ``sync`` will be called, and what is written is on its way to the disk before."""
         self.root = root
         self._durable = durable
+        self._refused = refusal
         self._file_mode = GROUP_FILE_MODE if group_access else FILE_MODE
         self._directory_mode = _GROUP_DIRECTORY_MODE if group_access else _DIRECTORY_MODE
         self._directories: set[Path] = set()
@@ -62,7 +74,7 @@ class TreeWriter:
         if not hasattr(self._local, "write_behind"):
             self._local.write_behind = WriteBehind(self.buffer(), self._pool)
         write_behind: WriteBehind = self._local.write_behind
-        with NewFile(target, durable=self._durable, mode=self._file_mode) as file:
+        with NewFile(target, durable=self._durable, mode=self._file_mode, refusal=self._refused) as file:
             return write_behind.write(file, chunks)
 
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> None:
@@ -74,7 +86,7 @@ class TreeWriter:
             write_small_files([root + path for path, _ in files], [content for _, content in files], self._file_mode)
         except OSError as error:
             action = "create" if isinstance(error, FileNotCreated) else "write"
-            raise refused(action, Path(error.filename), error) from error
+            raise self._refused(action, Path(error.filename), error) from error
 
     def buffer(self) -> memoryview:
         """Return this thread's ``write_buffer``, for what goes to a placed file; ``write`` uses it too."""
@@ -88,19 +100,19 @@ class TreeWriter:
         try:
             (self.root / path).unlink()
         except OSError as error:
-            raise refused("remove", self.root / path, error) from error
+            raise self._refused("remove", self.root / path, error) from error
 
     def create(self, path: str) -> GrowingFile:
         """Create a file that is written piece by piece; it must not be there yet, and be closed before ``sync``."""
         target = self.root / path
         self._make(target.parent)
-        return GrowingFile(target, self._file_mode)
+        return GrowingFile(target, self._file_mode, self._refused)
 
     def place(self, path: str, size_bytes: int) -> PlacedFile:
         """Create a file of a known size whose parts are written at their places, by one thread."""
         target = self.root / path
         self._make(target.parent)
-        return PlacedFile(target, size_bytes, durable=self._durable, mode=self._file_mode)
+        return PlacedFile(target, size_bytes, durable=self._durable, mode=self._file_mode, refusal=self._refused)
 
     def link(self, path: str, source: Path) -> None:
         """Make a hard link to a file."""
@@ -120,7 +132,7 @@ class TreeWriter:
             with (self.root / path).open("wb") as file:
                 file.write(content)
         except OSError as error:
-            raise refused("write", self.root / path, error) from error
+            raise self._refused("write", self.root / path, error) from error
         self._directories.add((self.root / path).parent)
 
     def rename(self, old: str, new: str) -> None:
@@ -131,7 +143,7 @@ class TreeWriter:
             _sync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             _sync((self.root / old).parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise refused("rename", self.root / old, error) from error
+            raise self._refused("rename", self.root / old, error) from error
 
     def make_tablespace(self, path: str, location: Path) -> None:
         """Make the directory of a tablespace, unless it is there, and a symbolic link to it."""
@@ -154,7 +166,7 @@ class TreeWriter:
         try:
             target.symlink_to(location)
         except OSError as error:
-            raise refused("link", target, error) from error
+            raise self._refused("link", target, error) from error
 
     def sync(self) -> None:
         """Make all that was written durable: the files, then the names in each directory."""
@@ -168,7 +180,7 @@ class TreeWriter:
                 with suppress(PermissionError):
                     _sync(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise refused("sync", Path(error.filename or self.root), error) from error
+            raise self._refused("sync", Path(error.filename or self.root), error) from error
         self._directories.clear()
 
     def _make(self, directory: Path) -> None:
@@ -181,14 +193,14 @@ class TreeWriter:
             if self._directory_mode != _DIRECTORY_MODE:
                 directory.chmod(self._directory_mode)
         except OSError as error:
-            raise refused("create", directory, error) from error
+            raise self._refused("create", directory, error) from error
         self._directories.add(directory)
 
     def _set_mode(self, directory: Path) -> None:
         try:
             directory.chmod(self._directory_mode)
         except OSError as error:
-            raise refused("set the mode of", directory, error) from error
+            raise self._refused("set the mode of", directory, error) from error
 
 
 def _sync_files(directories: Iterable[Path]) -> None:

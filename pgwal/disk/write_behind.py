@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from pgwal.datadir.new_file import NewFile, write_buffer
+from pgwal.disk.new_file import NewFile, write_buffer
 
 
 class WriteBehind:

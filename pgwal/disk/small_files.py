@@ -93,7 +93,7 @@ def _unwritable(is_created: bool, error_number: int, path: bytes) -> OSError:
 
 
 if not cython.compiled:
-    from pgwal.datadir.block_reads import read_blocks
+    from pgwal.disk.block_reads import read_blocks
 
     def _read(
         paths: list[bytes], sizes: list[int], block_numbers: list[array[int] | None], to_end: list[bool]

@@ -1,0 +1,73 @@
+"""Read an object from front to back, or at any place, whatever the store."""
+
+from __future__ import annotations
+
+import os
+from io import BufferedReader, RawIOBase
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from pgwal.repository.store import ByteRange, ObjectStore, as_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_AHEAD_BYTES = 1 << 20
+"""What one request asks for at least: over a network, its answer takes as long for a byte."""
+
+
+def open_object(store: ObjectStore, name: str) -> BinaryIO:
+    """Open an object for reading: a file where the store has files, which alone has a descriptor.
+
+    Raises ObjectNotFound, and so does reading, when it is gone by then.
+    """
+    return cast(BinaryIO, _opened(store, name))
+
+
+def open_buffered(store: ObjectStore, name: str) -> BinaryIO:
+    """As ``open_object``, for many small reads."""
+    return BufferedReader(_opened(store, name))
+
+
+def _opened(store: ObjectStore, name: str) -> RawIOBase:
+    files = as_files(store)
+    return _RangeReader(store, name) if files is None else files.open_file(name)
+
+
+class _RangeReader(RawIOBase):
+    """Asks for ranges of an object, and keeps the last of them."""
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._size = store.size(name)
+        self._position = 0
+        self._kept = b""
+        self._kept_at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+        self._position = max(0, bases[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        end = min(self._position + len(target), self._size)
+        if not self._kept_at <= self._position < self._kept_at + len(self._kept):
+            if self._position >= end:
+                return 0
+            wanted = ByteRange(self._position, max(end, self._position + _AHEAD_BYTES))
+            (self._kept,), self._kept_at = self._store.get_ranges(self._name, [wanted]), self._position
+        start = self._position - self._kept_at
+        found = self._kept[start : start + len(target)]
+        target[: len(found)] = found
+        self._position += len(found)
+        return len(found)

@@ -1,0 +1,43 @@
+"""All places and stores that keep the contracts of a repository, for tests that each of them must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from support.faulty_store import Fate, FaultyStore
+
+from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.memory import MemoryPlace
+from pgwal.repository.place import Place
+from pgwal.repository.store import ObjectStore
+from pgwal.repository.store_wrapper import CountingStore, ThrottlingStore
+
+
+def local(directory: Path) -> LocalPlace:
+    place = LocalPlace(directory / "repo")
+    place.make()
+    return place
+
+
+def memory(_: Path) -> MemoryPlace:
+    return MemoryPlace()
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {"local": local, "memory": memory}
+
+_Wrap: TypeAlias = Callable[[ObjectStore], ObjectStore]
+_WRAPPERS: dict[str, _Wrap] = {
+    "": lambda store: store,
+    "counting-": CountingStore,
+    "throttling-": lambda store: ThrottlingStore(store, 1 << 40),
+    "faulty-": lambda store: FaultyStore(store, Fate()),
+}
+
+
+def _wrapped(wrap: _Wrap, make: Callable[[Path], Place]) -> Callable[[Path], ObjectStore]:
+    return lambda directory: wrap(make(directory).store)
+
+
+STORES = {wrapper + name: _wrapped(wrap, make) for wrapper, wrap in _WRAPPERS.items() for name, make in PLACES.items()}

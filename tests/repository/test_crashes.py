@@ -1,0 +1,253 @@
+"""A process dies at any operation of a whole backup, an expire or a stream: nothing that counts is lost or torn.
+
+So it does in a store that renames folders, and in one that does not.  What a power cut makes of a directory is for
+tests/receiver and tests/keeping.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from core.wal_builder import WalBuilder
+from keeping.stored_repository import FIRST, FULL, MAJOR, MB, SECOND, SYSTEM_IDENTIFIER, build_repository, control_file
+from keeping.stored_repository import label as backup_label
+from receiver.model_server import BEGIN, ModelSender, ModelServer, Traffic, change, commit
+from repository.places import PLACES
+from support.faulty_store import Died, Fate, FaultyPlace
+
+from pgwal.backup.chain import resolve_chain
+from pgwal.backup.entry import BackupEntry, parse_backup_id
+from pgwal.backup.exclusion import required_directories
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.engine.copy import Copy, CopyRules
+from pgwal.engine.expire import ExpireRequest, expire
+from pgwal.engine.restore import RestoreRequest, restore_backup
+from pgwal.engine.stop import StopRequest
+from pgwal.engine.stream import Receiver
+from pgwal.engine.stream_options import StreamOptions
+from pgwal.engine.verify import VerifyRequest, verify
+from pgwal.lsn import Lsn
+from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.memory import MemoryPlace
+from pgwal.repository.place import Place
+from pgwal.repository.repository import Repository
+from pgwal.repository.wal_compressor import Compression, CompressionMethod
+
+NEW = "20261122T131530Z_full"
+FILES = {
+    "PG_VERSION": b"16\n",
+    "base/5/16384": bytes(24576),
+    "base/5/PG_VERSION": b"16\n",
+    "pg_xact/0000": b"\1" * 99,
+}
+
+
+class Site:
+    """Copies of one repository, each in a place of its own kind."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        self._kind = kind
+        self._directory = directory
+        self.origin = PLACES[kind](directory)
+
+    def copy(self) -> Place:
+        if isinstance(self.origin, LocalPlace):
+            shutil.rmtree(self._directory / "copy", ignore_errors=True)
+            shutil.copytree(self.origin.root, self._directory / "copy")
+            return LocalPlace(self._directory / "copy")
+        place = MemoryPlace()
+        for name, _ in self.origin.store.list():
+            place.store.put(name, self.origin.store.get(name))
+        return place
+
+
+@pytest.fixture(params=list(PLACES))
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    return Site(request.param, tmp_path)
+
+
+def dying(site: Site, act: Callable[[Place], None]) -> Iterator[Place]:
+    """Yield what a process leaves that died at the first operation, at the second, ..., and at last at none."""
+    number = 0
+    while True:
+        place, fate = site.copy(), Fate(dies_at=number)
+        try:
+            act(FaultyPlace(place, fate))
+        except Died:
+            pass
+        else:
+            assert len(fate.operations) == number
+        yield place
+        if len(fate.operations) <= number:
+            break
+        number += 1
+
+
+# ---- a backup
+
+
+def take_backup(place: Place, data_directory: Path) -> None:
+    """Copy a data directory as a full backup does, without the server."""
+    repository = Repository.open(place)
+    start, stop = Lsn(2 * MB + 40), repository.catalogue.entry(FIRST).stop_lsn
+    rules = CopyRules(frozenset(), "CRC32C", None, None)
+    with repository.lock_backups():
+        repository.catalogue.clear_unfinished()
+        with (
+            repository.catalogue.stage(NEW) as staged,
+            Copy([LocalDataDirectory(data_directory)], None, staged, ManifestWriter(MAJOR, 1), rules, None) as copy,
+        ):
+            copy.copy_all(list)
+            copy.copy_control_file()
+            copy.store("backup_label", backup_label(start, None))
+            copy.write_manifest([])
+            copy.data.sync()
+            started, kind = parse_backup_id(NEW)
+            staged.publish(
+                BackupEntry(
+                    backup_id=NEW,
+                    kind=kind,
+                    prior_id=None,
+                    system_identifier=SYSTEM_IDENTIFIER,
+                    major=MAJOR,
+                    start_lsn=start,
+                    start_timeline_id=1,
+                    stop_lsn=stop,
+                    stop_timeline_id=1,
+                    label="test",
+                    started_at=started.isoformat(),
+                    finished_at=started.isoformat(),
+                    wal_segment_size=MB,
+                    data_checksums=True,
+                    tablespaces={},
+                    totals=copy.totals,
+                )
+            )
+
+
+def make_data_directory(directory: Path) -> None:
+    for name in required_directories(MAJOR):
+        (directory / name).mkdir(parents=True)
+    for name, content in {**FILES, "global/pg_control": control_file(Lsn(2 * MB + 40))}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def test_a_backup_is_there_whole_or_not_at_all(site: Site, tmp_path: Path) -> None:
+    make_data_directory(tmp_path / "data")
+    build_repository(site.origin)
+    seen = []
+    for number, place in enumerate(dying(site, lambda place: take_backup(place, tmp_path / "data"))):
+        repository = Repository.open(place)
+        ids = repository.catalogue.ids()
+        seen.append(NEW in ids)
+        assert set(ids) - {NEW} == {FULL, FIRST, SECOND}
+        if number % 4 == 0 or seen[-1]:
+            assert verify(VerifyRequest(place)).problems == []
+        if not seen[-1]:
+            take_backup(place, tmp_path / "data")
+            assert repository.catalogue.unfinished() == []
+            assert NEW in repository.catalogue.ids()
+    assert seen == sorted(seen), "no earlier than with the last operations"
+    assert 10 < seen.count(False) < len(seen)
+    restore_backup(RestoreRequest(place, NEW, tmp_path / "restored", "false", wal_is_here=False))
+    assert {name: (tmp_path / "restored" / name).read_bytes() for name in FILES} == FILES
+    assert all((tmp_path / "restored" / name).is_dir() for name in required_directories(MAJOR))
+
+
+# ---- expire
+
+
+def test_what_an_expire_leaves_is_whole_chains(site: Site, tmp_path: Path) -> None:
+    make_data_directory(tmp_path / "data")
+    build_repository(site.origin)
+    take_backup(site.origin, tmp_path / "data")
+    counts = []
+    for place in dying(site, lambda place: expire(ExpireRequest(place, keep_full=1))):
+        repository = Repository.open(place)
+        entries = repository.catalogue.entries()
+        counts.append(len(entries))
+        assert NEW in repository.catalogue.ids()
+        for entry in entries:
+            resolve_chain(entries, entry.backup_id)
+        assert verify(VerifyRequest(place)).problems == []
+        expire(ExpireRequest(place, keep_full=1))
+        assert (repository.catalogue.ids(), repository.catalogue.unfinished()) == ([NEW], [])
+    assert counts == sorted(counts, reverse=True)
+    assert set(counts) == {4, 3, 2, 1}
+
+
+# ---- stream
+
+
+def receive(place: Place, server: ModelServer) -> None:
+    stop = StopRequest()
+    options = StreamOptions(once=True, compression=Compression(CompressionMethod.NONE))
+    try:
+        traffic = Traffic(Random(0), lambda *_: None)
+        Receiver(place, ConnectionParameters(""), options, stop, opener=lambda *_: ModelSender(server, traffic)).run()
+    finally:
+        stop.close()
+
+
+def test_a_stream_goes_on_where_it_died(site: Site) -> None:
+    wal = WalBuilder(MAJOR, start_lsn=BEGIN)
+    wal.append_all([commit(9), *4 * [change(1, 300_000, 1)]])
+    server = ModelServer(wal, wal.end_lsn)
+    expected = None
+
+    def receive_twice(place: Place) -> None:
+        # A receiver begins with the segment that the server is at.
+        begun = server.copy()
+        begun.flush_lsn = wal.records[1].end_lsn
+        receive(place, begun)
+        receive(place, server.copy())
+
+    for place in dying(site, receive_twice):
+        if place.store.exists("pgwal.json"):
+            state = Repository.open(place).receiver_state()
+            if state is not None:
+                assert received(place)[: state.flushed_lsn - BEGIN] == sent(server)[: state.flushed_lsn - BEGIN]
+        receive(place, server.copy()) if is_begun(place) else receive_twice(place)
+        assert received(place)[: wal.end_lsn - BEGIN] == sent(server)
+        repository = Repository.open(place)
+        expected = expected or repository.summaries.ranges()
+        assert repository.summaries.ranges() == expected
+    assert expected
+
+
+def is_begun(place: Place) -> bool:
+    return place.store.exists("pgwal.json") and bool(Repository.open(place).wal.segments())
+
+
+def sent(server: ModelServer) -> bytes:
+    return server.wal.wal_between(BEGIN, server.wal.end_lsn)
+
+
+def received(place: Place) -> bytes:
+    repository = Repository.open(place)
+    return b"".join(repository.wal.read(1, BEGIN)) if repository.wal.segments() else b""
+
+
+# ---- making a repository
+
+
+def test_of_two_who_make_a_repository_one_says_whose_it_is(site: Site) -> None:
+    """The second one looks when the first has not written that yet."""
+    place = site.origin
+    put = place.store.put
+
+    def after_another(name: str, content: bytes, **options: bool) -> None:
+        place.store.put = put  # type: ignore[method-assign]
+        Repository.open_or_create(place, RepositoryIdentity(1, MB, MAJOR))
+        put(name, content, **options)
+
+    place.store.put = after_another  # type: ignore[method-assign, assignment]
+    assert Repository.open_or_create(place, RepositoryIdentity(1, MB, MAJOR)).identity.system_identifier == 1

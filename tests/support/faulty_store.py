@@ -1,0 +1,158 @@
+"""A place for a repository in which the operation of a given number fails, or the process dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from pgwal.errors import RepositoryError
+from pgwal.repository.lease import Leases
+from pgwal.repository.place import Place
+from pgwal.repository.spool import Appender
+from pgwal.repository.store import ObjectStore, StoreFeature, as_renaming
+from pgwal.repository.store_wrapper import StoreWrapper
+
+
+class Died(BaseException):
+    """The process is gone; no ``except Exception`` of its own sees it."""
+
+
+_READS = ("get", "get_ranges", "size", "exists", "list", "children")
+
+
+class Fate:
+    """Operations that change something, counted from 0: number ``fails_at`` raises RepositoryError, ``dies_at`` Died.
+
+    All raise Died that come later; to die before something is read is to die after the last change.
+    """
+
+    def __init__(self, *, fails_at: int | None = None, dies_at: int | None = None) -> None:
+        self.operations: list[str] = []
+        self.fails_at = fails_at
+        self.dies_at = dies_at
+
+    @property
+    def is_dying(self) -> bool:
+        return self.dies_at is not None and len(self.operations) > self.dies_at
+
+    def meet(self, operation: str, name: str) -> None:
+        if operation in _READS:
+            if self.is_dying:
+                raise Died
+            return
+        self.operations.append(f"{operation} {name}")
+        # A put dies when a part of it has been taken.
+        if self.is_dying and operation != "put":
+            raise Died
+        if len(self.operations) - 1 == self.fails_at:
+            raise RepositoryError(f"cannot {operation} {name}: a test wants it so")
+
+
+class FaultyStore(StoreWrapper):
+    """Another store with a fate.  A change of names is an operation as well, where the other store can do it; what it
+    offers besides is hidden.
+    """
+
+    def __init__(self, store: ObjectStore, fate: Fate) -> None:
+        super().__init__(store)
+        self._fate = fate
+        if as_renaming(store) is not None:
+            self.features = frozenset((StoreFeature.RENAMES,))
+
+    def rename(self, old: str, new: str) -> None:
+        self._before("rename", old)
+        renaming = as_renaming(self._store)
+        assert renaming is not None
+        renaming.rename(old, new)
+
+    def _before(self, operation: str, name: str) -> None:
+        self._fate.meet(operation, name)
+
+    def _passing(self, content: bytes | Iterable[bytes]) -> bytes | Iterable[bytes]:
+        return _dying(content) if self._fate.is_dying else content
+
+
+def _dying(content: bytes | Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in (content,) if isinstance(content, bytes) else content:
+        yield chunk[: len(chunk) // 2]
+        break
+    raise Died
+
+
+class FaultyAppender:
+    """What is appended, with a fate."""
+
+    def __init__(self, appender: Appender, fate: Fate) -> None:
+        self._appender = appender
+        self._fate = fate
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        self._fate.meet("write", str(offset))
+        self._appender.write(offset, data)
+
+    def clear_behind(self, offset: int) -> None:
+        self._fate.meet("clear_behind", str(offset))
+        self._appender.clear_behind(offset)
+
+    def sync(self) -> None:
+        self._fate.meet("sync", "")
+        self._appender.sync()
+
+    def rename(self, name: str, *, is_read_soon: bool) -> None:
+        self._fate.meet("name", name)
+        self._appender.rename(name, is_read_soon=is_read_soon)
+
+    def close(self) -> None:
+        self._appender.close()
+
+
+class FaultyPlace:
+    """Another place, whose store and spool have one fate; leases end with the process, and have none."""
+
+    directory: Path | None = None
+
+    def __init__(self, place: Place, fate: Fate) -> None:
+        self._place = place
+        self._fate = fate
+        self.store = FaultyStore(place.store, fate)
+        self.spool = self
+
+    def __str__(self) -> str:
+        return str(self._place)
+
+    @property
+    def leases(self) -> Leases:
+        return self._place.leases
+
+    def require_trusted(self) -> None:
+        self._place.require_trusted()
+
+    def require_own(self) -> None:
+        self._place.require_own()
+
+    def require_suitable(self) -> None:
+        self._place.require_suitable()
+
+    def make(self, folders: Iterable[str] = ()) -> None:
+        names = list(folders)
+        self._fate.meet("make", " ".join(names))
+        self._place.make(names)
+
+    # -- the spool ---------------------------------------------------------------------------------------------
+
+    def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> FaultyAppender:
+        self._fate.meet("preallocate", name)
+        return FaultyAppender(self._place.spool.preallocate(name, size_bytes, zeroed=zeroed), self._fate)
+
+    def settle(self, folder: str) -> None:
+        self._fate.meet("settle", folder)
+        self._place.spool.settle(folder)
+
+    def create_notes(self, name: str) -> IO[bytes]:
+        self._fate.meet("create_notes", name)
+        return self._place.spool.create_notes(name)
+
+    def drop_notes(self, name: str) -> None:
+        self._fate.meet("drop_notes", name)
+        self._place.spool.drop_notes(name)
