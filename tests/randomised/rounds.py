@@ -35,6 +35,7 @@ from randomised.load import Load, prepare
 from pgwal.engine.fetch_wal import fetch
 from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
@@ -767,7 +768,7 @@ def _fetch_all(repo: Path, directory: Path) -> None:
         name = path.name if is_history_name(path.name) else path.name.partition(".")[0]
         if is_history_name(name) or is_segment_name(name):
             # No target is behind a gap, and one may lie in the segment that is not whole before it.
-            fetch(repo, name, directory / name, to_gap=True)
+            fetch(LocalPlace(repo), name, directory / name, to_gap=True)
     give_to_server(directory)
 
 

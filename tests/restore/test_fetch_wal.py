@@ -22,6 +22,7 @@ from pgwal.engine.fetch_wal import fetch as fetch_in_process
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.repository import wal_directory
+from pgwal.repository.local_place import LocalPlace
 from pgwal_cli.restore_command import FATAL, NOT_FOUND, restore_command
 
 PAGE = 8192
@@ -156,7 +157,7 @@ def test_a_segment_is_checked_in_pieces(repo: Path, pages: int) -> None:
     destination = repo.parent / "RECOVERYXLOG"
     content = segment(pages=pages)
     (repo / "wal" / NAME).write_bytes(content)
-    fetch_in_process(repo, NAME, destination)
+    fetch_in_process(LocalPlace(repo), NAME, destination)
     assert destination.read_bytes() == content
     destination.unlink()
     for at in {*range(8, pages * PAGE, PAGE), min(pages * PAGE, SEGMENT_SIZE - PAGE) + 5 * PAGE}:
@@ -164,7 +165,7 @@ def test_a_segment_is_checked_in_pieces(repo: Path, pages: int) -> None:
             continue
         (repo / "wal" / NAME).write_bytes(content[:at] + b"\xaa" + content[at + 1 :])
         with pytest.raises(FormatError, match=r"page at byte|not that of the segment"):
-            fetch_in_process(repo, NAME, destination)
+            fetch_in_process(LocalPlace(repo), NAME, destination)
         # Neither the file nor the start of it.
         assert list(repo.parent.iterdir()) == [repo]
 
@@ -180,7 +181,7 @@ def test_a_parent_timeline_is_compared_in_pieces(repo: Path, received: int) -> N
     (repo / "wal" / f"{NAME}.partial").write_bytes(old)
     own = repo / "wal" / f"{OF_TIMELINE_2}.partial"
     own.write_bytes(old[: received * PAGE].ljust(SEGMENT_SIZE, b"\0"))
-    fetch_in_process(repo, OF_TIMELINE_2, destination)
+    fetch_in_process(LocalPlace(repo), OF_TIMELINE_2, destination)
     assert destination.read_bytes() == old[:cut].ljust(SEGMENT_SIZE, b"\0")
     # What differs, or goes on elsewhere, is its own.
     for at in (received * PAGE - 9, received * PAGE + 4 * PAGE):
@@ -188,7 +189,7 @@ def test_a_parent_timeline_is_compared_in_pieces(repo: Path, received: int) -> N
             other = bytearray(own.read_bytes())
             other[at] ^= 1
             own.write_bytes(other)
-            fetch_in_process(repo, OF_TIMELINE_2, destination)
+            fetch_in_process(LocalPlace(repo), OF_TIMELINE_2, destination)
             assert destination.read_bytes() == other
             other[at] ^= 1
             own.write_bytes(other)
