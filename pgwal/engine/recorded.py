@@ -23,6 +23,7 @@ from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary, encode_summary, parse_summary_file_name, summary_file_name
 from pgwal.summary.link import Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
+from pgwal.summary.timeline_switch import forget_limits_beside_switch
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal, EndReason
@@ -111,9 +112,7 @@ def read_recorded_changes(wal_path: Path, timeline_id: int | None, start: Lsn, e
     for wanted in ranges:
         reader = _read_changes(directory, wal_format, wanted)
         chain.go_on(wanted, reader.link, summarised=False)
-        if len(ranges) > 1:
-            # As read_changes does for a repository, of which all would be scanned.
-            reader.block_map.forget_limits()
+        forget_limits_beside_switch(reader.block_map, wanted, ranges, directory.geometry)
         block_map.merge(reader.block_map)
         derived.merge(reader.derived)
     return block_map, derived
