@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -14,6 +13,7 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.aligned_buffer import aligned_buffer
+from pgwal.engine.ordered_map import ordered_map
 from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
 from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
@@ -359,19 +359,13 @@ def _read_parts(
     directory: WalDirectory, wal_format: WalFormat, parts: list[LsnRange], jobs: int
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
-    pending: deque[Future[_PartResult]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for number, part in enumerate(parts):
-                places = {"continues": number > 0, "is_last": number == len(parts) - 1}
-                pending.append(pool.submit(_read_part, directory, wal_format, part, **places))
-                if len(pending) > jobs:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+
+    def read(numbered: tuple[int, LsnRange]) -> _PartResult:
+        number, part = numbered
+        return _read_part(directory, wal_format, part, continues=number > 0, is_last=number == len(parts) - 1)
+
+    with ThreadPoolExecutor(jobs) as pool, closing(ordered_map(pool, read, enumerate(parts), ahead=jobs)) as results:
+        yield from results
 
 
 def _read_part(
