@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,7 +17,8 @@ from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
 from pgwal.engine.arriving_summaries import ArrivingSummaries
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
-from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, StreamOptions
+from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, TICK_S, StreamOptions
+from pgwal.engine.streamed_server import ServerPosition
 from pgwal.errors import (
     PgwalError,
     ReplicationInterrupted,
@@ -33,7 +33,6 @@ from pgwal.replication.session import ReplicationSession
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.wal_compressor import CompressionMethod
 from pgwal.repository.wal_writer import WalObserver, WalWriter
-from pgwal.timeline import TimelineHistory
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -47,20 +46,14 @@ _MIN_SYNC_INTERVAL_S = 0.1
 _SYNC_INTERVAL_S = 1.0
 # With --synchronous somebody waits for it, however busy the server is otherwise.
 _SYNCHRONOUS_INTERVAL_S = 0.05
-# How often the receiver shows that it is alive, and how old the state that it leaves for others may get.
-TICK_S = 1.0
+# How old the state that the receiver leaves for others may get.
 _STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
 _SILENT_INTERVALS = 6
 
 
-class StreamObserver(WalObserver, Protocol):
-    """Who runs a stream, and wants to know what becomes of it."""
-
-    options: StreamOptions
-    stop: StopRequest
-    metrics: ReceiverMetrics
-    slot: str | None
+class StreamEvents(WalObserver, Protocol):
+    """Who wants to know what becomes of a stream."""
 
     def started(self, start: Lsn) -> None:
         """Called when the server streams."""
@@ -72,50 +65,53 @@ class StreamObserver(WalObserver, Protocol):
         """Called as often as the stream looks at the time."""
 
 
-class ServerPosition(NamedTuple):
-    """What is known of the server when a stream begins.
-
-    Its WAL reaches ``flush_lsn`` along ``history``.  ``is_standby`` asks it, before it streams: a standby may be
-    behind what it had sent before it restarted.
-    """
-
-    history: TimelineHistory
-    flush_lsn: Lsn
-    is_standby: Callable[[], bool]
-
-
-class TimelineStream:
-    """The stream of one timeline over one connection, from ``start`` up to ``target`` or the timeline's end.
+class StreamTask(NamedTuple):
+    """What to receive: from ``start`` up to ``target`` or the timeline's end, by ``slot`` if there is one.
 
     ``reported_flush_lsn`` is what the server's slot has been told already: less must not be reported again.
     """
 
+    start: StreamStart
+    target: Lsn | None
+    slot: str | None
+    reported_flush_lsn: Lsn
+
+
+class TimelineStream:
+    """The stream of one timeline over one connection; it ends early when ``stop`` is set.
+
+    What becomes of it goes to ``metrics``, which it alone writes while it runs, and to ``events``.
+    """
+
     def __init__(
         self,
-        observer: StreamObserver,
+        task: StreamTask,
         sender: WalSender,
         repository: Repository,
         server: ServerPosition,
-        start: StreamStart,
-        target: Lsn | None,
-        reported_flush_lsn: Lsn,
+        options: StreamOptions,
+        stop: StopRequest,
+        metrics: ReceiverMetrics,
+        events: StreamEvents,
     ) -> None:
-        self._observer = observer
+        self._events = events
         self._sender = sender
         self._repository = repository
-        self._timeline_id, self._start = start
+        self._timeline_id, self._start = task.start
         self._server = server
-        self._target = target
-        self._options = observer.options
-        self._metrics = observer.metrics
+        self._target = task.target
+        self._slot = task.slot
+        self._options = options
+        self._stop = stop
+        self._metrics = metrics
         self._until = server.history.end_of(self._timeline_id)
-        self._comparison = ArchiveComparison(repository.wal, server.history, *start)
+        self._comparison = ArchiveComparison(repository.wal, server.history, *task.start)
         # From here on nothing is in the archive that the server could be held against.
         self._continued_from = max(self._comparison.first_missing, self._comparison.end)
         self._summaries = ArrivingSummaries(
-            repository, self._comparison.history, self._until, start, self._continued_from, observer.metrics
+            repository, self._comparison.history, self._until, task.start, self._continued_from, metrics
         )
-        self._summaries.catch_up(observer.stop, observer.alive)
+        self._summaries.catch_up(stop, events.alive)
         self._rest_is_cleared = False
         self._lost: Lsn | None = None
         self._writer = WalWriter(
@@ -123,15 +119,15 @@ class TimelineStream:
             repository.geometry,
             self._timeline_id,
             self._comparison.first_missing,
-            observer,
+            events,
             synchronous=self._options.synchronous,
             is_read_soon=self._options.compression.method is not CompressionMethod.NONE,
         )
         self._session = ReplicationSession(
             self._start,
             self._options.status_interval_s,
-            report_flush=observer.slot is not None or self._options.synchronous,
-            reported_flush_lsn=reported_flush_lsn,
+            report_flush=task.slot is not None or self._options.synchronous,
+            reported_flush_lsn=task.reported_flush_lsn,
             unix_time_offset_s=time.time() - time.monotonic(),
         )
         self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._options.synchronous else _SYNC_INTERVAL_S
@@ -159,8 +155,8 @@ class TimelineStream:
             return self._until
         self._lost = self._lost_from()
         self._require_more_than(self._start)
-        ended = self._sender.start_replication(self._observer.slot, self._start, self._timeline_id)
-        self._observer.started(self._start)
+        ended = self._sender.start_replication(self._slot, self._start, self._timeline_id)
+        self._events.started(self._start)
         try:
             while ended is None:
                 if self._is_done() or self._has_left_the_history():
@@ -179,7 +175,7 @@ class TimelineStream:
 
     def _is_done(self) -> bool:
         reached = self._target is not None and self._session.received_lsn >= self._target
-        return reached or self._observer.stop.is_set()
+        return reached or self._stop.is_set()
 
     def _has_left_the_history(self) -> bool:
         """Tell whether all that belongs to the server's history is here, though the timeline itself goes on."""
@@ -209,7 +205,7 @@ class TimelineStream:
             self._sender.send(status)
         self._check_silence(now)
         self._renew_state(now)
-        self._observer.alive()
+        self._events.alive()
         return None
 
     def _wait_s(self) -> float:
@@ -326,7 +322,7 @@ class TimelineStream:
         # Advisory: where there is no room for it, there still is in the segment, which was made at full size.
         with suppress(RepositoryError):
             self._repository.write_receiver_state(state)
-        self._observer.progressed(state.flushed_lsn)
+        self._events.progressed(state.flushed_lsn)
 
     def _renew_state(self, now: float) -> None:
         """While nothing arrives, say now and then that nothing is missing."""
