@@ -130,14 +130,15 @@ def _serving_metrics(
     # The library takes a while to import, and few want it.
     from pgwal_cli.metrics_endpoint import serving_metrics
 
-    return serving_metrics(address, receiver.metrics, parameters, slot)
+    return serving_metrics(address, receiver.progress.metrics, parameters, slot)
 
 
 def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:
-    metrics = receiver.metrics
+    progress = receiver.progress
+    metrics = progress.metrics
     if metrics.streaming:
         status = f"receiving WAL on timeline {metrics.timeline_id}, durable up to {metrics.flushed_lsn}"
     else:
-        status = receiver.waits_for or "connecting to the server"
+        status = progress.waits_for or "connecting to the server"
     # A backup that receives WAL itself does this receiver's work.
-    manager.alive(status, ready=receiver.streaming.is_set() or receiver.waits_for_backup)
+    manager.alive(status, ready=progress.streaming.is_set() or progress.waits_for_backup)

@@ -34,7 +34,8 @@ def run_backup(
 
     With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
     """
-    from pgwal.engine.backup import BackupRequest, take_backup
+    from pgwal.engine.backup import take_backup
+    from pgwal.engine.backup_request import BackupRequest
     from pgwal.repository.local_place import LocalPlace
 
     def act(connect_to: ConnectionParameters, action: Callable[[BackupRequest], _Result]) -> _Result:

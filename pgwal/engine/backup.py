@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgwal.backup.chain import check_link, choose_prior, require_same_cluster
+from pgwal.backup.chain import check_link
 from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
-from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.disk.new_file import FILE_MODE, GROUP_FILE_MODE
+from pgwal.engine.backup_request import BackupRequest
 from pgwal.engine.backup_wal import BackupWal
+from pgwal.engine.backup_window import (
+    choose_prior_entry,
+    cluster_identity,
+    open_prior_repository,
+    require_received,
+    window_since,
+)
 from pgwal.engine.cluster_parts import (
     ClusterParts,
     account_for_databases,
@@ -28,40 +34,30 @@ from pgwal.engine.cluster_parts import (
     require_none_missing,
 )
 from pgwal.engine.copy import Copy, CopyRules
+from pgwal.engine.prepare_backup import directories_to_empty, prepare_backup, servers_data_directory
 from pgwal.engine.receiving import ReceivedWal, receiving
 from pgwal.engine.servers_directory import require_servers_directory
-from pgwal.engine.status import require_received
-from pgwal.engine.summarize import read_changes, read_history, window
+from pgwal.engine.summarize import read_changes
 from pgwal.errors import (
     ChainError,
-    MissingPriorBackup,
-    ObjectNotFound,
     ServerError,
-    SettingRequired,
     TimelineMismatch,
     VerificationFailed,
     WalGap,
-    WrongCluster,
 )
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.postgres.connection import Connection, ConnectionParameters, connect_sql
-from pgwal.postgres.files import SqlDataDirectory
-from pgwal.postgres.privileges import FILE_FUNCTIONS, require_functions
+from pgwal.postgres.connection import Connection, connect_sql
 from pgwal.postgres.server import (
     BackupSession,
     BackupStop,
     ServerFacts,
-    backup_function_signatures,
     read_clock,
-    read_server_facts,
 )
-from pgwal.repository.layout import BACKUP_DIRECTORY, RepositoryIdentity
-from pgwal.repository.place import Place
+from pgwal.repository.layout import BACKUP_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.store import names_in
 from pgwal.summary.block_map import BlockMap
-from pgwal.timeline import TimelineHistory
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,28 +65,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LABEL_NAME = "backup_label"
-
-
-@dataclass(frozen=True, slots=True)
-class BackupRequest:
-    """What to back up, and how.
-
-    ``data_directory`` is read locally; when it is None, the server's is read over SQL.  ``since`` is None for a full
-    backup.  ``max_rate_bytes_per_s`` is over all jobs together.  With ``fails_on_bad_page``, a backup that met a page
-    which differs from its checksum is none.
-    """
-
-    place: Place
-    parameters: ConnectionParameters
-    data_directory: Path | None = None
-    since: Lsn | str | None = None
-    label: str = "pgwal base backup"
-    fast: bool = False
-    manifest_checksums: str = "CRC32C"
-    slot: str | None = None
-    jobs: int = 1
-    max_rate_bytes_per_s: int | None = None
-    fails_on_bad_page: bool = False
 
 
 @dataclass(slots=True)
@@ -116,13 +90,8 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     """
     connection = connect_sql(request.parameters)
     with BackupSession(connection) as session, ExitStack() as resources:
-        facts = read_server_facts(connection)
         # Everything that can be refused is refused before anything is made.
-        require_privileges(connection, request)
-        sources = resources.enter_context(opened_sources(request, connection))
-        check_server(facts, ControlFile.decode(sources[0].read_control_file()), request)
-        if request.data_directory is not None:
-            require_servers_directory(request.data_directory, connection)
+        facts, sources = resources.enter_context(prepare_backup(request, connection))
         repository = _open_repository(request, facts)
         with repository.lock_backups():
             for abandoned in repository.catalogue.clear_unfinished():
@@ -161,128 +130,12 @@ def _cut(connection: Connection, sources: Iterable[BlockSource]) -> None:
         source.cut()
 
 
-def require_privileges(connection: psycopg.Connection, request: BackupRequest) -> None:
-    """Raise PrivilegeMissing, naming all that is missing, when the role may not take the backup."""
-    needed = backup_function_signatures(connection.info.server_version)
-    require_functions(connection, needed if request.data_directory is not None else (*needed, *FILE_FUNCTIONS))
-
-
-@contextmanager
-def opened_sources(request: BackupRequest, connection: psycopg.Connection) -> Iterator[list[BlockSource]]:
-    """Open what is read from, a local directory or the server to which ``connection`` leads: one source to list, and,
-    for more jobs than one, another for each.
-    """
-    count = 1 if request.jobs == 1 else 1 + request.jobs
-    if request.data_directory is not None:
-        yield [LocalDataDirectory(request.data_directory)] * count
-        return
-    with ExitStack() as resources:
-        sources: list[BlockSource] = []
-        for _ in range(count):
-            # The connection that holds the backup open does nothing else: what fails on another one leaves it alone.
-            source = resources.enter_context(SqlDataDirectory(connect_sql(request.parameters)))
-            source.require_same_server(connection)
-            sources.append(source)
-        yield sources
-
-
-def directories_to_empty(
-    facts: ServerFacts, tablespaces: Mapping[int, str], data_directory: Path | None
-) -> frozenset[str]:
-    """Return the directories below the data directory of which a backup holds the names alone.
-
-    Where the server tells the role neither setting, what they would name is copied as it lies.
-    """
-    root = servers_data_directory(facts, data_directory)
-    found = set()
-    for path in filter(None, (*tablespaces.values(), facts.stats_temp_directory)):
-        relative = Path(path)
-        if relative.is_absolute() and root is not None and relative.is_relative_to(root):
-            relative = relative.relative_to(root)
-        # Tablespaces in place are below pg_tblspc, where they are looked for.
-        if not relative.is_absolute() and relative.parts and relative.parts[0] != TABLESPACE_DIRECTORY:
-            found.add(relative.as_posix())
-    return frozenset(found)
-
-
-def servers_data_directory(facts: ServerFacts, data_directory: Path | None) -> Path | None:
-    """Return the data directory as the server names it, if the role may see that, or the one that is read locally."""
-    if facts.data_directory is not None:
-        return Path(facts.data_directory)
-    return None if data_directory is None else data_directory.absolute()
-
-
-def check_server(facts: ServerFacts, control: ControlFile, request: BackupRequest) -> None:
-    """Raise SettingRequired for a server that cannot be backed up, WrongCluster for another's data directory."""
-    if facts.wal_level == "minimal":
-        raise SettingRequired(
-            "wal_level is minimal, which leaves changes out of WAL",
-            hint="Set wal_level = replica, restart the server, then take a full backup.",
-            setting="wal_level",
-        )
-    _require_page_images(facts, is_full=request.since is None)
-    if control.system_identifier != facts.system_identifier:
-        raise WrongCluster(
-            f"data directory {request.data_directory} has system identifier {control.system_identifier},"
-            f" the server has {facts.system_identifier}",
-            hint="--pgdata and the connection must name the same server.",
-        )
-
-
-def _require_page_images(facts: ServerFacts, *, is_full: bool) -> None:
-    """Raise SettingRequired where pages that are torn while they are read could not be repaired from WAL.
-
-    A primary writes page images while a backup runs, whatever the setting (runningBackups in xlog.c; forcePageWrites in
-    13 and 14), so that a full backup is right.  What its standbys replay has them only with the setting.
-    """
-    if facts.full_page_writes or (is_full and not facts.in_recovery):
-        return
-    hint = "Set full_page_writes = on and reload the server."
-    if facts.in_recovery:
-        hint = f"{hint[:-1]}, on the primary, or back the primary up."
-    elif not is_full:
-        hint += " A full backup is possible as it is."
-    raise SettingRequired(
-        "full_page_writes is off: pages that are torn while they are read could not be repaired",
-        hint=hint,
-        setting="full_page_writes",
-    )
-
-
 def _open_repository(request: BackupRequest, facts: ServerFacts) -> Repository:
     """Open the repository; one that is not there is made for a full backup alone."""
-    identity = RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major)
     request.place.require_suitable()
     if request.since is None:
-        return Repository.open_or_create(request.place, identity)
-    try:
-        repository = Repository.open(request.place)
-    except ObjectNotFound as error:
-        raise MissingPriorBackup(
-            f"{error}, and so no backup to build on",
-            hint="Take a full backup first, or check --repo and PGWAL_REPO.",
-        ) from error
-    repository.require(identity)
-    return repository
-
-
-def choose_prior_entry(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
-    """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
-    if request.since is None:
-        return None
-    entries = repository.catalogue.entries(request.since if isinstance(request.since, str) else None)
-    history = TimelineHistory(facts.timeline_id)
-    if entries and any(entry.start_timeline_id != facts.timeline_id for entry in entries):
-        history = read_history(repository, facts.timeline_id)
-    prior = choose_prior(entries, request.since, history)
-    require_same_cluster(
-        prior,
-        system_identifier=facts.system_identifier,
-        major=facts.major,
-        wal_segment_size=facts.segment_size,
-        data_checksums=facts.data_checksums,
-    )
-    return prior
+        return Repository.open_or_create(request.place, cluster_identity(facts))
+    return open_prior_repository(request, facts)
 
 
 class _Backup:
@@ -395,7 +248,7 @@ class _Backup:
             return None
         with _timed(self._seconds, "wait for the window's WAL"):
             self._wal.wait_until_written(timeline_id, start_lsn)
-        self._window = window(self._repository, prior.start_timeline_id, prior.start_lsn, timeline_id, start_lsn)
+        self._window = window_since(self._repository, prior, timeline_id, start_lsn)
         with _timed(self._seconds, "block map"):
             changes = read_changes(self._repository, self._window)
         logger.info(

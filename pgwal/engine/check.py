@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
-from pgwal.engine.servers_directory import require_servers_directory
+from pgwal.engine.prepare_backup import require_data_directory, require_page_images, require_wal_level
 from pgwal.errors import PgwalError, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
@@ -109,30 +109,29 @@ def _lacking(name: str, error: PgwalError) -> Finding:
 
 
 def _wal_level(facts: ServerFacts) -> Finding:
-    if facts.wal_level != "minimal":
-        return Finding("wal_level", Status.OK, facts.wal_level)
-    return Finding(
-        "wal_level",
-        Status.LACKING,
-        "minimal leaves changes out of WAL",
-        "Set wal_level = replica and max_wal_senders = 10, and restart the server.",
-    )
+    try:
+        require_wal_level(facts)
+    except SettingRequired as error:
+        return _lacking("wal_level", error)
+    return Finding("wal_level", Status.OK, facts.wal_level)
 
 
 def _full_page_writes(facts: ServerFacts) -> Finding:
-    if facts.full_page_writes:
-        return Finding("full_page_writes", Status.OK, "on")
-    hint = "Set full_page_writes = on and reload the server."
-    if facts.in_recovery:
+    name = "full_page_writes"
+    try:
+        require_page_images(facts, is_full=True)
+    except SettingRequired as error:
+        return _lacking(name, error)
+    try:
+        require_page_images(facts, is_full=False)
+    except SettingRequired:
         return Finding(
-            "full_page_writes",
-            Status.LACKING,
-            "off on the primary: pages that are torn while they are read could not be repaired",
-            hint,
+            name,
+            Status.WARNING,
+            "off: full backups are possible, incremental ones are refused",
+            "Set full_page_writes = on and reload the server.",
         )
-    return Finding(
-        "full_page_writes", Status.WARNING, "off: full backups are possible, incremental ones are refused", hint
-    )
+    return Finding(name, Status.OK, "on")
 
 
 def _replication(parameters: ConnectionParameters, rights: RoleRights) -> Finding:
@@ -216,17 +215,7 @@ def _data_directory(path: Path, facts: ServerFacts, connection: psycopg.Connecti
     name = "data directory"
     try:
         control = ControlFile.decode(LocalDataDirectory(path).read_control_file())
-    except PgwalError as error:
-        return _lacking(name, error)
-    if control.system_identifier != facts.system_identifier:
-        return Finding(
-            name,
-            Status.LACKING,
-            f"{path} has system identifier {control.system_identifier}, the server has {facts.system_identifier}",
-            "--pgdata and the connection must name the same server.",
-        )
-    try:
-        require_servers_directory(path, connection)
+        require_data_directory(path, control, facts, connection)
     except PgwalError as error:
         return _lacking(name, error)
     return Finding(name, Status.OK, f"{path} is the server's, and can be read")

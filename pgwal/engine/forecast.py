@@ -9,25 +9,17 @@ from typing import TYPE_CHECKING
 from pgwal.backup.entry import BackupEntry, BackupFile
 from pgwal.backup.source import SourceFile
 from pgwal.backup.walk import with_prior_sizes
-from pgwal.control_file import ControlFile
-from pgwal.engine.backup import (
-    BackupRequest,
-    check_server,
-    choose_prior_entry,
-    directories_to_empty,
-    opened_sources,
-    require_privileges,
-)
+from pgwal.engine.backup_request import BackupRequest
+from pgwal.engine.backup_window import choose_prior_entry, open_prior_repository, window_since
 from pgwal.engine.copied_file import PlannedFile
-from pgwal.engine.servers_directory import require_servers_directory
-from pgwal.engine.summarize import read_received_changes, window
-from pgwal.errors import MissingPriorBackup, ObjectNotFound, WalGap
+from pgwal.engine.prepare_backup import directories_to_empty, prepare_backup
+from pgwal.engine.summarize import read_received_changes
+from pgwal.errors import WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import connect_sql
 from pgwal.postgres.relations import read_database_names, read_relation_names
-from pgwal.postgres.server import ServerFacts, current_flush_lsn, read_server_facts
+from pgwal.postgres.server import ServerFacts, current_flush_lsn
 from pgwal.relation import BLOCK_SIZE, RelFileLocator, parse_relation_path
-from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 
@@ -83,24 +75,21 @@ def forecast_backup(request: BackupRequest) -> Forecast:
 
     Raises as ``take_backup`` does for an incremental backup that is not possible.
     """
-    with connect_sql(request.parameters) as connection:
-        facts = read_server_facts(connection)
-        require_privileges(connection, request)
-        with opened_sources(replace(request, jobs=1), connection) as (source,):
-            check_server(facts, ControlFile.decode(source.read_control_file()), request)
-            if request.data_directory is not None:
-                require_servers_directory(request.data_directory, connection)
-            repository, prior, changes, ranges = _received_changes(request, facts)
+    with (
+        connect_sql(request.parameters) as connection,
+        prepare_backup(replace(request, jobs=1), connection) as (facts, (source,)),
+    ):
+        repository, prior, changes, ranges = _received_changes(request, facts)
 
-            def prior_files() -> Iterator[BackupFile]:
-                return iter(()) if repository is None or prior is None else repository.catalogue.files(prior.backup_id)
+        def prior_files() -> Iterator[BackupFile]:
+            return iter(()) if repository is None or prior is None else repository.catalogue.files(prior.backup_id)
 
-            forecast = Forecast(prior, ranges, current_flush_lsn(connection), [])
-            listed = source.list(directories_to_empty(facts, facts.tablespaces, request.data_directory))
-            relations: dict[RelFileLocator, RelationForecast] = {}
-            for item, prior_size_bytes in with_prior_sizes(listed, prior_files()):
-                if isinstance(item, SourceFile):
-                    _add(forecast, relations, item, prior_size_bytes, changes)
+        forecast = Forecast(prior, ranges, current_flush_lsn(connection), [])
+        listed = source.list(directories_to_empty(facts, facts.tablespaces, request.data_directory))
+        relations: dict[RelFileLocator, RelationForecast] = {}
+        for item, prior_size_bytes in with_prior_sizes(listed, prior_files()):
+            if isinstance(item, SourceFile):
+                _add(forecast, relations, item, prior_size_bytes, changes)
         forecast.relations = sorted(relations.values(), key=lambda relation: (-relation.size_bytes, relation.path))
         _add_names(connection, forecast.relations)
     return forecast
@@ -111,11 +100,7 @@ def _received_changes(
 ) -> tuple[Repository | None, BackupEntry | None, BlockMap | None, list[LsnRange]]:
     if request.since is None:
         return None, None, None, []
-    try:
-        repository = Repository.open(request.place)
-    except ObjectNotFound as error:
-        raise MissingPriorBackup(f"{error}, and so no backup to build on", hint="Take a full backup first.") from error
-    repository.require(RepositoryIdentity(facts.system_identifier, facts.segment_size, facts.major))
+    repository = open_prior_repository(request, facts)
     prior = choose_prior_entry(repository, request, facts)
     assert prior is not None
     received = repository.receiver_state()
@@ -124,7 +109,7 @@ def _received_changes(
             f"no WAL has been received since backup {prior.backup_id} started at {prior.start_lsn}",
             hint="Run pgwal stream, with --once if it is not to stay.",
         )
-    ranges = window(repository, prior.start_timeline_id, prior.start_lsn, received.timeline_id, received.flushed_lsn)
+    ranges = window_since(repository, prior, received.timeline_id, received.flushed_lsn)
     changes, ranges = read_received_changes(repository, ranges)
     return repository, prior, changes, ranges
 

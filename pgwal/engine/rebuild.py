@@ -7,9 +7,8 @@ import os
 import resource
 import stat
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +38,7 @@ from pgwal.engine.chain_source import (
     opened,
     wrong_size,
 )
+from pgwal.engine.ordered_map import ordered_map
 from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TargetError
 from pgwal.relation import parse_relation_path
 from pgwal.repository.backup_data import BackupData, StoredContent, start_of
@@ -228,22 +228,18 @@ class Rebuild:
 
     def write_all(self, files: Iterable[BackupFile]) -> Iterator[RebuiltFile]:
         """Write files with several threads, and yield each, in order, when it is there."""
-        pending: deque[Future[RebuiltFile]] = deque()
-        with ThreadPoolExecutor(self._jobs) as pool:
+        ahead = self._jobs * _FILES_UNDER_WAY
+        with (
+            ThreadPoolExecutor(self._jobs) as pool,
+            closing(ordered_map(pool, self._write_or_stop, files, ahead=ahead)) as written,
+        ):
             try:
-                for file in files:
-                    pending.append(pool.submit(self._write_or_stop, file))
-                    if len(pending) > self._jobs * _FILES_UNDER_WAY:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
+                yield from written
             except _Stopped as stopped:
                 assert self._error is not None
                 raise self._error from stopped
             finally:
                 self._stopping = True
-                for future in pending:
-                    future.cancel()
         self._stopping = False
 
     def _write_or_stop(self, file: BackupFile) -> RebuiltFile:

@@ -173,7 +173,7 @@ def receiving(
     thread.start()
     try:
         # A new temporary slot keeps WAL from the last checkpoint on. What is older must be here before the next one.
-        while not receiver.level.wait(_POLL_S) and not thread.came_too_late:
+        while not receiver.progress.level.wait(_POLL_S) and not thread.came_too_late:
             thread.check()
         yield ReceivedWal(repository, None if thread.came_too_late else thread, parameters)
     finally:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -15,6 +14,7 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.aligned_buffer import aligned_buffer
+from pgwal.engine.ordered_map import ordered_map
 from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
 from pgwal.errors import FormatError, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
@@ -33,6 +33,7 @@ from pgwal.summary.codec import (
 )
 from pgwal.summary.link import Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
+from pgwal.summary.timeline_switch import forget_limits_beside_switch
 from pgwal.timeline import TimelineHistory, history_file_name
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal, EndReason
@@ -126,9 +127,7 @@ def read_recorded_changes(wal_path: Path, timeline_id: int | None, start: Lsn, e
     for wanted in ranges:
         reader = _read_changes(directory, wal_format, wanted)
         chain.go_on(wanted, reader.link, summarised=False)
-        if len(ranges) > 1:
-            # As read_changes does for a repository, of which all would be scanned.
-            reader.block_map.forget_limits()
+        forget_limits_beside_switch(reader.block_map, wanted, ranges, directory.geometry)
         block_map.merge(reader.block_map)
         derived.merge(reader.derived)
     return block_map, derived
@@ -377,19 +376,13 @@ def _read_parts(
     directory: WalDirectory, wal_format: WalFormat, parts: list[LsnRange], jobs: int
 ) -> Iterator[_PartResult]:
     """Read parts with several threads, and yield what they gave in order."""
-    pending: deque[Future[_PartResult]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for number, part in enumerate(parts):
-                places = {"continues": number > 0, "is_last": number == len(parts) - 1}
-                pending.append(pool.submit(_read_part, directory, wal_format, part, **places))
-                if len(pending) > jobs:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+
+    def read(numbered: tuple[int, LsnRange]) -> _PartResult:
+        number, part = numbered
+        return _read_part(directory, wal_format, part, continues=number > 0, is_last=number == len(parts) - 1)
+
+    with ThreadPoolExecutor(jobs) as pool, closing(ordered_map(pool, read, enumerate(parts), ahead=jobs)) as results:
+        yield from results
 
 
 def _read_part(

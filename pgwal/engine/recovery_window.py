@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from pgwal.backup.chain import off_history
@@ -15,22 +14,15 @@ from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTar
 from pgwal.backup.stored_path import encode_path
 from pgwal.engine.recovery_gap import RecoveryGap, find_gap
 from pgwal.engine.replayed_wal import latest_transaction_end
-from pgwal.errors import FormatError, ObjectNotFound, RecoveryTargetError, TimelineMismatch, WalGap
+from pgwal.errors import ObjectNotFound, RecoveryTargetError, TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
-from pgwal.segment import LONG_PAGE_HEADER_SIZE, SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
-from pgwal.wal.record import WalRecord
 
 logger = logging.getLogger(__name__)
 
 _END_OF_LSNS = Lsn((1 << 64) - 1)
-_RM_XLOG, _RM_XACT = 0, 1
-_RESTORE_POINT = 0x70
-_COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
-_MAX_MATCH = 128
-_XINFO_DBINFO, _XINFO_SUBXACTS, _XINFO_DROPPED, _XINFO_INVALS, _XINFO_TWOPHASE, _XINFO_STATS = 1, 2, 4, 8, 16, 256
 
 
 def choose_backup(
@@ -217,26 +209,14 @@ def _require_later_transaction(
 
 def _record_follows(repository: Repository, history: TimelineHistory, lsn: Lsn) -> bool:
     """Tell whether a record starts at or after a position: only then does recovery stop there."""
-    for part in history.ranges_between(lsn, _END_OF_LSNS):
-        for record in _records(repository, part, part.start):
-            return record.lsn < part.end
-    return False
+    # Late, as below.
+    from pgwal.wal.record_search import decode_records
 
-
-def _records(repository: Repository, part: LsnRange, start: Lsn) -> Iterator[WalRecord]:
-    """Yield records of a part of one timeline's WAL from ``start`` on, to the end of what is there."""
-    # Late: a restore to the end of WAL need not decode any.
-    from pgwal.wal.decoder import NEED_DATA, WalDecoder
-
-    decoder = WalDecoder(repository.geometry.segment_size, start)
-    for data in repository.wal.read(part.timeline_id, start):
-        decoder.feed(data)
-        while isinstance(record := decoder.next_record(), WalRecord):
-            if record.lsn >= part.end:
-                return
-            yield record
-        if record is not NEED_DATA:
-            return
+    segment_size = repository.geometry.segment_size
+    return any(
+        next(decode_records(partial(repository.wal.read, part.timeline_id), part, segment_size), None) is not None
+        for part in history.ranges_between(lsn, _END_OF_LSNS)
+    )
 
 
 def _require_wal(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn) -> None:
@@ -341,97 +321,15 @@ def _last_end(repository: Repository, history: TimelineHistory, start: Lsn, end:
 
 def _finds(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget) -> bool:
     """Tell whether a record that ends recovery at the target starts in [start, end)."""
-    pattern = _pattern(target)
-    for part in history.ranges_between(start, end):
-        for candidate in _candidates(repository, part, pattern):
-            if _is_there(repository, part, candidate, target):
-                return True
-    return False
+    # Late: a restore to the end of WAL need not decode any.
+    from pgwal.wal.record_search import find_record, restore_point, transaction_end
 
-
-def _pattern(target: RecoveryTarget) -> re.Pattern[bytes]:
-    """Return what the bytes of such a record contain; other bytes may look like that too."""
     if target.name is not None:
-        return re.compile(re.escape(encode_path(target.name) + b"\0"))
-    # Transaction, link, info, resource manager, padding, CRC, then what begins data that no block belongs to.  The end
-    # of a prepared transaction is not written by that transaction.
-    header = rb"%s[\s\S]{8}[%s]\x01\0\0[\s\S]{4}[\xfc-\xff]"
-    xid = re.escape(struct.pack("<I", target.short_xid))
-    own, prepared = header % (xid, rb"\x00\x20\x80\xa0"), header % (rb"\0\0\0\0", rb"\x30\x40\xb0\xc0")
-    return re.compile(own + b"|" + prepared)
-
-
-def _candidates(repository: Repository, part: LsnRange, pattern: re.Pattern[bytes]) -> Iterator[Lsn]:
-    """Yield about where the pattern occurs in the bytes of records, which are those of pages without their headers."""
-    position = Lsn(part.start - part.start % WAL_PAGE_SIZE)
-    tail = b""
-    for data in repository.wal.read(part.timeline_id, part.start):
-        if position >= part.end:
-            return
-        text = tail + _without_page_headers(data, position, repository.geometry)
-        for match in pattern.finditer(text):
-            # Each page has lost its header.
-            lost = (match.start() // (WAL_PAGE_SIZE - LONG_PAGE_HEADER_SIZE) + 1) * SHORT_PAGE_HEADER_SIZE
-            yield Lsn(max(0, position - len(tail)) + match.start() + lost)
-        position = Lsn(position + len(data))
-        tail = text[-_MAX_MATCH:]
-
-
-def _without_page_headers(data: bytes | memoryview, position: int, geometry: WalGeometry) -> bytes:
-    pages = []
-    for at in range(0, len(data), WAL_PAGE_SIZE):
-        begins_segment = (position + at) % geometry.segment_size == 0
-        header_size = LONG_PAGE_HEADER_SIZE if begins_segment else SHORT_PAGE_HEADER_SIZE
-        pages.append(data[at + header_size : at + WAL_PAGE_SIZE])
-    return b"".join(pages)
-
-
-def _is_there(repository: Repository, part: LsnRange, about: Lsn, target: RecoveryTarget) -> bool:
-    """Decode the records around a place and tell whether one of them is it."""
-    before = about - 4 * WAL_PAGE_SIZE
-    # Before a segment there may be nothing but zeros, behind which records are found only from its own start on.
-    segment_start = repository.geometry.segment_start(repository.geometry.segment_no(about))
-    starts = {max(part.start, before), max(part.start, before, segment_start)}
-    return any(_is_after(repository, part, Lsn(start), about, target) for start in starts)
-
-
-def _is_after(repository: Repository, part: LsnRange, start: Lsn, about: Lsn, target: RecoveryTarget) -> bool:
-    try:
-        for record in _records(repository, part, start):
-            if record.lsn > about + WAL_PAGE_SIZE:
-                return False
-            if _ends_recovery(record, target, repository.identity.major):
-                return True
-    except FormatError:
-        return False
-    return False
-
-
-def _ends_recovery(record: WalRecord, target: RecoveryTarget, major: int) -> bool:
-    if target.name is not None:
-        is_point = record.rmid == _RM_XLOG and record.info & 0xF0 == _RESTORE_POINT
-        return is_point and record.main_data[8:].partition(b"\0")[0] == encode_path(target.name)
-    if record.rmid != _RM_XACT:
-        return False
-    kind = record.info & 0x70
-    if kind in (_COMMIT, _ABORT):
-        return record.xid == target.short_xid
-    return kind in (_COMMIT_PREPARED, _ABORT_PREPARED) and _prepared_xid(record, major) == target.short_xid
-
-
-def _prepared_xid(record: WalRecord, major: int) -> int | None:
-    """Return the transaction that a record ends which was prepared (ParseCommitRecord, ParseAbortRecord)."""
-    data = record.main_data
-    try:
-        (xinfo,) = struct.unpack_from("<I", data, 8)
-        at = 12 + (8 if xinfo & _XINFO_DBINFO else 0)
-        item_sizes = (
-            (_XINFO_SUBXACTS, 4), (_XINFO_DROPPED, 12),
-            (_XINFO_STATS, wal_format_of_major(major).dropped_stats_item_size), (_XINFO_INVALS, 16),
-        )  # fmt: skip
-        for bit, item_size in item_sizes:
-            if xinfo & bit:
-                at += 4 + item_size * int(struct.unpack_from("<i", data, at)[0])
-        return int(struct.unpack_from("<I", data, at)[0]) if xinfo & _XINFO_TWOPHASE else None
-    except struct.error:
-        return None
+        sought = restore_point(encode_path(target.name))
+    else:
+        sought = transaction_end(target.short_xid, wal_format_of_major(repository.identity.major))
+    segment_size = repository.geometry.segment_size
+    return any(
+        find_record(partial(repository.wal.read, part.timeline_id), part, segment_size, sought) is not None
+        for part in history.ranges_between(start, end)
+    )

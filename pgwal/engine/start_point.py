@@ -7,11 +7,12 @@ only up to where the server's history leaves it.  What is received again before 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pgwal.errors import HistoryMismatch, OlderTimeline, TimelineMismatch
 from pgwal.lsn import Lsn
+from pgwal.postgres.walsender import SlotPosition
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, history_file_name
@@ -110,6 +111,43 @@ def starts_in_segment(start: StreamStart, history: TimelineHistory, geometry: Wa
     """
     last = history.timeline_at(geometry.segment_start(geometry.segment_no(start.lsn) + 1) - 1)
     return [start] if last <= start.timeline_id else [start, StreamStart(last, start.lsn)]
+
+
+def new_start(
+    history: TimelineHistory, geometry: WalGeometry, server_flush_lsn: Lsn, slot: SlotPosition | None
+) -> StreamStart:
+    """Return where to begin when nothing goes on: at ``slot``, the one that counts, else where the server is."""
+    timeline_id, lsn = history.timeline_id, server_flush_lsn
+    if slot is not None and slot.restart_lsn is not None:
+        timeline_id = slot.restart_timeline_id or timeline_id
+        lsn = slot.restart_lsn
+    return StreamStart(timeline_id, segment_start(geometry, lsn))
+
+
+def starts_behind(
+    timeline_id: int,
+    end: Lsn,
+    history: TimelineHistory,
+    geometry: WalGeometry,
+    ended: Collection[tuple[int, Lsn]] = (),
+) -> list[StreamStart]:
+    """Return where to receive from when the server has ended a timeline, the best place first.
+
+    ``ended`` are the timelines that it has ended before over the same connection, with where.  Raises TimelineMismatch
+    when its history, asked for again, does not go on there with a later timeline.
+    """
+    following = history.timeline_at(end)
+    if following <= timeline_id or (timeline_id, end) in ended:
+        raise TimelineMismatch(
+            f"the server says that timeline {timeline_id} ends at {end}, but its history goes on with timeline"
+            f" {following} there",
+            hint="Look at the server's timeline history files.",
+        )
+    return starts_in_segment(StreamStart(following, segment_start(geometry, end)), history, geometry)
+
+
+def segment_start(geometry: WalGeometry, lsn: Lsn) -> Lsn:
+    return geometry.segment_start(geometry.segment_no(lsn))
 
 
 def _resume(newest: WalSegmentFile, history: TimelineHistory, geometry: WalGeometry) -> StreamStart:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pgwal.backup.entry import BackupEntry
-from pgwal.engine.coverage import TimelineCoverage, read_coverage, subtract
-from pgwal.engine.summarize import wal_gap, window
+from pgwal.engine.backup_window import missing_since
+from pgwal.engine.coverage import TimelineCoverage, read_coverage
 from pgwal.errors import ChainError, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
@@ -53,35 +52,10 @@ def read_repository_status(repository: Repository) -> RepositoryStatus:
     problem = None
     if newest is not None and receiver is not None:
         try:
-            missing = _missing_since(repository, newest, receiver, coverage)
+            missing = missing_since(repository, newest, receiver, coverage)
         except ChainError as error:
             problem = str(error)
     return RepositoryStatus(repository, is_running, receiver, coverage, newest, missing, problem, unreadable)
-
-
-def _missing_since(
-    repository: Repository, newest: BackupEntry, receiver: ReceiverState, coverage: Iterable[TimelineCoverage]
-) -> list[LsnRange]:
-    end = max(receiver.flushed_lsn, newest.start_lsn)
-    there = [part for timeline in coverage for part in (*timeline.wal, *timeline.summaries)]
-    return [
-        hole
-        for wanted in window(repository, newest.start_timeline_id, newest.start_lsn, receiver.timeline_id, end)
-        for hole in subtract(wanted, there, repository.geometry)
-    ]
-
-
-def require_received(repository: Repository, prior: BackupEntry, timeline_id: int) -> None:
-    """Raise WalGap when WAL since a backup started, and before what was received last, is not there.
-
-    Other kinds of ChainError when the positions do not lie on one history.  Damage shows only when the WAL is read,
-    and nothing does while the receiver has not come to the timeline.
-    """
-    receiver = repository.receiver_state()
-    if receiver is None or receiver.timeline_id != timeline_id:
-        return
-    for hole in _missing_since(repository, prior, receiver, read_coverage(repository, receiver)):
-        raise wal_gap(repository, hole)
 
 
 # ---- the server ----

@@ -10,9 +10,8 @@ import os
 import re
 from array import array
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import zip_longest
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.engine.ordered_map import ordered_map
 from pgwal.errors import ChainError, ForeignObject, FormatError, ObjectNotFound, PgwalError, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
@@ -60,6 +60,15 @@ class Problem(NamedTuple):
     backup_id: str | None
     path: str
     message: str
+
+
+class _ListedFile(NamedTuple):
+    """A stored file, with its size, as the entry, the manifest, or both list it."""
+
+    path: str
+    size_bytes: int
+    file: BackupFile | None
+    listed: ManifestFile | None
 
 
 class StoredBackup:
@@ -106,14 +115,19 @@ class StoredBackup:
     def _check_files(
         self, entry: BackupEntry | None, workers: Executor, jobs: int, tell: Callable[[int], None]
     ) -> None:
-        pending: deque[tuple[int, Future[None]]] = deque()
         checked_before = entry.start_lsn if entry is not None and entry.data_checksums else None
 
-        def finish() -> None:
-            size_bytes, future = pending.popleft()
-            future.result()
-            tell(size_bytes)
+        def check(listed: _ListedFile) -> int:
+            self._check_file(*listed, checked_before)
+            return listed.size_bytes
 
+        ahead = jobs * _PENDING_PER_WORKER
+        with closing(ordered_map(workers, check, self._listed_files(), ahead=ahead)) as sizes:
+            for size_bytes in sizes:
+                tell(size_bytes)
+
+    def _listed_files(self) -> Iterator[_ListedFile]:
+        """Yield what is listed, noting what the one list has and the other has not."""
         for file, listed in _paired(self._entry_files(), self._manifest_files()):
             path = file.stored_path if file is not None else listed.path if listed is not None else ""
             size_bytes = file.stored_size_bytes if file is not None else listed.size if listed is not None else 0
@@ -122,13 +136,7 @@ class StoredBackup:
                 self._note(path, f"{MANIFEST_NAME} lists it, and {BACKUP_ENTRY_NAME} does not")
             if listed is None and self._manifest_is_whole:
                 self._note(path, f"{BACKUP_ENTRY_NAME} lists it, and {MANIFEST_NAME} does not")
-            pending.append(
-                (size_bytes, workers.submit(self._check_file, path, size_bytes, file, listed, checked_before))
-            )
-            if len(pending) > jobs * _PENDING_PER_WORKER:
-                finish()
-        while pending:
-            finish()
+            yield _ListedFile(path, size_bytes, file, listed)
 
     def _entry_files(self) -> Iterator[BackupFile]:
         """Yield the files of the entry; what is wrong with it ends them."""

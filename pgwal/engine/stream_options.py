@@ -9,6 +9,9 @@ from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression
 
 DEFAULT_STATUS_INTERVAL_S = 10.0
 
+# How often a receiver shows that it is alive.
+TICK_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:

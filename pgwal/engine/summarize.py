@@ -12,6 +12,7 @@ from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.coverage import Piece, cover
 from pgwal.summary.link import Link
+from pgwal.summary.timeline_switch import forget_limits_beside_switch
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
 
@@ -65,23 +66,18 @@ def _read_changes(repository: Repository, ranges: Sequence[LsnRange], *, to_any_
     block_map, chain = BlockMap(), Chain()
     end = ranges[-1].end
     summaries = repository.summaries.ranges()
-    # Of positions that a page header parts, a history file names the one and a summary the other.
-    place = repository.geometry.first_record_position
-    for index, wanted in enumerate(ranges):
+    for wanted in ranges:
         for part, summary in _parts(repository, cover(wanted, summaries, repository.geometry)):
             if summary is not None:
                 changes, link = summary
             else:
-                is_last = index == len(ranges) - 1 and part.end == wanted.end
+                is_last = wanted is ranges[-1] and part.end == wanted.end
                 reader = _scan(repository, part, to_any_end=to_any_end and is_last)
                 changes, link = reader.block_map, reader.link
                 if not reader.complete:
                     end = reader.position
             chain.go_on(part, link, summarised=summary is not None)
-            follows_switch = index > 0 and place(part.start) == place(wanted.start)
-            precedes_switch = index < len(ranges) - 1 and place(part.end) == place(wanted.end)
-            if follows_switch or precedes_switch:
-                changes.forget_limits()
+            forget_limits_beside_switch(changes, part, ranges, repository.geometry)
             block_map.merge(changes)
     return block_map, end
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from pgwal.engine.ordered_map import ordered_map
 
 _Tool = TypeVar("_Tool")
 _Item = TypeVar("_Item")
@@ -16,9 +18,6 @@ _Result = TypeVar("_Result")
 
 _WINDOW = 100
 """How many results may wait for an earlier one; what takes long holds up that many others at most."""
-
-
-_TICK_S = 0.5
 
 
 class Pace:
@@ -96,14 +95,8 @@ class Workers(Generic[_Tool]):
                 raise
             return
         pool = ThreadPoolExecutor(len(self._tools), thread_name_prefix="pgwal-copy")
-        pending: deque[Future[_Result]] = deque()
         try:
-            for item in items:
-                pending.append(pool.submit(self._run, work, item))
-                if len(pending) >= _WINDOW:
-                    yield _result(pending.popleft())
-            while pending:
-                yield _result(pending.popleft())
+            yield from ordered_map(pool, partial(self._run, work), items, ahead=_WINDOW)
         except BaseException as error:
             self._end_all(error)
             pool.shutdown(cancel_futures=True)
@@ -136,13 +129,3 @@ class Workers(Generic[_Tool]):
             self._pace.stop()
         for tool in self._tools:
             self._cut(tool)
-
-
-def _result(future: Future[_Result]) -> _Result:
-    """Return what a thread makes, in the main thread.
-
-    It waits in short pieces: a signal that comes just before a wait is handled after it, and that may be never.
-    """
-    while not future.done():
-        wait((future,), _TICK_S)
-    return future.result()

@@ -26,7 +26,8 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from test_main_job import checksums, prepare, run_load, server_streams, streaming
 
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
-from pgwal.engine.backup import BackupRequest, take_backup
+from pgwal.engine.backup import take_backup
+from pgwal.engine.backup_request import BackupRequest
 from pgwal.engine.receiving import receiving
 from pgwal.engine.record_chain import read_record
 from pgwal.errors import SlotUnavailable, WalGap

@@ -19,7 +19,8 @@ from restore.restored_server import Scene, assert_sound, checksums
 
 import pgwal.engine.backup as engine
 from pgwal.backup.entry import BackupEntry
-from pgwal.engine.backup import BackupRequest, take_backup
+from pgwal.engine.backup import take_backup
+from pgwal.engine.backup_request import BackupRequest
 from pgwal.engine.copied_file import Item
 from pgwal.engine.copy import Copy
 from pgwal.errors import DataAbsent

@@ -125,7 +125,7 @@ def receiving(
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        wait_for(lambda: receiver.streaming.is_set() or not thread.is_alive(), "the stream")
+        wait_for(lambda: receiver.progress.streaming.is_set() or not thread.is_alive(), "the stream")
         yield receiver
     finally:
         stop.set()
@@ -170,7 +170,7 @@ def test_what_is_reported_is_durable(
                     run_load(server, 2 * number + 1)
                 end = flush_lsn(server)
                 wait_for(lambda lsn=end: slot_lsn(server) >= lsn, "the report")
-                assert receiver.metrics.segments_completed
+                assert receiver.progress.metrics.segments_completed
         assert disk.lies == []
         assert disk.reports == sorted(disk.reports)
 

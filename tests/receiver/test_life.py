@@ -147,14 +147,14 @@ def test_a_clock_that_jumps_disturbs_nothing(
             run_load(server, step)
             time.sleep(1.5)
         end = flush_lsn(server)
-        wait_for(lambda: receiver.metrics.flushed_lsn >= end, "the receiver")
+        wait_for(lambda: receiver.progress.metrics.flushed_lsn >= end, "the receiver")
         wait_for(lambda: one_lsn(server, "(SELECT restart_lsn FROM pg_replication_slots)") >= end, "the report")
     finally:
         stop.set()
         thread.join()
         stop.close()
-    assert receiver.metrics.reconnects == 0
-    assert not receiver.metrics.errors.total()
+    assert receiver.progress.metrics.reconnects == 0
+    assert not receiver.progress.metrics.errors.total()
     assert_same_wal(server, repo, end)
 
 

@@ -228,7 +228,7 @@ class OneHistory(RuleBasedStateMachine):
             return error
         finally:
             stop.close()
-        assert not receiver.metrics.errors["summary"]
+        assert not receiver.progress.metrics.errors["summary"]
         return None
 
     def _acknowledge(self, server: ModelServer, timeline_id: int, start: Lsn, data: bytes) -> None:

@@ -12,12 +12,15 @@ from pgwal.engine.start_point import (
     StreamStart,
     abandoned_wal,
     agreed_history,
+    new_start,
     segment_before,
+    starts_behind,
     starts_in_segment,
     stream_starts,
 )
 from pgwal.errors import HistoryMismatch, OlderTimeline, TimelineMismatch
 from pgwal.lsn import Lsn
+from pgwal.postgres.walsender import SlotPosition
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, TimelineSwitch
@@ -92,6 +95,51 @@ def encoded(of: TimelineHistory, reason: str = "as it was") -> bytes:
 def test_starts(stored: list[str], of: TimelineHistory, server_at: float, expected: list[tuple[int, int]]) -> None:
     found = stream_starts(segments(*stored), of, GEOMETRY, at(server_at))
     assert found == [StreamStart(timeline_id, at(number)) for timeline_id, number in expected]
+
+
+@pytest.mark.parametrize(
+    ("of", "slot", "expected"),
+    [
+        pytest.param(history(1), None, (1, 9), id="no slot"),
+        pytest.param(history(3, (1, 2), (2, 4)), None, (3, 9), id="no slot, on a later timeline"),
+        pytest.param(history(1), SlotPosition(None, None), (1, 9), id="a slot that has reserved nothing"),
+        pytest.param(history(1), SlotPosition(at(5.5), 1), (1, 5), id="a slot"),
+        pytest.param(history(2, (1, 7)), SlotPosition(at(5.5), 1), (1, 5), id="a slot on an ancestor"),
+        pytest.param(history(2, (1, 3)), SlotPosition(at(5), None), (2, 5), id="a slot whose timeline is not told"),
+    ],
+)
+def test_where_to_begin_with_nothing(of: TimelineHistory, slot: SlotPosition | None, expected: tuple[int, int]) -> None:
+    assert new_start(of, GEOMETRY, at(9.5), slot) == StreamStart(expected[0], at(expected[1]))
+
+
+@pytest.mark.parametrize(
+    ("end", "of", "expected"),
+    [
+        pytest.param((1, 4.5), history(2, (1, 4.5)), [(2, 4)], id="the next one begins with a copy"),
+        pytest.param((1, 5), history(2, (1, 5)), [(2, 5)], id="at the end of a segment"),
+        pytest.param((1, 4.2), history(3, (1, 4.2), (2, 4.6)), [(2, 4), (3, 4)], id="left again in the same segment"),
+        pytest.param((2, 4.6), history(3, (1, 4.2), (2, 4.6)), [(3, 4)], id="the last one"),
+    ],
+)
+def test_what_follows_a_timeline(end: tuple[int, float], of: TimelineHistory, expected: list[tuple[int, int]]) -> None:
+    found = starts_behind(end[0], at(end[1]), of, GEOMETRY)
+    assert found == [StreamStart(timeline_id, at(number)) for timeline_id, number in expected]
+
+
+@pytest.mark.parametrize(
+    ("of", "before"),
+    [
+        pytest.param(history(1), [], id="no other timeline"),
+        pytest.param(history(2, (1, 6)), [], id="the server goes on with it"),
+        pytest.param(history(2, (1, 4.5)), [(1, at(4.5))], id="ended there before"),
+    ],
+)
+def test_a_timeline_that_ends_where_none_does(of: TimelineHistory, before: list[tuple[int, Lsn]]) -> None:
+    with pytest.raises(
+        TimelineMismatch, match="says that timeline 1 ends at 0/480000, but its history goes on"
+    ) as raised:
+        starts_behind(1, at(4.5), of, GEOMETRY, before)
+    assert raised.value.hint
 
 
 def test_an_archive_of_which_nothing_is_on_the_history() -> None:

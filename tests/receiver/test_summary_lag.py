@@ -38,7 +38,7 @@ def write_at_full_speed(server: ThrowawayServer, ended: threading.Event) -> None
 def run(receiver: Receiver) -> threading.Thread:
     thread = threading.Thread(target=receiver.run)
     thread.start()
-    assert receiver.streaming.wait(30)
+    assert receiver.progress.streaming.wait(30)
     return thread
 
 
@@ -55,7 +55,7 @@ def test_summaries_are_level_with_what_is_received(make_server: ServerFactory, s
         writer.start()
         begin, deadline = flush_lsn(server), time.monotonic() + RUN_S
         while time.monotonic() < deadline:
-            metrics = receiver.metrics
+            metrics = receiver.progress.metrics
             # In this order: what is written is noted before what is summarised.
             summarised = metrics.summarised_lsn
             samples.append((time.monotonic(), metrics.written_lsn, summarised))
@@ -66,7 +66,7 @@ def test_summaries_are_level_with_what_is_received(make_server: ServerFactory, s
         stop.set()
         thread.join()
         stop.close()
-    assert receiver.metrics.errors.total() == 0
+    assert receiver.progress.metrics.errors.total() == 0
     received = samples[-1][1] - begin
     lags = list(_lags(samples))
     print(f"{received / RUN_S / 1e6:.0f} MB/s, at most {max(lags):.3f} s behind")

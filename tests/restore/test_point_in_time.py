@@ -147,6 +147,9 @@ class Moments:
         with self.server.connect(autocommit=True) as connection:
             connection.execute("BEGIN")
             connection.execute("INSERT INTO t VALUES (%s)", [number])
+            if number in (3, 4):
+                # The end of a transaction that removes files says so beside its operation.
+                connection.execute("TRUNCATE emptied")
             row = connection.execute("SELECT txid_current() % (2^32)::bigint").fetchone()
             assert row is not None
             self.xids[number] = str(row[0])
@@ -169,7 +172,7 @@ def moments(installation: ServerInstallation, server_templates: Templates, modul
         server = factory(initdb_args=("--wal-segsize=1",), settings=settings)
         moments = Moments(Scene(directory / "repo", factory), server)
         with server.connect() as connection:
-            connection.execute("CREATE TABLE t (id int)")
+            connection.execute("CREATE TABLE t (id int); CREATE TABLE emptied (id int)")
         moments.full = moments.back_up("full")
         # The ends of backups are noted in whole seconds.
         time.sleep(2.1)
