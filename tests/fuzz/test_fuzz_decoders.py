@@ -193,7 +193,7 @@ def read_row(content: bytes) -> None:
     """Read what a server answers to a command of replication."""
     row = _Row("IDENTIFY_SYSTEM", {"xlogpos": content, "timeline": content})
     with suppress(PgwalError):
-        assert 0 < row.timeline("timeline") < 1 << 31
+        assert 0 < row.timeline("timeline") < 1 << 32
     assert f"{row.lsn('xlogpos') + 1:X}"
 
 
