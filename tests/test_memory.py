@@ -44,12 +44,12 @@ def test_a_summary_that_is_too_large_ends_no_receiving(
         with monkeypatch.context() as patched:
             patched.setattr(codec, "MAX_SUMMARY_ENTRIES", 0)
             work()
-            wait_for(lambda: receiver.metrics.errors["summary"], "the refusal")
-            refused_lsn = receiver.metrics.flushed_lsn
-        written = receiver.metrics.summaries_written
+            wait_for(lambda: receiver.progress.metrics.errors["summary"], "the refusal")
+            refused_lsn = receiver.progress.metrics.flushed_lsn
+        written = receiver.progress.metrics.summaries_written
         work()
-        wait_for(lambda: receiver.metrics.summaries_written > written, "the next summary")
-        assert receiver.metrics.flushed_lsn > refused_lsn
+        wait_for(lambda: receiver.progress.metrics.summaries_written > written, "the next summary")
+        assert receiver.progress.metrics.flushed_lsn > refused_lsn
 
 
 def test_fetch_wal_needs_no_more_memory_for_a_large_segment(tmp_path: Path) -> None:

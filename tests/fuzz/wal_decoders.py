@@ -11,18 +11,19 @@ from typing import cast
 
 import lz4.frame
 import zstandard
-from core.wal_builder import RM_HEAP, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
+from core.wal_builder import RM_HEAP, RM_XACT, RM_XLOG, BlockSpec, RecordSpec, WalBuilder
 from fuzz.fuzz_scan import INTERPRETED, Input, check_decoder, scan, scanned_form
 
 from pgwal.checksum import crc32c
 from pgwal.errors import FormatError
-from pgwal.lsn import Lsn
+from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.wal_directory import SegmentReader
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry
 from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal import layout
 from pgwal.wal.decoder import decode_main_data, decode_payload, decode_record
 from pgwal.wal.page_magic import wal_format_of_major
+from pgwal.wal.record_search import decode_records, find_record, transaction_end
 from pgwal.wal.segment_check import SegmentCheck
 
 MAJOR, SEGMENT_SIZE, START = 17, 1 << 20, Lsn(1 << 20)
@@ -44,6 +45,20 @@ def read_wal(content: bytes) -> None:
         raise FormatError(outcome.error[1])
     if outcome.result == scanned_form.END_OF_WAL and not outcome.record_count:
         raise FormatError(f"WAL ends at once, because of {outcome.reason}")
+
+
+def search_wal(content: bytes) -> None:
+    """Look for a transaction's end, and have every record decoded."""
+
+    def read(lsn: Lsn) -> list[bytes]:
+        return [content[lsn - START :]]
+
+    part = LsnRange(1, START, Lsn(START + len(content)))
+    with suppress(FormatError):
+        found = find_record(read, part, SEGMENT_SIZE, transaction_end(SEARCHED_XID, wal_format_of_major(MAJOR)))
+        assert found is None or found.xid == SEARCHED_XID
+    for record in decode_records(read, part, SEGMENT_SIZE):
+        assert part.start <= record.lsn < part.end
 
 
 def summarize(content: bytes) -> None:
@@ -102,10 +117,13 @@ SYSTEM_IDENTIFIER = WalBuilder().system_identifier
 RECORD = RecordSpec(RM_HEAP, blocks=(BlockSpec(0, block_no=7), BlockSpec(1, block_no=8)), main_data=bytes(10))
 # Little of it: ten thousand times by four readers, two of which are slow.
 WAL = built(RECORD, RecordSpec(RM_HEAP, main_data=bytes(300)), RECORD)
+SEARCHED_XID = 700
+ENDED = built(RECORD, RecordSpec(RM_XACT, 0x00, SEARCHED_XID, main_data=bytes(8)), RECORD)
 PAGE_HEADER = built(RECORD)[:PAGE_HEADER_SIZE]
 SEGMENT = b"half of a segment" * 100
 WAL_DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "WAL": (read_wal, WAL),
+    "search for a record": (search_wal, ENDED),
     "record": (read_record, built(RECORD)[PAGE_HEADER_SIZE:]),
     "payload of a record": (read_payload, bytes([4, 3]) + bytes(120)),
     "headers of a segment": (read_segment, PAGE_HEADER),
