@@ -232,6 +232,9 @@ class ModelSender(WalSender):
     def show(self, name: str) -> str:
         return {"wal_segment_size": "1MB", "in_hot_standby": "on" if self._server.is_standby else "off"}[name]
 
+    def is_named_synchronous(self) -> bool:
+        return False
+
     def timeline_history(self, timeline_id: int) -> bytes:
         if timeline_id == 1:
             return b""
