@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
-from pgwal.repository.place import Place
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.segment_check import begins_with_nothing, check_segment
+
+if TYPE_CHECKING:
+    from pgwal.repository.place import Place
 
 
 def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
