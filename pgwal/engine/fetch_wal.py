@@ -10,15 +10,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
-from pgwal.repository.place import Place
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.segment_check import SegmentCheck, begins_with_nothing
+
+if TYPE_CHECKING:
+    from pgwal.repository.place import Place
 
 
 def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pgwal.repository.data_directories import require_outside_data_directories
 from pgwal.repository.local import LocalStore
-from pgwal.repository.local_leases import LocalLeases
-from pgwal.repository.local_spool import LocalSpool
 from pgwal.repository.ownership import require_only_owner_writes, require_own
+
+if TYPE_CHECKING:
+    from pgwal.repository.local_leases import LocalLeases
+    from pgwal.repository.local_spool import LocalSpool
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,15 @@ class LocalPlace:
 
     @cached_property
     def leases(self) -> LocalLeases:
+        # Here and below not above: a server waits for each segment that it fetches, and that needs none of it.
+        from pgwal.repository.local_leases import LocalLeases
+
         return LocalLeases(self.root)
 
     @cached_property
     def spool(self) -> LocalSpool:
+        from pgwal.repository.local_spool import LocalSpool
+
         return LocalSpool(self.root)
 
     def require_trusted(self) -> None:
@@ -46,6 +53,8 @@ class LocalPlace:
         require_own(self.store)
 
     def require_suitable(self) -> None:
+        from pgwal.repository.data_directories import require_outside_data_directories
+
         require_outside_data_directories(self.root)
 
     def make(self, folders: Iterable[str] = ()) -> None:
