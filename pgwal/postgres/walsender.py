@@ -576,10 +576,17 @@ def _wal_removed(segment: str) -> WalRemoved:
 
 
 def _end_of_timeline(results: list[PGresult], command: str) -> EndOfTimeline:
-    """Read the row that tells where a timeline ended and which one follows.  Raises FormatError if there is none."""
+    """Read the row that tells where a timeline ended and which one follows.
+
+    Raises FormatError if there is none, ReplicationInterrupted where the server does not know yet what follows.
+    """
     for result in results:
         if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
             row = _Row.of_result(result, command)
+            if row.required("next_tli") == b"0":
+                # 13 and 14, in the moment in which a standby is promoted: recovery has ended, and the timeline that the
+                # walsender takes for the new one is still the old one (XLogSendPhysical in walsender.c).
+                raise ReplicationInterrupted("replication was interrupted: the server is just being promoted")
             return EndOfTimeline(row.timeline("next_tli"), row.lsn("next_tli_startpos"))
     raise FormatError(f"{command}: the server neither streams nor tells of a next timeline")
 
