@@ -128,6 +128,8 @@ _HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 MOST_HISTORY_BYTES = 16 << 20
 """A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
 _MOST_ARRIVED_BYTES = 8 * MOST_HISTORY_BYTES
+# WAL comes in messages that one or two reads bring: asking the system each time took a twentieth of a stream's time.
+_READS_UNCOUNTED = 16
 """Of one message of a stream, or of the answer to a command: all of it would be held in memory.
 
 Counted is what the socket has before libpq reads.  It may take in more while it does, up to the message that it is in,
@@ -160,7 +162,7 @@ class WalSender:
         self._lost: str | None = None
         self._unsent = False
         self._tls_drained = False
-        self._arrived_bytes = 0
+        self._arrived_bytes = self._reads = 0
 
     def __enter__(self) -> Self:
         return self
@@ -337,7 +339,7 @@ class WalSender:
             raise self._interrupted(one_line(str(error))) from error
         if size > 0:
             self._tls_drained = False
-            self._arrived_bytes = 0
+            self._arrived_bytes = self._reads = 0
             return payload
         if size < 0:
             self._state = _State.IDLE
@@ -382,7 +384,7 @@ class WalSender:
         if self._state is not _State.IDLE:
             raise BrokenInvariant(f"{command} while {self._state.value}")
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
-        self._arrived_bytes = 0
+        self._arrived_bytes = self._reads = 0
         try:
             self._pgconn.send_query(command.encode())
         except psycopg.Error as error:
@@ -465,7 +467,9 @@ class WalSender:
         """Take in what the socket has, once; libpq's buffer grows to the size of two messages at most."""
         if self._lost is not None:
             return
-        self._arrived_bytes += _waiting_bytes(self._pgconn.socket)
+        self._reads += 1
+        if self._reads > _READS_UNCOUNTED:
+            self._arrived_bytes += _waiting_bytes(self._pgconn.socket)
         if self._arrived_bytes > _MOST_ARRIVED_BYTES:
             # In the middle of it, nothing else can follow.
             self._connection.close()
