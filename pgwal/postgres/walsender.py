@@ -128,13 +128,13 @@ _HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 MOST_HISTORY_BYTES = 16 << 20
 """A line has fewer than a hundred bytes in most cases, and a cluster few timelines."""
 _MOST_ARRIVED_BYTES = 8 * MOST_HISTORY_BYTES
-# WAL comes in messages that one or two reads bring: asking the system before each would be one more call for each.
-_READS_UNCOUNTED = 16
 """Of one message of a stream, or of the answer to a command: all of it would be held in memory.
 
 Counted is what the socket has before libpq reads.  It may take in more while it does, up to the message that it is in,
 of which the largest has a gigabyte; and what it leaves, while its buffer is small, is counted again.
 """
+# WAL comes in messages that one or two reads bring: asking the system before each would be one more call for each.
+_READS_UNCOUNTED = 16
 
 
 class _State(Enum):

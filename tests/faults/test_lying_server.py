@@ -75,15 +75,20 @@ def test_an_identity_that_is_none(server: ThrowawayServer, tmp_path: Path, colum
     assert not (tmp_path / "repo").exists()
 
 
-def test_a_timeline_above_2_31_as_older_servers_have_it(server: ThrowawayServer, tmp_path: Path) -> None:
-    """13 to 15 answer with a signed number."""
+def on_timeline(timeline_id: bytes) -> Change:
+    """Have the server say that it is on a timeline."""
 
     def change(query: str, kind: bytes, body: bytes) -> bytes:
         if query != "IDENTIFY_SYSTEM" or kind != b"D":
             return body
-        return row_body([row_values(body)[0], b"-2147483647", *row_values(body)[2:]])
+        return row_body([row_values(body)[0], timeline_id, *row_values(body)[2:]])
 
-    with LyingServer(server, change=change) as liar:
+    return change
+
+
+def test_a_timeline_above_2_31_as_older_servers_have_it(server: ThrowawayServer, tmp_path: Path) -> None:
+    """13 to 15 answer with a signed number."""
+    with LyingServer(server, change=on_timeline(b"-2147483647")) as liar:
         outcome = run_pgwal("stream", "--repo", tmp_path / "repo", "-d", liar.conninfo, "--once")
     assert_failed(outcome, FAILED, "80000001.history")
     assert "TIMELINE_HISTORY 2147483649" in liar.queries
@@ -146,12 +151,7 @@ def test_histories_that_are_none(server: ThrowawayServer, repo: Path) -> None:
                 return rows_answer(["filename", "content"], [b"x", history])
             return None
 
-        def change(query: str, kind: bytes, body: bytes) -> bytes:
-            if query != "IDENTIFY_SYSTEM" or kind != b"D":
-                return body
-            return row_body([row_values(body)[0], b"2", *row_values(body)[2:]])
-
-        with LyingServer(server, answer, change) as liar:
+        with LyingServer(server, answer, on_timeline(b"2")) as liar:
             outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "--once")
         assert outcome.code in (FAILED, 4), (history and history[:20], outcome)
         assert_nothing_raw(outcome)
@@ -171,12 +171,7 @@ def test_a_history_of_gigabytes(server: ThrowawayServer, repo: Path) -> None:
     def answer(query: str) -> Iterator[bytes] | None:
         return pieces() if query.startswith("TIMELINE_HISTORY") else None
 
-    def change(query: str, kind: bytes, body: bytes) -> bytes:
-        if query != "IDENTIFY_SYSTEM" or kind != b"D":
-            return body
-        return row_body([row_values(body)[0], b"2", *row_values(body)[2:]])
-
-    with LyingServer(server, answer, change) as liar:
+    with LyingServer(server, answer, on_timeline(b"2")) as liar:
         outcome = run_pgwal("stream", "--repo", repo, "-d", liar.conninfo, "--once")
     assert_failed(outcome, FAILED, "the server sends more than 134217728 bytes at once")
     assert sent[0] < 1 << 30

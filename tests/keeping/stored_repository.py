@@ -150,27 +150,32 @@ def store_backup(
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
         staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
         staged.data.sync()
-        started, kind = parse_backup_id(backup_id)
-        entry = BackupEntry(
-            backup_id=backup_id,
-            kind=kind,
-            prior_id=prior_id,
-            system_identifier=SYSTEM_IDENTIFIER,
-            major=MAJOR,
-            start_lsn=start,
-            start_timeline_id=1,
-            stop_lsn=stop,
-            stop_timeline_id=1,
-            label="test",
-            started_at=started.isoformat(),
-            finished_at=started.isoformat(),
-            wal_segment_size=MB,
-            data_checksums=True,
-            tablespaces={},
-            totals=totals,
-        )
+        entry = entry_of(backup_id, prior_id, start, stop, totals)
         staged.publish(entry)
     return entry
+
+
+def entry_of(backup_id: str, prior_id: str | None, start: Lsn, stop: Lsn, totals: BackupTotals) -> BackupEntry:
+    """Return the entry of a backup that was taken on timeline 1, within the second in which it began."""
+    started, kind = parse_backup_id(backup_id)
+    return BackupEntry(
+        backup_id=backup_id,
+        kind=kind,
+        prior_id=prior_id,
+        system_identifier=SYSTEM_IDENTIFIER,
+        major=MAJOR,
+        start_lsn=start,
+        start_timeline_id=1,
+        stop_lsn=stop,
+        stop_timeline_id=1,
+        label="test",
+        started_at=started.isoformat(),
+        finished_at=started.isoformat(),
+        wal_segment_size=MB,
+        data_checksums=True,
+        tablespaces={},
+        totals=totals,
+    )
 
 
 def _whole(files: dict[str, bytes]) -> Iterable[tuple[BackupFile, bytes]]:

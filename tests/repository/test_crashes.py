@@ -13,14 +13,22 @@ from random import Random
 
 import pytest
 from core.wal_builder import WalBuilder
-from keeping.stored_repository import FIRST, FULL, MAJOR, MB, SECOND, SYSTEM_IDENTIFIER, build_repository, control_file
+from keeping.stored_repository import (
+    FIRST,
+    FULL,
+    MAJOR,
+    MB,
+    SECOND,
+    build_repository,
+    control_file,
+    entry_of,
+)
 from keeping.stored_repository import label as backup_label
 from receiver.model_server import BEGIN, ModelSender, ModelServer, Traffic, change, commit
 from repository.places import PLACES
 from support.faulty_store import Died, Fate, FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
-from pgwal.backup.entry import BackupEntry, parse_backup_id
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.datadir.reader import LocalDataDirectory
@@ -109,27 +117,7 @@ def take_backup(place: Place, data_directory: Path) -> None:
             copy.store("backup_label", backup_label(start, None))
             copy.write_manifest([])
             copy.data.sync()
-            started, kind = parse_backup_id(NEW)
-            staged.publish(
-                BackupEntry(
-                    backup_id=NEW,
-                    kind=kind,
-                    prior_id=None,
-                    system_identifier=SYSTEM_IDENTIFIER,
-                    major=MAJOR,
-                    start_lsn=start,
-                    start_timeline_id=1,
-                    stop_lsn=stop,
-                    stop_timeline_id=1,
-                    label="test",
-                    started_at=started.isoformat(),
-                    finished_at=started.isoformat(),
-                    wal_segment_size=MB,
-                    data_checksums=True,
-                    tablespaces={},
-                    totals=copy.totals,
-                )
-            )
+            staged.publish(entry_of(NEW, None, start, stop, copy.totals))
 
 
 def make_data_directory(directory: Path) -> None:
