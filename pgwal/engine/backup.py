@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pgwal.backup.chain import check_link
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id
+from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id, parse_backup_id
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
@@ -65,6 +65,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LABEL_NAME = "backup_label"
+
+_CROWDED_S = 60
+"""So far ahead of the clock may be ids of backups that came one right after the other; others tell of a wrong clock."""
 
 
 @dataclass(slots=True)
@@ -283,7 +286,9 @@ class _Backup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
         taken = names_in(self._repository.store, BACKUP_DIRECTORY)
         started_s = int(self._started_at.timestamp())
-        # Two backups may start within a second; ids still sort by time.
+        # Several backups may start within a second, and some of them be gone; ids still sort by time.
+        times_s = [int(parse_backup_id(name)[0].timestamp()) for name in taken if is_backup_id(name)]
+        started_s = max([started_s, *(time_s + 1 for time_s in times_s if 0 <= time_s - started_s <= _CROWDED_S)])
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):
             started_s += 1
         backup_id = format_backup_id(started_s, kind)
