@@ -93,17 +93,28 @@ class Beneath:
 
     def rename(self, old: str, new: str, *, durable: bool = True) -> None:
         """Give something a new name, durably unless told otherwise; a file of that name is replaced."""
-        with self.parent(old) as (old_directory, old_last), self.parent(new) as (new_directory, new_last):
+        with self._parents(old, new) as ((old_directory, old_last), (new_directory, new_last)):
             os.rename(old_last, new_last, src_dir_fd=old_directory, dst_dir_fd=new_directory)
             if durable:
                 os.fsync(new_directory)
-            if durable and old.rpartition("/")[0] != new.rpartition("/")[0]:
+            if durable and old_directory != new_directory:
                 os.fsync(old_directory)
 
     def link(self, old: str, new: str) -> None:
         """Give a file another name, which must be free, beside the one that it has; not durable."""
-        with self.parent(old) as (old_directory, old_last), self.parent(new) as (new_directory, new_last):
+        with self._parents(old, new) as ((old_directory, old_last), (new_directory, new_last)):
             os.link(old_last, new_last, src_dir_fd=old_directory, dst_dir_fd=new_directory, follow_symlinks=False)
+
+    @contextmanager
+    def _parents(self, old: str, new: str) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
+        """Give ``parent`` of both names, with one descriptor where they are in one directory."""
+        with self.parent(old) as (old_directory, old_last):
+            folder, _, new_last = new.rpartition("/")
+            if folder == old.rpartition("/")[0] and new_last not in ("", ".", ".."):
+                yield (old_directory, old_last), (old_directory, new_last)
+            else:
+                with self.parent(new) as inner:
+                    yield (old_directory, old_last), inner
 
     def unlink(self, name: str) -> None:
         """Remove a name that is not a directory's."""
