@@ -13,7 +13,9 @@ from array import array
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.backup_id import BackupKind
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, read_each
 from pgwal.backup.walk import EntryKind, EntryStatus, walk

@@ -20,7 +20,8 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from pyroaring import BitMap
 
-from pgwal.backup.entry import BackupFile, decode_entry
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.entry_document import decode_entry
 from pgwal.backup.incremental_file import incremental_name
 from pgwal.backup.manifest import ManifestWriter, read_manifest
 from pgwal.backup.plan import IncrementalFile, plan_file

@@ -17,7 +17,7 @@ from pgwal_process import succeed
 from restore.restored_server import Scene
 
 import pgwal.postgres.files as sql_files
-from pgwal.backup.entry import decode_entry
+from pgwal.backup.entry_document import decode_entry
 from pgwal.backup.manifest import read_manifest
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FileReplaced

@@ -12,7 +12,9 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_nothing_raw, run_pgwal, succeed
 from test_main_job import prepare, run_load, streaming
 
-from pgwal.backup.entry import BackupEntry, BackupKind, BackupTotals
+from pgwal.backup.backup_file import BackupTotals
+from pgwal.backup.backup_id import BackupKind
+from pgwal.backup.entry import BackupEntry
 from pgwal.engine.coverage import (
     RecoverableRange,
     Seam,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_digest
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import FIXED_SIZE
 from pgwal.backup.stored_path import encode_path
 

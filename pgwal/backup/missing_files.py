@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.plan import ChangedBlocks
 from pgwal.backup.source import SourceDirectory, SourceFile
 from pgwal.relation import (

@@ -10,7 +10,7 @@ from enum import Enum
 from itertools import filterfalse
 from typing import NamedTuple, Protocol
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.exclusion import (
     TABLESPACE_DIRECTORY,
     WAL_DIRECTORY,

@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.backup_id import BackupKind, format_backup_id, is_backup_id, parse_backup_id
 from pgwal.backup.chain import check_link
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, format_backup_id, is_backup_id, parse_backup_id
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import resolve_chain
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, system_identifier_of_head
 from pgwal.disk.new_file import GrowingFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple, Self
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_size, incremental_name
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file

@@ -12,7 +12,7 @@ from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from pgwal.backup.entry import BackupFile, BackupTotals
+from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.missing_files import MissingFiles
 from pgwal.backup.page_check import PageCheck, pages

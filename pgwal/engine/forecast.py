@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.source import SourceFile
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.engine.backup_request import BackupRequest

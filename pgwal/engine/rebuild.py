@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import INCOMPLETE_NAME, TABLESPACE_DIRECTORY, tablespace_version_directory
 from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import IncrementalHeader

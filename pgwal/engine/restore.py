@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import place_of, resolve_chain
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings

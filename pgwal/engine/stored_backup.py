@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import check_link
-from pgwal.backup.entry import BackupEntry, BackupFile
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel

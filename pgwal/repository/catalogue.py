@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.chain import place_of
-from pgwal.backup.entry import (
-    BackupEntry,
-    BackupFile,
-    decode_entry,
-    decode_head,
-    is_backup_id,
-)
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry_document import decode_entry, decode_head
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.errors import (
     FormatError,

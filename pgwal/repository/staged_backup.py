@@ -10,7 +10,10 @@ import logging
 from contextlib import suppress
 from typing import Self
 
-from pgwal.backup.entry import BackupEntry, BackupFile, decode_file, encode_entry, encode_file, is_backup_id
+from pgwal.backup.backup_file import BackupFile, decode_file, encode_file
+from pgwal.backup.backup_id import is_backup_id
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry_document import encode_entry
 from pgwal.errors import RepositoryError
 from pgwal.repository.backup_data import create_backup_data
 from pgwal.repository.layout import (

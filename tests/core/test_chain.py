@@ -10,21 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file
+from pgwal.backup.backup_id import BackupKind, format_backup_id, parse_backup_id
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster, resolve_chain
-from pgwal.backup.entry import (
-    BackupEntry,
-    BackupFile,
-    BackupKind,
-    BackupTotals,
-    EntryWriter,
-    decode_entry,
-    decode_file,
-    decode_head,
-    encode_entry,
-    encode_file,
-    format_backup_id,
-    parse_backup_id,
-)
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry_document import EntryWriter, decode_entry, decode_head, encode_entry
 from pgwal.errors import (
     ChainError,
     ChecksumMismatch,

@@ -21,7 +21,7 @@ import zstandard
 from typer.testing import CliRunner
 
 from pgwal import errors
-from pgwal.backup.entry import decode_entry
+from pgwal.backup.entry_document import decode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import read_manifest
 from pgwal.engine import recorded

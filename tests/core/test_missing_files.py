@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.missing_files import MissingFiles
 from pgwal.backup.source import SourceDirectory, SourceFile
 from pgwal.relation import BLOCKS_PER_FILE, Fork, parse_relation_path

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.source import SourceDirectory, SourceFile
 from pgwal.backup.walk import EntryKind, EntryStatus, walk, with_prior_sizes
 from pgwal.errors import ChecksumMismatch

@@ -23,7 +23,7 @@ from fix_servers import ServerFactory
 from pgwal_process import succeed
 from test_main_job import PGWAL, checksums, streaming, wait_until_promoted
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.plan import IncrementalFile, WholeFile, WholeReason, plan_file
 from pgwal.backup.reconstruct import Reconstruction, StoredWhole, reconstruct_file

@@ -27,7 +27,9 @@ from restore.made_repository import LABEL, Blocks, MadeRepository, block
 
 import pgwal
 import pgwal_cli
-from pgwal.backup.entry import decode_entry, decode_file, decode_head, parse_backup_id
+from pgwal.backup.backup_file import decode_file
+from pgwal.backup.backup_id import parse_backup_id
+from pgwal.backup.entry_document import decode_entry, decode_head
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
 from pgwal.backup.manifest import ManifestReader, ManifestWriter

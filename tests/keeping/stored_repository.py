@@ -11,7 +11,9 @@ from random import Random
 
 from core.wal_builder import RM_HEAP, BlockSpec, RecordSpec, WalBuilder
 
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupTotals, parse_backup_id
+from pgwal.backup.backup_file import BackupFile, BackupTotals
+from pgwal.backup.backup_id import parse_backup_id
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter

@@ -10,8 +10,9 @@ from core.test_chain import entry
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgwal.backup.backup_id import BackupKind, format_backup_id
 from pgwal.backup.chain import is_on_history, resolve_chain
-from pgwal.backup.entry import BackupEntry, BackupKind, format_backup_id
+from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention import Retention, WalRetention, decide_retention, find_chains
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory, TimelineSwitch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.errors import StorageFull
 from pgwal.repository.backup_data import create_backup_data
 from pgwal.repository.local_place import LocalPlace

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgwal.backup.entry import BackupEntry, BackupFile, BackupKind, BackupTotals, encode_entry, format_backup_id
+from pgwal.backup.backup_file import BackupFile, BackupTotals
+from pgwal.backup.backup_id import BackupKind, format_backup_id
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry_document import encode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.checksum import content_digest
 from pgwal.control_file import CONTROL_FILE_PATH

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pgwal_process import Outcome, assert_failed, run_pgwal, succeed
 from restore.restored_server import Scene
 
-from pgwal.backup.entry import decode_entry, encode_entry
+from pgwal.backup.entry_document import decode_entry, encode_entry
 from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
 from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn

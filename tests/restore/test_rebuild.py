@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pgwal_process import assert_failed, run_pgwal
 from restore.made_repository import Blocks, MadeRepository, block
 
-from pgwal.backup.entry import BackupFile
+from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE
 from pgwal.disk import new_file

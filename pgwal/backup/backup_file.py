@@ -1,0 +1,149 @@
+"""One file of a backup, as a line of the backup's catalogue entry."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from pgwal.backup.incremental_file import incremental_file_size, incremental_name
+from pgwal.backup.stored_path import check_path
+from pgwal.errors import FormatError
+from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, parse_relation_path
+
+MAX_INTEGER = (1 << 63) - 1
+_MAX_MODE = 0o7777
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+class BackupFile(NamedTuple):
+    """One file of a backup: what it is when reconstructed, and what is stored of it.
+
+    ``digest`` (xxh3-128, hex) is that of the stored bytes.  The last three members are None for a file stored whole.
+    ``header_digest`` is that of the header of an incremental file, and None where the header is all of it, and in
+    entries of before it was noted.
+    """
+
+    path: str
+    size_bytes: int
+    stored_size_bytes: int
+    mode: int
+    mtime_epoch_s: int
+    digest: str
+    truncation_block_length: int | None = None
+    copied_block_count: int | None = None
+    header_digest: str | None = None
+
+    @property
+    def is_incremental(self) -> bool:
+        return self.truncation_block_length is not None
+
+    @property
+    def stored_path(self) -> str:
+        """The path at which the backup holds it."""
+        return incremental_name(self.path) if self.is_incremental else self.path
+
+
+class BackupTotals(NamedTuple):
+    """Sums over the files of a backup."""
+
+    file_count: int = 0
+    incremental_file_count: int = 0
+    size_bytes: int = 0
+    stored_size_bytes: int = 0
+
+    def plus(self, file: BackupFile) -> BackupTotals:
+        return BackupTotals(
+            self.file_count + 1,
+            self.incremental_file_count + file.is_incremental,
+            self.size_bytes + file.size_bytes,
+            self.stored_size_bytes + file.stored_size_bytes,
+        )
+
+
+def encode_file(file: BackupFile) -> bytes:
+    """Return the JSON object of one file, without a newline."""
+    # Formatted by hand, because there may be a million; only the path can need escapes.
+    incremental = ""
+    if file.is_incremental:
+        incremental = (
+            f', "truncation_block_length": {file.truncation_block_length}, "blocks": {file.copied_block_count}'
+        )
+    if file.header_digest is not None:
+        incremental += f', "header_digest": "{file.header_digest}"'
+    return (
+        f'{{"path": {json.dumps(file.path)}, "size": {file.size_bytes}, "stored": {file.stored_size_bytes},'
+        f' "mode": {file.mode}, "mtime": {file.mtime_epoch_s}, "digest": "{file.digest}"{incremental}}}'
+    ).encode()
+
+
+_WHOLE_KEYS = frozenset({"path", "size", "stored", "mode", "mtime", "digest"})
+_INCREMENTAL_KEYS = _WHOLE_KEYS | {"truncation_block_length", "blocks"}
+_KNOWN_KEYS = (_WHOLE_KEYS, _INCREMENTAL_KEYS, _INCREMENTAL_KEYS | {"header_digest"})
+_FILE_TYPES = {"path": str, "digest": str, "header_digest": str}  # The others are numbers.
+
+
+def decode_file(content: bytes) -> BackupFile:
+    """Parse and check the JSON object of one file; raises FormatError."""
+    members = load_object(content)
+    if members.keys() not in _KNOWN_KEYS:
+        raise FormatError(f"catalogue entry: members {sorted(members)} are not those of a file")
+    file = BackupFile(
+        members["path"],
+        members["size"],
+        members["stored"],
+        members["mode"],
+        members["mtime"],
+        members["digest"],
+        members.get("truncation_block_length"),
+        members.get("blocks"),
+        members.get("header_digest"),
+    )
+    if any(type(member) is not _FILE_TYPES.get(name, int) for name, member in members.items()):
+        raise FormatError(f"catalogue entry: a member of file {file.path!r} has the wrong type")
+    check_file(file)
+    return file
+
+
+def check_file(file: BackupFile) -> bytes:
+    """Return the bytes of the path of a file; raises FormatError when its values are impossible."""
+    path = check_path(file.path)
+    sizes_fit = 0 <= file.size_bytes <= MAX_INTEGER and 0 <= file.stored_size_bytes <= MAX_INTEGER
+    if not sizes_fit or not 0 <= file.mode <= _MAX_MODE or abs(file.mtime_epoch_s) > MAX_INTEGER:
+        raise FormatError(f"catalogue entry: a number of file {file.path!r} is out of range")
+    for digest in (file.digest, file.header_digest):
+        if digest is not None and _DIGEST.fullmatch(digest) is None:
+            raise FormatError(f"catalogue entry: {digest!r} of file {file.path!r} is not a digest")
+    if (file.truncation_block_length is None) != (file.copied_block_count is None):
+        raise FormatError(f"catalogue entry: file {file.path!r} is half incremental")
+    if file.header_digest is not None and not file.copied_block_count:
+        raise FormatError(f"catalogue entry: file {file.path!r} has no header of its own, and a digest of it")
+    if file.is_incremental:
+        _check_incremental_file(file)
+    return path
+
+
+def _check_incremental_file(file: BackupFile) -> None:
+    kept, copied = file.truncation_block_length, file.copied_block_count
+    assert kept is not None
+    assert copied is not None
+    block_count, rest = divmod(file.size_bytes, BLOCK_SIZE)
+    # The copied blocks are at least those from the truncation block length to the end.
+    if rest or not 0 <= kept <= block_count <= BLOCKS_PER_FILE or not block_count - kept <= copied <= block_count:
+        raise FormatError(
+            f"catalogue entry: file {file.path!r} cannot be {file.size_bytes} bytes with truncation block length"
+            f" {kept} and {copied} blocks copied"
+        )
+    if parse_relation_path(file.path) is None or file.stored_size_bytes != incremental_file_size(copied):
+        raise FormatError(f"catalogue entry: {file.path!r} cannot be stored as an incremental file")
+
+
+def load_object(content: bytes) -> dict[str, Any]:
+    """Parse a JSON object of an entry; raises FormatError."""
+    try:
+        members = json.loads(content.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"catalogue entry: not JSON: {error}") from error
+    if not isinstance(members, dict):
+        raise FormatError("catalogue entry: not a JSON object")
+    return members
