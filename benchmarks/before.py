@@ -17,7 +17,7 @@ from benchmarks.repository import BenchmarkedRepository
 from benchmarks.stream import OriginSlot, make_wal
 from pgwal_cli.throwaway_server import ThrowawayServer
 
-_SCALE = 50
+_SCALE = 200
 _WAL_BYTES = 1 << 30
 
 TARGET = 1.03

@@ -17,11 +17,11 @@ from pgwal_cli.service_manager import ServiceManager
 if TYPE_CHECKING:
     from pgwal.engine.stream import Receiver
     from pgwal.postgres.connection import ConnectionParameters
-    from pgwal.repository.wal_compressor import Compression
+    from pgwal.repository.compression import Compression
 
 
 def _parse_compression(text: str) -> Compression:
-    from pgwal.repository.wal_compressor import Compression
+    from pgwal.repository.compression import Compression
 
     try:
         return Compression.parse(text)

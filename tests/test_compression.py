@@ -18,11 +18,12 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.errors import FormatError, RepositoryError
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import Child
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_compressor import Compression, CompressionMethod, SegmentCompressor, compress_segment
+from pgwal.repository.wal_compressor import SegmentCompressor, compress_segment
 from pgwal.segment import WalGeometry
 from pgwal_cli.exit_codes import USAGE
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
@@ -100,7 +101,8 @@ DYING = textwrap.dedent("""
     import os, sys
     from pathlib import Path
     from pgwal.repository.local import LocalStore
-    from pgwal.repository.wal_compressor import Compression, compress_segment
+    from pgwal.repository.compression import Compression
+    from pgwal.repository.wal_compressor import compress_segment
     from pgwal.segment import WalGeometry
 
     steps_left = int(sys.argv[2])

@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from pgwal.backup.incremental_file import incremental_file_size, incremental_name
+from pgwal.backup.pack_table import Extent
 from pgwal.backup.stored_path import check_path
 from pgwal.errors import FormatError
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, parse_relation_path
@@ -21,7 +22,8 @@ class BackupFile(NamedTuple):
 
     ``digest`` (xxh3-128, hex) is that of the stored bytes.  The last three members are None for a file stored whole.
     ``header_digest`` is that of the header of an incremental file, and None where the header is all of it, and in
-    entries of before it was noted.
+    entries of before it was noted.  ``extents`` say where the stored bytes lie in packs, in order; there are none where
+    the file is stored as a file of its own.
     """
 
     path: str
@@ -33,6 +35,7 @@ class BackupFile(NamedTuple):
     truncation_block_length: int | None = None
     copied_block_count: int | None = None
     header_digest: str | None = None
+    extents: tuple[Extent, ...] = ()
 
     @property
     def is_incremental(self) -> bool:
@@ -71,6 +74,8 @@ def encode_file(file: BackupFile) -> bytes:
         )
     if file.header_digest is not None:
         incremental += f', "header_digest": "{file.header_digest}"'
+    if file.extents:
+        incremental += f', "extents": {[[*extent] for extent in file.extents]}'
     return (
         f'{{"path": {json.dumps(file.path)}, "size": {file.size_bytes}, "stored": {file.stored_size_bytes},'
         f' "mode": {file.mode}, "mtime": {file.mtime_epoch_s}, "digest": "{file.digest}"{incremental}}}'
@@ -86,6 +91,7 @@ _FILE_TYPES = {"path": str, "digest": str, "header_digest": str}  # The others a
 def decode_file(content: bytes) -> BackupFile:
     """Parse and check the JSON object of one file; raises FormatError."""
     members = load_object(content)
+    extents = _extents(members.pop("extents")) if "extents" in members else ()
     if members.keys() not in _KNOWN_KEYS:
         raise FormatError(f"catalogue entry: members {sorted(members)} are not those of a file")
     file = BackupFile(
@@ -98,6 +104,7 @@ def decode_file(content: bytes) -> BackupFile:
         members.get("truncation_block_length"),
         members.get("blocks"),
         members.get("header_digest"),
+        extents,
     )
     if any(type(member) is not _FILE_TYPES.get(name, int) for name, member in members.items()):
         raise FormatError(f"catalogue entry: a member of file {file.path!r} has the wrong type")
@@ -120,7 +127,22 @@ def check_file(file: BackupFile) -> bytes:
         raise FormatError(f"catalogue entry: file {file.path!r} has no header of its own, and a digest of it")
     if file.is_incremental:
         _check_incremental_file(file)
+    if file.extents and sum(extent.length for extent in file.extents) != file.stored_size_bytes:
+        raise FormatError(f"catalogue entry: the extents of file {file.path!r} are not all of it")
     return path
+
+
+def _extents(value: Any) -> tuple[Extent, ...]:
+    if not isinstance(value, list) or not value:
+        raise FormatError("catalogue entry: the extents of a file are none")
+    extents = []
+    for numbers in value:
+        if not isinstance(numbers, list) or len(numbers) != len(Extent._fields):
+            raise FormatError("catalogue entry: an extent has not the members of one")
+        if not all(type(number) is int and 0 <= number <= MAX_INTEGER for number in numbers) or not numbers[-1]:
+            raise FormatError("catalogue entry: a number of an extent is out of range")
+        extents.append(Extent(*numbers))
+    return tuple(extents)
 
 
 def _check_incremental_file(file: BackupFile) -> None:
@@ -140,10 +162,15 @@ def _check_incremental_file(file: BackupFile) -> None:
 
 def load_object(content: bytes) -> dict[str, Any]:
     """Parse a JSON object of an entry; raises FormatError."""
-    try:
-        members = json.loads(content.decode("ascii"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"catalogue entry: not JSON: {error}") from error
+    members = load_json(content)
     if not isinstance(members, dict):
         raise FormatError("catalogue entry: not a JSON object")
     return members
+
+
+def load_json(content: bytes) -> Any:
+    """Parse JSON of an entry; raises FormatError."""
+    try:
+        return json.loads(content.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"catalogue entry: not JSON: {error}") from error

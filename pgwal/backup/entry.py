@@ -14,7 +14,7 @@ from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.segment import WalGeometry
 
-FORMAT_VERSION = 1
+PLAIN_VERSION, PACKED_VERSION = 1, 2
 _MAX_UNSIGNED_INTEGER = (1 << 64) - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,19}")
 
@@ -41,6 +41,13 @@ class BackupEntry:
     totals: BackupTotals
     checksum_failures: int = 0
     """How many of the pages that were read differ from their checksums; 0 in entries that do not say it."""
+    packed_size_bytes: int | None = None
+    """How large the packs are that its files lie in; None for a backup whose files are stored one by one."""
+
+    @property
+    def repository_bytes(self) -> int:
+        """How much room its files take in the repository."""
+        return self.totals.stored_size_bytes if self.packed_size_bytes is None else self.packed_size_bytes
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -69,6 +76,8 @@ class BackupEntry:
             return "a tablespace has no valid OID"
         if not 0 <= self.checksum_failures <= MAX_INTEGER:
             return "the number of checksum failures is out of range"
+        if self.packed_size_bytes is not None and not 0 <= self.packed_size_bytes <= MAX_INTEGER:
+            return "the size of its packs is out of range"
         return "a total is out of range" if any(not 0 <= total <= MAX_INTEGER for total in self.totals) else None
 
 
@@ -83,7 +92,7 @@ def head_members(entry: BackupEntry) -> dict[str, Any]:
     """Return the members of an entry's document but its files."""
     # System identifiers are strings, because many JSON readers keep only 53 bits of a number.
     return {
-        "pgwal-backup": FORMAT_VERSION,
+        "pgwal-backup": PLAIN_VERSION if entry.packed_size_bytes is None else PACKED_VERSION,
         "id": entry.backup_id,
         "kind": entry.kind.value,
         "prior": entry.prior_id,
@@ -101,6 +110,7 @@ def head_members(entry: BackupEntry) -> dict[str, Any]:
         "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
         "totals": entry.totals._asdict(),
         "checksum_failures": entry.checksum_failures,
+        **({} if entry.packed_size_bytes is None else {"packed_size": entry.packed_size_bytes}),
     }
 
 
@@ -129,6 +139,9 @@ def decode_head_members(members: dict[str, Any]) -> BackupEntry:
     """Parse and check the members of a document; raises FormatError."""
     # Entries of before pages were checked lack it.
     members.setdefault("checksum_failures", 0)
+    packed_size_bytes = members.pop("packed_size", None)
+    if (members.get("pgwal-backup") == PACKED_VERSION) != (type(packed_size_bytes) is int):
+        raise FormatError("catalogue entry: the size of its packs is missing, or it has none")
     if members.keys() != _HEAD_TYPES.keys() | {"prior"}:
         odd = members.keys() ^ (_HEAD_TYPES.keys() | {"prior"})
         raise FormatError(f"catalogue entry: member {min(odd)!r} is unknown or missing")
@@ -155,6 +168,7 @@ def decode_head_members(members: dict[str, Any]) -> BackupEntry:
         tablespaces=_decode_tablespaces(members["tablespaces"]),
         totals=_decode_totals(members["totals"]),
         checksum_failures=members["checksum_failures"],
+        packed_size_bytes=packed_size_bytes,
     )
 
 

@@ -9,6 +9,17 @@ An entry is a JSON document (backup.json) that is written and read as a stream, 
     ],
     "digest": "xxh3-128:..."}
 
+That of a packed backup has between its head and its files the packs, a line each, with their frames, a line each:
+
+    {"pgwal-backup": 2, "id": "20261122T101530Z_full", ..., "packs": [
+    {"pack": "3f...", "size": 268435480, "frames": 1024},
+    [24, 130011, 1048576, "..."],
+    ...
+    ], "directories": ["base", ...], "files": [
+    {"path": "base/5/16384", ..., "extents": [[0, 17, 0, 163840]]}
+    ],
+    "digest": "xxh3-128:..."}
+
 The last line's digest is that of all lines before it: what may be left out of the next backup is decided by the
 sizes in here.
 """
@@ -19,13 +30,26 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from pgwal.backup.backup_file import BackupFile, BackupTotals, check_file, decode_file, encode_file, load_object
-from pgwal.backup.entry import FORMAT_VERSION, BackupEntry, decode_head_members, head_members
+from pgwal.backup.backup_file import (
+    BackupFile,
+    BackupTotals,
+    check_file,
+    decode_file,
+    encode_file,
+    load_json,
+    load_object,
+)
+from pgwal.backup.entry import PACKED_VERSION, PLAIN_VERSION, BackupEntry, decode_head_members, head_members
+from pgwal.backup.label import BACKUP_LABEL_NAME
+from pgwal.backup.pack_table import PackedContents, PackReader, check_directories, encode_packs
 from pgwal.backup.stored_path import DistinctPaths, encode_path
 from pgwal.checksum import ContentDigest
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 
 _FILES_START = ', "files": [\n'
+_PACKS_START = ', "packs": [\n'
+_STARTS = {PLAIN_VERSION: _FILES_START, PACKED_VERSION: _PACKS_START}
+_DIRECTORIES_START = b'], "directories": '
 _FILES_END = b"],\n"
 _LAST_LINE = re.compile(rb'"digest": "xxh3-128:([0-9a-f]{32})"\}\n')
 
@@ -42,12 +66,25 @@ class EntryWriter:
         self._paths = DistinctPaths()
         self._totals = BackupTotals()
 
-    def head(self) -> bytes:
-        return self._emit(json.dumps(head_members(self._entry))[:-1].encode() + _FILES_START.encode())
+    def head(self, contents: PackedContents | None = None) -> Iterator[bytes]:
+        """Yield all before the files; ``contents`` are those of a packed backup."""
+        head = json.dumps(head_members(self._entry))[:-1]
+        if contents is None:
+            yield self._emit(f"{head}{_FILES_START}".encode())
+            return
+        yield self._emit(f"{head}{_PACKS_START}".encode())
+        separator = b""
+        for line in encode_packs(contents.packs):
+            yield self._emit(separator + line)
+            separator = b",\n"
+        directories = json.dumps(check_directories(list(contents.directories))).encode()
+        end = b"\n" if contents.packs else b""
+        yield self._emit(end + _DIRECTORIES_START + directories + _FILES_START.encode())
 
     def file(self, file: BackupFile) -> bytes:
         """Return the line of one file; raises FormatError when its values contradict themselves."""
         self._paths.add(check_file(file))
+        _check_place(file, is_packed=self._entry.packed_size_bytes is not None)
         separator = b",\n" if self._totals.file_count else b""
         self._totals = self._totals.plus(file)
         return self._emit(separator + encode_file(file))
@@ -64,10 +101,12 @@ class EntryWriter:
         return content
 
 
-def encode_entry(entry: BackupEntry, files: Iterable[BackupFile]) -> Iterator[bytes]:
+def encode_entry(
+    entry: BackupEntry, files: Iterable[BackupFile], contents: PackedContents | None = None
+) -> Iterator[bytes]:
     """Yield the document of a backup in pieces; raises FormatError as EntryWriter does."""
     writer = EntryWriter(entry)
-    yield writer.head()
+    yield from writer.head(contents)
     for file in files:
         yield writer.file(file)
     yield writer.finish()
@@ -79,16 +118,19 @@ def decode_head(first_line: bytes) -> BackupEntry:
     The digest, which only the end of a document shows, is not checked.  Raises FormatError, UnsupportedVersion or
     TruncatedInput.
     """
-    end = _FILES_START.encode()
     if not first_line.endswith(b"\n"):
         raise TruncatedInput("catalogue entry ends within its first line")
-    if not first_line.endswith(end):
+    for start in _STARTS.values():
+        if first_line.endswith(start.encode()):
+            members = load_object(first_line[: -len(start)] + b"}")
+            break
+    else:
         raise FormatError("catalogue entry: its first line does not end where the files begin")
-    members = load_object(first_line[: -len(end)] + b"}")
-    if members.get("pgwal-backup") != FORMAT_VERSION:
-        raise UnsupportedVersion(
-            f"catalogue entry: format {members.get('pgwal-backup')!r}, this pgwal knows {FORMAT_VERSION}"
-        )
+    version = members.get("pgwal-backup")
+    if type(version) is not int or version not in _STARTS:
+        raise UnsupportedVersion(f"catalogue entry: format {version!r}, this pgwal knows {max(_STARTS)}")
+    if _STARTS[version] != start:
+        raise FormatError("catalogue entry: its first line does not end as those of its format")
     return decode_head_members(members)
 
 
@@ -98,39 +140,113 @@ def decode_entry(lines: Iterable[bytes]) -> tuple[BackupEntry, Iterator[BackupFi
     They are proven only when the iterator has ended: it checks digest, totals and distinctness last.  Raises
     FormatError, UnsupportedVersion, TruncatedInput or ChecksumMismatch.
     """
-    rest = iter(lines)
-    first_line = next(rest, b"")
-    entry = decode_head(first_line)
-    digest = ContentDigest()
-    digest.update(first_line)
-    return entry, _decode_files(entry, rest, digest)
+    reader = _Lines(lines)
+    entry = decode_head(reader.line())
+    return entry, _decode_files(entry, reader, after_packs=False)
 
 
-def _decode_files(entry: BackupEntry, lines: Iterator[bytes], digest: ContentDigest) -> Iterator[BackupFile]:
+def decode_contents(lines: Iterable[bytes]) -> tuple[BackupEntry, PackedContents, Iterator[BackupFile]]:
+    """Parse the document of a packed backup as ``decode_entry`` does, with its packs and directories.
+
+    Raises FormatError also for a backup that is not packed.
+    """
+    reader = _Lines(lines)
+    entry = decode_head(reader.line())
+    if entry.packed_size_bytes is None:
+        raise FormatError(f"catalogue entry: backup {entry.backup_id} is not packed")
+    packs = PackReader()
+    for content in reader.items(_DIRECTORIES_START):
+        packs.feed(load_json(content))
+    contents = PackedContents(packs.finish(), _directories(reader.last))
+    if contents.size_bytes != entry.packed_size_bytes:
+        raise FormatError("catalogue entry: its packs have another size than it says")
+    return entry, contents, _decode_files(entry, reader, after_packs=True)
+
+
+def decode_pack_names(lines: Iterable[bytes]) -> set[str]:
+    """Return the names of the packs that a packed backup needs, proven by the digest; its files are not parsed.
+
+    Raises as ``decode_contents``.
+    """
+    reader = _Lines(lines)
+    decode_head(reader.line())
+    packs = PackReader()
+    for content in reader.items(_DIRECTORIES_START):
+        packs.feed(load_json(content))
+    while reader.line() not in (_FILES_END, b""):
+        pass
+    _check_last_line(reader.undigested(), reader.digest)
+    return {pack.name for pack in packs.finish()}
+
+
+class _Lines:
+    """The lines of a document, taken into its digest as they are read; ``last`` is the last of them."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self.digest = ContentDigest()
+        self.last = b""
+        self._lines = iter(lines)
+
+    def line(self) -> bytes:
+        """Return the next line, empty at the end."""
+        self.last = next(self._lines, b"")
+        self.digest.update(self.last)
+        return self.last
+
+    def items(self, end: bytes) -> Iterator[bytes]:
+        """Yield the items of a list, one a line, up to a line that begins with its ``end``."""
+        more, is_first = True, True
+        while line := self.line():
+            if line.startswith(end) and (not more or is_first):
+                return
+            if not line.endswith(b"\n"):
+                raise TruncatedInput("catalogue entry ends within a line")
+            if not more:
+                raise FormatError("catalogue entry: a comma is missing in a list")
+            content = line[:-1].removesuffix(b",")
+            more, is_first = len(content) < len(line) - 1, False
+            yield content
+        raise TruncatedInput("catalogue entry ends within a list")
+
+    def undigested(self) -> bytes:
+        """Return the next line, empty at the end, that is not part of what the digest is of."""
+        return next(self._lines, b"")
+
+
+def _directories(line: bytes) -> list[str]:
+    end = _FILES_START.encode()
+    if not line.endswith(end):
+        raise FormatError("catalogue entry: its directories do not end where the files begin")
+    return check_directories(load_json(line[len(_DIRECTORIES_START) : -len(end)]))
+
+
+def _decode_files(entry: BackupEntry, lines: _Lines, *, after_packs: bool) -> Iterator[BackupFile]:
+    is_packed = entry.packed_size_bytes is not None
+    if is_packed and not after_packs:
+        for _ in lines.items(_DIRECTORIES_START):
+            pass
     paths = DistinctPaths()
     totals = BackupTotals()
-    more = True
-    for line in lines:
-        digest.update(line)
-        if line == _FILES_END and (not more or totals.file_count == 0):
-            break
-        if not line.endswith(b"\n"):
-            raise TruncatedInput("catalogue entry ends within a line")
-        if not more:
-            raise FormatError("catalogue entry: a comma is missing between files")
-        content = line[:-1].removesuffix(b",")
-        more = len(content) < len(line) - 1
+    for content in lines.items(_FILES_END):
         file = decode_file(content)
+        _check_place(file, is_packed=is_packed)
         paths.add(encode_path(file.path))
         totals = totals.plus(file)
         yield file
-    else:
-        raise TruncatedInput("catalogue entry ends within its list of files")
-    _check_last_line(next(lines, b""), digest)
-    if next(lines, None) is not None:
+    if lines.last != _FILES_END:
+        raise FormatError("catalogue entry: its list of files does not end as one")
+    _check_last_line(lines.undigested(), lines.digest)
+    if lines.undigested():
         raise FormatError("catalogue entry: more lines after its end")
     paths.check()
     _check_totals(entry, totals)
+
+
+def _check_place(file: BackupFile, *, is_packed: bool) -> None:
+    """Raise FormatError for a file that is in packs and must not be, or the other way round."""
+    in_packs = is_packed and file.stored_size_bytes > 0 and file.path != BACKUP_LABEL_NAME
+    if in_packs != bool(file.extents):
+        raise FormatError(f"catalogue entry: file {file.path!r} {'has no' if in_packs else 'cannot have'} extents")
 
 
 def _check_last_line(line: bytes, digest: ContentDigest) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import FIXED_SIZE
+from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
 
-_BUCKET_COUNT = 4096
-_KEY_SIZE = 16
 _INCREMENTAL_BIT = 1 << 63
 
 
@@ -45,8 +43,8 @@ class FileTable:
     """Looks up files of one backup; two paths with the same 128-bit digest do not happen."""
 
     def __init__(self, files: Iterable[BackupFile]) -> None:
-        self._files = _Records("<16sQ")
-        self._headers = _Records("<16s")
+        self._files = RecordTable("<16sQ")
+        self._headers = RecordTable("<16s")
         """Of the incremental files that hold blocks: they are few, and the others need no room for it."""
         for file in files:
             key = xxh3_128_digest(encode_path(file.path))
@@ -65,27 +63,3 @@ class FileTable:
         noted = self._headers.find(key) if is_incremental else None
         header_digest = _header_digest(is_incremental, size, digest, None if noted is None else noted[0].hex())
         return StoredFile(is_incremental, size, digest, header_digest)
-
-
-class _Records:
-    """Records of one form by their keys of 16 bytes."""
-
-    def __init__(self, form: str) -> None:
-        self._form = struct.Struct(form)
-        self._buckets: dict[int, bytearray] = {}
-
-    def add(self, key: bytes, *values: Any) -> None:
-        self._buckets.setdefault(_bucket_number(key), bytearray()).extend(key + self._form.pack(*values))
-
-    def find(self, key: bytes) -> tuple[Any, ...] | None:
-        bucket = self._buckets.get(_bucket_number(key), b"")
-        at = bucket.find(key)
-        while at >= 0:
-            if at % (_KEY_SIZE + self._form.size) == 0:
-                return self._form.unpack_from(bucket, at + _KEY_SIZE)
-            at = bucket.find(key, at + 1)
-        return None
-
-
-def _bucket_number(key: bytes) -> int:
-    return int.from_bytes(key[:2], "little") % _BUCKET_COUNT

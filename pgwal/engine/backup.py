@@ -216,7 +216,7 @@ class _Backup:
             copy.copied_block_count,
             copy.block_count,
             copy.bytes_read,
-            copy.totals.stored_size_bytes,
+            entry.repository_bytes,
             self._seconds,
         )
 
@@ -359,6 +359,7 @@ class _Backup:
             tablespaces=parts.linked_tablespaces,
             totals=copy.totals,
             checksum_failures=copy.bad_page_count,
+            packed_size_bytes=None if (packed := copy.data.contents()) is None else packed.size_bytes,
         )
 
 

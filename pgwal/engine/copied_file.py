@@ -12,6 +12,7 @@ from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_fi
 from pgwal.backup.source import SourceFile, WantedContent
 from pgwal.checksum import content_digest
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
+from pgwal.repository.written_file import WrittenFile
 
 
 class Item(NamedTuple):
@@ -91,10 +92,18 @@ class CopiedFile(NamedTuple):
     bad_page_count: int
 
     @classmethod
-    def of(cls, planned: PlannedFile, checksum: FileChecksum, digest: str, mode: int) -> Self:
-        """Return what became of a file that was stored as planned, with checksum and digest of what is stored."""
+    def of(cls, planned: PlannedFile, checksum: FileChecksum, written: WrittenFile, mode: int) -> Self:
+        """Return what became of a file that was stored as planned, with the checksum of what is stored."""
         file, plan, wanted_bytes = planned.file, planned.plan, planned.wanted_bytes
-        stored = BackupFile(file.path, file.size_bytes, planned.stored_bytes, mode, int(file.mtime_s), digest)
+        stored = BackupFile(
+            file.path,
+            file.size_bytes,
+            planned.stored_bytes,
+            mode,
+            int(file.mtime_s),
+            written.digest,
+            extents=written.extents,
+        )
         copied_block_count = wanted_bytes // BLOCK_SIZE
         if isinstance(plan, IncrementalFile):
             stored = stored._replace(

@@ -225,9 +225,9 @@ class Copy:
             checksum.update(stored)
             copied.append(_ReadFile(file, checksum))
             written.append((file.stored_path, stored))
-        digests = iter(self.data.write_small(written))
+        stored_files = iter(self.data.write_small(written))
         return [
-            CopiedFile.of(each.file, each.checksum, next(digests), self._rules.file_mode)
+            CopiedFile.of(each.file, each.checksum, next(stored_files), self._rules.file_mode)
             if isinstance(each, _ReadFile)
             else each
             for each in copied
@@ -287,7 +287,7 @@ class Copy:
             planned = planned.as_read(written.size_bytes)
         if written.size_bytes != planned.stored_bytes:
             raise BrokenInvariant("a file was not stored with the length that was planned")
-        return CopiedFile.of(planned, checksum, written.digest, self._rules.file_mode)
+        return CopiedFile.of(planned, checksum, written, self._rules.file_mode)
 
     def _read(self, chunks: Iterable[bytes], check: PageCheck | None) -> Iterator[bytes]:
         """Pass on what is read, at the pace that is allowed, and look at its pages."""

@@ -130,6 +130,9 @@ class StoredBackup:
     def _listed_files(self) -> Iterator[_ListedFile]:
         """Yield what is listed, noting what the one list has and the other has not."""
         for file, listed in _paired(self._entry_files(), self._manifest_files()):
+            if file is None and self._data.needs_entry and not self._entry_is_whole:
+                # Where it lies is not known, which has been said.
+                continue
             path = file.stored_path if file is not None else listed.path if listed is not None else ""
             size_bytes = file.stored_size_bytes if file is not None else listed.size if listed is not None else 0
             self._listed.append(xxh3_64_intdigest(encode_path(path)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pgwal.lsn import Lsn
-from pgwal.repository.wal_compressor import DEFAULT_COMPRESSION, Compression
+from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression
 
 DEFAULT_STATUS_INTERVAL_S = 10.0
 

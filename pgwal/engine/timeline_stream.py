@@ -30,8 +30,8 @@ from pgwal.postgres.walsender import EndOfTimeline, WalSender
 from pgwal.postgres_version import version_of_magic
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
+from pgwal.repository.compression import CompressionMethod
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.repository.wal_compressor import CompressionMethod
 from pgwal.repository.wal_writer import WalObserver, WalWriter
 
 if TYPE_CHECKING:

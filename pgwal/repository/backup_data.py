@@ -1,24 +1,24 @@
 """The stored files of one backup: nothing else reads or writes them.
 
-A store whose objects are files has the short ways of ``local_backup_data``; any other has an object for each file.
+A store whose objects are files has the short ways of ``local_backup_data``; any other has an object for each file, see
+``object_backup_data``.  In a repository of that format, they lie in packs: see ``packed_backup_data``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pgwal.checksum import ContentDigest, content_digest
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
-from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME
+from pgwal.backup.pack_table import PackedContents
+from pgwal.errors import RepositoryError
+from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
 from pgwal.repository.place import Place
-from pgwal.repository.spool import Spool
-from pgwal.repository.store import ByteRange, ObjectStore, as_files
+from pgwal.repository.storage_format import PLAIN_FORMAT, FileFormat, StorageFormat
+from pgwal.repository.store import ObjectStore, as_files
 from pgwal.repository.written_file import WrittenFile
 
 _READ_SIZE = 1 << 20
@@ -47,6 +47,8 @@ class BackupData(Protocol):
     """What a backup holds, for reading; raises RepositoryError for what the storage refuses."""
 
     backup_id: str
+    needs_entry: bool
+    """Whether its entry alone tells where its files lie."""
 
     def locate(self, path: str) -> str:
         """Return what people call the place of a file, for messages."""
@@ -93,8 +95,8 @@ class BackupDataWriter(Protocol):
     def write(self, path: str, chunks: Iterable[bytes]) -> WrittenFile:
         """Store a file from pieces."""
 
-    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[str]:
-        """Store several files, each of these bytes, and return their digests."""
+    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
+        """Store several files, each of these bytes."""
 
     def create(self, path: str) -> NewContent:
         """Store a file piece by piece, which must be closed before ``sync``."""
@@ -103,7 +105,13 @@ class BackupDataWriter(Protocol):
         """Remove a file that was stored."""
 
     def sync(self) -> None:
-        """Make all of it durable."""
+        """Make all of it durable; nothing can be stored after it."""
+
+    def contents(self) -> PackedContents | None:
+        """Return what the entry must tell of packs, None where files are stored one by one; after ``sync``."""
+
+    def discard(self) -> None:
+        """Remove what lies elsewhere than in the folder of the backup; what removes that is to remove the rest."""
 
 
 def open_backup_data(store: ObjectStore, folder: str, backup_id: str) -> BackupData:
@@ -111,17 +119,28 @@ def open_backup_data(store: ObjectStore, folder: str, backup_id: str) -> BackupD
     files = as_files(store)
     if files is not None:
         return LocalBackupData(files.path(f"{folder}/{BACKUP_DATA_DIRECTORY}"), backup_id)
-    return _ObjectData(store, folder, backup_id)
+    from pgwal.repository.object_backup_data import ObjectBackupData
+
+    return ObjectBackupData(store, folder, backup_id)
 
 
-def create_backup_data(place: Place, folder: str) -> BackupDataWriter:
-    """Return what stores the files of a backup in a folder, which is made."""
+def create_backup_data(place: Place, folder: str, storage_format: StorageFormat = PLAIN_FORMAT) -> BackupDataWriter:
+    """Return what stores the files of a backup in a folder, which is made, or in packs."""
     data = f"{folder}/{BACKUP_DATA_DIRECTORY}"
     files = as_files(place.store)
+    plain: BackupDataWriter
     if files is None:
-        return _ObjectDataWriter(place, folder)
-    place.make([data])
-    return LocalBackupDataWriter(files.path(data))
+        from pgwal.repository.object_backup_data import ObjectBackupDataWriter
+
+        plain = ObjectBackupDataWriter(place, folder)
+    else:
+        place.make([data])
+        plain = LocalBackupDataWriter(files.path(data))
+    if storage_format.files is FileFormat.PLAIN:
+        return plain
+    from pgwal.repository.packed_backup_writer import PackedBackupDataWriter
+
+    return PackedBackupDataWriter(place.store, plain, storage_format.level)
 
 
 def chunks_of(data: BackupData, path: str) -> Iterator[bytes]:
@@ -137,154 +156,3 @@ def start_of(data: BackupData, path: str, length: int) -> bytes:
     """Return the first ``length`` bytes of a file, or all of a shorter one; raises as ``open``."""
     with closing(data.open(path)) as content:
         return content.read_at(0, length)
-
-
-# ---- where each file is an object
-
-
-class _ObjectData:
-    def __init__(self, store: ObjectStore, folder: str, backup_id: str) -> None:
-        self.backup_id = backup_id
-        self._store = store
-        self._folder = folder
-
-    def _name(self, path: str) -> str:
-        return f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}"
-
-    def locate(self, path: str) -> str:
-        return self._store.locate(self._name(path))
-
-    def directories(self) -> Iterator[str]:
-        name = f"{self._folder}/{BACKUP_DIRECTORIES_NAME}"
-        try:
-            found = json.loads(self._store.get(name))
-            if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
-                raise ValueError("no list of paths")
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{self._store.locate(name)} cannot be read: {error}") from error
-        yield from sorted(found)
-
-    def has_directory(self, path: str) -> bool:
-        try:
-            return path in set(self.directories())
-        except ObjectNotFound:
-            return False
-
-    def paths(self, on_error: Callable[[str, RepositoryError], None]) -> Iterator[str]:
-        above = self._name("")
-        try:
-            for name, _ in self._store.list(above):
-                yield name.removeprefix(above)
-        except RepositoryError as error:
-            on_error("", error)
-
-    def open(self, path: str) -> _ObjectContent:
-        return _ObjectContent(self._store, self._name(path))
-
-    def path(self, path: str) -> None:  # noqa: ARG002
-        return None
-
-
-class _ObjectContent:
-    descriptor = None
-
-    def __init__(self, store: ObjectStore, name: str) -> None:
-        self.size_bytes = store.size(name)
-        self._store = store
-        self._name = name
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        (found,) = self._store.get_ranges(self._name, [ByteRange(offset, offset + length)])
-        return found
-
-    def read_into(self, offset: int, target: memoryview) -> int:
-        found = self.read_at(offset, len(target))
-        target[: len(found)] = found
-        return len(found)
-
-    def close(self) -> None:
-        pass
-
-
-class _ObjectDataWriter:
-    def __init__(self, place: Place, folder: str) -> None:
-        self._place = place
-        self._store = place.store
-        self._folder = folder
-        self._directories = set[str]()
-
-    def _name(self, path: str) -> str:
-        self._add_directory(path.rpartition("/")[0])
-        return f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}"
-
-    def _add_directory(self, path: str) -> None:
-        while path:
-            self._directories.add(path)
-            path = path.rpartition("/")[0]
-
-    def make_directory(self, path: str) -> None:
-        self._add_directory(path)
-
-    def write(self, path: str, chunks: Iterable[bytes]) -> WrittenFile:
-        digest, size_bytes = ContentDigest(), 0
-
-        def passing() -> Iterator[bytes]:
-            nonlocal size_bytes
-            for chunk in chunks:
-                digest.update(chunk)
-                size_bytes += len(chunk)
-                yield chunk
-
-        self._store.put(self._name(path), passing())
-        return WrittenFile(size_bytes, digest.hexdigest())
-
-    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[str]:
-        for path, content in files:
-            self._store.put(self._name(path), content)
-        return [content_digest(content) for _, content in files]
-
-    def create(self, path: str) -> _SpooledContent:
-        return _SpooledContent(self._store, self._place.spool, self._name(path))
-
-    def remove(self, path: str) -> None:
-        self._store.delete(self._name(path))
-
-    def sync(self) -> None:
-        """Store the directories, too: an empty one is no part of any name, and not everywhere a folder."""
-        self._place.make(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}" for path in sorted(self._directories))
-        content = json.dumps(sorted(self._directories)).encode()
-        self._store.put(f"{self._folder}/{BACKUP_DIRECTORIES_NAME}", content, replace=True)
-
-
-class _SpooledContent:
-    """An object is put whole: until then, what was written of it waits in the spool."""
-
-    def __init__(self, store: ObjectStore, spool: Spool, name: str) -> None:
-        self._store = store
-        self._spool = spool
-        self._name = name
-        self._notes = spool.create_notes(f"{name}.spool")
-        self._is_closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        if kind is None:
-            self.close()
-        elif not self._is_closed:
-            self._notes.close()
-
-    def write(self, data: bytes) -> None:
-        self._notes.write(data)
-
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        with self._notes:
-            self._notes.seek(0)
-            self._store.put(self._name, iter(lambda: self._notes.read(_READ_SIZE), b""))
-        self._spool.drop_notes(f"{self._name}.spool")

@@ -12,7 +12,7 @@ from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import decode_entry, decode_head
+from pgwal.backup.entry_document import decode_entry, decode_head, decode_pack_names
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.errors import (
     FormatError,
@@ -31,9 +31,11 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.object_reader import open_buffered
+from pgwal.repository.pack_pool import list_packs, remove_packs
 from pgwal.repository.place import Place
 from pgwal.repository.staged_backup import StagedBackup, folder_of, is_unfinished, remove_backup
-from pgwal.repository.store import as_renaming, folders_in, names_in
+from pgwal.repository.storage_format import FileFormat, StorageFormat
+from pgwal.repository.store import StoredObject, as_renaming, folders_in, names_in
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +140,18 @@ class Catalogue:
         """
         if not self._store.exists(self._entry_name(backup_id)):
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
+        with self._lines(backup_id) as lines:
+            yield from decode_entry(lines)[1]
+
+    @contextmanager
+    def _lines(self, backup_id: str) -> Iterator[Iterator[bytes]]:
+        """Give the lines of an entry; what is found wrong with them within the context says which one it is."""
         with (
             self._naming_damage(backup_id),
             open_buffered(self._store, self._entry_name(backup_id)) as file,
         ):
             # A longer line comes in pieces, of which none is one.
-            lines = iter(partial(file.readline, _MAX_LINE_BYTES), b"")
-            yield from decode_entry(lines)[1]
+            yield iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 
     def label(self, backup_id: str) -> bytes | None:
         """Return the backup_label of a backup, as it lies there; None where there are no data that it could be of.
@@ -157,8 +164,33 @@ class Catalogue:
         return self._store.get(f"{data}/{BACKUP_LABEL_NAME}")
 
     def data(self, backup_id: str) -> BackupData:
-        """Return what a backup holds, to be read."""
-        return open_backup_data(self._store, folder_of(backup_id), backup_id)
+        """Return what a backup holds, to be read; where an entry cannot tell, the repository's format does."""
+        plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
+        try:
+            is_packed = self.entry(backup_id).packed_size_bytes is not None
+        except (FormatError, RepositoryError):
+            is_packed = StorageFormat.of(self._store).files is FileFormat.PACKED
+        if not is_packed:
+            return plain
+        from pgwal.repository.packed_backup_data import PackedBackupData
+
+        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, backup_id))
+
+    def unneeded_packs(self) -> list[StoredObject]:
+        """Return the packs that no backup needs; none at all while an entry cannot be read."""
+        packs = list(list_packs(self._store))
+        needed = set[str]()
+        if not packs:
+            return packs
+        for backup_id in self.ids():
+            try:
+                if self.entry(backup_id).packed_size_bytes is not None:
+                    with self._lines(backup_id) as lines:
+                        needed.update(decode_pack_names(lines))
+            except (FormatError, RepositoryError) as error:
+                logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
+                return []
+        return [pack for pack in packs if pack.name not in needed]
 
     @contextmanager
     def hold(self, backup_id: str) -> Iterator[None]:
@@ -191,8 +223,8 @@ class Catalogue:
                 renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
     def stage(self, backup_id: str) -> StagedBackup:
-        """Begin a backup, which does not count until it is published."""
-        return StagedBackup(self._place, backup_id)
+        """Begin a backup, which does not count until it is published; raises FormatError for a damaged format.json."""
+        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store))
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
@@ -207,9 +239,13 @@ class Catalogue:
 
         What pgwal does not put into a backup's directory stays, with a warning.
         """
+        unfinished = self.unfinished()
+        if unfinished:
+            # Before the folders, which tell that there may be some.
+            remove_packs(self._store, [pack.name for pack in self.unneeded_packs()])
         return [
             name.removesuffix(UNFINISHED_SUFFIX)
-            for name in self.unfinished()
+            for name in unfinished
             if remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
         ]
 

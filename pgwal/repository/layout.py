@@ -10,9 +10,11 @@ from pgwal.postgres_version import version_of_major
 from pgwal.segment import WalGeometry
 
 IDENTITY_NAME = "pgwal.json"
+STORAGE_FORMAT_NAME = "format.json"
 WAL_DIRECTORY = "wal"
 SUMMARY_DIRECTORY = "summaries"
 BACKUP_DIRECTORY = "backups"
+PACK_DIRECTORY = "packs"
 SET_ASIDE_DIRECTORY = "set_aside"
 RECEIVER_STATE_NAME = "receiver.json"
 RECEIVER_LOCK_NAME = "receiver.lock"

@@ -24,6 +24,8 @@ from pgwal.repository.written_file import WrittenFile
 class LocalBackupData:
     """See pgwal.repository.backup_data.BackupData."""
 
+    needs_entry = False
+
     def __init__(self, root: Path, backup_id: str) -> None:
         self.backup_id = backup_id
         self._root = root
@@ -141,9 +143,9 @@ class LocalBackupDataWriter:
         digest = ContentDigest()
         return WrittenFile(self._tree.write(path, _passing(chunks, digest)), digest.hexdigest())
 
-    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[str]:
+    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         self._tree.write_small(files)
-        return [content_digest(content) for _, content in files]
+        return [WrittenFile(len(content), content_digest(content)) for _, content in files]
 
     def create(self, path: str) -> GrowingFile:
         return self._tree.create(path)
@@ -153,6 +155,12 @@ class LocalBackupDataWriter:
 
     def sync(self) -> None:
         self._tree.sync()
+
+    def contents(self) -> None:
+        return None
+
+    def discard(self) -> None:
+        pass
 
 
 def _passing(chunks: Iterable[bytes], digest: ContentDigest) -> Iterator[bytes]:

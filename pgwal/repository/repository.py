@@ -23,8 +23,10 @@ from pgwal.repository.layout import (
     BACKUP_DIRECTORY,
     BACKUP_LOCK_NAME,
     IDENTITY_NAME,
+    PACK_DIRECTORY,
     RECEIVER_LOCK_NAME,
     RECEIVER_STATE_NAME,
+    STORAGE_FORMAT_NAME,
     SUMMARY_DIRECTORY,
     WAL_DIRECTORY,
     RepositoryIdentity,
@@ -114,6 +116,10 @@ class Repository:
         try:
             identity = RepositoryIdentity.decode(place.store.get(IDENTITY_NAME))
         except ObjectNotFound:
+            if place.store.exists(STORAGE_FORMAT_NAME):
+                raise ObjectNotFound(
+                    f"the repository in {place} holds nothing yet", hint="pgwal stream, full and backup begin one."
+                ) from None
             raise ObjectNotFound(
                 f"there is no repository in {place}",
                 hint="pgwal stream, full and backup make one; check --repo or PGWAL_REPO.",
@@ -129,11 +135,7 @@ class Repository:
         is in use for something else, lies in a data directory, or can be written by others.
         """
         place = place_at(address)
-        place.require_suitable()
-        place.make()
-        place.require_trusted()
-        place.require_own()
-        _require_nothing_else(place)
+        prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
         # Two may make it at once: the first one says whose it is.
         with suppress(ObjectExists):
@@ -212,11 +214,20 @@ class Repository:
         self.store.put(RECEIVER_STATE_NAME, state.encode(), replace=True, durable=False)
 
 
+def prepare(place: Place) -> None:
+    """Have a place be there for a repository, new or not; raises RepositoryError where there cannot be one."""
+    place.require_suitable()
+    place.make()
+    place.require_trusted()
+    place.require_own()
+    _require_nothing_else(place)
+
+
 def _require_nothing_else(place: Place) -> None:
     """Refuse to make a repository among files of something else, such as in a data directory."""
     if place.store.exists(IDENTITY_NAME):
         return
-    own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY}
+    own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, PACK_DIRECTORY, STORAGE_FORMAT_NAME}
     names = set(names_in(place.store, ""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.
     foreign = sorted(name for name in names - own - {"lost+found"} if not name.startswith("."))

@@ -24,6 +24,7 @@ from pgwal.repository.layout import (
     UNFINISHED_SUFFIX,
 )
 from pgwal.repository.place import Place
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.repository.store import ObjectStore, as_renaming, folders_in, names_in, objects_in
 
 logger = logging.getLogger(__name__)
@@ -37,14 +38,14 @@ class StagedBackup:
     ``data`` stores them.  As a context manager, removes all of it at the end unless it was published.
     """
 
-    def __init__(self, place: Place, backup_id: str) -> None:
+    def __init__(self, place: Place, backup_id: str, storage_format: StorageFormat = PLAIN_FORMAT) -> None:
         self.backup_id = backup_id
         self._store = place.store
         self._spool = place.spool
         self._renaming = as_renaming(place.store)
         self._folder = folder_of(backup_id) + ("" if self._renaming is None else UNFINISHED_SUFFIX)
         self._notes_name = f"{self._folder}/{_NOTES_NAME}"
-        self.data = create_backup_data(place, self._folder)
+        self.data = create_backup_data(place, self._folder, storage_format)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = False
 
@@ -54,7 +55,7 @@ class StagedBackup:
     def __exit__(self, *exc_info: object) -> None:
         with suppress(RepositoryError):  # of what could not be written, which does not matter any more
             self._notes.close()
-        if not self._is_published and self._store.exists(self._folder):
+        if not self._is_published:
             self._discard()
 
     def add_file(self, file: BackupFile) -> None:
@@ -65,19 +66,22 @@ class StagedBackup:
         """Make it a backup: its data must be durable, and all its files noted."""
         self._notes.seek(0)
         files = (decode_file(line.rstrip(b"\n")) for line in self._notes)
+        contents = self.data.contents()
         if self._renaming is None:
-            self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files))
+            self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files, contents))
             self._is_published = True
             self._spool.drop_notes(self._notes_name)
             return
-        self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files))
+        self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files, contents))
         self._spool.drop_notes(self._notes_name)
         self._renaming.rename(self._folder, folder_of(self.backup_id))
         self._is_published = True
 
     def _discard(self) -> None:
         try:
-            remove_backup(self._store, self._folder)
+            self.data.discard()
+            if self._store.exists(self._folder):
+                remove_backup(self._store, self._folder)
         except RepositoryError as error:
             # Why the backup failed is what must be seen; the next backup removes what is left.
             logger.warning("%s", error)

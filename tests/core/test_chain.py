@@ -205,7 +205,7 @@ def test_the_lines_are_as_written(old: bytes, new: bytes) -> None:
 
 def test_another_format_version_says_so() -> None:
     with pytest.raises(UnsupportedVersion):
-        decode(DOCUMENT.replace(b'"pgwal-backup": 1', b'"pgwal-backup": 2'))
+        decode(DOCUMENT.replace(b'"pgwal-backup": 1', b'"pgwal-backup": 3'))
 
 
 def test_a_path_that_comes_twice_is_refused_both_ways() -> None:
@@ -218,7 +218,7 @@ def test_totals_must_be_those_of_the_files_both_ways() -> None:
     with pytest.raises(FormatError, match="files make"):
         list(encode_entry(entry(), FILES))
     writer = EntryWriter(entry())
-    unfinished = writer.head() + writer.file(WHOLE)
+    unfinished = b"".join(writer.head()) + writer.file(WHOLE)
     with pytest.raises(TruncatedInput):
         decode(unfinished + b"\n")
 

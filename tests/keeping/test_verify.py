@@ -39,12 +39,13 @@ from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.verify import VerifyReport, VerifyRequest, verify
 from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local import LocalStore
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.recorded_directory import open_wal_directory
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
+from pgwal.repository.wal_compressor import compress_segment
 from pgwal.repository.wal_directory import WalDirectory
 from pgwal.summary.codec import summary_file_name
 from pgwal.wal.layout import LongPageHeader

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pgwal.engine.archive_comparison import ArchiveComparison
 from pgwal.errors import HistoryMismatch
 from pgwal.lsn import Lsn
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.local import LocalStore
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
+from pgwal.repository.wal_compressor import compress_segment
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, TimelineSwitch
 

@@ -27,9 +27,9 @@ from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import decode_status_update
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_compressor import Compression, CompressionMethod
 from pgwal.repository.wal_writer import WalWriter
 from pgwal.segment import WalGeometry
 from pgwal_cli.throwaway_server import ThrowawayServer

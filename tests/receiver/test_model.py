@@ -56,10 +56,11 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_compressor import Compression, CompressionMethod, compress_segment
+from pgwal.repository.wal_compressor import compress_segment
 from pgwal.segment import is_segment_name
 
 ACTIONS = (

@@ -41,12 +41,12 @@ from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_compressor import Compression, CompressionMethod
 
 NEW = "20261122T131530Z_full"
 FILES = {

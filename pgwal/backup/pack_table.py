@@ -1,0 +1,198 @@
+"""Where the bytes of a packed backup's files lie: packs of frames, and the extents that files are of them.
+
+A stored file is cut into frames, each compressed on its own, so that any part of it can be read alone; small files
+share a frame.  Frames lie one behind the other in packs.  An extent is a part of a file, in consecutive frames of a
+pack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from pgwal.backup.stored_path import check_path
+from pgwal.errors import FormatError
+
+FRAME_SIZE = 1 << 20
+"""The most bytes that a frame has of files."""
+PACK_MAGIC = b"PGWALPK1"
+PACK_HEADER_SIZE = len(PACK_MAGIC) + 16
+"""The magic, and the bytes of the pack's name."""
+
+_PACK_NAME = re.compile(r"[0-9a-f]{32}")
+_FRAME_DIGEST = re.compile(r"[0-9a-f]{32}")
+_MAX_PACK_SIZE = (1 << 63) - 1
+_ROW = struct.Struct("<QII16s")
+_PACK_KEYS = {"pack", "size", "frames"}
+
+
+class Extent(NamedTuple):
+    """``length`` bytes of a file, from ``offset`` in the first of consecutive frames on.
+
+    ``pack`` and ``frame`` are numbers, from 0: of a pack in the backup's entry, and of a frame in the pack there.
+    """
+
+    pack: int
+    frame: int
+    offset: int
+    length: int
+
+
+class Frame(NamedTuple):
+    """A frame: where it lies in its pack, how many bytes are stored there, and of how many bytes of files.
+
+    It is stored as it is where both numbers are equal, compressed otherwise.  ``digest`` is the xxh3-128 digest of what
+    is stored.
+    """
+
+    offset: int
+    stored_size_bytes: int
+    size_bytes: int
+    digest: bytes
+
+
+class Pack:
+    """A pack and those of its frames that a backup needs, in 32 bytes each; ``size_bytes`` is that of the object."""
+
+    def __init__(self, name: str, size_bytes: int = PACK_HEADER_SIZE) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self._rows = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._rows) // _ROW.size
+
+    def __getitem__(self, number: int) -> Frame:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return Frame(*_ROW.unpack_from(self._rows, number * _ROW.size))
+
+    def add(self, frame: Frame) -> None:
+        """Add a frame behind the others."""
+        self._rows += _ROW.pack(*frame)
+
+    @property
+    def header(self) -> bytes:
+        """What the object begins with."""
+        return PACK_MAGIC + bytes.fromhex(self.name)
+
+    def check(self) -> None:
+        """Raise FormatError unless its frames lie in it, one behind the other."""
+        position = PACK_HEADER_SIZE
+        for frame in self:
+            if frame.offset < position or not 0 < frame.stored_size_bytes <= frame.size_bytes <= FRAME_SIZE:
+                raise FormatError(f"catalogue entry: pack {self.name} cannot have the frame at byte {frame.offset}")
+            position = frame.offset + frame.stored_size_bytes
+        if position > self.size_bytes:
+            raise FormatError(
+                f"catalogue entry: the frames of pack {self.name} reach beyond its {self.size_bytes} bytes"
+            )
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (Frame(*row) for row in _ROW.iter_unpack(self._rows))
+
+
+class PackedContents(NamedTuple):
+    """What the entry of a packed backup tells besides its files: the packs, and the paths of all directories."""
+
+    packs: Sequence[Pack]
+    directories: Sequence[str]
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the packs are."""
+        return sum(pack.size_bytes for pack in self.packs)
+
+
+# ---- as lines of an entry
+
+
+def encode_packs(packs: Iterable[Pack]) -> Iterator[bytes]:
+    """Yield the lines of packs, without newlines: one for each, and behind it one for each of its frames."""
+    for pack in packs:
+        pack.check()
+        yield json.dumps({"pack": pack.name, "size": pack.size_bytes, "frames": len(pack)}).encode()
+        for frame in pack:
+            yield (f'[{frame.offset}, {frame.stored_size_bytes}, {frame.size_bytes}, "{frame.digest.hex()}"]'.encode())
+
+
+class PackReader:
+    """Reads such lines, parsed as JSON; ``packs`` is what was read."""
+
+    def __init__(self) -> None:
+        self.packs: list[Pack] = []
+        self._left = 0
+
+    def feed(self, value: Any) -> None:
+        """Take the next line; raises FormatError."""
+        if self._left:
+            self.packs[-1].add(_frame(value))
+            self._left -= 1
+            return
+        if self.packs:
+            self.packs[-1].check()
+        if not isinstance(value, dict) or value.keys() != _PACK_KEYS:
+            raise FormatError("catalogue entry: a pack has not the members of one")
+        name, size_bytes, count = value["pack"], value["size"], value["frames"]
+        if not isinstance(name, str) or _PACK_NAME.fullmatch(name) is None:
+            raise FormatError(f"catalogue entry: {name!r} is not the name of a pack")
+        if not _is_number(size_bytes, _MAX_PACK_SIZE) or not _is_number(count, _MAX_PACK_SIZE):
+            raise FormatError(f"catalogue entry: a number of pack {name} is out of range")
+        self.packs.append(Pack(name, size_bytes))
+        self._left = count
+
+    def finish(self) -> list[Pack]:
+        """Return all packs; raises FormatError when a frame is missing, or a pack came twice."""
+        if self._left:
+            raise FormatError(f"catalogue entry: {self._left} frames of pack {self.packs[-1].name} are missing")
+        if self.packs:
+            self.packs[-1].check()
+        if len({pack.name for pack in self.packs}) < len(self.packs):
+            raise FormatError("catalogue entry: a pack comes twice")
+        return self.packs
+
+
+def _is_number(value: object, highest: int) -> bool:
+    return type(value) is int and 0 <= value <= highest
+
+
+def _frame(value: Any) -> Frame:
+    if not isinstance(value, list) or len(value) != 4:
+        raise FormatError("catalogue entry: a frame has not the members of one")
+    offset, stored_size_bytes, size_bytes, digest = value
+    if (
+        not _is_number(offset, _MAX_PACK_SIZE)
+        or not all(_is_number(size, FRAME_SIZE) for size in (stored_size_bytes, size_bytes))
+        or not isinstance(digest, str)
+        or _FRAME_DIGEST.fullmatch(digest) is None
+    ):
+        raise FormatError("catalogue entry: a member of a frame is out of range")
+    return Frame(offset, stored_size_bytes, size_bytes, bytes.fromhex(digest))
+
+
+def check_directories(value: Any) -> list[str]:
+    """Return the directories of an entry; raises FormatError for what are none."""
+    if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+        raise FormatError("catalogue entry: its directories are no list of paths")
+    for path in value:
+        check_path(path)
+    if any(first >= second for first, second in pairwise(value)):
+        raise FormatError("catalogue entry: its directories are not in order")
+    return value
+
+
+def check_extents(extents: Sequence[Extent], packs: Sequence[Pack], path: str) -> None:
+    """Raise FormatError unless the extents of a file lie in frames that there are."""
+    for pack, frame, offset, length in extents:
+        left, at = offset + length, frame
+        if pack >= len(packs) or at >= len(packs[pack]) or offset >= packs[pack][at].size_bytes:
+            raise FormatError(f"catalogue entry: {path} is in a frame that is in no pack")
+        while left > 0 and at < len(packs[pack]):
+            left -= packs[pack][at].size_bytes
+            at += 1
+        if left > 0:
+            raise FormatError(f"catalogue entry: {path} reaches beyond the frames of pack {packs[pack].name}")

@@ -1,0 +1,143 @@
+"""Cut files into frames, and put those into packs: one stream for each thread that stores files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack
+from pgwal.checksum import ContentDigest
+from pgwal.repository.frame_codec import FrameEncoder
+from pgwal.repository.pack_pool import pack_object
+from pgwal.repository.passage import Abandoned, Passage
+from pgwal.repository.store import ObjectStore
+from pgwal.repository.written_file import WrittenFile
+
+PACK_SIZE = 256 << 20
+"""A pack that has so many bytes gets no more frames."""
+_MOST_PENDING = 2
+"""So many full packs may still be on their way into the store."""
+
+
+class PackStream:
+    """Stores files in packs; for one thread at a time.
+
+    ``begin`` gives a new pack and its number.  What waits is a frame, and a few more on their way.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        begin: Callable[[], tuple[int, Pack]],
+        *,
+        level: int | None,
+        pack_size: int = PACK_SIZE,
+    ) -> None:
+        self._store = store
+        self._begin = begin
+        self._encoder = FrameEncoder(level)
+        self._pack_size = pack_size
+        self._frame = bytearray()
+        self._pack: Pack | None = None
+        self._pack_number = -1
+        self._passage = Passage()
+        self._putter = ThreadPoolExecutor(_MOST_PENDING, "put-pack")
+        self._pending: list[Future[None]] = []
+
+    def add(self, chunks: Iterable[bytes]) -> WrittenFile:
+        """Store a file; raises what the store raises, and what ``chunks`` do: that file does not count then.
+
+        A file begins in the frame of those before it if it fits in there whole, otherwise in one of its own, so that
+        the frames of a larger one begin at multiples of their size.
+        """
+        digest = ContentDigest()
+        extents: list[Extent] = []
+        shared = len(self._frame)
+        size_bytes = 0
+        try:
+            for chunk in chunks:
+                digest.update(chunk)
+                size_bytes += len(chunk)
+                self._frame += chunk
+                if shared and len(self._frame) > FRAME_SIZE:
+                    self._emit(shared)
+                    shared = 0
+                while len(self._frame) >= FRAME_SIZE and not shared:
+                    self._extend(extents, 0, FRAME_SIZE)
+                    self._emit(FRAME_SIZE)
+        except BaseException:
+            # Nothing but what others have there is kept.
+            del self._frame[shared:]
+            raise
+        if len(self._frame) > shared:
+            self._extend(extents, shared, len(self._frame) - shared)
+        if len(self._frame) >= FRAME_SIZE:
+            self._emit(FRAME_SIZE)
+        return WrittenFile(size_bytes, digest.hexdigest(), tuple(extents))
+
+    def finish(self) -> None:
+        """Have all of it in the store, durably; nothing can be added after it.  Raises what the store raises."""
+        try:
+            if self._frame:
+                self._emit(len(self._frame))
+            self._finish_pack()
+            while self._pending:
+                self._pending.pop(0).result()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End without storing what waits."""
+        self._passage.abandon()
+        self._putter.shutdown()
+
+    def _extend(self, extents: list[Extent], offset: int, length: int) -> None:
+        """Note bytes of a file that lie in the frame that is being filled."""
+        pack = self._open_pack()
+        if extents and extents[-1].pack == self._pack_number:
+            extents[-1] = extents[-1]._replace(length=extents[-1].length + length)
+        else:
+            extents.append(Extent(self._pack_number, len(pack), offset, length))
+
+    def _emit(self, size_bytes: int) -> None:
+        """Make a frame of the first bytes that wait, and begin another pack where this one is full."""
+        pack = self._open_pack()
+        with memoryview(self._frame) as content:
+            frame, stored = self._encoder.encode(content[:size_bytes], pack.size_bytes)
+        del self._frame[:size_bytes]
+        self._push(stored)
+        pack.add(frame)
+        pack.size_bytes += frame.stored_size_bytes
+        if pack.size_bytes >= self._pack_size:
+            self._finish_pack()
+
+    def _open_pack(self) -> Pack:
+        if self._pack is None:
+            while len(self._pending) >= _MOST_PENDING or (self._pending and self._pending[0].done()):
+                self._pending.pop(0).result()
+            self._pack_number, self._pack = self._begin()
+            self._passage = Passage()
+            self._pending.append(self._putter.submit(self._put, pack_object(self._pack.name), self._passage))
+            self._push(self._pack.header)
+        return self._pack
+
+    def _put(self, name: str, passage: Passage) -> None:
+        try:
+            self._store.put(name, passage)
+        finally:
+            passage.abandon()
+
+    def _push(self, piece: bytes) -> None:
+        try:
+            self._passage.push(piece)
+        except Abandoned:
+            # Why the store did not take it is what must be said.
+            with suppress(Abandoned):
+                self._pending[-1].result()
+            raise
+
+    def _finish_pack(self) -> None:
+        if self._pack is not None:
+            self._passage.complete()
+            self._pack = None

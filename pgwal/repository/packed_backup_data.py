@@ -1,0 +1,217 @@
+"""Read the files of a backup that lie in packs: see ``backup_data``.
+
+What is read of a frame is checked against its digest each time, so that nothing is given out that was not stored.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_128_digest
+
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.entry_document import decode_contents
+from pgwal.backup.pack_table import Extent, Pack, PackedContents, check_extents
+from pgwal.backup.record_table import RecordTable
+from pgwal.backup.stored_path import encode_path
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.repository.frame_codec import FrameDecoder
+from pgwal.repository.pack_pool import pack_object
+from pgwal.repository.packed_backup_writer import AS_THEY_ARE
+from pgwal.repository.store import ByteRange, ObjectStore
+
+if TYPE_CHECKING:
+    from pgwal.repository.backup_data import BackupData, StoredContent
+
+_FRAMES_KEPT = 32
+_ANOTHER_BACKUP = "Restore another backup."
+
+
+class PackedBackupData:
+    """See pgwal.repository.backup_data.BackupData.
+
+    ``plain`` has what is stored as it is; ``lines`` gives the lines of the backup's entry, and is asked when something
+    is read for the first time.
+    """
+
+    needs_entry = True
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        plain: BackupData,
+        backup_id: str,
+        lines: Callable[[], AbstractContextManager[Iterable[bytes]]],
+    ) -> None:
+        self.backup_id = backup_id
+        self._store = store
+        self._plain = plain
+        self._lines = lines
+        self._index_lock = Lock()
+        self._frames = _Frames(store)
+
+    def locate(self, path: str) -> str:
+        return self._plain.locate(path)
+
+    def directories(self) -> Iterator[str]:
+        yield from self._index.contents.directories
+
+    def has_directory(self, path: str) -> bool:
+        return path in self._directory_set
+
+    @cached_property
+    def _directory_set(self) -> frozenset[str]:
+        return frozenset(self._index.contents.directories)
+
+    def paths(self, on_error: Callable[[str, RepositoryError], None]) -> Iterator[str]:
+        yield from self._plain.paths(on_error)
+        with self._lines() as lines:
+            for file in decode_contents(lines)[2]:
+                if file.path not in AS_THEY_ARE:
+                    yield file.stored_path
+
+    def open(self, path: str) -> StoredContent:
+        if path in AS_THEY_ARE:
+            return self._plain.open(path)
+        extents = self._index.extents(path)
+        if extents is None:
+            raise ObjectNotFound(f"{self.locate(path)} is missing")
+        return _PackedContent(self._frames, self._index.contents.packs, extents)
+
+    def path(self, path: str) -> Path | None:
+        return self._plain.path(path) if path in AS_THEY_ARE else None
+
+    def packs(self) -> Iterator[Pack]:
+        """Yield the packs that the backup needs."""
+        yield from self._index.contents.packs
+
+    @property
+    def _index(self) -> _Index:
+        # The first of several threads makes it.
+        with self._index_lock:
+            return self._made_index
+
+    @cached_property
+    def _made_index(self) -> _Index:
+        with self._lines() as lines:
+            _, contents, files = decode_contents(lines)
+            return _Index(contents, files)
+
+
+class _Index:
+    """Where each file lies, in some fifty bytes a file."""
+
+    def __init__(self, contents: PackedContents, files: Iterable[BackupFile]) -> None:
+        self.contents = contents
+        self._places = RecordTable("<QI")
+        """By path: the first of its extents, and their number."""
+        self._numbers = (array("I"), array("I"), array("I"), array("Q"))
+        for file in files:
+            check_extents(file.extents, contents.packs, file.stored_path)
+            key = xxh3_128_digest(encode_path(file.stored_path))
+            self._places.add(key, len(self._numbers[0]), len(file.extents))
+            for extent in file.extents:
+                for numbers, number in zip(self._numbers, extent, strict=True):
+                    numbers.append(number)
+
+    def extents(self, path: str) -> list[Extent] | None:
+        found = self._places.find(xxh3_128_digest(encode_path(path)))
+        if found is None:
+            return None
+        return [Extent(*(numbers[at] for numbers in self._numbers)) for at in range(found[0], found[0] + found[1])]
+
+
+class _Frames:
+    """Frames as they are read, of which the last ones are kept: small files share one, and blocks lie in the same."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._decoder = FrameDecoder()
+        self._kept = OrderedDict[tuple[str, int], bytes]()
+        self._lock = Lock()
+
+    def content(self, pack: Pack, number: int) -> bytes:
+        """Return what a frame holds; raises FormatError where it is not what was stored, RepositoryError."""
+        key = (pack.name, number)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        content = self._read(pack, number)
+        with self._lock:
+            self._kept[key] = content
+            while len(self._kept) > _FRAMES_KEPT:
+                self._kept.popitem(last=False)
+        return content
+
+    def _read(self, pack: Pack, number: int) -> bytes:
+        frame, name = pack[number], pack_object(pack.name)
+        place = self._store.locate(name)
+        try:
+            (stored,) = self._store.get_ranges(name, [ByteRange(frame.offset, frame.offset + frame.stored_size_bytes)])
+        except ObjectNotFound as error:
+            raise FormatError(
+                f"{place} is missing, and with it what it holds of files", hint=_ANOTHER_BACKUP
+            ) from error
+        return self._decoder.decode(stored, frame, number, place)
+
+
+class _PackedContent:
+    """See pgwal.repository.backup_data.StoredContent."""
+
+    descriptor = None
+
+    def __init__(self, frames: _Frames, packs: Sequence[Pack], extents: Sequence[Extent]) -> None:
+        self.size_bytes = sum(extent.length for extent in extents)
+        self._frames = frames
+        self._packs = packs
+        self._extents = extents
+
+    @cached_property
+    def _parts(self) -> tuple[array[int], list[tuple[Pack, int, int, int]]]:
+        """Where in the file each frame's part begins, and of each its pack, its number, and from where to where."""
+        starts, parts, position = array("Q"), [], 0
+        for pack_number, first, offset, length in self._extents:
+            pack, number, left = self._packs[pack_number], first, length
+            while left:
+                end = min(offset + left, pack[number].size_bytes)
+                starts.append(position)
+                parts.append((pack, number, offset, end))
+                position += end - offset
+                left -= end - offset
+                number, offset = number + 1, 0
+        return starts, parts
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        pieces = []
+        while length > 0 and (piece := self._piece(offset, length)):
+            pieces.append(bytes(piece))
+            offset += len(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        piece = self._piece(offset, len(target))
+        target[: len(piece)] = piece
+        return len(piece)
+
+    def _piece(self, offset: int, length: int) -> memoryview:
+        """Return what one frame has of what is wanted, nothing at the end alone."""
+        if offset >= self.size_bytes:
+            return memoryview(b"")
+        starts, parts = self._parts
+        at = bisect_right(starts, offset) - 1
+        pack, number, first, end = parts[at]
+        start = first + offset - starts[at]
+        return memoryview(self._frames.content(pack, number))[start : min(start + length, end)]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,99 @@
+"""Store the files of a backup in packs: see ``backup_data`` and ``pack_stream``.
+
+Manifest and label are stored as they are, beside the packs: other tools read them, and expire does when an entry is
+damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from pgwal.backup.label import BACKUP_LABEL_NAME
+from pgwal.backup.manifest import MANIFEST_NAME
+from pgwal.backup.pack_table import Pack, PackedContents
+from pgwal.errors import BrokenInvariant, ObjectNotFound
+from pgwal.repository.pack_pool import new_pack_name, pack_object
+from pgwal.repository.pack_stream import PackStream
+from pgwal.repository.store import ObjectStore
+from pgwal.repository.written_file import WrittenFile
+
+if TYPE_CHECKING:
+    from pgwal.repository.backup_data import BackupDataWriter, NewContent
+
+AS_THEY_ARE = (BACKUP_LABEL_NAME, MANIFEST_NAME)
+
+
+class PackedBackupDataWriter:
+    """See pgwal.repository.backup_data.BackupDataWriter; ``plain`` stores what is stored as it is."""
+
+    def __init__(self, store: ObjectStore, plain: BackupDataWriter, level: int | None) -> None:
+        self._store = store
+        self._plain = plain
+        self._level = level
+        self._lock = Lock()
+        self._packs: list[Pack] = []
+        self._streams: list[PackStream] = []
+        self._idle: list[PackStream] = []
+        self._directories = set[str]()
+
+    def make_directory(self, path: str) -> None:
+        while path:
+            self._directories.add(path)
+            path = path.rpartition("/")[0]
+
+    def write(self, path: str, chunks: Iterable[bytes]) -> WrittenFile:
+        if path in AS_THEY_ARE:
+            return self._plain.write(path, chunks)
+        with self._stream() as stream:
+            return stream.add(chunks)
+
+    def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
+        return [self.write(path, (content,)) for path, content in files]
+
+    def create(self, path: str) -> NewContent:
+        if path not in AS_THEY_ARE:
+            raise BrokenInvariant(f"{path} is stored in packs, and so at once")
+        return self._plain.create(path)
+
+    def remove(self, path: str) -> None:
+        # In a pack it stays, and no entry tells of it.
+        if path in AS_THEY_ARE:
+            self._plain.remove(path)
+
+    def sync(self) -> None:
+        for stream in self._streams:
+            stream.finish()
+        self._plain.sync()
+
+    def contents(self) -> PackedContents:
+        return PackedContents(self._packs, sorted(self._directories))
+
+    def discard(self) -> None:
+        for stream in self._streams:
+            stream.abandon()
+        for pack in self._packs:
+            with suppress(ObjectNotFound):
+                self._store.delete(pack_object(pack.name))
+
+    @contextmanager
+    def _stream(self) -> Iterator[PackStream]:
+        """Lend a stream that nobody uses: there are as many as threads that store at the same time."""
+        with self._lock:
+            stream = self._idle.pop() if self._idle else None
+            if stream is None:
+                stream = PackStream(self._store, self._begin_pack, level=self._level)
+                self._streams.append(stream)
+        try:
+            yield stream
+        finally:
+            with self._lock:
+                self._idle.append(stream)
+
+    def _begin_pack(self) -> tuple[int, Pack]:
+        pack = Pack(new_pack_name())
+        with self._lock:
+            self._packs.append(pack)
+            return len(self._packs) - 1, pack
