@@ -22,6 +22,7 @@ from pgwal_cli.output import log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
 _COMMANDS = {
+    "init": "init",
     "stream": "stream",
     "full": "full",
     "incremental": "incremental",
@@ -34,6 +35,7 @@ _COMMANDS = {
     "map": "map_blocks",
     "restore": "restore",
     "combine": "combine",
+    "export": "export",
     "fetch-wal": "fetch_wal",
     "verify": "verify",
     "expire": "expire",

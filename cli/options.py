@@ -34,6 +34,16 @@ Repo = Annotated[
         "--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False, readable=False
     ),
 ]
+
+
+class FileFormat(StrEnum):
+    """How a repository stores the files of backups."""
+
+    PLAIN = "plain"
+    PACKED = "packed"
+
+
+Format = Annotated[FileFormat, typer.Option("--format", help="How it stores the files of backups.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dbname = Annotated[
     str | None,

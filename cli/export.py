@@ -1,0 +1,48 @@
+"""``pgwal export``: one backup in the server's plain format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.output import print_json, size_text
+from pgwal_cli.progress import progress_bar
+from pgwal_cli.rebuilding import Jobs, NoSync
+
+
+def export(
+    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    repo: options.Repo,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+    ],
+    jobs: Jobs = None,
+    no_sync: NoSync = False,
+    progress: options.Progress = False,
+    json: options.Json = False,
+) -> None:
+    """Copy a backup, as it is, out of the repository: what pg_verifybackup -n and pg_combinebackup read."""
+    from pgwal.engine.export import ExportRequest, export_backup
+    from pgwal.repository.local_place import LocalPlace
+
+    request = ExportRequest(LocalPlace(repo), backup, output, jobs, sync=not no_sync)
+    with progress_bar("exporting", progress) as on_progress:
+        report = export_backup(request, on_progress)
+    if json:
+        print_json(
+            {
+                "id": report.entry.backup_id,
+                "kind": report.entry.kind.value,
+                "files": report.file_count,
+                "bytes_written": report.bytes_written,
+            }
+        )
+    else:
+        print(
+            f"exported {report.entry.kind} backup {report.entry.backup_id} to {output}: {report.file_count} files,"
+            f" {size_text(report.bytes_written)}"
+        )
