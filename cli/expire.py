@@ -70,10 +70,10 @@ def _warn(report: ExpireReport) -> None:
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
     verb = "would remove" if dry_run else "removed"
-    lines = [
-        f"{verb} backup {entry.backup_id}, {size_text(entry.totals.stored_size_bytes)}" for entry in report.expired
-    ]
+    lines = [f"{verb} backup {entry.backup_id}, {size_text(entry.repository_bytes)}" for entry in report.expired]
     lines += [f"{verb} the rest of {name}" for name in report.unfinished]
+    if report.packs:
+        lines.append(f"{verb} {len(report.packs)} packs, {size_text(sum(pack.size_bytes for pack in report.packs))}")
     for what, files, size_bytes in (
         ("WAL files", report.wal, report.wal_bytes),
         ("summaries", report.summaries, report.summary_bytes),
@@ -90,12 +90,13 @@ def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
 def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
     return {
         "dry_run": dry_run,
-        "expired": [{"id": entry.backup_id, "stored_size": entry.totals.stored_size_bytes} for entry in report.expired],
+        "expired": [{"id": entry.backup_id, "stored_size": entry.repository_bytes} for entry in report.expired],
         "kept": [entry.backup_id for entry in report.kept],
         "broken": [entry.backup_id for entry in report.broken],
         "unreadable": [backup.backup_id for backup in report.unreadable],
         "unfinished": report.unfinished,
         "wal_needed_from": None if report.wal_needed_from is None else str(report.wal_needed_from),
+        "packs": [{"name": pack.name, "size": pack.size_bytes} for pack in report.packs],
         "wal": [{"name": file.name, "size": file.size_bytes} for file in report.wal],
         "summaries": [{"name": file.name, "size": file.size_bytes} for file in report.summaries],
         "bytes": report.backup_bytes + report.wal_bytes + report.summary_bytes,

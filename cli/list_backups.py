@@ -62,7 +62,7 @@ def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None) -
         str(entry.start_lsn),
         str(entry.start_timeline_id),
         size_text(entry.totals.size_bytes),
-        size_text(entry.totals.stored_size_bytes),
+        size_text(entry.repository_bytes),
         f"{duration_s(entry):.0f}",
         entry.finished_at,
         "WAL is missing" if recoverable is None else str(recoverable.start),
@@ -99,7 +99,8 @@ def backup_document(
         "files": entry.totals.file_count,
         "incremental_files": entry.totals.incremental_file_count,
         "size": entry.totals.size_bytes,
-        "stored_size": entry.totals.stored_size_bytes,
+        "stored_size": entry.repository_bytes,
+        "format": "plain" if entry.packed_size_bytes is None else "packed",
         "recoverable": None
         if recoverable is None
         else {

@@ -68,7 +68,7 @@ def _fields(
         ("to", f"{entry.stop_lsn} on timeline {entry.stop_timeline_id}, {entry.finished_at}"),
         ("took", f"{duration_s(entry):.0f} s"),
         ("size", f"{size_text(totals.size_bytes)} in {totals.file_count} files"),
-        ("stored", f"{size_text(totals.stored_size_bytes)}, {totals.incremental_file_count} files by their blocks"),
+        ("stored", _stored_text(entry)),
         ("recoverable", _recoverable_text(entry, recoverable)),
     ]
     if prior is not None:
@@ -77,6 +77,12 @@ def _fields(
         ("tablespace", f"{oid} at {os.fsdecode(encode_path(path))}") for oid, path in sorted(entry.tablespaces.items())
     ]
     return fields
+
+
+def _stored_text(entry: BackupEntry) -> str:
+    totals = entry.totals
+    text = f"{size_text(totals.stored_size_bytes)}, {totals.incremental_file_count} files by their blocks"
+    return text if entry.packed_size_bytes is None else f"{text}, in packs of {size_text(entry.packed_size_bytes)}"
 
 
 def _checksums_text(entry: BackupEntry) -> str:

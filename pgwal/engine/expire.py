@@ -44,8 +44,9 @@ class ExpireRequest:
 
 @dataclass(frozen=True, slots=True)
 class ExpireReport:
-    """What was removed, or would be: backups in order, WAL and summary files with their sizes in bytes.
+    """What was removed, or would be: backups in order, WAL and summary files and packs with their sizes in bytes.
 
+    ``packs`` are those that no backup needs any more, or that a backup left which was abandoned.
     ``wal_needed_from`` is where the WAL begins that is kept, None when there is no backup.
     """
 
@@ -57,10 +58,12 @@ class ExpireReport:
     wal_needed_from: Lsn | None
     wal: list[StoredObject] = field(default_factory=list)
     summaries: list[StoredObject] = field(default_factory=list)
+    packs: list[StoredObject] = field(default_factory=list)
 
     @property
     def backup_bytes(self) -> int:
-        return sum(entry.totals.stored_size_bytes for entry in self.expired)
+        plain = sum(entry.totals.stored_size_bytes for entry in self.expired if entry.packed_size_bytes is None)
+        return plain + sum(pack.size_bytes for pack in self.packs)
 
     @property
     def wal_bytes(self) -> int:
@@ -122,6 +125,7 @@ def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str])
         unfinished,
         wal_retention.needed_from if retention.kept else None,
     )
+    report.packs.extend(repository.catalogue.unneeded_packs({entry.backup_id for entry in retention.expired}))
     if retention.kept and judged:
         report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
         report.summaries.extend(_unneeded_summaries(repository, wal_retention))
@@ -188,6 +192,8 @@ def _remove(repository: Repository, report: ExpireReport, on_progress: Callable[
     total = report.backup_bytes + report.wal_bytes + report.summary_bytes
     for entry in report.expired:
         repository.catalogue.retire(entry.backup_id)
+    # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
+    repository.catalogue.remove_packs(report.packs)
     repository.catalogue.clear_unfinished()
     done = report.backup_bytes
     for directory, files in ((SUMMARY_DIRECTORY, report.summaries), (WAL_DIRECTORY, report.wal)):

@@ -105,6 +105,9 @@ class StoredBackup:
             self._check_last_line(name)
         if self._entry_is_whole or self._manifest_is_whole:
             self._find_extra_files()
+        if self._entry_is_whole:
+            for name, error in self._data.damage():
+                self._note_at(name, str(error))
         if entry is not None:
             self._check_facts(entry, prior)
             self._check_directories(entry)

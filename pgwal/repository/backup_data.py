@@ -64,6 +64,9 @@ class BackupData(Protocol):
     def open(self, path: str) -> StoredContent:
         """Open a file; raises ObjectNotFound, and ForeignObject for what is no file."""
 
+    def damage(self) -> Iterator[tuple[str, FormatError]]:
+        """Yield the names of objects, and what is wrong there, as far as reading all files does not show it."""
+
     def path(self, path: str) -> Path | None:
         """Return where a file of the operating system holds the content, None where none does."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -176,13 +176,16 @@ class Catalogue:
 
         return PackedBackupData(self._store, plain, backup_id, partial(self._lines, backup_id))
 
-    def unneeded_packs(self) -> list[StoredObject]:
-        """Return the packs that no backup needs; none at all while an entry cannot be read."""
+    def unneeded_packs(self, expired: Collection[str] = ()) -> list[StoredObject]:
+        """Return the packs that no backup needs but those ``expired``; none at all while an entry cannot be read.
+
+        That of a backup that is being taken is one of them: only under the lock for backups they may be removed.
+        """
         packs = list(list_packs(self._store))
         needed = set[str]()
         if not packs:
             return packs
-        for backup_id in self.ids():
+        for backup_id in set(self.ids()).difference(expired):
             try:
                 if self.entry(backup_id).packed_size_bytes is not None:
                     with self._lines(backup_id) as lines:
@@ -222,6 +225,10 @@ class Catalogue:
             else:
                 renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
+    def remove_packs(self, packs: Iterable[StoredObject]) -> None:
+        """Remove packs that no backup needs, and what killed writers left; only under the lock for backups."""
+        remove_packs(self._store, [pack.name for pack in packs])
+
     def stage(self, backup_id: str) -> StagedBackup:
         """Begin a backup, which does not count until it is published; raises FormatError for a damaged format.json."""
         return StagedBackup(self._place, backup_id, StorageFormat.of(self._store))
@@ -242,7 +249,7 @@ class Catalogue:
         unfinished = self.unfinished()
         if unfinished:
             # Before the folders, which tell that there may be some.
-            remove_packs(self._store, [pack.name for pack in self.unneeded_packs()])
+            self.remove_packs(self.unneeded_packs())
         return [
             name.removesuffix(UNFINISHED_SUFFIX)
             for name in unfinished

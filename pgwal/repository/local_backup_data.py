@@ -16,7 +16,7 @@ from pathlib import Path
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.disk.new_file import GrowingFile
 from pgwal.disk.tree_writer import TreeWriter
-from pgwal.errors import ForeignObject, ObjectNotFound, RepositoryError
+from pgwal.errors import ForeignObject, FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.local_errors import refused
 from pgwal.repository.written_file import WrittenFile
 
@@ -60,6 +60,9 @@ class LocalBackupData:
             links = [name for name in directories if (Path(parent) / name).is_symlink()]
             for name in sorted((*names, *links)):
                 yield os.path.relpath(os.path.join(parent, name), self._root)  # noqa: PTH118 (a million of them)
+
+    def damage(self) -> Iterator[tuple[str, FormatError]]:
+        yield from ()
 
     def open(self, path: str) -> LocalContent:
         self._require_real_directory(path.rpartition("/")[0])

@@ -58,6 +58,9 @@ class ObjectBackupData:
         except RepositoryError as error:
             on_error("", error)
 
+    def damage(self) -> Iterator[tuple[str, FormatError]]:
+        yield from ()
+
     def open(self, path: str) -> _ObjectContent:
         return _ObjectContent(self._store, self._name(path))
 

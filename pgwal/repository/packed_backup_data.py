@@ -89,9 +89,26 @@ class PackedBackupData:
     def path(self, path: str) -> Path | None:
         return self._plain.path(path) if path in AS_THEY_ARE else None
 
-    def packs(self) -> Iterator[Pack]:
-        """Yield the packs that the backup needs."""
-        yield from self._index.contents.packs
+    def damage(self) -> Iterator[tuple[str, FormatError]]:
+        """See BackupData: cut or extended packs, exchanged ones, and frames of which no file has anything."""
+        for pack_number, pack in enumerate(self._index.contents.packs):
+            name = pack_object(pack.name)
+            try:
+                self._check_object(pack, name)
+                for number in self._index.frames_without_files(pack_number):
+                    self._frames.content(pack, number)
+            except ObjectNotFound:
+                yield name, FormatError("it is missing")
+            except FormatError as error:
+                yield name, error
+
+    def _check_object(self, pack: Pack, name: str) -> None:
+        size_bytes = self._store.size(name)
+        if size_bytes != pack.size_bytes:
+            raise FormatError(f"it has {size_bytes} bytes, {pack.size_bytes} were stored")
+        (header,) = self._store.get_ranges(name, [ByteRange(0, len(pack.header))])
+        if header != pack.header:
+            raise FormatError("it does not begin as the pack of its name does")
 
     @property
     def _index(self) -> _Index:
@@ -121,6 +138,19 @@ class _Index:
             for extent in file.extents:
                 for numbers, number in zip(self._numbers, extent, strict=True):
                     numbers.append(number)
+
+    def frames_without_files(self, pack_number: int) -> Iterator[int]:
+        """Yield the frames of a pack in which nothing of any file lies, as what was read twice leaves them."""
+        pack = self.contents.packs[pack_number]
+        used = bytearray(len(pack))
+        for of_pack, first, offset, length in zip(*self._numbers, strict=True):
+            if of_pack == pack_number:
+                left, number = offset + length, first
+                while left > 0:
+                    used[number] = 1
+                    left -= pack[number].size_bytes
+                    number += 1
+        return (number for number, is_used in enumerate(used) if not is_used)
 
     def extents(self, path: str) -> list[Extent] | None:
         found = self._places.find(xxh3_128_digest(encode_path(path)))
