@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from pgwal.backup.pack_table import PackedContents
-from pgwal.errors import RepositoryError
+from pgwal.errors import FormatError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
 from pgwal.repository.place import Place
