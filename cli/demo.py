@@ -23,6 +23,7 @@ def demo(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Leave repository and data directories in DIR for a look."),
     ] = None,
+    file_format: options.Format = options.FileFormat.PLAIN,
     json: options.Json = False,
 ) -> None:
     """Show the main job on a throw-away PostgreSQL 18.
@@ -32,7 +33,7 @@ def demo(
     """
     from pgwal_cli.demo_steps import run_demo
 
-    report = run_demo(keep, pgdata_size, rounds, quiet=json)
+    report = run_demo(keep, pgdata_size, rounds, file_format=file_format.value, quiet=json)
     if json:
         print_json(report.document())
     else:

@@ -36,14 +36,16 @@ _TIMEOUT_S = 300.0
 _HEADER = ("STEP", "SECONDS", "READ", "WRITTEN", "BLOCKS COPIED", "OF BLOCKS")
 
 
-def run_demo(keep: Path | None, size_mb: int, rounds: int, *, quiet: bool) -> DemoReport:
+def run_demo(keep: Path | None, size_mb: int, rounds: int, *, file_format: str, quiet: bool) -> DemoReport:
     """Run the demo below ``keep``, or in a temporary directory that is removed however it ends; prints its steps.
+
+    ``file_format`` is that of the repository, as ``pgwal init`` takes it.
 
     Raises PgwalError when a step fails; that the restored server differs is in the report.
     """
     installation = embedded_installation()
     with _workplace(keep) as directory, ExitStack() as opened:
-        return _Demo(installation, directory, opened, quiet=quiet).run(size_mb, rounds)
+        return _Demo(installation, directory, opened, quiet=quiet).run(size_mb, rounds, file_format)
 
 
 @contextmanager
@@ -139,7 +141,9 @@ class _Demo:
         self._installation = make_reachable(installation, self._scratch())
         self._server = ThrowawayServer(self._installation, directory / "source")
 
-    def run(self, size_mb: int, rounds: int) -> DemoReport:
+    def run(self, size_mb: int, rounds: int, file_format: str) -> DemoReport:
+        self._say(f"making a {file_format} repository")
+        self._pgwal("init", "--format", file_format)
         self._step(f"creating a PostgreSQL {self._installation.version} with {size_mb} MB", self._create, size_mb)
         receiver = self._step("streaming WAL in the background", self._start_receiver)
         with WriteLoad(self._server) as load:

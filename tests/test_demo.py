@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from pgwal_process import PGWAL
 
 SMALL = ["demo", "--pgdata-size", "10", "--rounds", "1"]
@@ -29,8 +30,9 @@ def processes_below(directory: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(directory) in line]
 
 
-def test_the_restored_server_equals_the_source(guarded_scratch: Path) -> None:
-    demo = start_demo(guarded_scratch, "--json")
+@pytest.mark.parametrize("file_format", ["plain", "packed"])
+def test_the_restored_server_equals_the_source(guarded_scratch: Path, file_format: str) -> None:
+    demo = start_demo(guarded_scratch, "--json", "--format", file_format)
     output, messages = demo.communicate(timeout=300)
     assert demo.returncode == 0, messages
     report = json.loads(output)

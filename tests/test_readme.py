@@ -15,6 +15,7 @@ from test_main_job import pgwal, prepare, run_load, server_streams
 
 from pgwal_cli.throwaway_server import ThrowawayServer
 
+BACKUP_ID = "20261122T101530Z_full"
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -34,6 +35,7 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
         "/var/lib/postgresql/18/main": str(server.data_directory),
         "/srv/restored": str(restored),
         "/srv/earlier": str(scratch / "earlier"),
+        "/srv/exported": str(scratch / "exported"),
     }
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"PGHOST": str(server.socket_directory), "PGPORT": str(server.port), "PGUSER": "postgres"}
@@ -53,8 +55,8 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
                     assert receivers[-1].poll() is None
                     time.sleep(0.05)
             else:
-                if " 0/" in command:
-                    command = with_real_positions(command, repo)
+                if " 0/" in command or BACKUP_ID in command:
+                    command = with_real_names(command, repo)
                 subprocess.run(command, shell=True, check=True, env=environment)
                 run_load(server, step)
             ran.append(command.split()[1])
@@ -64,8 +66,11 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
             assert receiver.wait(timeout=30) == 0
     assert {"check", "stream", "full", "incremental", "list", "map", "restore", "verify", "expire"} <= set(ran)
     assert (restored / "global" / "pg_control").exists()
+    subprocess.run([server.installation.tool("pg_verifybackup"), "-n", scratch / "exported"], check=True)
 
 
-def with_real_positions(command: str, repo: Path) -> str:
-    starts = [entry["start_lsn"] for entry in json.loads(pgwal("list", "--repo", repo, "--json"))]
-    return command.replace("0/3000028", starts[0]).replace("0/5000028", starts[-1])
+def with_real_names(command: str, repo: Path) -> str:
+    entries = json.loads(pgwal("list", "--repo", repo, "--json"))
+    starts = [entry["start_lsn"] for entry in entries]
+    command = command.replace("0/3000028", starts[0]).replace("0/5000028", starts[-1])
+    return command.replace(BACKUP_ID, entries[0]["id"])
