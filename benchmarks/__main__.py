@@ -19,7 +19,7 @@ from benchmarks.measure import Comparison
 from pgwal_cli.output import size_text, table_lines
 from pgwal_cli.throwaway_server import embedded_installation, give_to_server, make_reachable
 
-_HEADER = ("SIDE", "SECONDS", "RATIO", "MB/S", "CPU SECONDS", "PEAK MEMORY")
+_HEADER = ("SIDE", "SECONDS", "RATIO", "MB/S", "CPU SECONDS", "PEAK MEMORY", "STORED")
 
 
 class Benchmark(StrEnum):
@@ -29,6 +29,7 @@ class Benchmark(StrEnum):
     STREAM = "stream"
     BACKUP = "backup"
     PGBACKREST = "pgbackrest"
+    PACKED = "packed"
     RESTORE = "restore"
     REPLAY = "replay"
     PLAN = "plan"
@@ -90,6 +91,7 @@ def _text(comparison: Comparison) -> str:
                 speed,
                 f"{measured.cpu_seconds:.3f}",
                 size_text(measured.peak_bytes),
+                size_text(measured.stored_bytes) if measured.stored_bytes else "-",
             )
         )
     target = f", target {comparison.target:.2f}" if comparison.target is not None else ""

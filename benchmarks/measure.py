@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 
 class Measurement(NamedTuple):
-    """What one run took: seconds of the clock and of processors, peak memory in bytes."""
+    """What one run took: seconds of the clock and of processors, peak memory and what it stored in bytes."""
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    stored_bytes: int = 0
 
 
 class CommandFailed(Exception):
@@ -109,6 +110,7 @@ def compare(
             median(run.seconds for run in own),
             median(run.cpu_seconds for run in own),
             max(run.peak_bytes for run in own),
+            own[-1].stored_bytes,
         )
         for name, own in runs.items()
     }

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.backup import SCALE, SHARES, change_blocks
 from benchmarks.context import Context
@@ -16,7 +17,7 @@ from benchmarks.repository import BenchmarkedRepository
 from pgwal_cli.throwaway_server import SUPERUSER, ServerInstallation, ThrowawayServer
 
 _POSTGRESQL_15 = Path("/usr/lib/postgresql/15/bin")
-_JOBS = 2
+JOBS = 2
 """As many as pgwal uses by default."""
 
 _CONFIGURATION = """\
@@ -29,7 +30,8 @@ log-level-file=off
 start-fast=y
 archive-check=n
 expire-auto=n
-compress-type=none
+compress-type={compression}
+repo1-bundle={bundle}
 process-max={jobs}
 
 [measured]
@@ -41,19 +43,22 @@ pg1-user={user}
 
 
 @dataclass(frozen=True, slots=True)
-class _PgBackRest:
-    """Its repository below ``path``, for one server."""
+class PgBackRest:
+    """Its repository below ``path``, for one server; with a ``compression``, small files are bundled."""
 
     program: str
     path: Path
     server: ThrowawayServer
+    compression: str = "none"
 
     def create(self) -> None:
         self.path.mkdir()
         self._configuration.write_text(
             _CONFIGURATION.format(
                 path=self.path,
-                jobs=_JOBS,
+                jobs=JOBS,
+                compression=self.compression,
+                bundle="n" if self.compression == "none" else "y",
                 data_directory=self.server.data_directory,
                 socket_directory=self.server.socket_directory,
                 port=self.server.port,
@@ -62,15 +67,26 @@ class _PgBackRest:
         )
         run_command(self._command("stanza-create"))
 
-    def keep_full(self) -> None:
-        run_command(self._command("backup", "--type=full"))
-
     def backup(self, kind: str) -> Measurement:
         """Take a backup, measure it, and throw it away."""
         measured = run_command(self._command("backup", f"--type={kind}"))
-        info = json.loads(subprocess.check_output(self._command("info", "--output=json")))
-        run_command(self._command("expire", f"--set={info[0]['backup'][-1]['label']}"))
+        newest = self._newest()
+        measured = measured._replace(stored_bytes=newest["info"]["repository"]["delta"])
+        run_command(self._command("expire", f"--set={newest['label']}"))
         return measured
+
+    def keep(self, kind: str) -> None:
+        """Take a backup."""
+        run_command(self._command("backup", f"--type={kind}"))
+
+    def restore(self, target: Path) -> Measurement:
+        """Restore the newest backup into an empty directory."""
+        return run_command(self._command("restore", f"--pg1-path={target}", "--type=none"))
+
+    def _newest(self) -> dict[str, Any]:
+        info = json.loads(subprocess.check_output(self._command("info", "--output=json")))
+        found: dict[str, Any] = info[0]["backup"][-1]
+        return found
 
     @property
     def _configuration(self) -> Path:
@@ -80,25 +96,33 @@ class _PgBackRest:
         return [self.program, f"--config={self._configuration}", "--stanza=measured", *options, name]
 
 
-def run(context: Context) -> list[Comparison]:
-    """Compare incremental backups; pgBackRest's are differential ones, so that each run has the same to do."""
+def installed(context: Context) -> tuple[str, Context] | None:
+    """Return the program, and a context with PostgreSQL 15; None, and say so, where one of them is not installed."""
     program = shutil.which("pgbackrest")
     if program is None or not _POSTGRESQL_15.is_dir():
-        print("\npgbackrest: not measured: Debian's pgbackrest and postgresql-15 are not both installed")
+        print("\nnot measured: Debian's pgbackrest and postgresql-15 are not both installed")
+        return None
+    return program, replace(context, installation=ServerInstallation.found_in(_POSTGRESQL_15))
+
+
+def run(context: Context) -> list[Comparison]:
+    """Compare incremental backups; pgBackRest's are differential ones, so that each run has the same to do."""
+    found = installed(context)
+    if found is None:
         return []
-    old = replace(context, installation=ServerInstallation.found_in(_POSTGRESQL_15))
+    program, old = found
     comparisons = []
     with old.server("pgbackrest-server") as server:
-        peer = _PgBackRest(program, context.scratch / "pgbackrest", server)
+        peer = PgBackRest(program, context.scratch / "pgbackrest", server)
         peer.create()
         repository = BenchmarkedRepository(old, server, context.scratch / "beside-pgbackrest")
         with repository.receiving():
             server.run_tool("pgbench", "-i", "-q", "-s", str(SCALE))
             for percent in SHARES:
                 prior = repository.keep("full")
-                peer.keep_full()
+                peer.keep("full")
                 change_blocks(server, percent)
-                options = ("--since", prior, "--pgdata", server.data_directory, "-j", str(_JOBS))
+                options = ("--since", prior, "--pgdata", server.data_directory, "-j", str(JOBS))
                 sides = [
                     Side("pgbackrest --type=diff", partial(peer.backup, "diff")),
                     Side("pgwal incremental", partial(repository.backup, "incremental", *options)),

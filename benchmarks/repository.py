@@ -27,6 +27,10 @@ class BenchmarkedRepository:
         self._context = context
         self._server = server
 
+    def initialise(self, *options: str) -> None:
+        """Make the repository, of a format."""
+        self._context.run_pgwal("init", "--repo", self.path, *options)
+
     @contextmanager
     def receiving(self) -> Iterator[None]:
         """Run ``pgwal stream`` in the background."""
@@ -69,8 +73,14 @@ class BenchmarkedRepository:
         return self._context.run_pgwal(command, *self._options(), "-c", "fast", *options)
 
     def drop(self, backup_id: str) -> None:
-        """Remove a backup."""
+        """Remove a backup; its packs stay until all are removed."""
         shutil.rmtree(self.path / "backups" / backup_id)
+
+    def drop_all(self) -> None:
+        """Remove all backups."""
+        for backup_id in self.backup_ids():
+            self.drop(backup_id)
+        shutil.rmtree(self.path / "packs", ignore_errors=True)
 
     def keep(self, command: str, *options: str | Path) -> str:
         """Take a backup and return its id."""
