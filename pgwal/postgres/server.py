@@ -98,7 +98,7 @@ _FACTS = """
            pg_is_in_recovery() AS in_recovery
 """
 
-# Locations are the bytes of the file system, whatever the database's encoding makes of them; see also files.py.
+# Locations are the bytes of the file system, whatever the database's encoding makes of them; see also directories.py.
 _LOCATION = r"replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
 _TABLESPACES = f"SELECT oid, {_LOCATION} FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
 _DROP_PAUSE_S = 0.05
