@@ -17,7 +17,7 @@ from pgwal_process import succeed
 from restore.restored_server import Scene
 
 from pgwal.backup.entry_document import decode_entry
-from pgwal.backup.manifest import read_manifest
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FileReplaced
 from pgwal.postgres import file_contents, whole_file

@@ -11,7 +11,8 @@ from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, system_identifier_of_head
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
+from pgwal.backup.manifest_reader import system_identifier_of_head
 from pgwal.disk.new_file import GrowingFile
 from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations

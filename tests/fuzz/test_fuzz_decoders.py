@@ -32,7 +32,8 @@ from pgwal.backup.backup_id import parse_backup_id
 from pgwal.backup.entry_document import decode_entry, decode_head
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
-from pgwal.backup.manifest import ManifestReader, ManifestWriter
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.manifest_reader import ManifestReader
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.recovery import RecoveryTarget, parse_target_time, recovery_settings, with_settings
 from pgwal.backup.stored_path import check_path, decode_path
