@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pgwal.engine.rebuild import RebuildOptions, RebuildReport
+    from pgwal.engine.rebuild import RebuildReport
+    from pgwal.engine.rebuild_options import RebuildOptions
 
 logger = logging.getLogger("pgwal")
 
@@ -57,7 +58,7 @@ class RebuildingOptions:
     def rebuild_options(self) -> RebuildOptions:
         """Return how files are to be written; raises the usage error of two ways at once."""
         from pgwal.disk.copy_method import CopyMethod
-        from pgwal.engine.rebuild import RebuildOptions
+        from pgwal.engine.rebuild_options import RebuildOptions
 
         if self.copy + self.clone + self.copy_file_range + self.link > 1:
             raise typer.BadParameter("--copy, --clone, --copy-file-range and --link exclude each other")
