@@ -246,7 +246,7 @@ LONG_FILES = {
     "pgwal/wal/scan.py": "one class, whose state compiled code keeps in one structure",
 }
 LONG_FUNCTIONS = {
-    "pgwal/wal/scan.py: WalScanner._parse": "the loop over the headers of a record, whose sums stay in registers",
+    "pgwal/wal/scan.py: WalScanner._parse": "runs once a record; cut in four, WAL of small ones took 1 % longer",
 }
 
 
