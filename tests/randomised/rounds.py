@@ -39,11 +39,8 @@ from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    give_to_server,
-)
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 # The load takes all of the machine that it can get.
 WAIT_S = 180.0
