@@ -17,7 +17,8 @@ from benchmarks.context import Context
 from benchmarks.machine import describe
 from benchmarks.measure import Comparison
 from pgwal_cli.output import size_text, table_lines
-from pgwal_cli.throwaway_server import embedded_installation, give_to_server, make_reachable
+from pgwal_cli.server_installation import embedded_installation, make_reachable
+from pgwal_cli.throwaway_server import give_to_server
 
 _HEADER = ("SIDE", "SECONDS", "RATIO", "MB/S", "CPU SECONDS", "PEAK MEMORY", "STORED")
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pgwal.wal.scan import COMPILED
-from pgwal_cli.throwaway_server import ServerInstallation
+from pgwal_cli.server_installation import ServerInstallation
 
 _ROOT = Path(__file__).parent.parent
 

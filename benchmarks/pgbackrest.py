@@ -14,7 +14,8 @@ from benchmarks.backup import SCALE, SHARES, change_blocks
 from benchmarks.context import Context
 from benchmarks.measure import Comparison, Measurement, Side, compare, run_command
 from benchmarks.repository import BenchmarkedRepository
-from pgwal_cli.throwaway_server import SUPERUSER, ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import SUPERUSER, ThrowawayServer
 
 _POSTGRESQL_15 = Path("/usr/lib/postgresql/15/bin")
 JOBS = 2

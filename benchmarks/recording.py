@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pgwal_cli.throwaway_server import ThrowawayServer, embedded_installation, make_reachable
+from pgwal_cli.server_installation import embedded_installation, make_reachable
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 WAL_BYTES = 2 << 30
 _SEGMENT_SIZE = 16 << 20

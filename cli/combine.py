@@ -11,22 +11,17 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import (
-    Clone,
-    Copy,
-    CopyFileRange,
-    Jobs,
-    Link,
-    NoSync,
+    RebuildingOptions,
     TablespaceMapping,
     TablespacesInPlace,
     parse_tablespaces,
     rebuild_document,
-    rebuild_options,
     warn_of_links,
     warn_of_root,
 )
 
 
+@options.with_groups
 def combine(
     backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
     repo: options.Repo,
@@ -38,12 +33,8 @@ def combine(
     allow_tablespaces_in_place: TablespacesInPlace = False,
     manifest_checksums: options.ManifestChecksums = options.ChecksumAlgorithm.CRC32C,
     no_manifest: Annotated[bool, typer.Option("--no-manifest", help="Write no backup manifest.")] = False,
-    copy: Copy = False,
-    clone: Clone = False,
-    copy_file_range: CopyFileRange = False,
-    link: Link = False,
-    jobs: Jobs = None,
-    no_sync: NoSync = False,
+    *,
+    rebuilding: RebuildingOptions,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -51,9 +42,7 @@ def combine(
     from pgwal.engine.combine import CombineRequest, combine_backups
     from pgwal.repository.local_place import LocalPlace
 
-    how = rebuild_options(
-        copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
-    )
+    how = rebuilding.rebuild_options()
     request = CombineRequest(
         LocalPlace(repo),
         backup,

@@ -19,12 +19,8 @@ from pgwal_cli.demo_load import WriteLoad, create_tables, table_checksums
 from pgwal_cli.output import size_text, table_lines
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    embedded_installation,
-    make_reachable,
-)
+from pgwal_cli.server_installation import ServerInstallation, embedded_installation, make_reachable
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 _Result = TypeVar("_Result")
 

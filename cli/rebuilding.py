@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pgwal.engine.rebuild import RebuildOptions, RebuildReport
+    from pgwal.engine.rebuild import RebuildReport
+    from pgwal.engine.rebuild_options import RebuildOptions
 
 logger = logging.getLogger("pgwal")
 
@@ -42,23 +44,32 @@ Jobs = Annotated[
 NoSync = Annotated[bool, typer.Option("-N", "--no-sync", help="Do not wait until all is safely on disk.")]
 
 
-def rebuild_options(
-    *, copy: bool, clone: bool, copy_file_range: bool, link: bool, jobs: int | None, no_sync: bool
-) -> RebuildOptions:
-    """Return how files are to be written; raises the usage error of two ways at once."""
-    from pgwal.disk.copy_method import CopyMethod
-    from pgwal.engine.rebuild import RebuildOptions
+@dataclass(frozen=True, slots=True)
+class RebuildingOptions:
+    """The options that say how files are written."""
 
-    if copy + clone + copy_file_range + link > 1:
-        raise typer.BadParameter("--copy, --clone, --copy-file-range and --link exclude each other")
-    method = CopyMethod.COPY
-    if clone:
-        method = CopyMethod.CLONE
-    elif copy_file_range:
-        method = CopyMethod.COPY_FILE_RANGE
-    elif link:
-        method = CopyMethod.LINK
-    return RebuildOptions(method, jobs, sync=not no_sync)
+    copy: Copy = False
+    clone: Clone = False
+    copy_file_range: CopyFileRange = False
+    link: Link = False
+    jobs: Jobs = None
+    no_sync: NoSync = False
+
+    def rebuild_options(self) -> RebuildOptions:
+        """Return how files are to be written; raises the usage error of two ways at once."""
+        from pgwal.disk.copy_method import CopyMethod
+        from pgwal.engine.rebuild_options import RebuildOptions
+
+        if self.copy + self.clone + self.copy_file_range + self.link > 1:
+            raise typer.BadParameter("--copy, --clone, --copy-file-range and --link exclude each other")
+        method = CopyMethod.COPY
+        if self.clone:
+            method = CopyMethod.CLONE
+        elif self.copy_file_range:
+            method = CopyMethod.COPY_FILE_RANGE
+        elif self.link:
+            method = CopyMethod.LINK
+        return RebuildOptions(method, self.jobs, sync=not self.no_sync)
 
 
 def argument_bytes(argument: str) -> str:

@@ -12,27 +12,21 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import (
-    Clone,
-    Copy,
-    CopyFileRange,
-    Jobs,
-    Link,
-    NoSync,
+    RebuildingOptions,
     TablespaceMapping,
     TablespacesInPlace,
-    argument_bytes,
     parse_tablespaces,
     rebuild_document,
-    rebuild_options,
     warn_of_links,
     warn_of_root,
 )
+from pgwal_cli.recovery_target import TargetOptions
 from pgwal_cli.restore_command import restore_command
 
 if TYPE_CHECKING:
     from pgwal.backup.recovery import RecoveryTarget
-
-TARGET = "Recovery target options"
+    from pgwal.engine.rebuild import RebuildReport
+    from pgwal.engine.restore import RestoreRequest
 
 
 class Archiving(StrEnum):
@@ -42,85 +36,44 @@ class Archiving(StrEnum):
     PRESERVE = "preserve"
 
 
-class Action(StrEnum):
-    """What the server can do at the target."""
+Pgdata = Annotated[
+    Path,
+    typer.Option("-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.", readable=False),
+]
+Backup = Annotated[
+    str | None,
+    typer.Argument(metavar="[ID|latest]", help="The backup; the newest that can reach the target by default."),
+]
+RestoreCommand = Annotated[
+    str | None,
+    typer.Option("--restore-command", metavar="CMD", help="restore_command to set instead of pgwal fetch-wal."),
+]
+ToGap = Annotated[
+    bool,
+    typer.Option("--to-gap", help="Restore although WAL is missing behind the backup: recovery ends there."),
+]
+ArchivingOption = Annotated[
+    Archiving | None,
+    typer.Option(
+        "--archive-mode",
+        help="Set archive_mode to off, or leave it as it was; off by default with a recovery target.",
+    ),
+]
 
-    PAUSE = "pause"
-    PROMOTE = "promote"
-    SHUTDOWN = "shutdown"
 
-
+@options.with_groups
 def restore(
     repo: options.Repo,
-    pgdata: Annotated[
-        Path,
-        typer.Option(
-            "-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.", readable=False
-        ),
-    ],
-    backup: Annotated[
-        str | None,
-        typer.Argument(metavar="[ID|latest]", help="The backup; the newest that can reach the target by default."),
-    ] = None,
-    target_lsn: Annotated[
-        str | None, typer.Option("--target-lsn", metavar="LSN", help="Replay up to an LSN.", rich_help_panel=TARGET)
-    ] = None,
-    target_time: Annotated[
-        str | None,
-        typer.Option(
-            "--target-time", metavar="TIME", help="Replay up to a time, local without offset.", rich_help_panel=TARGET
-        ),
-    ] = None,
-    target_xid: Annotated[
-        int | None,
-        typer.Option("--target-xid", metavar="XID", help="Replay up to a transaction's end.", rich_help_panel=TARGET),
-    ] = None,
-    target_name: Annotated[
-        str | None,
-        typer.Option("--target-name", metavar="NAME", help="Replay up to a restore point.", rich_help_panel=TARGET),
-    ] = None,
-    target_immediate: Annotated[
-        bool, typer.Option("--target-immediate", help="Replay no more than the backup needs.", rich_help_panel=TARGET)
-    ] = False,
-    target_exclusive: Annotated[
-        bool,
-        typer.Option("--target-exclusive", help="Stop before the target, not after it.", rich_help_panel=TARGET),
-    ] = False,
-    target_timeline: Annotated[
-        str,
-        typer.Option(
-            "--target-timeline", metavar="TLI|latest|current", help="Timeline to follow.", rich_help_panel=TARGET
-        ),
-    ] = "latest",
-    target_action: Annotated[
-        Action | None,
-        typer.Option(
-            "--target-action", help="What the server does at the target; it pauses by default.", rich_help_panel=TARGET
-        ),
-    ] = None,
+    pgdata: Pgdata,
+    backup: Backup = None,
+    *,
+    target: TargetOptions,
     tablespace_mapping: TablespaceMapping = None,
     allow_tablespaces_in_place: TablespacesInPlace = False,
-    command: Annotated[
-        str | None,
-        typer.Option("--restore-command", metavar="CMD", help="restore_command to set instead of pgwal fetch-wal."),
-    ] = None,
-    to_gap: Annotated[
-        bool,
-        typer.Option("--to-gap", help="Restore although WAL is missing behind the backup: recovery ends there."),
-    ] = False,
-    archive_mode: Annotated[
-        Archiving | None,
-        typer.Option(
-            "--archive-mode",
-            help="Set archive_mode to off, or leave it as it was; off by default with a recovery target.",
-        ),
-    ] = None,
-    copy: Copy = False,
-    clone: Clone = False,
-    copy_file_range: CopyFileRange = False,
-    link: Link = False,
-    jobs: Jobs = None,
-    no_sync: NoSync = False,
+    command: RestoreCommand = None,
+    to_gap: ToGap = False,
+    archive_mode: ArchivingOption = None,
+    rebuilding: RebuildingOptions,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -128,31 +81,19 @@ def restore(
 
     It replays all WAL received, unless a recovery target is given.
     """
-    from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time
-    from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup, switches_archiving_off
+    from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup
     from pgwal.repository.local_place import LocalPlace
 
-    how = rebuild_options(
-        copy=copy, clone=clone, copy_file_range=copy_file_range, link=link, jobs=jobs, no_sync=no_sync
-    )
-    target = RecoveryTarget(
-        lsn=None if target_lsn is None else options.parse_lsn(target_lsn),
-        time=None if target_time is None else parse_target_time(target_time),
-        xid=target_xid,
-        name=None if target_name is None else argument_bytes(target_name),
-        immediate=target_immediate,
-        timeline=_timeline(target_timeline),
-        action=None if target_action is None else TargetAction(target_action),
-        exclusive=target_exclusive,
-    )
+    how = rebuilding.rebuild_options()
+    recovery_target = target.recovery_target()
     request = RestoreRequest(
         LocalPlace(repo),
         backup,
         pgdata,
         # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.
-        command or restore_command(repo, to_gap=to_gap or target.is_set),
+        command or restore_command(repo, to_gap=to_gap or recovery_target.is_set),
         parse_tablespaces(tablespace_mapping),
-        target,
+        recovery_target,
         how,
         wal_is_here=command is None,
         to_gap=to_gap,
@@ -164,24 +105,21 @@ def restore(
     warn_of_links(report.linked_backups, pgdata)
     warn_of_root(pgdata)
     if json:
-        print_json(rebuild_document(report) | {"recovery": dict(target.settings())})
+        print_json(rebuild_document(report) | {"recovery": dict(recovery_target.settings())})
     else:
-        print(
-            f"restored {report.entry.backup_id} into {pgdata}: {report.file_count} files,"
-            f" {size_text(report.bytes_written)}, from {report.chain_length} backups"
-        )
-        print(f"Start the server there: it replays WAL {_end_text(target)}.")
-        if switches_archiving_off(request):
-            print("It does not archive its WAL: archive_mode is off in postgresql.auto.conf.")
+        _print_report(request, report)
 
 
-def _timeline(text: str) -> int | str:
-    if text in ("latest", "current"):
-        return text
-    try:
-        return options.parse_timeline(text)
-    except typer.BadParameter as error:
-        raise typer.BadParameter(error.message, param_hint="--target-timeline") from error
+def _print_report(request: RestoreRequest, report: RebuildReport) -> None:
+    from pgwal.engine.restore import switches_archiving_off
+
+    print(
+        f"restored {report.entry.backup_id} into {request.target}: {report.file_count} files,"
+        f" {size_text(report.bytes_written)}, from {report.chain_length} backups"
+    )
+    print(f"Start the server there: it replays WAL {_end_text(request.recovery_target)}.")
+    if switches_archiving_off(request):
+        print("It does not archive its WAL: archive_mode is off in postgresql.auto.conf.")
 
 
 def _end_text(target: RecoveryTarget) -> str:

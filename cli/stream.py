@@ -15,6 +15,7 @@ from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.service_manager import ServiceManager
 
 if TYPE_CHECKING:
+    from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
     from pgwal.postgres.connection import ConnectionParameters
     from pgwal.repository.compression import Compression
@@ -38,39 +39,48 @@ def _parse_address(text: str) -> tuple[str, int]:
         raise typer.BadParameter(str(error)) from error
 
 
+CreateSlot = Annotated[bool, typer.Option("--create-slot", help="Create the slot first.")]
+IfNotExists = Annotated[
+    bool, typer.Option("--if-not-exists", help="With --create-slot: a slot that exists is no error.")
+]
+NoLoop = Annotated[bool, typer.Option("-n", "--no-loop", help="Do not reconnect after an interruption.")]
+StatusInterval = Annotated[
+    float, typer.Option("-s", "--status-interval", min=0, metavar="SECS", help="Time between status updates.")
+]
+Synchronous = Annotated[
+    bool, typer.Option("--synchronous", help="Sync and report each write, to be a synchronous standby.")
+]
+Endpos = Annotated[
+    Lsn | None, typer.Option("-E", "--endpos", parser=options.parse_lsn, metavar="LSN", help="Stop at this LSN.")
+]
+Once = Annotated[bool, typer.Option("--once", help="Stop when level with the server.")]
+Compress = Annotated[
+    str, typer.Option("-Z", "--compress", metavar="METHOD[:LEVEL]", help="zstd, lz4, gzip or none: finished segments.")
+]
+AcceptNewHistory = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-history",
+        help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
+    ),
+]
+Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")]
+
+
 @options.with_groups
 def stream(
     repo: options.Repo,
     slot: options.Slot = None,
-    create_slot: Annotated[bool, typer.Option("--create-slot", help="Create the slot first.")] = False,
-    if_not_exists: Annotated[
-        bool, typer.Option("--if-not-exists", help="With --create-slot: a slot that exists is no error.")
-    ] = False,
-    no_loop: Annotated[bool, typer.Option("-n", "--no-loop", help="Do not reconnect after an interruption.")] = False,
-    status_interval: Annotated[
-        float, typer.Option("-s", "--status-interval", min=0, metavar="SECS", help="Time between status updates.")
-    ] = 10.0,
-    synchronous: Annotated[
-        bool, typer.Option("--synchronous", help="Sync and report each write, to be a synchronous standby.")
-    ] = False,
-    endpos: Annotated[
-        Lsn | None, typer.Option("-E", "--endpos", parser=options.parse_lsn, metavar="LSN", help="Stop at this LSN.")
-    ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Stop when level with the server.")] = False,
-    compress: Annotated[
-        str,
-        typer.Option("-Z", "--compress", metavar="METHOD[:LEVEL]", help="zstd, lz4, gzip or none: finished segments."),
-    ] = "zstd",
-    accept_new_history: Annotated[
-        bool,
-        typer.Option(
-            "--accept-new-history",
-            help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
-        ),
-    ] = False,
-    metrics: Annotated[
-        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")
-    ] = None,
+    create_slot: CreateSlot = False,
+    if_not_exists: IfNotExists = False,
+    no_loop: NoLoop = False,
+    status_interval: StatusInterval = 10.0,
+    synchronous: Synchronous = False,
+    endpos: Endpos = None,
+    once: Once = False,
+    compress: Compress = "zstd",
+    accept_new_history: AcceptNewHistory = False,
+    metrics: Metrics = None,
     *,
     connection: options.ConnectionOptions,
 ) -> None:
@@ -89,15 +99,7 @@ def stream(
     address = None if metrics is None else _parse_address(metrics)
     stop = StopRequest()
     manager = ServiceManager()
-
-    def request_stop(*_: object) -> None:
-        stop.set()
-        manager.stopping()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # What nohup has ignored stays so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, request_stop)
+    _stop_on_signals(stop, manager)
     wanted = StreamOptions(
         slot=slot,
         create_slot=create_slot,
@@ -122,6 +124,17 @@ def stream(
         connection.connecting(run)
     finally:
         manager.stopping()
+
+
+def _stop_on_signals(stop: StopRequest, manager: ServiceManager) -> None:
+    def request_stop(*_: object) -> None:
+        stop.set()
+        manager.stopping()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # What nohup has ignored stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, request_stop)
 
 
 def _serving_metrics(

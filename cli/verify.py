@@ -19,44 +19,51 @@ if TYPE_CHECKING:
 
 TRIAL = "Trial restore"
 
+Backup = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="The backup, with all that it builds on; by default all.")
+]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, metavar="N", help="Threads that read.")]
+Restore = Annotated[
+    bool,
+    typer.Option(
+        "--restore",
+        help="Also restore, start, and check with amcheck; the newest backup by default.",
+        rich_help_panel=TRIAL,
+    ),
+]
+RestoreDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--restore-dir",
+        metavar="DIR",
+        help="Where to, instead of the temporary directory; absent or empty.",
+        readable=False,
+        rich_help_panel=TRIAL,
+    ),
+]
+Bindir = Annotated[
+    Path | None,
+    typer.Option(
+        "--bindir",
+        metavar="DIR",
+        help="The server's programs, instead of those in PATH.",
+        readable=False,
+        rich_help_panel=TRIAL,
+    ),
+]
+Username = Annotated[
+    str, typer.Option("-U", "--username", metavar="NAME", help="A superuser of the cluster.", rich_help_panel=TRIAL)
+]
+
 
 def verify(
     repo: options.Repo,
-    backup: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The backup, with all that it builds on; by default all.")
-    ] = None,
-    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, metavar="N", help="Threads that read.")] = 1,
-    restore: Annotated[
-        bool,
-        typer.Option(
-            "--restore",
-            help="Also restore, start, and check with amcheck; the newest backup by default.",
-            rich_help_panel=TRIAL,
-        ),
-    ] = False,
-    restore_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--restore-dir",
-            metavar="DIR",
-            help="Where to, instead of the temporary directory; absent or empty.",
-            readable=False,
-            rich_help_panel=TRIAL,
-        ),
-    ] = None,
-    bindir: Annotated[
-        Path | None,
-        typer.Option(
-            "--bindir",
-            metavar="DIR",
-            help="The server's programs, instead of those in PATH.",
-            readable=False,
-            rich_help_panel=TRIAL,
-        ),
-    ] = None,
-    username: Annotated[
-        str, typer.Option("-U", "--username", metavar="NAME", help="A superuser of the cluster.", rich_help_panel=TRIAL)
-    ] = "postgres",
+    backup: Backup = None,
+    jobs: Jobs = 1,
+    restore: Restore = False,
+    restore_dir: RestoreDir = None,
+    bindir: Bindir = None,
+    username: Username = "postgres",
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:

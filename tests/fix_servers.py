@@ -29,14 +29,8 @@ import pytest
 from pgwal.errors import PgwalError
 from pgwal.postgres_version import VERSIONS
 from pgwal_cli.server_account import append_as_server
-from pgwal_cli.throwaway_server import (
-    FAST_SETTINGS,
-    ServerInstallation,
-    ThrowawayServer,
-    give_to_server,
-    make_reachable,
-    package_directory,
-)
+from pgwal_cli.server_installation import ServerInstallation, make_reachable, package_directory
+from pgwal_cli.throwaway_server import FAST_SETTINGS, ThrowawayServer, give_to_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

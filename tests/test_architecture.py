@@ -1,4 +1,4 @@
-"""The import directions of the design, and the wall around repositories.
+"""The import directions of the design, the wall around repositories, and how long files and functions may be.
 
 ``ALLOWED`` says what each part of pgwal may know of the others; docs/architecture.md shows what ``diagram`` prints of
 it.  The core does no I/O; those parts of the shell that know what a cluster, a server or a repository is never import
@@ -235,3 +235,69 @@ def test_nothing_is_left_to_asserts(path: Path) -> None:
         if isinstance(node, ast.Assert):
             test = ast.unparse(node.test)
             assert test.endswith(" is not None") or test.startswith("isinstance("), f"line {node.lineno}: {test}"
+
+
+# ---- sizes
+
+FILE_LINES, FUNCTION_LINES = 400, 60
+"""A file has fewer lines, and a function, from its def to its end, no more: what one reads at a time."""
+LONG_FILES = {
+    "pgwal/wal/crc32c.h": "four ways to compute one checksum, and the choice between them",
+    "pgwal/wal/scan.py": "one class, whose state compiled code keeps in one structure",
+}
+LONG_FUNCTIONS = {
+    "pgwal/wal/scan.py: WalScanner._parse": "runs once a record; cut in four, WAL of small ones took 1 % longer",
+}
+
+
+def measured() -> list[Path]:
+    """Return what people write of the program: the C that Cython makes is none of it."""
+    declarations = [
+        path for part in ("pgwal", "cli") for end in ("h", "pxd") for path in ROOT.glob(f"{part}/**/*.{end}")
+    ]
+    return [*sources(), *declarations]
+
+
+def function_lengths(tree: ast.AST, scope: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the name of each function, within its classes and functions, and how many lines it has, less decorators."""
+    for node in ast.iter_child_nodes(tree):
+        inner = scope
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = f"{scope}.{node.name}".lstrip(".")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield inner, node.end_lineno - node.lineno + 1
+        yield from function_lengths(node, inner)
+
+
+def test_a_file_is_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in measured()}
+    long = {name for name, count in lengths.items() if count >= FILE_LINES}
+    assert long == set(LONG_FILES), "give what has a noun of its own a file; strike out what is short again"
+
+
+def test_a_function_fits_a_screen() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources()
+        for name, count in function_lengths(ast.parse(path.read_text()))
+        if count > FUNCTION_LINES
+    }
+    assert long == set(LONG_FUNCTIONS), "give a step a name; strike out what is short again"
+
+
+def test_functions_are_measured_wherever_they_are() -> None:
+    source = """
+@decorated
+@twice
+def outer(
+    a,
+):
+    if a:
+        class Inner:
+            async def method(self):
+                return (
+                    a
+                )
+"""
+    assert dict(function_lengths(ast.parse(source))) == {"outer": 9, "outer.Inner.method": 4}

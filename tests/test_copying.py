@@ -23,7 +23,8 @@ from pyroaring import BitMap
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry_document import decode_entry
 from pgwal.backup.incremental_file import incremental_name
-from pgwal.backup.manifest import ManifestWriter, read_manifest
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal.backup.plan import IncrementalFile, plan_file
 from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, extents, read_each
 from pgwal.engine.copy import Copy, CopyRules

@@ -13,7 +13,8 @@ import pytest
 from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
 
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 pytestmark = pytest.mark.postgres(15, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)

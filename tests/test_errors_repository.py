@@ -14,11 +14,8 @@ import pytest
 from fix_servers import ServerFactory, Templates
 from pgwal_process import assert_failed, run_pgwal, succeed
 
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    give_to_server,
-)
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 pytestmark = pytest.mark.postgres(15, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)

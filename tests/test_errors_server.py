@@ -12,7 +12,8 @@ from fix_servers import ServerFactory, Templates
 from pgwal_process import assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
 from psycopg.conninfo import make_conninfo
 
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 pytestmark = pytest.mark.postgres(15, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)

@@ -35,7 +35,8 @@ from pgwal.segment import WalGeometry
 from pgwal.summary.codec import decode_summary, parse_summary_file_name
 from pgwal.wal import layout
 from pgwal.wal.scan import LONG_SCAN_BYTES
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer, give_to_server
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 MB = 1 << 20
 SEGMENT = WalGeometry(MB)

@@ -16,11 +16,11 @@ from fix_servers import ServerFactory
 from pgwal_process import succeed
 from restore.restored_server import Scene
 
-import pgwal.postgres.files as sql_files
 from pgwal.backup.entry_document import decode_entry
-from pgwal.backup.manifest import read_manifest
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FileReplaced
+from pgwal.postgres import file_contents, whole_file
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
@@ -146,9 +146,10 @@ def test_files_that_are_replaced_all_the_time(
 
 @pytest.fixture
 def source(server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlDataDirectory]:
-    monkeypatch.setattr(sql_files, "_READ_SIZE", 1000)
-    monkeypatch.setattr(sql_files, "_WHOLE_BYTES", 20_000)
-    monkeypatch.setattr(sql_files, "_READS_PER_QUERY", 10)
+    for module in (file_contents, whole_file):
+        monkeypatch.setattr(module, "READ_SIZE", 1000)
+    monkeypatch.setattr(whole_file, "_WHOLE_BYTES", 20_000)
+    monkeypatch.setattr(file_contents, "_READS_PER_QUERY", 10)
     with SqlDataDirectory(connect_sql(ConnectionParameters(server.conninfo))) as directory:
         yield directory
 

@@ -22,7 +22,7 @@ from module_forms import interpreted
 
 import pgwal.repository.segment_part
 import pgwal.wal.scan
-from pgwal.engine import recorded
+from pgwal.engine import read_ahead, recorded
 from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.local import LocalStore
@@ -211,6 +211,6 @@ def test_memory_that_cannot_be_had_is_an_error(tmp_path: Path, monkeypatch: pyte
     builder = WalBuilder(18, start_lsn=SEGMENT_SIZE)
     builder.append(RecordSpec(RM_HEAP, 0x00, blocks=(BlockSpec(0, block_no=7),)))
     (tmp_path / "000000010000000000000001").write_bytes(builder.wal_to_segment_end())
-    monkeypatch.setattr(recorded, "aligned_buffer", refuse)
+    monkeypatch.setattr(read_ahead, "aligned_buffer", refuse)
     with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
         recorded.summarize_wal(tmp_path, tmp_path / "out", jobs=1)

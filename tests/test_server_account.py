@@ -20,7 +20,8 @@ from pgwal_cli.server_account import (
     server_account,
     server_identity,
 )
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 SEGMENT = "000000010000000000000001"
 

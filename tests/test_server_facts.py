@@ -20,8 +20,8 @@ from pgwal.postgres.server import (
     current_flush_lsn,
     read_control_stamp,
     read_server_facts,
-    read_slot,
 )
+from pgwal.postgres.slots import read_slot
 from pgwal.postgres_version import version_of_major
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 

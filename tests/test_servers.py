@@ -12,13 +12,8 @@ import pytest
 
 from pgwal.errors import PgwalError, ServerError
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    give_to_server,
-    make_reachable,
-    server_account,
-)
+from pgwal_cli.server_installation import ServerInstallation, make_reachable
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server, server_account
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,14 +23,15 @@ from pgwal_process import assert_failed, assert_nothing_raw, finish, run_pgwal, 
 from psycopg.conninfo import make_conninfo
 from test_main_job import PGWAL, checksums, prepare, run_load, wait_until_promoted
 
-import pgwal.postgres.files as sql_files
 from pgwal.backup.source import SourceDirectory, SourceFile, WantedContent, extents, read_each
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FormatError, PrivilegeMissing, ServerError, WrongCluster
+from pgwal.postgres import file_contents
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import ConnectionParameters, connect_sql, quoted_identifier
+from pgwal.postgres.directories import SqlDirectories
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.privileges import FILE_FUNCTIONS
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
@@ -213,8 +214,8 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
 def test_a_file_that_vanishes_while_it_is_read(
     server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(sql_files, "_READ_SIZE", BLOCK_SIZE)
-    monkeypatch.setattr(sql_files, limit, value)
+    monkeypatch.setattr(file_contents, "READ_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(file_contents, limit, value)
     content = os.urandom(10 * BLOCK_SIZE)
     path = write(server, "vanishing", content)
     with open_source(server) as source:
@@ -249,7 +250,7 @@ def test_a_directory_and_a_file_that_vanish_while_they_are_listed(server: Throwa
         shutil.rmtree(server.data_directory / "zz")
         assert list(listing) == []
     with connect_sql(ConnectionParameters(server.conninfo)) as connection:
-        directories = sql_files._Directories(connection)
+        directories = SqlDirectories(connection)
         (kept, gone) = directories.statuses("", ["base", "zz"])
         assert kept is not None
         assert kept.kind is EntryKind.DIRECTORY

@@ -26,7 +26,9 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
-from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, WalSender, _removed_segment
+from pgwal.postgres.replication_answer import EndOfTimeline, SlotPosition
+from pgwal.postgres.replication_error import removed_segment
+from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.segment import WalGeometry
@@ -617,4 +619,4 @@ def test_passwords_are_not_shown() -> None:
     ],
 )
 def test_wal_that_is_gone_is_told_whatever_its_sqlstate(sqlstate: str, text: str, expected: bool) -> None:
-    assert _removed_segment(sqlstate, text) == ("00000001000000000000000A" if expected else None)
+    assert removed_segment(sqlstate, text) == ("00000001000000000000000A" if expected else None)

@@ -14,15 +14,9 @@ from pgwal.engine.prepare_backup import require_data_directory, require_page_ima
 from pgwal.errors import PgwalError, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
-from pgwal.postgres.server import (
-    ServerCondition,
-    ServerFacts,
-    SlotFacts,
-    backup_function_signatures,
-    read_server_condition,
-    read_server_facts,
-    read_slot,
-)
+from pgwal.postgres.server import ServerFacts, backup_function_signatures, read_server_facts
+from pgwal.postgres.server_condition import ServerCondition, read_server_condition
+from pgwal.postgres.slots import SlotFacts, read_slot
 
 if TYPE_CHECKING:
     import psycopg

@@ -11,9 +11,11 @@ from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, system_identifier_of_head
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
+from pgwal.backup.manifest_reader import system_identifier_of_head
 from pgwal.disk.new_file import GrowingFile
-from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport, RebuiltFile
+from pgwal.engine.rebuild import Rebuild, RebuildReport, RebuiltFile
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.restore import filling, tablespace_locations
 from pgwal.engine.restore_places import require_places
 from pgwal.errors import ObjectNotFound, WrongCluster

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgwal.engine.recorded import open_recorded_wal, require_contiguous, require_last_segment
+from pgwal.engine.recorded import open_recorded_wal
+from pgwal.engine.recorded_ranges import require_contiguous, require_last_segment
 from pgwal.errors import ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork, RelFileLocator

@@ -16,7 +16,8 @@ from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
 from pgwal.engine.start_point import NEW_HISTORY_HINT, StreamStart, segment_before
 from pgwal.errors import FormatError, HistoryMismatch, ServerError, WalRemoved
 from pgwal.lsn import Lsn
-from pgwal.postgres.walsender import EndOfTimeline, WalSender
+from pgwal.postgres.replication_answer import EndOfTimeline
+from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.wal_archive import WalArchive

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import resource
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -39,34 +35,16 @@ from pgwal.engine.chain_source import (
     opened,
     wrong_size,
 )
-from pgwal.engine.ordered_map import ordered_map
-from pgwal.errors import FormatError, MissingPriorBackup, PgwalError, TargetError
+from pgwal.engine.rebuild_options import RebuildOptions, default_jobs
+from pgwal.engine.writing_threads import WritingThreads
+from pgwal.errors import FormatError, MissingPriorBackup, TargetError
 from pgwal.relation import parse_relation_path
 from pgwal.repository.backup_data import BackupData, StoredContent, start_of
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
 
-_FILES_UNDER_WAY = 16
-_MOST_OPEN_FILES = 128
-"""By one thread: more than a buffer has blocks are never needed at once."""
-_OTHER_OPEN_FILES = 40
-_MAX_DEFAULT_JOBS = 4
 _MAX_STORED_CONTENT = 16 << 20
-
-
-def default_jobs() -> int:
-    """Return how many threads copy when nothing is said: one for each processor, at most four."""
-    return min(os.cpu_count() or 1, _MAX_DEFAULT_JOBS)
-
-
-@dataclass(frozen=True, slots=True)
-class RebuildOptions:
-    """How files are written: ``method`` is for those that come whole from one backup."""
-
-    method: CopyMethod = CopyMethod.COPY
-    jobs: int | None = None
-    sync: bool = True
 
 
 def _has_group_access(repository: Repository, backup_id: str) -> bool:
@@ -117,21 +95,14 @@ class Rebuild:
         self.writer = TreeWriter(
             target, durable=options.sync, group_access=_has_group_access(repository, chain[0].backup_id)
         )
-        self.file_count = 0
-        self.bytes_read = 0
-        self.bytes_written = 0
         self.linked_backups: set[str] = set()
         self._entry = chain[0]
         self._options = options
-        self._jobs = options.jobs or default_jobs()
+        self._threads = WritingThreads(options.jobs or default_jobs(), self._entry.totals.size_bytes, on_progress)
         self._catalogue = repository.catalogue
         self._stored = [repository.catalogue.data(entry.backup_id) for entry in chain]
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
-        self._on_progress = on_progress
         self._checksum_algorithm = checksum_algorithm
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._error: BaseException | None = None
         self._control_file: BackupFile | None = None
         self._owners: dict[Path, Owner] = {}
 
@@ -184,7 +155,7 @@ class Rebuild:
         self.writer.rename(INCOMPLETE_NAME, CONTROL_FILE_PATH)
         for place, owner in self._owners.items():
             give_directory(place, owner)
-        self.file_count += 1
+        self._threads.count_file()
 
     def _require_in_place(self, path: str) -> None:
         """Refuse what would lie in a tablespace's directory beside what a cluster has there."""
@@ -202,9 +173,9 @@ class Rebuild:
         return RebuildReport(
             self._entry,
             len(self._stored),
-            self.file_count,
-            self.bytes_read,
-            self.bytes_written,
+            self._threads.file_count,
+            self._threads.bytes_read,
+            self._threads.bytes_written,
             tuple(sorted(self.linked_backups)),
         )
 
@@ -224,38 +195,12 @@ class Rebuild:
         digest = ContentDigest()
         digest.update(content)
         self._check(self._stored[0], file.path, len(content), file.size_bytes, digest, file.digest)
-        self._count(read=len(content))
+        self._threads.count(read=len(content))
         return content
 
     def write_all(self, files: Iterable[BackupFile]) -> Iterator[RebuiltFile]:
         """Write files with several threads, and yield each, in order, when it is there."""
-        ahead = self._jobs * _FILES_UNDER_WAY
-        with (
-            ThreadPoolExecutor(self._jobs) as pool,
-            closing(ordered_map(pool, self._write_or_stop, files, ahead=ahead)) as written,
-        ):
-            try:
-                yield from written
-            except _Stopped as stopped:
-                assert self._error is not None
-                raise self._error from stopped
-            finally:
-                self._stopping = True
-        self._stopping = False
-
-    def _write_or_stop(self, file: BackupFile) -> RebuiltFile:
-        if self._stopping:
-            raise _Stopped("another file could not be written")
-        try:
-            return self._write(file)
-        except _Stopped:
-            raise
-        except BaseException as error:
-            # At once: the file that is waited for may be large.
-            with self._lock:
-                self._error = self._error or error
-            self._stopping = True
-            raise
+        return self._threads.write_all(self._write, files)
 
     def _write(self, file: BackupFile) -> RebuiltFile:
         checksum = self._new_checksum()
@@ -264,8 +209,7 @@ class Rebuild:
         else:
             stored = StoredFile.of(file)
             self._write_whole(file, self._stored[0], stored, checksum)
-        with self._lock:
-            self.file_count += 1
+        self._threads.count_file()
         return RebuiltFile(file, checksum)
 
     def _new_checksum(self) -> FileChecksum | None:
@@ -288,7 +232,7 @@ class Rebuild:
                 # A manifest promises what the bytes are.
                 self._copy_checked(data, file, stored.digest, source, None, checksum)
             else:
-                self._count(written=size)
+                self._threads.count(written=size)
 
     def _is_shared(self, file: BackupFile, data: BackupData, source: StoredContent) -> bool:
         """Link, clone or have copied a whole file, as the options say; False when its bytes are to be read instead."""
@@ -334,11 +278,11 @@ class Rebuild:
             if target is not None:
                 target.write(part, offset)
             offset += size
-            self._count(read=size, written=size)
+            self._threads.count(read=size, written=size)
         self._check(data, file.path, offset, file.size_bytes, digest, expected_digest)
 
     def _write_incremental(self, file: BackupFile, checksum: FileChecksum | None) -> None:
-        with OpenFiles(_descriptors_per_job(self._jobs)) as files:
+        with OpenFiles(self._threads.files_per_thread()) as files:
             sources = self._open_sources(file, files)
             headers = [source.header for source in sources]
             plan = reconstruct_file(headers)
@@ -397,7 +341,7 @@ class Rebuild:
         buffer = self.writer.buffer()
         for offset, pieces in grouped_pieces(plan.runs, len(buffer)):
             written = read_pieces(pieces, sources, buffer)
-            self._count(read=sum(piece.length for piece in pieces if piece.source is not None))
+            self._threads.count(read=sum(piece.length for piece in pieces if piece.source is not None))
             at = 0
             for piece in pieces:
                 if piece.source == 0:
@@ -408,7 +352,7 @@ class Rebuild:
             if checksum is not None:
                 checksum.update(bytes(written))
             target.write(written, offset)
-            self._count(written=len(written))
+            self._threads.count(written=len(written))
         if digest.hexdigest() != file.digest:
             raise damaged(newest.data, newest.path)
         if older is not None:
@@ -422,7 +366,7 @@ class Rebuild:
                 assert path is not None
                 assert descriptor is not None
                 target.copy_range(descriptor, path, run.source_offset, run.length, run.offset)
-            self._count(written=run.length)
+            self._threads.count(written=run.length)
 
     def _check(
         self, data: BackupData, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
@@ -431,28 +375,6 @@ class Rebuild:
             raise wrong_size(data, path, size, expected_size)
         if digest.hexdigest() != expected:
             raise damaged(data, path)
-
-    def _count(self, *, read: int = 0, written: int = 0) -> None:
-        if self._stopping:
-            raise _Stopped("another file could not be written")
-        with self._lock:
-            self.bytes_read += read
-            self.bytes_written += written
-            if self._on_progress is not None and written:
-                total = self._entry.totals.size_bytes
-                self._on_progress(min(self.bytes_written, total), total)
-
-
-class _Stopped(PgwalError):
-    """Ends a thread when another one has failed."""
-
-
-def _descriptors_per_job(jobs: int) -> int:
-    """Return how many files of a chain a thread may hold open: chains may be longer than a process may open files."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        return _MOST_OPEN_FILES
-    return max(2, min(_MOST_OPEN_FILES, (most - _OTHER_OPEN_FILES) // jobs))
 
 
 def _size_of(source: ChainSource) -> int:

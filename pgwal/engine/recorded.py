@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle, pairwise
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from pgwal.aligned_buffer import aligned_buffer
 from pgwal.engine.ordered_map import ordered_map
-from pgwal.engine.record_chain import Chain, broken_chain, next_record_position, read_range
-from pgwal.errors import FormatError, ObjectNotFound, WalGap
+from pgwal.engine.read_ahead import read_ahead
+from pgwal.engine.record_chain import Chain, broken_chain, read_range
+from pgwal.engine.recorded_ranges import begun_at_record, recorded_ranges, require_last_segment
+from pgwal.errors import ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.local import LocalStore
 from pgwal.repository.local_errors import translated_errors
 from pgwal.repository.local_file import read_bounded
 from pgwal.repository.recorded_directory import open_wal_directory, unusable_segments
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalParts, WalSegmentFile
+from pgwal.repository.wal_directory import WalDirectory
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
     MAX_READ_SUMMARY_BYTES,
@@ -34,20 +32,14 @@ from pgwal.summary.codec import (
 from pgwal.summary.link import Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer, Summary, join_pieces
 from pgwal.summary.timeline_switch import forget_limits_beside_switch
-from pgwal.timeline import TimelineHistory, history_file_name
+from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal, EndReason
-
-if TYPE_CHECKING:
-    from pgwal.repository.segment_part import SegmentPart
 
 logger = logging.getLogger(__name__)
 
 _RANGE_BYTES = 64 << 20
 """What one worker reads at a time; with it, and the number of workers, memory is bounded."""
-
-_PARTS_AHEAD = 3
-"""Of them one more would leave the caches; with fewer, reading and scanning wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ def summarize_wal(
     if wal_path.is_dir():
         for name, cause in unusable_segments(LocalStore(wal_path, follow_links=True), directory):
             logger.warning("%s %s: it is left out", wal_path / name, cause)
-    ranges = [_begun_at_record(directory, wal_format, r, start, end) for r in _ranges(directory, start, end)]
+    ranges = [begun_at_record(directory, wal_format, r, start, end) for r in recorded_ranges(directory, start, end)]
     if not ranges:
         raise WalGap(f"{wal_path} holds no WAL of that range", hint="Name a range that the segments cover.")
     output = LocalStore(output_path)
@@ -182,79 +174,6 @@ def read_summary_files(paths: list[Path], start: Lsn | None, end: Lsn | None) ->
     return block_map, exceeds_range
 
 
-def _ranges(directory: WalDirectory, start: Lsn | None, end: Lsn | None) -> list[LsnRange]:
-    """Return what to read of each timeline, oldest first; the end is that of the last segment if nothing is before."""
-    geometry = directory.geometry
-    segments: dict[int, list[WalSegmentFile]] = {}
-    for segment in directory.written_segments():
-        before = start is not None and geometry.segment_start(segment.segment_no + 1) <= start
-        behind = end is not None and geometry.segment_start(segment.segment_no) >= end
-        if not before and not behind:
-            segments.setdefault(segment.timeline_id, []).append(segment)
-    begins, lefts = _switches(directory)
-    ranges = []
-    for timeline_id, own in segments.items():
-        require_contiguous(directory, own)
-        if timeline_id not in begins:
-            _require_own_wal(directory, own[0])
-        first, last = geometry.segment_start(own[0].segment_no), geometry.segment_start(own[-1].segment_no + 1)
-        begin = max(first, begins.get(timeline_id, first), first if start is None else start)
-        stop = min(last, lefts.get(timeline_id, last), last if end is None else end)
-        if begin < stop:
-            ranges.append(LsnRange(timeline_id, begin, stop))
-    return ranges
-
-
-def _begun_at_record(
-    directory: WalDirectory, wal_format: WalFormat, wal_range: LsnRange, start: Lsn | None, end: Lsn | None
-) -> LsnRange:
-    """Return a range from where its first record can start; raises TimelineMismatch if an end named is in a record."""
-    timeline_id = wal_range.timeline_id
-    if wal_range.start == start:
-        wal_range = wal_range._replace(start=next_record_position(directory, wal_format, timeline_id, start))
-    if wal_range.end == end:
-        next_record_position(directory, wal_format, timeline_id, end)
-    return wal_range
-
-
-def _switches(directory: WalDirectory) -> tuple[dict[int, Lsn], dict[int, Lsn]]:
-    """Return where each timeline begins and where it was left, as far as there are history files."""
-    begins: dict[int, Lsn] = {}
-    lefts: dict[int, Lsn] = {}
-    for history in directory.histories():
-        followers = [*(s.timeline_id for s in history.switches[1:]), history.timeline_id]
-        for (timeline_id, switch_lsn), follower in zip(history.switches, followers, strict=True):
-            begins[follower] = switch_lsn
-            # A timeline may have been left several times; the last one to leave it went furthest.
-            lefts[timeline_id] = max(switch_lsn, lefts.get(timeline_id, switch_lsn))
-    return begins, lefts
-
-
-def require_contiguous(directory: WalDirectory, segments: list[WalSegmentFile]) -> None:
-    """Raise WalGap, which names what is missing, unless segments of one timeline follow each other."""
-    for before, after in pairwise(segments):
-        if after.segment_no != before.segment_no + 1:
-            missing = LsnRange(
-                before.timeline_id,
-                directory.geometry.segment_start(before.segment_no + 1),
-                directory.geometry.segment_start(after.segment_no),
-            )
-            raise WalGap(
-                f"segments are missing: {missing}", hint="Add them, or name a range on one side with --from and --to."
-            )
-
-
-def _require_own_wal(directory: WalDirectory, segment: WalSegmentFile) -> None:
-    """Refuse a timeline whose WAL begins with that of an older one, when nothing tells up to where."""
-    named = directory.first_page_timeline(segment)
-    if named is not None and named != segment.timeline_id:
-        name = history_file_name(segment.timeline_id)
-        raise WalGap(
-            f"{segment.name} begins with WAL of timeline {named}, and {name} is not there to tell where that ends",
-            hint=f"Add {name}; pg_receivewal and archives keep it beside the segments.",
-        )
-
-
 def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[Summary]:
     """Yield the summaries of a range of one timeline, in order; raises FormatError when WAL ends in between."""
     if jobs == 1:
@@ -266,7 +185,7 @@ def _summaries(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, 
 def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange) -> Iterator[Summary]:
     """Yield the summaries of a range, reading the next WAL while the caller looks at what came before."""
     summarizer = Summarizer(whole.timeline_id, wal_format, directory.geometry, whole.start, stop=whole.end)
-    with closing(_read_ahead(directory.parts(whole.timeline_id, whole.start))) as parts:
+    with closing(read_ahead(directory.parts(whole.timeline_id, whole.start))) as parts:
         for part, data in parts:
             summarizer.feed(data)
             yield from summarizer.take_finished()
@@ -277,45 +196,6 @@ def _in_one_pass(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange
         require_last_segment(directory, wal_format, whole.timeline_id, summarizer.end_of_wal, summarizer.feed_lsn)
     summarizer.finish(whole.end if summarizer.complete else summarizer.position)
     yield from summarizer.take_finished()
-
-
-def _read_ahead(parts: WalParts) -> Generator[tuple[bytes | SegmentPart, bytes | memoryview], None, None]:
-    """Yield parts with what they hold, reading the next ones while the caller looks at one.
-
-    Up to ``_PARTS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
-    """
-    ready: SimpleQueue[tuple[bytes | SegmentPart, bytes | memoryview] | BaseException | None] = SimpleQueue()
-    room = Semaphore(_PARTS_AHEAD)
-    abandoned = Event()
-    # Memory that is allocated anew for each part costs as much as a third of reading it.
-    buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(_PARTS_AHEAD + 1)])
-
-    def read() -> None:
-        try:
-            for part in parts:
-                data = part if isinstance(part, bytes) else part.load(next(buffers))
-                room.acquire()
-                if abandoned.is_set():
-                    return
-                ready.put((part, data))
-        except BaseException as error:
-            ready.put(error)
-        else:
-            ready.put(None)
-
-    # A daemon: an interruption may come before there is anybody to tell it that it is abandoned.
-    reader = Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        while (read_part := ready.get()) is not None:
-            if isinstance(read_part, BaseException):
-                raise read_part
-            yield read_part
-            room.release()
-    finally:
-        abandoned.set()
-        room.release()
-        reader.join()
 
 
 def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, jobs: int) -> Iterator[list[Summary]]:
@@ -334,23 +214,6 @@ def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, job
         if not part.complete:
             # What begins in later parts comes after a record that is not whole.
             return
-
-
-def require_last_segment(
-    directory: WalDirectory, wal_format: WalFormat, timeline_id: int, end_of_wal: EndOfWal, fed_lsn: int
-) -> None:
-    """Raise FormatError for WAL that ends before its last segment; ``fed_lsn`` is up to where it was read.
-
-    A record may well begin in one segment and be cut off in the next.  Raises TimelineMismatch where WAL of another
-    history goes on.
-    """
-    last = max(s.segment_no for s in directory.written_segments() if s.timeline_id == timeline_id)
-    if directory.geometry.last_segment_no(fed_lsn) < last:
-        broken = broken_chain(directory, wal_format, timeline_id, end_of_wal)
-        raise broken or FormatError(
-            f"timeline {timeline_id}: {end_of_wal}, but there are later segments",
-            hint="A segment is damaged: replace it, if another archive holds a whole copy.",
-        )
 
 
 def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:

@@ -19,7 +19,8 @@ from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settin
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.created_init_forks import CreatedInitForks
-from pgwal.engine.rebuild import Rebuild, RebuildOptions, RebuildReport
+from pgwal.engine.rebuild import Rebuild, RebuildReport
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.recovery_window import choose_backup, target_history
 from pgwal.engine.replayed_wal import ReplayedWal, read_replayed_wal
 from pgwal.engine.restore_places import require_places

@@ -11,7 +11,8 @@ from pgwal.engine.coverage import TimelineCoverage, read_coverage
 from pgwal.errors import ChainError, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
-from pgwal.postgres.server import SlotFacts, current_flush_lsn, read_server_facts, read_slot
+from pgwal.postgres.server import current_flush_lsn, read_server_facts
+from pgwal.postgres.slots import SlotFacts, read_slot
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.repository import ReceiverState, Repository
 

@@ -24,7 +24,8 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestFile, ManifestReader, manifest_version
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, manifest_version
+from pgwal.backup.manifest_reader import ManifestFile, ManifestReader
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
 from pgwal.checksum import ContentDigest, content_digest

@@ -12,8 +12,10 @@ from pgwal.engine.stream_options import StreamOptions
 from pgwal.errors import ReplicationInterrupted, ServerError, SlotUnavailable, TimelineMismatch, WalRemoved
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import Connection, ConnectionParameters, connect_sql
-from pgwal.postgres.server import read_server_facts, read_slot
-from pgwal.postgres.walsender import SlotPosition, SystemIdentity, WalSender
+from pgwal.postgres.replication_answer import SlotPosition, SystemIdentity
+from pgwal.postgres.server import read_server_facts
+from pgwal.postgres.slots import read_slot
+from pgwal.postgres.walsender import WalSender
 from pgwal.postgres_version import version_of_server
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.wal_archive import WalArchive

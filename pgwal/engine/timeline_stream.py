@@ -26,7 +26,8 @@ from pgwal.errors import (
     StandbyBehind,
 )
 from pgwal.lsn import Lsn
-from pgwal.postgres.walsender import EndOfTimeline, WalSender
+from pgwal.postgres.replication_answer import EndOfTimeline
+from pgwal.postgres.walsender import WalSender
 from pgwal.postgres_version import version_of_magic
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession

@@ -12,7 +12,8 @@ from pgwal.engine.archive_comparison import ArchiveComparison
 from pgwal.errors import HistoryMismatch, ServerError, TimelineMismatch, WalGap, WalRemoved
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication
-from pgwal.postgres.walsender import EndOfTimeline, WalSender
+from pgwal.postgres.replication_answer import EndOfTimeline
+from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import WalData, decode_server_message
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.timeline import TimelineHistory

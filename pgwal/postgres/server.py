@@ -8,9 +8,9 @@ Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import psycopg
 import tenacity
@@ -21,13 +21,11 @@ from pgwal.control_file import ControlStamp
 from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import error_text, translated_errors
+from pgwal.postgres.one_row import one_row, only_row
 from pgwal.postgres.privileges import grant_hint
 from pgwal.postgres_version import version_of_catalog, version_of_server
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID
 from pgwal.segment import WAL_PAGE_SIZE
-
-_RowT = TypeVar("_RowT")
-
 
 # ---- facts ----
 
@@ -100,7 +98,7 @@ _FACTS = """
            pg_is_in_recovery() AS in_recovery
 """
 
-# Locations are the bytes of the file system, whatever the database's encoding makes of them; see also files.py.
+# Locations are the bytes of the file system, whatever the database's encoding makes of them; see also directories.py.
 _LOCATION = r"replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
 _TABLESPACES = f"SELECT oid, {_LOCATION} FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
 _DROP_PAUSE_S = 0.05
@@ -116,7 +114,7 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
     """
     version_of_server(connection.info.server_version)
     with translated_errors(connection):
-        row = _only(connection.cursor(row_factory=dict_row).execute(_FACTS).fetchall())
+        row = only_row(connection.cursor(row_factory=dict_row).execute(_FACTS).fetchall())
         tablespaces = _read_tablespaces(connection)
         absent = [name for name, value in row.items() if value is None and name not in _MAY_BE_HIDDEN]
         if absent:
@@ -169,7 +167,7 @@ _CONTROL_STAMP = """
 def read_control_stamp(connection: psycopg.Connection) -> ControlStamp:
     """Return what the server says of its pg_control; while that is written, parts may be of before."""
     with translated_errors(connection):
-        written_at_s, checkpoint_lsn, redo_lsn, timeline_id, checkpoint_at_s, min_recovery_lsn = _one_row(
+        written_at_s, checkpoint_lsn, redo_lsn, timeline_id, checkpoint_at_s, min_recovery_lsn = one_row(
             connection, _CONTROL_STAMP
         )
         return ControlStamp(
@@ -188,7 +186,7 @@ def read_clock(connection: psycopg.Connection) -> datetime:
     On a standby that is the primary's, of which it knows the last commit alone: then the later of that and its own.
     """
     with translated_errors(connection):
-        (seconds,) = _one_row(
+        (seconds,) = one_row(
             connection,
             "SELECT extract(epoch FROM greatest(clock_timestamp(), pg_last_xact_replay_timestamp()))::float8",
         )
@@ -198,7 +196,7 @@ def read_clock(connection: psycopg.Connection) -> datetime:
 def read_postmaster(connection: psycopg.Connection) -> tuple[float, int]:
     """Return when the server was started, in seconds since 1970, and the port on which it listens."""
     with translated_errors(connection):
-        started_at_s, port = _one_row(
+        started_at_s, port = one_row(
             connection,
             "SELECT extract(epoch FROM pg_postmaster_start_time())::float8, current_setting('port')::int",
         )
@@ -230,95 +228,16 @@ def read_tablespace_locations(connection: psycopg.Connection, oids: Iterable[int
         return {int(oid): decode_path(location) for oid, location in rows}
 
 
-@dataclass(frozen=True, slots=True)
-class ServerCondition:
-    """What an administrator may want to change; ``settings`` are values as SHOW gives them, without units."""
-
-    settings: dict[str, str]
-    wal_sender_count: int
-    slot_count: int
-    archiving_fails: bool
-    """Whether the server's own archiving failed last time; it keeps all WAL until it succeeds."""
-
-
-CONDITION_SETTINGS = (
-    "server_version",
-    "max_wal_senders",
-    "max_replication_slots",
-    "max_slot_wal_keep_size",
-    "fsync",
-    "archive_mode",
-    "synchronous_standby_names",
-)
-_CONDITION = """
-    SELECT (SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name = ANY (%s)) AS settings,
-           (SELECT count(*) FROM pg_stat_replication) AS wal_sender_count,
-           (SELECT count(*) FROM pg_replication_slots) AS slot_count,
-           (SELECT coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false)
-              FROM pg_stat_archiver) AS archiving_fails
-"""
-
-
-def read_server_condition(connection: psycopg.Connection) -> ServerCondition:
-    """Read what ``pgwal check`` looks at beyond the facts; any role may."""
-    with translated_errors(connection):
-        row = _only(connection.cursor(row_factory=dict_row).execute(_CONDITION, (list(CONDITION_SETTINGS),)).fetchall())
-        condition = ServerCondition(**row)
-        # As many as it has; none may be something else than text.
-        settings = {str(name): str(value) for name, value in dict(condition.settings).items()}
-        numbers = [settings.get(name, "") for name in ("max_wal_senders", "max_replication_slots")]
-        counts = (condition.wal_sender_count, condition.slot_count)
-        if not settings.keys() >= set(CONDITION_SETTINGS) or None in counts or not all(map(str.isdecimal, numbers)):
-            raise ServerError("the server does not say what its settings are, or how many walsenders and slots it has")
-        return replace(condition, settings=settings)
-
-
 def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
     """Return up to where WAL is durable on the server; on a standby, what it has received or replayed."""
     with translated_errors(connection):
-        (lsn,) = _one_row(
+        (lsn,) = one_row(
             connection,
             "SELECT CASE WHEN pg_is_in_recovery()"
             " THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
             " ELSE pg_current_wal_flush_lsn() END::text",
         )
         return Lsn.parse(lsn)
-
-
-# ---- slots ----
-
-
-@dataclass(frozen=True, slots=True)
-class SlotFacts:
-    """A replication slot; ``wal_status`` is reserved, extended, unreserved or lost (None: no WAL is reserved)."""
-
-    name: str
-    slot_type: str
-    active: bool
-    active_pid: int | None
-    restart_lsn: Lsn | None
-    wal_status: str | None
-    invalidation_reason: str | None = None
-    """Why it is of no use any more; since 17."""
-
-
-_SLOT = (
-    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, {reason}"
-    " FROM pg_replication_slots WHERE slot_name = %s"
-)
-
-
-def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
-    """Return what the server says of a replication slot, None when there is none of this name; any role may."""
-    version = version_of_server(connection.info.server_version)
-    query = _SLOT.format(reason="invalidation_reason" if version.has_invalidation_reason else "NULL")
-    with translated_errors(connection):
-        row = connection.execute(query, (name,)).fetchone()
-        if row is None:
-            return None
-        slot_type, active, active_pid, restart_lsn, wal_status, reason = row
-        lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
-        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status, reason)
 
 
 # ---- backups ----
@@ -386,7 +305,7 @@ class BackupSession:
     def _call(self, query: str, parameters: dict[str, object]) -> tuple[Any, ...]:
         with translated_errors(self._connection):
             try:
-                return _one_row(self._connection, query, parameters)
+                return one_row(self._connection, query, parameters)
             except psycopg.errors.InsufficientPrivilege as error:
                 raise self._privilege_missing(error_text(error)) from error
             except psycopg.errors.ObjectNotInPrerequisiteState as error:
@@ -397,7 +316,7 @@ class BackupSession:
         return PrivilegeMissing(problem, hint=grant_hint(info.dbname, info.user, self._functions.signatures))
 
     def _not_possible(self, error: psycopg.Error) -> ServerError:
-        (wal_level,) = _one_row(self._connection, "SELECT current_setting('wal_level')")
+        (wal_level,) = one_row(self._connection, "SELECT current_setting('wal_level')")
         if wal_level == "minimal":
             return SettingRequired(
                 error_text(error),
@@ -405,17 +324,3 @@ class BackupSession:
                 setting="wal_level",
             )
         return ServerError(error_text(error), hint=error.diag.message_hint)
-
-
-def _one_row(
-    connection: psycopg.Connection, query: str, parameters: dict[str, object] | None = None
-) -> tuple[Any, ...]:
-    """Run a query that always gives one row."""
-    return _only(connection.execute(query, parameters).fetchall())
-
-
-def _only(rows: list[_RowT]) -> _RowT:
-    """Return the one row of a query that always gives one; raises ServerError."""
-    if len(rows) != 1:
-        raise ServerError(f"the server answers with {len(rows)} rows instead of one")
-    return rows[0]

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from pgwal import errors
 from pgwal.backup.entry_document import decode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
-from pgwal.backup.manifest import read_manifest
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal.engine import recorded
 from pgwal.engine.inspect import RecordedWal, RecordFilter
 from pgwal.lsn import Lsn, LsnRange

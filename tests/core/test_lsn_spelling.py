@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pgwal.backup.label import BackupLabel, PriorStart
-from pgwal.backup.manifest import ManifestWriter, read_manifest
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal.backup.recovery import RecoveryTarget
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory

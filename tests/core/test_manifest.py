@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.backup.manifest import (
-    CHECKSUM_HEX_LENGTHS,
-    FileChecksum,
-    Manifest,
-    ManifestFile,
-    ManifestReader,
-    ManifestWriter,
-    manifest_version,
-    read_manifest,
-)
+from pgwal.backup.manifest import CHECKSUM_HEX_LENGTHS, FileChecksum, ManifestWriter, manifest_version
+from pgwal.backup.manifest_reader import Manifest, ManifestFile, ManifestReader, read_manifest
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
 from pgwal.lsn import Lsn, LsnRange
 

@@ -20,7 +20,8 @@ from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_nothing_raw, succeed
 from support.faulty_system import Fault, FaultySystem, Operation, choose_faults
 
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 SEED = 14
 EITHER_WILL_DO = pytest.mark.postgres(18)

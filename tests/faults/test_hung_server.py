@@ -25,13 +25,9 @@ from pgwal.postgres import silence
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.files import SqlDataDirectory
 from pgwal.postgres.server import read_server_facts
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    _descendants,
-    _live_processes,
-    give_to_server,
-)
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.server_processes import descendants, live_processes
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 pytestmark = pytest.mark.postgres(13, 18)
 EITHER_WILL_DO = pytest.mark.postgres(18)
@@ -63,14 +59,14 @@ def hung(server: ThrowawayServer) -> Iterator[None]:
     """Stop all processes of a server."""
     postmaster = int((server.data_directory / "postmaster.pid").read_text().splitlines()[0])
     os.kill(postmaster, signal.SIGSTOP)
-    stopped = [postmaster, *_descendants(postmaster)]
+    stopped = [postmaster, *descendants(postmaster)]
     try:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in reversed(stopped):
-            if pid in _live_processes():
+            if pid in live_processes():
                 os.kill(pid, signal.SIGCONT)
 
 

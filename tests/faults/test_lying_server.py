@@ -19,7 +19,8 @@ from support.lying_server import (
     rows_answer,
 )
 
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 pytestmark = pytest.mark.postgres(18)
 

@@ -32,7 +32,8 @@ from pgwal.backup.backup_id import parse_backup_id
 from pgwal.backup.entry_document import decode_entry, decode_head
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
-from pgwal.backup.manifest import ManifestReader, ManifestWriter
+from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.manifest_reader import ManifestReader
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.recovery import RecoveryTarget, parse_target_time, recovery_settings, with_settings
 from pgwal.backup.stored_path import check_path, decode_path
@@ -43,7 +44,7 @@ from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import ConnectionParameters
-from pgwal.postgres.walsender import _Row
+from pgwal.postgres.replication_answer import AnswerRow
 from pgwal.relation import BLOCK_SIZE, parse_database_directory, parse_relation_path
 from pgwal.replication.messages import decode_server_message, decode_status_update
 from pgwal.repository.layout import RepositoryIdentity
@@ -193,7 +194,7 @@ def read_texts(content: bytes) -> None:
 
 def read_row(content: bytes) -> None:
     """Read what a server answers to a command of replication."""
-    row = _Row("IDENTIFY_SYSTEM", {"xlogpos": content, "timeline": content})
+    row = AnswerRow("IDENTIFY_SYSTEM", {"xlogpos": content, "timeline": content})
     with suppress(PgwalError):
         assert 0 < row.timeline("timeline") < 1 << 32
     assert f"{row.lsn('xlogpos') + 1:X}"

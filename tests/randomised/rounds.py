@@ -39,11 +39,8 @@ from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
-from pgwal_cli.throwaway_server import (
-    ServerInstallation,
-    ThrowawayServer,
-    give_to_server,
-)
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 # The load takes all of the machine that it can get.
 WAIT_S = 180.0
@@ -403,18 +400,23 @@ class Round:
             new = Archive(self.directory / f"repo{len(self.archives) + 1}", self.life, recycled=self.archive.recycled)
             self.archives.append(new)
             self.take("full")
-        self.archive.doubt = self.archive.doubt if difference is None else None
+        if difference is not None:
+            # A server that keeps no WAL may recycle some again before the archive gets it.
+            self.archive.doubt = "recycled WAL" if self.archive.recycled else None
 
     def accept_new_history(self) -> None:
         """Move what the server has lost aside, and go on with the same repository."""
         self.note("way out: pgwal stream --accept-new-history")
         self.archive.note_received()
         outcome = finish(self.start_stream("--once", "--accept-new-history"))
-        assert outcome.code == 0, f"NO WAY OUT: --accept-new-history ended with {outcome.code}\n{outcome.stderr}"
+        is_recycled = outcome.code == CHAIN_BROKEN and "already removed" in outcome.stderr
+        failed = f"NO WAY OUT: --accept-new-history ended with {outcome.code}\n{outcome.stderr}"
+        assert outcome.code == 0 or (is_recycled and "pgwal full" in outcome.hints[-1]), failed
         there = {entry.backup_id for entry in Repository.open(self.repo).catalogue.entries()}
         self.archive.backups = {name: each for name, each in self.archive.backups.items() if name in there}
         self.accepted("stream --accept-new-history")
-        self.take("backup")
+        # What the server wrote from where the two part may be gone: then, as is said, a full backup goes on.
+        self.take("full" if is_recycled else "backup")
 
     # -- the receiver
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from fix_servers import MAJORS, find_installation
 from randomised.rounds import Round, major_of, round_directory
 
-from pgwal_cli.throwaway_server import make_reachable
+from pgwal_cli.server_installation import make_reachable
 
 LONGEST_S = 600
 END_S = 60

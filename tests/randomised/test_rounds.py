@@ -9,7 +9,7 @@ import pytest
 from fix_servers import REQUIRED_MAJOR, find_installation
 from randomised.rounds import Round, major_of, round_directory
 
-from pgwal_cli.throwaway_server import make_reachable
+from pgwal_cli.server_installation import make_reachable
 
 ROUNDS = int(os.environ.get("PGWAL_RANDOM_ROUNDS") or 20)
 FIRST_SEED = int(os.environ.get("PGWAL_RANDOM_SEED") or 1)

@@ -25,7 +25,8 @@ from core.wal_builder import (
 
 from pgwal.errors import ReplicationInterrupted, ServerError, SlotUnavailable, WalRemoved
 from pgwal.lsn import Lsn
-from pgwal.postgres.walsender import EndOfTimeline, SlotPosition, SystemIdentity, WalSender
+from pgwal.postgres.replication_answer import EndOfTimeline, SlotPosition, SystemIdentity
+from pgwal.postgres.walsender import WalSender
 from pgwal.replication.messages import decode_status_update
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory

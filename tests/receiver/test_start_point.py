@@ -20,7 +20,7 @@ from pgwal.engine.start_point import (
 )
 from pgwal.errors import HistoryMismatch, OlderTimeline, TimelineMismatch
 from pgwal.lsn import Lsn
-from pgwal.postgres.walsender import SlotPosition
+from pgwal.postgres.replication_answer import SlotPosition
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, TimelineSwitch

@@ -11,7 +11,7 @@ from support.faulty_store import Fate, FaultyPlace
 
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import RebuildOptions
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import TargetError
 from pgwal.repository.memory import MemoryPlace

@@ -19,7 +19,7 @@ from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.incremental_file import INCREMENTAL_MAGIC
 from pgwal.checksum import ContentDigest
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import RebuildOptions
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import FormatError, PgwalError
 from pgwal.relation import BLOCKS_PER_FILE

@@ -11,7 +11,8 @@ from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import SYSTEM_IDENTIFIER, Blocks, MadeRepository, block
 from test_main_job import streaming
 
-from pgwal.backup.manifest import FileChecksum, ManifestWriter, read_manifest
+from pgwal.backup.manifest import FileChecksum, ManifestWriter
+from pgwal.backup.manifest_reader import read_manifest
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 OF_THEIR_OWN = {"backup_manifest", "backup_label"}

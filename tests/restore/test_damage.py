@@ -17,7 +17,7 @@ from restore.made_repository import Blocks, Content, MadeRepository
 from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import RebuildOptions
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import PgwalError
 from pgwal.relation import BLOCK_SIZE

@@ -25,7 +25,8 @@ from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.segment import WalGeometry
 from pgwal.timeline import TimelineHistory, TimelineSwitch
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 MB = 1 << 20
 GEOMETRY = WalGeometry(MB)

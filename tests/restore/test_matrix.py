@@ -19,7 +19,8 @@ from pgwal_process import run_pgwal, succeed
 from restore.restored_server import Rows, Scene, assert_sound, checksums
 from test_main_job import wait_until_promoted
 
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer, give_to_server
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 SETTINGS: dict[str, str | int | bool] = {"autovacuum": False, "wal_keep_size": "1GB", "shared_buffers": "16MB"}
 

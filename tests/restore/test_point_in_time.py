@@ -24,7 +24,8 @@ from pgwal.backup.entry_document import decode_entry, encode_entry
 from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
 from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn
-from pgwal_cli.throwaway_server import ServerInstallation, ThrowawayServer
+from pgwal_cli.server_installation import ServerInstallation
+from pgwal_cli.throwaway_server import ThrowawayServer
 
 # ---- settings
 

@@ -20,7 +20,7 @@ from pgwal.disk import new_file
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.combine import CombineRequest, combine_backups
-from pgwal.engine.rebuild import RebuildOptions
+from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import TargetError
 from pgwal.relation import BLOCK_SIZE
