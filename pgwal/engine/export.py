@@ -16,7 +16,7 @@ from pgwal.checksum import ContentDigest
 from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
 from pgwal.engine.ordered_map import ordered_map
-from pgwal.engine.rebuild import default_jobs
+from pgwal.engine.rebuild_options import default_jobs
 from pgwal.engine.restore import filling
 from pgwal.engine.restore_places import require_places
 from pgwal.repository.backup_data import BackupData, chunks_of
