@@ -20,7 +20,7 @@ _THIRD = """
 CREATE TABLE pgbench_accounts AS
 SELECT g AS aid, 0 AS abalance, (
     SELECT string_agg(md5(random()::text || g) || 'sixteen letters.', '') FROM generate_series(1, 2)) AS filler
-FROM generate_series(1, %s) g
+FROM generate_series(1, {rows}) g
 """
 """Sixteen bytes by chance in each forty-eight."""
 _THIRD_ROWS = 61 * 100_000 * SCALE // 61 // 4 * 3
@@ -46,7 +46,7 @@ def _fill_pgbench(server: ThrowawayServer) -> None:
 
 def _fill_third(server: ThrowawayServer) -> None:
     with server.connect() as connection:
-        connection.execute(_THIRD, [_THIRD_ROWS])
+        connection.execute(_THIRD.format(rows=_THIRD_ROWS).encode())
         connection.execute("VACUUM FREEZE pgbench_accounts")
         connection.execute("CHECKPOINT")
 
@@ -72,6 +72,8 @@ class _Packed:
         with self._repository.receiving():
             comparisons = [self._full()]
             prior = self._repository.keep("full", *self._local)
+            # What builds on it must have a later name than all that there was.
+            self._pgbackrest.keep("full")
             for percent in SHARES:
                 change_blocks(self._server, percent)
                 comparisons.append(self._incremental(percent, prior))
