@@ -181,6 +181,7 @@ def test_a_part_that_does_not_go_on_behind_the_one_before_it_is_refused(
                 read_changes(repository, window)
             assert str(wrong.last_lsn) in str(caught.value)
             assert "full backup" in str(caught.value.hint)
+            assert caught.value.facts == {"timeline_id": 1, "lsn": second, "end_lsn": third}
 
 
 # ---- where windows begin and end
@@ -215,6 +216,7 @@ def test_a_window_that_begins_or_ends_within_a_record_is_refused(
             with pytest.raises(TimelineMismatch, match=f"within the record at {within.lsn}$") as caught:
                 reading()
             assert f"Name {within.lsn} or {within.end_lsn}" in str(caught.value.hint)
+            assert caught.value.facts == {"timeline_id": 1, "lsn": start if holder(builder, start) else end}
         output = path.parent / "output"
         if not is_empty:
             with pytest.raises(TimelineMismatch, match=f"within the record at {within.lsn}$"):
@@ -305,6 +307,8 @@ def test_segments_of_two_lives_are_refused(major: int, crossing: bool, tmp_path:
                 reading()
             assert isinstance(caught.value, TimelineMismatch)
             assert "two histories" in str(caught.value.hint)
+            assert caught.value.facts["timeline_id"] == 1
+            assert str(caught.value.facts["lsn"]) in str(caught.value)
             if not crossing:
                 last = first.records[2].lsn
                 assert str(second.records[2].lsn) in str(caught.value), f"not the link to {last}"
@@ -382,5 +386,6 @@ def test_a_damaged_record_is_no_other_history() -> None:
         content = bytearray(repository.store.get(name))
         content[fourth.lsn - 2 * MB + 8] ^= 1
         repository.store.put(name, bytes(content), replace=True)
-        with pytest.raises(WalGap, match=EndReason.RECORD_PREV_LINK.describe()):
+        with pytest.raises(WalGap, match=EndReason.RECORD_PREV_LINK.describe()) as caught:
             read_changes(repository, [LsnRange(1, Lsn(MB), Lsn(3 * MB))])
+        assert caught.value.facts == {"timeline_id": 1, "lsn": fourth.lsn}

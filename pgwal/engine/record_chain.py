@@ -108,6 +108,8 @@ def _within(lsn: Lsn, timeline_id: int, record: str, others: str) -> TimelineMis
         f"position {lsn} of timeline {timeline_id} lies within {record}",
         hint=f"Name {others}, where a record begins. If a backup starts or ends there, WAL of another history is here:"
         " take a full backup.",
+        timeline_id=timeline_id,
+        lsn=lsn,
     )
 
 
@@ -186,6 +188,8 @@ def broken_chain(
             f"WAL of timeline {timeline_id} does not go on at {end_of_wal.lsn}: a page behind that does not go on with"
             " the record before it",
             hint=f"{_TWO_HISTORIES} Take a full backup.",
+            timeline_id=timeline_id,
+            lsn=end_of_wal.lsn,
         )
     if end_of_wal.reason is not EndReason.RECORD_PREV_LINK:
         return None
@@ -197,6 +201,8 @@ def broken_chain(
         f"WAL of timeline {timeline_id} does not go on at {end_of_wal.lsn}: the record there follows one at"
         f" {record.prev_lsn}, which is not the one before it here",
         hint=f"{_TWO_HISTORIES} Take a full backup.",
+        timeline_id=timeline_id,
+        lsn=end_of_wal.lsn,
     )
 
 
@@ -232,6 +238,8 @@ def read_range(
             f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
             " which does not log every change",
             hint="Take a full backup.",
+            timeline_id=wanted.timeline_id,
+            lsn=reader.minimal_lsn,
         )
     return reader
 
@@ -287,4 +295,7 @@ def unlinked(piece: LsnRange, link: Link, last_lsn: Lsn, *, summarised: bool) ->
     return TimelineMismatch(
         f"{kind} of {piece} follows a record at {link.prev_lsn}, but the last one before it is at {last_lsn}",
         hint=f"{_TWO_HISTORIES} Take a full backup.{remedy if summarised else ''}",
+        timeline_id=piece.timeline_id,
+        lsn=piece.start,
+        end_lsn=piece.end,
     )
