@@ -120,6 +120,7 @@ def positions(builder: WalBuilder) -> st.SearchStrategy[int]:
         st.sampled_from(edges),
         st.sampled_from(pages),
         st.sampled_from(pages).map(lambda page: page + 24),
+        st.sampled_from(pages).map(lambda page: page - 3),
         st.integers(builder.start_lsn, builder.end_lsn),
     )
     return found.map(lambda lsn: min(max(lsn, builder.start_lsn), builder.end_lsn))
@@ -232,6 +233,25 @@ def test_an_empty_window_behind_a_switch_is_empty() -> None:
         for position in (Lsn(2 * MB + 8217), Lsn(2 * MB + 16384)):
             assert len(read_changes(repository, [LsnRange(1, position, position)])) == 0
             assert len(read_recorded_changes(path, None, position, position)[0]) == 0
+
+
+@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("position", [2 * MB - 7, 2 * MB - 1])
+def test_a_window_may_begin_where_no_multiple_of_8_is_left_in_a_segment(major: int, position: int) -> None:
+    """Behind a switch: records start at multiples of 8, so the first one can be no earlier than in the next segment."""
+    builder = build(major, [SWITCH, insertion(4)])
+    first = builder.records[1]
+    with repository_at(major) as (repository, path):
+        put(builder, repository)
+        for end, expected in ((position, []), (2 * MB, []), (first.lsn, []), (first.end_lsn, [4])):
+            start, stop = Lsn(position), Lsn(end)
+            assert blocks(read_changes(repository, [LsnRange(1, start, stop)])) == expected
+            assert blocks(read_recorded_changes(path, None, start, stop)[0]) == expected
+            if start < stop:
+                summaries = summarize_wal(path, path.parent / "output", start=start, end=stop)
+                assert [summary.block_count for summary in summaries] == [1] * len(expected)
+        with pytest.raises(TimelineMismatch, match=f"within the record at {first.lsn}$"):
+            read_changes(repository, [LsnRange(1, Lsn(position), Lsn(first.lsn + 8))])
 
 
 def test_what_was_received_may_end_within_a_record() -> None:
