@@ -153,6 +153,24 @@ def test_a_backup_dies_at_every_operation(server: ThrowawayServer, tmp_path: Pat
     assert count > 20
 
 
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_first_backup_dies_while_the_repository_is_made(server: ThrowawayServer, tmp_path: Path, kind: str) -> None:
+    number = 0
+    while True:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        taking = Taking(server, PLACES[kind](directory), None)
+        fate, _ = taking.die(number)
+        backup_id = taking.take()
+        assert names_in(taking.place.store, BACKUP_DIRECTORY) == [backup_id]
+        assert verify(VerifyRequest(taking.place)).problems == []
+        # It receives WAL, as each backup does.
+        if fate.operations[number].startswith("sync"):
+            break
+        number += 1
+    assert number > 10
+
+
 def is_published(fate: Fate, backup_id: str) -> bool:
     """Tell whether a process got as far as to say that a backup counts, before it died."""
     folder = f"{BACKUP_DIRECTORY}/{backup_id}"
