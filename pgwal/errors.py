@@ -12,12 +12,17 @@ from typing import ClassVar, TypedDict, Unpack
 class ErrorFacts(TypedDict, total=False):
     """What an error is about, for programs; the message says it in words.
 
-    ``path`` is of a file or directory, ``offset_bytes`` a place in it; ``lsn`` and ``end_lsn`` a position or range of
-    WAL on ``timeline_id``; ``holder`` who holds a lock; ``setting``, ``slot`` and ``role`` are names on the server.
+    ``path`` is of a file or directory, ``offset_bytes`` a place in it, ``size_bytes`` how long it is and not
+    ``expected_size_bytes``, ``errno`` the name of what the operating system said of it; ``lsn`` and ``end_lsn`` a
+    position or range of WAL on ``timeline_id``; ``holder`` who holds a lock; ``setting``, ``slot`` and ``role`` are
+    names on the server.
     """
 
     path: str
     offset_bytes: int
+    size_bytes: int
+    expected_size_bytes: int
+    errno: str
     timeline_id: int
     lsn: int
     end_lsn: int

@@ -17,9 +17,11 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from test_main_job import PGWAL, checksums, prepare, run_load, streaming, wait_until_promoted
 
-from pgwal.errors import FormatError, RepositoryError
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.local import LocalStore
+from pgwal.repository.memory import MemoryStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import Child
 from pgwal.repository.wal_archive import WalArchive
@@ -214,6 +216,25 @@ def test_a_segment_that_changes_its_name_meanwhile_is_seen(
 
     monkeypatch.setattr(LocalStore, "children", look_then_compress)
     assert [segment.name for segment in archive.segments()] == [f"{NAME}.zst"]
+
+
+def test_a_segment_is_read_on_when_it_is_compressed_meanwhile() -> None:
+    """Elsewhere than in files, nothing holds on to what is read and removed."""
+    store, geometry = MemoryStore(), WalGeometry(8 << 20)
+    content = random.Random(2).randbytes(8 << 20)
+    archive = WalArchive(store, geometry)
+    store.put(f"wal/{NAME}", content)
+    pieces = archive.read(1, Lsn(geometry.segment_start(3) + (3 << 20)))
+    read = [next(pieces)]
+    compress_segment(store, geometry, NAME, Compression())
+    assert [segment.name for segment in archive.segments()] == [f"{NAME}.zst"]
+    assert b"".join([*read, *pieces]) == content[3 << 20 :]
+
+    pieces = archive.segment_pieces(NAME)
+    next(pieces)
+    store.delete(f"wal/{NAME}.zst")
+    with pytest.raises(ObjectNotFound, match=f"{NAME} is not in"):
+        list(pieces)
 
 
 # ---- with servers

@@ -11,7 +11,18 @@ import pytest
 from pgwal_process import Outcome, run_pgwal
 
 import pgwal.errors
-from pgwal.errors import ChecksumMismatch, ErrorFacts, PgwalError, ReceivedByBackup, StorageFull, WalRemoved
+from pgwal.datadir.reader import LocalDataDirectory
+from pgwal.disk.new_file import GrowingFile, refused
+from pgwal.errors import (
+    ChecksumMismatch,
+    ErrorFacts,
+    PgwalError,
+    ReceivedByBackup,
+    ServerError,
+    StorageFull,
+    TargetError,
+    WalRemoved,
+)
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_LOCK_NAME, RepositoryIdentity
 from pgwal.repository.repository import Repository
@@ -76,6 +87,17 @@ def test_kinds_have_what_their_parents_have_unless_they_say_so() -> None:
     assert ReceivedByBackup("").exit_code == 6
     assert StorageFull.is_transient
     assert not ChecksumMismatch.is_transient
+
+
+def test_what_the_file_system_refuses(tmp_path: Path) -> None:
+    absent = tmp_path / "absent" / "file"
+    with pytest.raises(TargetError) as refusal:
+        GrowingFile(absent, 0o600, refused)
+    assert refusal.value.facts == {"path": str(absent), "errno": "ENOENT"}
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(ServerError) as unreadable:
+        LocalDataDirectory(tmp_path).read_file("link", 1)
+    assert unreadable.value.facts == {"path": str(tmp_path / "link"), "errno": "ELOOP"}
 
 
 def test_a_restated_error_keeps_its_kind_and_its_facts() -> None:

@@ -124,8 +124,9 @@ def test_summaries_and_wal_are_merged_in_the_order_of_positions(repository: Repo
 def test_a_hole_is_named(repository: Repository) -> None:
     write(repository, span(1, MB, 2 * MB), BlockMap())
     write(repository, span(1, 3 * MB, 4 * MB), BlockMap())
-    with pytest.raises(WalGap, match="0/200000"):
+    with pytest.raises(WalGap, match="0/200000") as caught:
         read_changes(repository, [span(1, MB, 4 * MB)])
+    assert caught.value.facts == {"timeline_id": 1, "lsn": 2 * MB, "end_lsn": 3 * MB}
 
 
 def test_a_summary_of_an_older_pgwal_does_not_count_without_its_wal(repository: Repository) -> None:
@@ -137,5 +138,6 @@ def test_a_summary_of_an_older_pgwal_does_not_count_without_its_wal(repository: 
 
 
 def test_a_missing_history_is_a_gap(repository: Repository) -> None:
-    with pytest.raises(WalGap, match="history of timeline 2"):
+    with pytest.raises(WalGap, match="history of timeline 2") as caught:
         window(repository, 1, Lsn(MB), 2, Lsn(2 * MB))
+    assert caught.value.facts == {"timeline_id": 2}

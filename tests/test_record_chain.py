@@ -120,6 +120,7 @@ def positions(builder: WalBuilder) -> st.SearchStrategy[int]:
         st.sampled_from(edges),
         st.sampled_from(pages),
         st.sampled_from(pages).map(lambda page: page + 24),
+        st.sampled_from(pages).map(lambda page: page - 3),
         st.integers(builder.start_lsn, builder.end_lsn),
     )
     return found.map(lambda lsn: min(max(lsn, builder.start_lsn), builder.end_lsn))
@@ -181,6 +182,7 @@ def test_a_part_that_does_not_go_on_behind_the_one_before_it_is_refused(
                 read_changes(repository, window)
             assert str(wrong.last_lsn) in str(caught.value)
             assert "full backup" in str(caught.value.hint)
+            assert caught.value.facts == {"timeline_id": 1, "lsn": second, "end_lsn": third}
 
 
 # ---- where windows begin and end
@@ -215,6 +217,7 @@ def test_a_window_that_begins_or_ends_within_a_record_is_refused(
             with pytest.raises(TimelineMismatch, match=f"within the record at {within.lsn}$") as caught:
                 reading()
             assert f"Name {within.lsn} or {within.end_lsn}" in str(caught.value.hint)
+            assert caught.value.facts == {"timeline_id": 1, "lsn": start if holder(builder, start) else end}
         output = path.parent / "output"
         if not is_empty:
             with pytest.raises(TimelineMismatch, match=f"within the record at {within.lsn}$"):
@@ -230,6 +233,25 @@ def test_an_empty_window_behind_a_switch_is_empty() -> None:
         for position in (Lsn(2 * MB + 8217), Lsn(2 * MB + 16384)):
             assert len(read_changes(repository, [LsnRange(1, position, position)])) == 0
             assert len(read_recorded_changes(path, None, position, position)[0]) == 0
+
+
+@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("position", [2 * MB - 7, 2 * MB - 1])
+def test_a_window_may_begin_where_no_multiple_of_8_is_left_in_a_segment(major: int, position: int) -> None:
+    """Behind a switch: records start at multiples of 8, so the first one can be no earlier than in the next segment."""
+    builder = build(major, [SWITCH, insertion(4)])
+    first = builder.records[1]
+    with repository_at(major) as (repository, path):
+        put(builder, repository)
+        for end, expected in ((position, []), (2 * MB, []), (first.lsn, []), (first.end_lsn, [4])):
+            start, stop = Lsn(position), Lsn(end)
+            assert blocks(read_changes(repository, [LsnRange(1, start, stop)])) == expected
+            assert blocks(read_recorded_changes(path, None, start, stop)[0]) == expected
+            if start < stop:
+                summaries = summarize_wal(path, path.parent / "output", start=start, end=stop)
+                assert [summary.block_count for summary in summaries] == [1] * len(expected)
+        with pytest.raises(TimelineMismatch, match=f"within the record at {first.lsn}$"):
+            read_changes(repository, [LsnRange(1, Lsn(position), Lsn(first.lsn + 8))])
 
 
 def test_what_was_received_may_end_within_a_record() -> None:
@@ -305,6 +327,8 @@ def test_segments_of_two_lives_are_refused(major: int, crossing: bool, tmp_path:
                 reading()
             assert isinstance(caught.value, TimelineMismatch)
             assert "two histories" in str(caught.value.hint)
+            assert caught.value.facts["timeline_id"] == 1
+            assert str(caught.value.facts["lsn"]) in str(caught.value)
             if not crossing:
                 last = first.records[2].lsn
                 assert str(second.records[2].lsn) in str(caught.value), f"not the link to {last}"
@@ -382,5 +406,6 @@ def test_a_damaged_record_is_no_other_history() -> None:
         content = bytearray(repository.store.get(name))
         content[fourth.lsn - 2 * MB + 8] ^= 1
         repository.store.put(name, bytes(content), replace=True)
-        with pytest.raises(WalGap, match=EndReason.RECORD_PREV_LINK.describe()):
+        with pytest.raises(WalGap, match=EndReason.RECORD_PREV_LINK.describe()) as caught:
             read_changes(repository, [LsnRange(1, Lsn(MB), Lsn(3 * MB))])
+        assert caught.value.facts == {"timeline_id": 1, "lsn": fourth.lsn}

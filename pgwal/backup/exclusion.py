@@ -35,9 +35,9 @@ _EXCLUDED_NAMES = frozenset(
 _EMPTY_DIRECTORIES = frozenset(
     {"pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans"}
 )
-# subdirs of src/bin/initdb/initdb.c, but for pg_wal's.
+# subdirs of src/bin/initdb/initdb.c, but for pg_wal's; base/1 is template1's, which may be dropped.
 _INITIAL_DIRECTORIES = (
-    "base/1", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical/mappings", "pg_logical/snapshots",
+    "base", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical/mappings", "pg_logical/snapshots",
     "pg_multixact/members", "pg_multixact/offsets", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat",
     "pg_stat_tmp", "pg_subtrans", TABLESPACE_DIRECTORY, "pg_twophase", "pg_xact",
 )  # fmt: skip

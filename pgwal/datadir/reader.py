@@ -80,6 +80,7 @@ class LocalDataDirectory:
             raise ServerError(
                 f"{self.root} is not a data directory: it has no {CONTROL_FILE_PATH}",
                 hint="--pgdata names the data directory of the server that -h and -p name.",
+                path=str(self.root),
             )
         return b"".join(chunks)
 
@@ -96,6 +97,7 @@ class LocalDataDirectory:
             raise ServerError(
                 f"cannot read {self.root / path}: it is not a regular file",
                 hint="Nothing but the server may change its data directory.",
+                path=str(self.root / path),
             )
         return descriptor
 
@@ -184,12 +186,10 @@ def _warn_skipped(path: str) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> ServerError:
-    if error.errno == errno.ELOOP:
-        return ServerError(
-            f"cannot read {path}: it has been exchanged for a symbolic link since it was listed",
-            hint="Nothing but the server may change its data directory. Take the backup again.",
-        )
-    return ServerError(
-        f"cannot read {path}: {os.strerror(error.errno or 0)}",
-        hint="Run pgwal as the server's user; --pgdata names the server's data directory.",
-    )
+    number = error.errno or 0
+    text, hint = os.strerror(number), "Run pgwal as the server's user; --pgdata names the server's data directory."
+    if number == errno.ELOOP:
+        text = "it has been exchanged for a symbolic link since it was listed"
+        hint = "Nothing but the server may change its data directory. Take the backup again."
+    name = errno.errorcode.get(number, str(number))
+    return ServerError(f"cannot read {path}: {text}", hint=hint, path=str(path), errno=name)

@@ -272,5 +272,10 @@ def _created(path: Path, mode: int, refusal: Refusal) -> int:
 
 def refused(action: str, path: Path, error: OSError) -> TargetError:
     """Return the error that says what the file system refused."""
-    hint = _HINTS.get(error.errno or 0)
-    return TargetError(f"cannot {action} {path}: {os.strerror(error.errno or 0)}", hint=hint)
+    number = error.errno or 0
+    return TargetError(
+        f"cannot {action} {path}: {os.strerror(number)}",
+        hint=_HINTS.get(number),
+        path=str(path),
+        errno=errno.errorcode.get(number, str(number)),
+    )

@@ -26,6 +26,7 @@ from pgwal.wal.record import EndOfWal, WalRecord
 _LONGEST_BACKUP_END = 128
 """Bytes from the start of the record that ends a backup to its end, page header included, are fewer."""
 
+_NOT_PUBLISHED = "the backup is not published, for WAL that it needs is missing"
 _AGAIN_HINT = "Take it again. With a slot, the server keeps WAL until it is received."
 _RESTART_POINT_HINT = (
     "A backup of a standby starts at its last restart point, which lies before what was received: run CHECKPOINT on the"
@@ -79,7 +80,8 @@ class BackupWal:
         try:
             changes = read_changes(repository, [LsnRange(facts.timeline_id, label.start_lsn, stop_lsn)])
         except WalGap as error:
-            raise _gap(str(error), _AGAIN_HINT) from error
+            error.restate(f"{_NOT_PUBLISHED}: {error}", hint=_AGAIN_HINT)
+            raise
         self._wal.check()
         return changes
 
@@ -100,11 +102,13 @@ class BackupWal:
         there = {s.segment_no for s in self._repository.wal.segments() if s.timeline_id == timeline_id}
         for number in range(geometry.segment_no(start), geometry.last_segment_no(end) + 1):
             if number not in there:
-                raise _gap(f"segment {geometry.file_name(timeline_id, number)} is not in the archive", hint)
-
-
-def _gap(cause: str, hint: str) -> WalGap:
-    return WalGap(f"the backup is not published, for WAL that it needs is missing: {cause}", hint=hint)
+                raise WalGap(
+                    f"{_NOT_PUBLISHED}: segment {geometry.file_name(timeline_id, number)} is not in the archive",
+                    hint=hint,
+                    timeline_id=timeline_id,
+                    lsn=geometry.segment_start(number),
+                    end_lsn=geometry.segment_start(number + 1),
+                )
 
 
 def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:

@@ -42,20 +42,21 @@ _READ_SIZE = 1 << 20
 
 
 @contextmanager
-def of_chain() -> Iterator[None]:
-    """Say of stored files that are missing, or foreign, that this chain cannot be used."""
+def of_chain(data: BackupData, path: str | None = None) -> Iterator[None]:
+    """Say of a stored file that is missing, or foreign, that this chain cannot be used; of any without a ``path``."""
     try:
         yield
-    except ObjectNotFound as error:
-        raise MissingPriorBackup(str(error), hint=ANOTHER_BACKUP) from error
-    except ForeignObject as error:
-        raise ChainError(str(error), hint=ANOTHER_BACKUP) from error
+    except (ObjectNotFound, ForeignObject) as error:
+        kind = MissingPriorBackup if isinstance(error, ObjectNotFound) else ChainError
+        unusable = kind(str(error), hint=ANOTHER_BACKUP, backup_id=data.backup_id)
+        unusable.facts.update(error.facts if path is None else {"path": data.locate(path)})
+        raise unusable from error
 
 
 @contextmanager
 def opened(data: BackupData, path: str) -> Iterator[StoredContent]:
     """Open a stored file; raises MissingPriorBackup or ChainError where it cannot be one, RepositoryError."""
-    with of_chain():
+    with of_chain(data, path):
         content = data.open(path)
     with closing(content):
         yield content
@@ -83,7 +84,7 @@ class OpenFiles:
         else:
             while len(self._contents) >= self.limit:
                 self._contents.popitem(last=False)[1].close()
-            with of_chain():
+            with of_chain(data, path):
                 self._contents[key] = data.open(path)
         return self._contents[key]
 
@@ -116,7 +117,7 @@ class ChainSource:
             raise wrong_size(data, path, size, stored.stored_size_bytes)
         if not stored.is_incremental:
             return cls(data, path, stored, files, StoredWhole(size))
-        header, encoded = _read_header(data.locate(path), content)
+        header, encoded = _read_header(data, path, content)
         if stored.header_digest is not None and content_digest(encoded) != stored.header_digest:
             raise damaged(data, path, "the digest of its header does not match")
         return cls(data, path, stored, files, header)
@@ -184,9 +185,11 @@ class OlderPages:
         if piece.source not in self._as_stored:
             # Rare, so that it may cost a buffer; the thread's own holds what is being looked at.
             if not source.is_as_stored(memoryview(bytearray(_READ_SIZE))):
-                raise damaged(
+                error = damaged(
                     source.data, source.path, f"the page of block {block_number} is not what its checksum says"
                 )
+                error.facts["offset_bytes"] = piece.source_offset + block_number * BLOCK_SIZE - piece.offset
+                raise error
             self._as_stored.add(piece.source)
         self._bad_block_count += 1
         if self._bad_block_count <= _WARNINGS_PER_FILE:
@@ -199,7 +202,7 @@ class OlderPages:
             )
 
 
-def _read_header(place: str, content: StoredContent) -> tuple[IncrementalHeader, bytes]:
+def _read_header(data: BackupData, path: str, content: StoredContent) -> tuple[IncrementalHeader, bytes]:
     try:
         prefix = IncrementalHeader.decode_prefix(content.read_at(0, FIXED_SIZE))
         encoded = content.read_at(0, prefix.header_size)
@@ -207,7 +210,8 @@ def _read_header(place: str, content: StoredContent) -> tuple[IncrementalHeader,
         if not _is_strictly_ascending(header.block_numbers):
             raise FormatError("incremental file: its block numbers do not ascend")
     except FormatError as error:
-        error.restate(f"{place}: {error}", hint=ANOTHER_BACKUP, path=place)
+        place = data.locate(path)
+        error.restate(f"{place}: {error}", hint=ANOTHER_BACKUP, backup_id=data.backup_id, path=place)
         raise
     return header, encoded
 
@@ -218,9 +222,21 @@ def _is_strictly_ascending(numbers: array[int]) -> bool:
 
 def wrong_size(data: BackupData, path: str, size: int, expected: int) -> PgwalError:
     """Return the error that says of a stored file that it is cut off, or too long."""
-    return TruncatedInput(f"{path} of backup {data.backup_id} has {size} bytes, not {expected}", hint=ANOTHER_BACKUP)
+    return TruncatedInput(
+        f"{path} of backup {data.backup_id} has {size} bytes, not {expected}",
+        hint=ANOTHER_BACKUP,
+        backup_id=data.backup_id,
+        path=data.locate(path),
+        size_bytes=size,
+        expected_size_bytes=expected,
+    )
 
 
 def damaged(data: BackupData, path: str, how: str = "its digest does not match") -> ChecksumMismatch:
     """Return the error that says of a stored file that it is not what was stored."""
-    return ChecksumMismatch(f"{path} of backup {data.backup_id} is damaged: {how}", hint=ANOTHER_BACKUP)
+    return ChecksumMismatch(
+        f"{path} of backup {data.backup_id} is damaged: {how}",
+        hint=ANOTHER_BACKUP,
+        backup_id=data.backup_id,
+        path=data.locate(path),
+    )

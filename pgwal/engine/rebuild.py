@@ -120,7 +120,7 @@ class Rebuild:
         self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
         for oid, location in tablespaces.items():
             self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
-        with of_chain():
+        with of_chain(self._stored[0]):
             for path in self._stored[0].directories():
                 self._require_in_place(path)
                 self.writer.make_directory(path)
@@ -188,8 +188,12 @@ class Rebuild:
     def content(self, file: BackupFile) -> bytes:
         """Return a small file that is stored whole, checked against its digest."""
         if file.is_incremental or file.size_bytes > _MAX_STORED_CONTENT:
-            raise FormatError(f"{file.path} of backup {self._entry.backup_id} cannot be a file of its name")
-        with of_chain():
+            raise FormatError(
+                f"{file.path} of backup {self._entry.backup_id} cannot be a file of its name",
+                backup_id=self._entry.backup_id,
+                path=self._stored[0].locate(file.stored_path),
+            )
+        with of_chain(self._stored[0], file.stored_path):
             # One byte more tells that there is more; it may be without end.
             content = start_of(self._stored[0], file.stored_path, file.size_bytes + 1)
         digest = ContentDigest()
@@ -310,7 +314,10 @@ class Rebuild:
                 stored = self._tables[number - 1].find(file.path)
             if stored is None:
                 raise MissingPriorBackup(
-                    f"backup {data.backup_id} holds no {file.path}, which a later one builds on", hint=ANOTHER_BACKUP
+                    f"backup {data.backup_id} holds no {file.path}, which a later one builds on",
+                    hint=ANOTHER_BACKUP,
+                    backup_id=data.backup_id,
+                    path=data.locate(file.path),
                 )
             source = ChainSource.opened(data, file.path, stored, files)
             found.append(source)

@@ -28,11 +28,12 @@ _TWO_HISTORIES = (
 def next_record_position(directory: WalDirectory, wal_format: WalFormat, timeline_id: int, lsn: Lsn) -> Lsn:
     """Return where the record that comes next at a position between two records can start.
 
-    That is the position, but for one in the rest of a segment behind XLOG_SWITCH, where nothing is, or in what a crash
-    cut off.  It is the position, too, where WAL there cannot be read: whoever reads on will say so.  Raises
-    TimelineMismatch, which names the record, for a position within a record.
+    That is the next multiple of 8 (MAXALIGN), but for a position in the rest of a segment behind XLOG_SWITCH, where
+    nothing is, or in what a crash cut off.  It is that, too, where WAL cannot be read: whoever reads on will say so.
+    Raises TimelineMismatch, which names the record, for a position within a record.
     """
     geometry = directory.geometry
+    named, lsn = lsn, Lsn(lsn + 7 & ~7)
     place = geometry.first_record_position(lsn)
     segment_no = geometry.segment_no(place)
     begin, earlier = Lsn(place - place % WAL_PAGE_SIZE), geometry.segment_start(segment_no)
@@ -46,7 +47,7 @@ def next_record_position(directory: WalDirectory, wal_format: WalFormat, timelin
         elif scanner.last_record_lsn:
             last = record_at(directory, wal_format, timeline_id, Lsn(scanner.last_record_lsn))
             if last is not None and last.end_lsn > place:
-                raise _within(lsn, timeline_id, f"the record at {last.lsn}", f"{last.lsn} or {last.end_lsn}")
+                raise _within(named, timeline_id, f"the record at {last.lsn}", f"{last.lsn} or {last.end_lsn}")
             return Lsn(scanner.position)
         elif _end_of_first(directory, timeline_id, begin) <= place:
             # Only the record is here that a crash cut off.
@@ -58,7 +59,7 @@ def next_record_position(directory: WalDirectory, wal_format: WalFormat, timelin
             if not directory.is_complete(timeline_id, segment_no):
                 following = _walk(directory, wal_format, timeline_id, begin)
                 next_lsn = Lsn(following.first_record_lsn) if following is not None else 0
-                raise _within(lsn, timeline_id, f"a record that begins before {begin}", f"{next_lsn or 'a position'}")
+                raise _within(named, timeline_id, f"a record that begins before {begin}", f"{next_lsn or 'a position'}")
         begin = earlier
     return lsn
 
@@ -108,6 +109,8 @@ def _within(lsn: Lsn, timeline_id: int, record: str, others: str) -> TimelineMis
         f"position {lsn} of timeline {timeline_id} lies within {record}",
         hint=f"Name {others}, where a record begins. If a backup starts or ends there, WAL of another history is here:"
         " take a full backup.",
+        timeline_id=timeline_id,
+        lsn=lsn,
     )
 
 
@@ -186,6 +189,8 @@ def broken_chain(
             f"WAL of timeline {timeline_id} does not go on at {end_of_wal.lsn}: a page behind that does not go on with"
             " the record before it",
             hint=f"{_TWO_HISTORIES} Take a full backup.",
+            timeline_id=timeline_id,
+            lsn=end_of_wal.lsn,
         )
     if end_of_wal.reason is not EndReason.RECORD_PREV_LINK:
         return None
@@ -197,6 +202,8 @@ def broken_chain(
         f"WAL of timeline {timeline_id} does not go on at {end_of_wal.lsn}: the record there follows one at"
         f" {record.prev_lsn}, which is not the one before it here",
         hint=f"{_TWO_HISTORIES} Take a full backup.",
+        timeline_id=timeline_id,
+        lsn=end_of_wal.lsn,
     )
 
 
@@ -232,6 +239,8 @@ def read_range(
             f"WAL from {reader.minimal_lsn} on timeline {wanted.timeline_id} was written with wal_level = minimal,"
             " which does not log every change",
             hint="Take a full backup.",
+            timeline_id=wanted.timeline_id,
+            lsn=reader.minimal_lsn,
         )
     return reader
 
@@ -287,4 +296,7 @@ def unlinked(piece: LsnRange, link: Link, last_lsn: Lsn, *, summarised: bool) ->
     return TimelineMismatch(
         f"{kind} of {piece} follows a record at {link.prev_lsn}, but the last one before it is at {last_lsn}",
         hint=f"{_TWO_HISTORIES} Take a full backup.{remedy if summarised else ''}",
+        timeline_id=piece.timeline_id,
+        lsn=piece.start,
+        end_lsn=piece.end,
     )

@@ -39,6 +39,7 @@ def read_history(repository: Repository, timeline_id: int) -> TimelineHistory:
         raise WalGap(
             f"the history of timeline {timeline_id} is not in the repository",
             hint="Run pgwal stream until it follows that timeline, or take a full backup.",
+            timeline_id=timeline_id,
         ) from error
 
 
@@ -146,6 +147,8 @@ def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | Non
             f"WAL is damaged: segment {geometry.file_name(timeline_id, first)} cannot be read on; {end_of_wal}",
             hint="Replace that segment in the repository's wal directory, if another archive holds a whole copy;"
             " else take a full backup.",
+            timeline_id=timeline_id,
+            lsn=end_of_wal.lsn,
         )
     is_older = _holds_older_summary(repository, unread)
     older = " Summaries that an older pgwal wrote do not count without that WAL." if is_older else ""
@@ -156,6 +159,9 @@ def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | Non
         return WalGap(
             f"WAL is missing: {unread} is neither summarised nor in the repository",
             hint=f"If the server still has it, pgwal stream will fetch it; else take a full backup.{older}",
+            timeline_id=timeline_id,
+            lsn=unread.start,
+            end_lsn=unread.end,
         )
     missing = unread._replace(end=min(unread.end, geometry.segment_start(min(later))))
     names = [geometry.file_name(timeline_id, number) for number in (first, min(*later, last + 1) - 1)]
@@ -163,6 +169,9 @@ def wal_gap(repository: Repository, unread: LsnRange, end_of_wal: EndOfWal | Non
         f"WAL is missing: {missing} is neither summarised nor in the repository",
         hint=f"Copy segment {' to '.join(dict.fromkeys(names))} into the repository's wal directory,"
         f" if another archive holds it; else take a full backup.{older}",
+        timeline_id=timeline_id,
+        lsn=missing.start,
+        end_lsn=missing.end,
     )
 
 

@@ -242,15 +242,21 @@ class WalDirectory:
         return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
-        file.skip(offset)
         left = self.geometry.segment_size - offset
-        while left:
-            size = min(PART_BYTES, left)
-            data = file.read(size)
-            if len(data) < size and file.complete:
-                raise self._too_short(file.path, left - len(data))
-            left -= size
-            yield data.ljust(size, b"\0")
+        try:
+            file.skip(offset)
+            while left:
+                size = min(PART_BYTES, left)
+                data = file.read(size)
+                if len(data) < size and file.complete:
+                    raise self._too_short(file.path, left - len(data))
+                left -= size
+                yield data.ljust(size, b"\0")
+        except ObjectNotFound:
+            # What is no open file is gone when a receiver gives it another name, or compresses it.
+            name = split_segment_name(file.path.rpartition("/")[2])[0]
+            with self._open(name) as renamed:
+                yield from self._read_segment(renamed, self.geometry.segment_size - left)
 
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(

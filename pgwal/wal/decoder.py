@@ -252,7 +252,8 @@ class WalDecoder:
         if discarded is not None and named != discarded:
             raise FormatError(
                 f"record at {record.lsn} overwrites the one at {Lsn(named)},"
-                f" but the one at {Lsn(discarded)} was cut off"
+                f" but the one at {Lsn(discarded)} was cut off",
+                lsn=record.lsn,
             )
 
 
@@ -316,6 +317,7 @@ def decode_main_data(wal_format: WalFormat, lsn: int, rmid: int, info: int, main
                 f"record at {Lsn(lsn)} lists more transactions and relations than fit into what of a record pgwal keeps"
                 f" {KEPT_BYTES_OF_LISTS} bytes",
                 hint="It ends a transaction with millions of them. Begin again behind it, with a full backup.",
+                lsn=lsn,
             ) from None
         raise _broken(lsn, f"its data is too short (rmgr {rmid}, info {info:#04x})") from None
 
@@ -325,11 +327,12 @@ def unknown_record(wal_format: WalFormat, lsn: int, rmid: int, info: int) -> Unk
     return UnknownRecord(
         f"record at {Lsn(lsn)}: rmgr {rmid}, info {info:#04x} is not known for PostgreSQL {wal_format.major}",
         hint="It may change relation files in a way that this pgwal does not understand; look for a newer pgwal.",
+        lsn=lsn,
     )
 
 
 def _broken(lsn: int, why: str) -> FormatError:
-    return FormatError(f"record at {Lsn(lsn)}: its CRC is right, but {why}")
+    return FormatError(f"record at {Lsn(lsn)}: its CRC is right, but {why}", lsn=lsn)
 
 
 def _check_known(wal_format: WalFormat, lsn: int, header: Any) -> None:

@@ -591,8 +591,9 @@ class WalScanner:
                 f"{where}: rmgr {self._rmid}, info {self._info:#04x} is not known for PostgreSQL {major}",
                 hint="It may change relation files in a way that this pgwal does not understand; "
                 "look for a newer pgwal.",
+                lsn=Lsn(self._lsn),
             )
-        raise FormatError(f"{where}: its CRC is right, but {_BROKEN_BECAUSE[self._detail]}")
+        raise FormatError(f"{where}: its CRC is right, but {_BROKEN_BECAUSE[self._detail]}", lsn=Lsn(self._lsn))
 
     # -- the walk: from here on no Python object is touched when compiled -------------------------------------
 

@@ -56,8 +56,9 @@ def test_creation_of_a_free_space_map_counts_for_nothing(wal_format: WalFormat) 
 @pytest.mark.parametrize("fork", [-1, 4, 1 << 30])
 def test_creation_of_an_unknown_fork(wal_format: WalFormat, fork: int) -> None:
     data = layout.SmgrCreate.build({"locator": TABLE, "fork": fork})
-    with pytest.raises(UnknownRecord, match="16/B374D848"):
+    with pytest.raises(UnknownRecord, match="16/B374D848") as caught:
         shortenings(wal_format, LSN, layout.RM_SMGR, layout.SMGR_CREATE, data)
+    assert caught.value.facts == {"lsn": LSN}
 
 
 @every_version

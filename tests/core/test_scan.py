@@ -42,7 +42,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pgwal.wal.scan
-from pgwal.errors import FormatError, PgwalError, UnknownRecord, UnsupportedVersion
+from pgwal.errors import ErrorFacts, FormatError, PgwalError, UnknownRecord, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.wal import page_magic
 from pgwal.wal.decoder import NEED_DATA as DECODER_NEEDS_DATA
@@ -94,7 +94,7 @@ class Outcome:
     """All that a scanner says of some WAL."""
 
     result: int = NEED_DATA
-    error: tuple[str, str] | None = None
+    error: tuple[str, str, ErrorFacts] | None = None
     end_reason: int = 0
     position: int = 0
     timeline_id: int = 0
@@ -126,7 +126,7 @@ class Reader:
         self.derived: Blocks = {}
         self.specials: list[tuple[object, ...]] = []
         self.result = NEED_DATA
-        self.error: tuple[str, str] | None = None
+        self.error: tuple[str, str, ErrorFacts] | None = None
 
     def feed(self, chunk: bytes) -> None:
         self.scanner.feed(chunk)
@@ -139,7 +139,7 @@ class Reader:
             while (result := self.scanner.scan()) == SPECIAL:
                 self._note_special()
         except PgwalError as error:
-            self.error = type(error).__name__, str(error)
+            self.error = type(error).__name__, str(error), error.facts
             return
         self.result = result
         collect(self.blocks, self.scanner.take_blocks())
@@ -875,6 +875,7 @@ def test_body_that_does_not_parse_is_an_error(body: bytes, why: str) -> None:
     assert outcome.error[0] == "FormatError"
     assert f"record at {broken.lsn}: its CRC is right, but" in outcome.error[1]
     assert why in outcome.error[1]
+    assert outcome.error[2] == {"lsn": broken.lsn}
     assert (outcome.record_count, outcome.position) == (1, broken.lsn)
     assert_decoder_agrees(builder.wal(), builder.start_lsn, 0, outcome)
 

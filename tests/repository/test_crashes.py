@@ -1,7 +1,8 @@
-"""A process dies at any operation of a whole backup, an expire or a stream: nothing that counts is lost or torn.
+"""A process dies at any operation of a backup, an expire or a stream: nothing that counts is lost or torn.
 
-So it does in a store that renames folders, and in one that does not.  What a power cut makes of a directory is for
-tests/receiver and tests/keeping.
+So it does in a store that renames folders, and in one that does not.  Of a backup this is the part without the server:
+test_dying_backup has the whole.  What a power cut makes of a directory is for tests/receiver and
+tests/keeping.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.restore import RestoreRequest, restore_backup
-from pgwal.errors import PgwalError
+from pgwal.errors import MissingPriorBackup, PgwalError
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.local_place import LocalPlace
 
@@ -88,6 +88,34 @@ def test_flipped_byte_in_the_full_backup(tmp_path: Path) -> None:
     assert_refused(
         made, f"{TABLE} of backup {made.ids[0]} is damaged: the page of block 4 is not what its checksum says"
     )
+
+
+def restoring(made: MadeRepository) -> PgwalError:
+    """Return the error with which a restore ends."""
+    with pytest.raises(PgwalError) as caught:
+        restore_backup(RestoreRequest(LocalPlace(made.path), "latest", made.path.parent / "target", "false"))
+    return caught.value
+
+
+def test_facts_of_damage(tmp_path: Path) -> None:
+    made, _ = make_chain(tmp_path)
+    flip(made.data(made.ids[1]) / INCREMENTAL, BLOCK_SIZE + 2 * BLOCK_SIZE + 17)
+    place = {"backup_id": made.ids[1], "path": str(made.data(made.ids[1]) / INCREMENTAL)}
+    assert restoring(made).facts == {**place, "offset_bytes": 3 * BLOCK_SIZE}
+
+
+def test_facts_of_what_is_cut_off_or_missing(tmp_path: Path) -> None:
+    made, _ = make_chain(tmp_path)
+    path = made.data(made.ids[0]) / TABLE
+    place = {"backup_id": made.ids[0], "path": str(path)}
+    path.write_bytes(path.read_bytes()[:-1])
+    sizes = {"size_bytes": BLOCK_COUNT * BLOCK_SIZE - 1, "expected_size_bytes": BLOCK_COUNT * BLOCK_SIZE}
+    assert restoring(made).facts == {**place, **sizes}
+    shutil.rmtree(tmp_path / "target")
+    path.unlink()
+    error = restoring(made)
+    assert isinstance(error, MissingPriorBackup)
+    assert error.facts == place
 
 
 def test_page_of_a_second_file(tmp_path: Path) -> None:
