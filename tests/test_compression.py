@@ -201,6 +201,22 @@ def test_a_failed_segment_is_tried_again(tmp_path: Path, archive: WalArchive, mo
     assert names(tmp_path) == {f"{NAME}.zst"}
 
 
+def test_what_is_moved_away_while_it_pauses_does_not_come_back(tmp_path: Path, archive: WalArchive) -> None:
+    for number in range(4, 20):
+        (tmp_path / "wal" / f"00000001{number:016X}").write_bytes(CONTENT)
+    (tmp_path / "aside").mkdir()
+    with SegmentCompressor(LocalStore(tmp_path), archive, Compression.parse("gzip:9")) as compressor:
+        while not compressor.compressed_count:
+            time.sleep(0.001)
+        with compressor.paused():
+            plain = {name for name in names(tmp_path) if "." not in name}
+            compressed = names(tmp_path) - plain
+            for name in plain:
+                (tmp_path / "wal" / name).rename(tmp_path / "aside" / name)
+    assert plain
+    assert names(tmp_path) == compressed
+
+
 def test_a_segment_that_changes_its_name_meanwhile_is_seen(
     archive: WalArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory, Templates
+from guarded.other_user import as_ordinary_user
 from pgwal_process import assert_failed, run_pgwal, succeed
 
 from pgwal_cli.server_installation import ServerInstallation
@@ -282,21 +283,10 @@ def test_directory_of_something_else_is_no_repository(taken: Taken, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
 
 
-@pytest.fixture
-def as_ordinary_user() -> list[str]:
-    """The command that runs pgwal without root's power to pass over permissions; empty for any other user."""
-    if os.geteuid() != 0:
-        return []
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("root needs setpriv to be stopped by permissions")
-    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
-
-
 @EITHER_WILL_DO
-def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
+def test_repository_of_another_user(taken: Taken, scratch: Path) -> None:
     give_to_server(taken.repo)
-    taken.repo.chmod(0o700 if as_ordinary_user else 0o000)
+    taken.repo.chmod(0o700 if os.geteuid() == 0 else 0o000)
     try:
         for command in (
             ["list"],
@@ -304,7 +294,7 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
             ["restore", "latest", "-D", scratch / "target"],
             ["stream", "-d", taken.over_tcp, "--once"],
         ):
-            outcome = run_pgwal(*command, "--repo", taken.repo, prefix=as_ordinary_user)
+            outcome = run_pgwal(*command, "--repo", taken.repo, prefix=as_ordinary_user())
             cause = f"cannot .*{taken.repo}.*: Permission denied"
             assert_failed(outcome, FAILED, cause, "user that owns the repository")
     finally:
@@ -313,26 +303,26 @@ def test_repository_of_another_user(taken: Taken, scratch: Path, as_ordinary_use
 
 
 @EITHER_WILL_DO
-def test_repository_that_cannot_be_written(taken: Taken, scratch: Path, as_ordinary_user: list[str]) -> None:
+def test_repository_that_cannot_be_written(taken: Taken, scratch: Path) -> None:
     stream: list[str | Path] = ["stream", "-d", taken.over_tcp, "--once"]
     parent = scratch / "closed"
     parent.mkdir(mode=0o555)
-    outcome = run_pgwal(*stream, "--repo", parent / "repo", prefix=as_ordinary_user)
+    outcome = run_pgwal(*stream, "--repo", parent / "repo", prefix=as_ordinary_user())
     assert_failed(outcome, FAILED, f"cannot create {parent / 'repo'}: Permission denied", "owns the repository")
-    outcome = run_pgwal("restore", "latest", "--repo", taken.repo, "-D", parent / "new", prefix=as_ordinary_user)
+    outcome = run_pgwal("restore", "latest", "--repo", taken.repo, "-D", parent / "new", prefix=as_ordinary_user())
     assert_failed(outcome, FAILED, f"cannot create {parent / 'new'}: Permission denied", "who may write there")
     make_read_only(taken.repo)
-    outcome = run_pgwal(*stream, "--repo", taken.repo, prefix=as_ordinary_user)
+    outcome = run_pgwal(*stream, "--repo", taken.repo, prefix=as_ordinary_user())
     assert_failed(outcome, FAILED, f"cannot .*{taken.repo}.*: Permission denied", "owns the repository")
-    listed = run_pgwal("list", "--repo", taken.repo, prefix=as_ordinary_user)
+    listed = run_pgwal("list", "--repo", taken.repo, prefix=as_ordinary_user())
     assert listed.code == 0, listed.stderr
 
 
 @EITHER_WILL_DO
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root, the server's user is the one that runs pgwal")
-def test_data_directory_of_another_user(taken: Taken, tmp_path: Path, as_ordinary_user: list[str]) -> None:
+def test_data_directory_of_another_user(taken: Taken, tmp_path: Path) -> None:
     outcome = run_pgwal(
-        *taken.taking("full"), "-d", taken.over_tcp, "--repo", tmp_path / "repo", prefix=as_ordinary_user
+        *taken.taking("full"), "-d", taken.over_tcp, "--repo", tmp_path / "repo", prefix=as_ordinary_user()
     )
     assert_failed(outcome, FAILED, "cannot read .*pg_control: Permission denied", "as the server's user")
     assert not (tmp_path / "repo").exists()

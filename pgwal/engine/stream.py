@@ -71,6 +71,7 @@ class Receiver:
         self._stop = stop
         self._open_sender = opener
         self._repository: Repository | None = None
+        self._compressor: SegmentCompressor | None = None
         self._slot_ensured = False
         self._set_aside_from: set[tuple[int, Lsn]] = set()
         self.progress = ReceiverProgress(on_alive or (lambda: None))
@@ -98,7 +99,7 @@ class Receiver:
 
     def _set_aside(self, error: HistoryMismatch | OlderTimeline) -> None:
         """Move aside what stands against the server's history, where that was asked for; else raise the error."""
-        if not self._options.accept_new_history or self._repository is None:
+        if not self._options.accept_new_history or self._repository is None or self._compressor is None:
             raise error
         lsn = Lsn(error.lsn) if isinstance(error, HistoryMismatch) else Lsn(0)
         # What stands against the server again, when that has been moved, is not understood.
@@ -106,7 +107,9 @@ class Receiver:
             raise error
         self._set_aside_from.add((error.timeline_id, lsn))
         logger.warning("%s", error)
-        if not set_aside(self._repository, error.timeline_id, lsn):
+        with self._compressor.paused():
+            moved = set_aside(self._repository, error.timeline_id, lsn)
+        if not moved:
             raise error
 
     def _receive_once(self, held: ExitStack) -> None:
@@ -191,11 +194,11 @@ class Receiver:
             repository = Repository.open_or_create(self._place, identity)
             held.enter_context(repository.lock_receiver(for_backup=self._options.for_backup))
             self._repository = repository
-            compressor = held.enter_context(
+            self._compressor = held.enter_context(
                 SegmentCompressor(repository.store, repository.wal, self._options.compression)
             )
             before = repository.receiver_state()
-            self.progress.connected(compressor, before.level_at if before is not None else None)
+            self.progress.connected(self._compressor, before.level_at if before is not None else None)
         self._repository.require(identity)
         return self._repository
 

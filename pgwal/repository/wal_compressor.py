@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol, Self
 
 import lz4.frame
@@ -132,6 +132,7 @@ class SegmentCompressor:
         self._queue = queue.SimpleQueue[str | None]()
         self._failed: list[str] = []
         self._deadline_s: float | None = None
+        self._at_work = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @property
@@ -160,6 +161,15 @@ class SegmentCompressor:
         if self._thread is not None:
             self._queue.put(name)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Compress nothing for a while; waits for the segment that is at hand.
+
+        A segment that is moved away while it is compressed would come back, and one that takes its name be removed.
+        """
+        with self._at_work:
+            yield
+
     def _run(self) -> None:
         _yield_to_others()
         while True:
@@ -170,7 +180,8 @@ class SegmentCompressor:
                 continue
             if name is None or (self._deadline_s is not None and time.monotonic() > self._deadline_s):
                 return
-            self._take(name)
+            with self._at_work:
+                self._take(name)
 
     def _try_failed_again(self) -> None:
         failed, self._failed = self._failed, []

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pgwal_process import assert_nothing_raw, environment, finish, run_pgwal, start_pgwal
+from guarded.other_user import as_ordinary_user
+from pgwal_process import assert_failed, assert_nothing_raw, environment, finish, run_pgwal, start_pgwal
 from restore.made_repository import Blocks, MadeRepository, block
 
-from pgwal_cli.throwaway_server import ThrowawayServer, can_execute_python, give_to_server, server_account
+from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
+from pgwal_cli.throwaway_server import ThrowawayServer
 
-VERIFICATION_FAILED = 5
 CHAIN_LENGTH = 60
 RELATION = "base/5/16384"
 
@@ -56,28 +59,32 @@ def test_too_few_descriptors_are_named(long_chain: MadeRepository, tmp_path: Pat
         assert "ulimit -n" in outcome.hints[0]
 
 
-def test_a_directory_that_cannot_be_read_is_named_and_the_rest_verified(scratch: Path) -> None:
-    if server_account() is not None and not can_execute_python():
-        pytest.skip("nobody but root can run this interpreter")
-    made = MadeRepository(scratch / "repo")
+def test_a_directory_that_cannot_be_read_is_named_and_the_rest_verified(tmp_path: Path) -> None:
+    made = MadeRepository(tmp_path / "repo")
     damaged = made.add({RELATION: block("a"), "base/6/1": block("b")})
     made.add({RELATION: Blocks(1, {0: block("c")}), "base/6/1": block("d")})
     (made.data(damaged) / RELATION).write_bytes(block("z"))
-    give_to_server(scratch)
-    account = server_account()
-    as_user = [] if account is None else ["setpriv", f"--reuid={account.pw_uid}", "--clear-groups"]
-    closed = [made.data(made.ids[1]) / "base/6", made.path / "summaries"]
-    for directory in closed:
-        directory.chmod(0)
-    try:
-        outcome = run_pgwal("verify", "--repo", made.path, prefix=as_user)
-    finally:
-        for directory in closed:
-            directory.chmod(0o700)
+    unread = made.data(made.ids[1]) / "base/6"
+    with closed(unread):
+        outcome = run_pgwal("verify", "--repo", made.path, prefix=as_ordinary_user())
     assert outcome.code == VERIFICATION_FAILED, outcome
     assert_nothing_raw(outcome)
     assert f"{damaged}/data/{RELATION}: it is not what was stored" in outcome.stdout
-    assert f"{made.ids[1]}/data/base/6: it cannot be read: Permission denied" in outcome.stdout
+    assert f"{made.ids[1]}/data/base/6: cannot list {unread}: Permission denied" in outcome.stdout
+    for name in ("wal", "summaries", "backups"):
+        with closed(made.path / name):
+            outcome = run_pgwal("verify", "--repo", made.path, prefix=as_ordinary_user())
+        assert_failed(outcome, FAILED, f"cannot open {made.path / name}: Permission denied", "owns the repository")
+
+
+@contextmanager
+def closed(directory: Path) -> Iterator[None]:
+    """Let nobody into a directory for a while, its owner included."""
+    directory.chmod(0)
+    try:
+        yield
+    finally:
+        directory.chmod(0o700)
 
 
 @pytest.mark.postgres(18)

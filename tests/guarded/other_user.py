@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ os.setuid(nobody.pw_uid)
 assert os.geteuid() == os.getuid() != 0
 sys.exit(run(sys.argv[1:]))
 """
+
+
+def as_ordinary_user() -> list[str]:
+    """Return the command that runs pgwal without root's power to pass over permissions; empty for any other user."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root needs setpriv to be stopped by permissions")
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
 
 
 def run_as_nobody(*args: str | Path) -> Outcome:

@@ -193,7 +193,11 @@ def recycle_wal_during_backup(the_round: Round) -> None:
     the_round.doubt("recycled WAL during a backup")
     break_at = time.monotonic() + the_round.chance.uniform(0.3, 1.0)
     switches_left, breaks_left = MOST_SWITCHES, MOST_BREAKS
-    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name ~ 'pgwal'"
+    # Before it streams, an error is told to whoever has begun: on a busy machine that may take a while.
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_replication"
+        " WHERE application_name ~ 'pgwal' AND state IN ('catchup', 'streaming')"
+    )
 
     def disturb(connection: psycopg.Connection[tuple[object, ...]]) -> None:
         nonlocal switches_left, breaks_left
