@@ -85,7 +85,7 @@ class _Export:
 
     def run(self) -> None:
         self._writer.make_root()
-        with of_chain():
+        with of_chain(self._data):
             for path in self._data.directories():
                 self._writer.make_directory(path)
         ahead = self._jobs * _FILES_UNDER_WAY
@@ -104,7 +104,7 @@ class _Export:
 
     def _copy(self, file: BackupFile) -> int:
         digest = ContentDigest()
-        with of_chain():
+        with of_chain(self._data, file.stored_path):
             size_bytes = self._writer.write(file.stored_path, self._passing(file, digest))
         if size_bytes != file.stored_size_bytes:
             raise wrong_size(self._data, file.stored_path, size_bytes, file.stored_size_bytes)
