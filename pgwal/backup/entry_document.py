@@ -68,6 +68,8 @@ class EntryWriter:
 
     def head(self, contents: PackedContents | None = None) -> Iterator[bytes]:
         """Yield all before the files; ``contents`` are those of a packed backup."""
+        if (None if contents is None else contents.size_bytes) != self._entry.packed_size_bytes:
+            raise FormatError("catalogue entry: its packs have another size than it says")
         head = json.dumps(head_members(self._entry))[:-1]
         if contents is None:
             yield self._emit(f"{head}{_FILES_START}".encode())

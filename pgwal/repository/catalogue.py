@@ -169,12 +169,19 @@ class Catalogue:
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
         except (FormatError, RepositoryError):
-            is_packed = StorageFormat.of(self._store).files is FileFormat.PACKED
+            is_packed = self._format_is_packed()
         if not is_packed:
             return plain
         from pgwal.repository.packed_backup_data import PackedBackupData
 
         return PackedBackupData(self._store, plain, backup_id, partial(self._lines, backup_id))
+
+    def _format_is_packed(self) -> bool:
+        """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
+        try:
+            return StorageFormat.of(self._store).files is FileFormat.PACKED
+        except (FormatError, RepositoryError):
+            return True
 
     def unneeded_packs(self, expired: Collection[str] = ()) -> list[StoredObject]:
         """Return the packs that no backup needs but those ``expired``; none at all while an entry cannot be read.
