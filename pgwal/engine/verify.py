@@ -188,7 +188,8 @@ class _Verification:
             if store.exists(STORAGE_FORMAT_NAME) and store.get(STORAGE_FORMAT_NAME) != found.encode():
                 raise FormatError("it is not spelled as it was written")
         except PgwalError as error:
-            self._report.problems.append(Problem(None, STORAGE_FORMAT_NAME, str(error)))
+            message = str(error).removeprefix(f"{STORAGE_FORMAT_NAME} ")
+            self._report.problems.append(Problem(None, STORAGE_FORMAT_NAME, message))
 
     def _check_histories(self) -> None:
         timeline_ids = {entry.stop_timeline_id for entry in self._report.entries.values()}

@@ -62,7 +62,7 @@ class StorageFormat:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"{STORAGE_FORMAT_NAME} cannot be read: {type(error).__name__}", hint=_HINT) from error
         if found.compression.method not in (CompressionMethod.NONE, CompressionMethod.ZSTD):
-            raise FormatError(f"{STORAGE_FORMAT_NAME}: packs are compressed with zstd or not at all", hint=_HINT)
+            raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: packs have zstd, or no compression", hint=_HINT)
         return found
 
     @classmethod
