@@ -265,7 +265,7 @@ def no_parts(place: Place) -> bool:
 def test_an_expire_of_packed_backups_leaves_whole_chains_and_their_packs(packed_site: Site, tmp_path: Path) -> None:
     place = packed_site.origin
     take_backup(place, tmp_path / "data")
-    kept = decode_pack_names(place.store.get(f"backups/{NEW}/backup.json").splitlines(keepends=True))
+    kept = kept_packs(place)
     counts, pack_counts = [], []
     for number, place in enumerate(dying(packed_site, lambda place: expire(ExpireRequest(place, keep_full=1)))):
         repository = Repository.open(place)
@@ -290,6 +290,26 @@ def test_an_expire_of_packed_backups_leaves_whole_chains_and_their_packs(packed_
     assert set(counts) == {4, 3, 2, 1}
     assert pack_counts == sorted(pack_counts, reverse=True)
     assert len(set(pack_counts)) > 4
+
+
+def test_a_dry_run_takes_a_backup_under_way_for_no_garbage(packed_site: Site, tmp_path: Path) -> None:
+    """It has stored packs that no entry names yet."""
+    place = packed_site.origin
+    take_backup(place, tmp_path / "data")
+    repository, dry_run = Repository.open(place), ExpireRequest(place, keep_full=1, dry_run=True)
+    expected = expire(dry_run)
+    assert {pack.name for pack in expected.packs} == packs(place) - kept_packs(place)
+    with repository.lock_backups(), repository.catalogue.stage(LATER) as staged:
+        before = packs(place)
+        staged.data.write("base/1", [bytes(100_000)])
+        staged.data.sync()
+        assert packs(place) > before
+        assert expire(dry_run) == expected
+    assert packs(place) == before
+
+
+def kept_packs(place: Place) -> set[str]:
+    return decode_pack_names(place.store.get(f"backups/{NEW}/backup.json").splitlines(keepends=True))
 
 
 # ---- stream
