@@ -130,8 +130,9 @@ def _plan(
         unfinished,
         wal_retention.needed_from if retention.kept else None,
     )
-    expired_ids = {entry.backup_id for entry in retention.expired}
-    report.packs.extend(repository.catalogue.unneeded_packs(expired_ids, only_named=only_named_packs))
+    if retention.kept:
+        expired_ids = {entry.backup_id for entry in retention.expired}
+        report.packs.extend(repository.catalogue.unneeded_packs(expired_ids, only_named=only_named_packs))
     if retention.kept and judged:
         report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
         report.summaries.extend(_unneeded_summaries(repository, wal_retention))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -152,8 +152,9 @@ def store_backup(
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
         staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
         staged.data.sync()
-        packed = staged.data.contents()
-        entry = entry_of(backup_id, prior_id, start, stop, totals, None if packed is None else packed.size_bytes)
+        entry = entry_of(backup_id, prior_id, start, stop, totals)
+        if (packed := staged.data.contents()) is not None:
+            entry = replace(entry, packed_size_bytes=packed.size_bytes)
         staged.publish(entry)
     return entry
 
