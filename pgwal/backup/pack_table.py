@@ -92,9 +92,10 @@ class Pack:
         """Return the position at which a frame begins."""
         return self._ends[number - 1] if number else 0
 
-    def frame_at(self, position: int) -> int:
-        """Return the number of the frame that has a position."""
-        return bisect_right(self._ends, position)
+    def find(self, position: int) -> tuple[int, int]:
+        """Return the number of the frame that has a position, and where in it that is."""
+        number = bisect_right(self._ends, position)
+        return number, position - self._ends[number - 1] if number else position
 
     @property
     def header(self) -> bytes:

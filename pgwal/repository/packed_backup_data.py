@@ -154,7 +154,8 @@ class _Index:
         for pack_number, first, offset, length in zip(*self._numbers, strict=True):
             pack = packs[pack_number]
             changes[pack_number][first] += 1
-            changes[pack_number][pack.frame_at(pack.position(first) + offset + length - 1) + 1] -= 1
+            last, _ = pack.find(pack.position(first) + offset + length - 1)
+            changes[pack_number][last + 1] -= 1
         for of_pack in changes:
             of_pack.pop()
             yield [number for number, uses in enumerate(accumulate(of_pack)) if not uses]
@@ -238,8 +239,7 @@ class _PackedContent:
         pack_number, first, offset_in_frame, _ = self._extents[at]
         pack = self._packs[pack_number]
         position = pack.position(first) + offset_in_frame + offset - self._starts[at]
-        number = pack.frame_at(position)
-        start = position - pack.position(number)
+        number, start = pack.find(position)
         length = min(length, self._starts[at + 1] - offset)
         return memoryview(self._frames.content(pack, number))[start : start + length]
 

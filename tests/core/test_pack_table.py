@@ -105,8 +105,8 @@ def test_positions_are_those_of_the_frames(pack: Pack) -> None:
     expected = [(number, at) for number, frame in enumerate(pack) if frame.size_bytes < 10 for at in (0, 1)]
     for number, at in expected:
         if at < pack[number].size_bytes:
-            assert pack.frame_at(pack.position(number) + at) == number
-        assert pack.frame_at(pack.position(number) + pack[number].size_bytes - 1) == number
+            assert pack.find(pack.position(number) + at) == (number, at)
+        assert pack.find(pack.position(number) + pack[number].size_bytes - 1) == (number, pack[number].size_bytes - 1)
     assert pack.end == sum(frame.size_bytes for frame in pack)
 
 

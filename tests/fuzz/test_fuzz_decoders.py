@@ -160,7 +160,7 @@ def read_packs(content: bytes) -> None:
     for line in content.split(b"\n"):
         reader.feed(load_json(line))
     for pack in reader.finish():
-        assert all(pack.frame_at(pack.position(number)) == number for number in range(len(pack)))
+        assert all(pack.find(pack.position(number)) == (number, 0) for number in range(len(pack)))
         assert pack.end <= len(pack) * FRAME_SIZE
 
 
