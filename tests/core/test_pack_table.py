@@ -119,6 +119,13 @@ def test_an_entry_says_the_size_of_its_packs() -> None:
         list(encode_entry(entry_with(contents, []), []))
 
 
+def test_an_entry_says_of_no_file_that_it_is_where_nothing_is() -> None:
+    contents, files = sample()
+    files[0] = files[0]._replace(extents=(Extent(0, 1, 10, 30),))
+    with pytest.raises(FormatError, match="reaches beyond the frames"):
+        lines_of(contents, files)
+
+
 # ---- what is forged: its digest is right
 
 
