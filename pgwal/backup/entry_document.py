@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pgwal.backup.backup_file import (
     BackupFile,
@@ -41,7 +41,14 @@ from pgwal.backup.backup_file import (
 )
 from pgwal.backup.entry import PACKED_VERSION, PLAIN_VERSION, BackupEntry, decode_head_members, head_members
 from pgwal.backup.label import BACKUP_LABEL_NAME
-from pgwal.backup.pack_table import PackedContents, PackReader, check_directories, encode_packs
+from pgwal.backup.pack_table import (
+    Pack,
+    PackedContents,
+    PackReader,
+    check_directories,
+    check_extents,
+    encode_packs,
+)
 from pgwal.backup.stored_path import DistinctPaths, encode_path
 from pgwal.checksum import ContentDigest
 from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
@@ -65,13 +72,17 @@ class EntryWriter:
         self._digest = ContentDigest()
         self._paths = DistinctPaths()
         self._totals = BackupTotals()
+        self._packs: Sequence[Pack] = ()
 
     def head(self, contents: PackedContents | None = None) -> Iterator[bytes]:
         """Yield all before the files; ``contents`` are those of a packed backup."""
+        if (None if contents is None else contents.size_bytes) != self._entry.packed_size_bytes:
+            raise FormatError("catalogue entry: its packs have another size than it says")
         head = json.dumps(head_members(self._entry))[:-1]
         if contents is None:
             yield self._emit(f"{head}{_FILES_START}".encode())
             return
+        self._packs = contents.packs
         yield self._emit(f"{head}{_PACKS_START}".encode())
         separator = b""
         for line in encode_packs(contents.packs):
@@ -85,6 +96,7 @@ class EntryWriter:
         """Return the line of one file; raises FormatError when its values contradict themselves."""
         self._paths.add(check_file(file))
         _check_place(file, is_packed=self._entry.packed_size_bytes is not None)
+        check_extents(file.extents, self._packs, file.path)
         separator = b",\n" if self._totals.file_count else b""
         self._totals = self._totals.plus(file)
         return self._emit(separator + encode_file(file))

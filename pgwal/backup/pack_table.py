@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import struct
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -56,12 +58,17 @@ class Frame(NamedTuple):
 
 
 class Pack:
-    """A pack and those of its frames that a backup needs, in 32 bytes each; ``size_bytes`` is that of the object."""
+    """A pack and those of its frames that a backup needs, in 40 bytes each; ``size_bytes`` is that of the object.
+
+    A position in it counts the bytes of files in its frames, whatever is stored of them.
+    """
 
     def __init__(self, name: str, size_bytes: int = PACK_HEADER_SIZE) -> None:
         self.name = name
         self.size_bytes = size_bytes
         self._rows = bytearray()
+        self._ends = array("Q")
+        """The position at which each frame ends."""
 
     def __len__(self) -> int:
         return len(self._rows) // _ROW.size
@@ -74,6 +81,21 @@ class Pack:
     def add(self, frame: Frame) -> None:
         """Add a frame behind the others."""
         self._rows += _ROW.pack(*frame)
+        self._ends.append(self.end + frame.size_bytes)
+
+    @property
+    def end(self) -> int:
+        """The position behind all frames."""
+        return self._ends[-1] if self._ends else 0
+
+    def position(self, number: int) -> int:
+        """Return the position at which a frame begins."""
+        return self._ends[number - 1] if number else 0
+
+    def find(self, position: int) -> tuple[int, int]:
+        """Return the number of the frame that has a position, and where in it that is."""
+        number = bisect_right(self._ends, position)
+        return number, position - self._ends[number - 1] if number else position
 
     @property
     def header(self) -> bytes:
@@ -187,12 +209,9 @@ def check_directories(value: Any) -> list[str]:
 
 def check_extents(extents: Sequence[Extent], packs: Sequence[Pack], path: str) -> None:
     """Raise FormatError unless the extents of a file lie in frames that there are."""
-    for pack, frame, offset, length in extents:
-        left, at = offset + length, frame
-        if pack >= len(packs) or at >= len(packs[pack]) or offset >= packs[pack][at].size_bytes:
-            raise FormatError(f"catalogue entry: {path} is in a frame that is in no pack")
-        while left > 0 and at < len(packs[pack]):
-            left -= packs[pack][at].size_bytes
-            at += 1
-        if left > 0:
-            raise FormatError(f"catalogue entry: {path} reaches beyond the frames of pack {packs[pack].name}")
+    for number, frame, offset, length in extents:
+        if number >= len(packs) or frame >= len(packs[number]) or offset >= packs[number][frame].size_bytes:
+            raise FormatError(f"catalogue entry: {path!r} is in a frame that is in no pack")
+        pack = packs[number]
+        if pack.position(frame) + offset + length > pack.end:
+            raise FormatError(f"catalogue entry: {path!r} reaches beyond the frames of pack {pack.name}")

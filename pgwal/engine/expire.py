@@ -84,7 +84,10 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     """
     repository = Repository.open(request.place)
     if request.dry_run:
-        return _plan(repository, request, [] if repository.backup_is_running() else repository.catalogue.unfinished())
+        if not repository.backup_is_running():
+            return _plan(repository, request, repository.catalogue.unfinished())
+        # What that one has stored so far looks like something that was abandoned.
+        return _plan(repository, request, [], only_named_packs=True)
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
         report = _plan(repository, request, repository.catalogue.unfinished())
         for entry in report.expired:
@@ -99,7 +102,9 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     return report
 
 
-def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str]) -> ExpireReport:
+def _plan(
+    repository: Repository, request: ExpireRequest, unfinished: list[str], *, only_named_packs: bool = False
+) -> ExpireReport:
     histories = {history.timeline_id: history for history in repository.wal.histories()}
     current = _current_timelines(repository)
     entries, unreadable = repository.catalogue.survey()
@@ -125,7 +130,9 @@ def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str])
         unfinished,
         wal_retention.needed_from if retention.kept else None,
     )
-    report.packs.extend(repository.catalogue.unneeded_packs({entry.backup_id for entry in retention.expired}))
+    if retention.kept:
+        expired_ids = {entry.backup_id for entry in retention.expired}
+        report.packs.extend(repository.catalogue.unneeded_packs(expired_ids, only_named=only_named_packs))
     if retention.kept and judged:
         report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
         report.summaries.extend(_unneeded_summaries(repository, wal_retention))

@@ -88,6 +88,8 @@ class StoredBackup:
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
         self._entry_is_whole = self._manifest_is_whole = False
+        self._places_are_known = False
+        """Whether files can be found: of a packed backup they cannot where its entry is damaged, which is said once."""
 
     def verify(
         self,
@@ -101,14 +103,19 @@ class StoredBackup:
 
         ``tell`` is told the size of each file that has been read.
         """
+        with self._noting(self._entry_name):
+            self._data.require_places()
+            self._places_are_known = True
         self._check_files(entry, workers, jobs, tell)
         for name in _LAST_LINES:
             self._check_last_line(name)
+        if not self._places_are_known:
+            return
         if self._entry_is_whole or self._manifest_is_whole:
             self._find_extra_files()
         if self._entry_is_whole:
             for name, error in self._data.damage():
-                self._note_at(name, str(error))
+                self._note_at(name, _reason(error))
         if entry is not None:
             self._check_facts(entry, prior)
             self._check_directories(entry)
@@ -133,10 +140,11 @@ class StoredBackup:
 
     def _listed_files(self) -> Iterator[_ListedFile]:
         """Yield what is listed, noting what the one list has and the other has not."""
+        if not self._places_are_known:
+            for _ in self._manifest_files():
+                pass
+            return
         for file, listed in _paired(self._entry_files(), self._manifest_files()):
-            if file is None and self._data.needs_entry and not self._entry_is_whole:
-                # Where it lies is not known, which has been said.
-                continue
             path = file.stored_path if file is not None else listed.path if listed is not None else ""
             size_bytes = file.stored_size_bytes if file is not None else listed.size if listed is not None else 0
             self._listed.append(xxh3_64_intdigest(encode_path(path)))

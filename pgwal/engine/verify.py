@@ -16,9 +16,10 @@ from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
 from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError, RepositoryError, RepositoryLocked
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, WAL_DIRECTORY
+from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, STORAGE_FORMAT_NAME, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import folders_in
 from pgwal.timeline import history_file_name
 from pgwal.wal.checkpoint import require_labels_checkpoint, require_pg_controls_checkpoint
@@ -135,6 +136,7 @@ class _Verification:
 
     def run(self, workers: Executor) -> None:
         report = self._report
+        self._check_format()
         self._check_histories()
         report.wal_ranges = self._needed_wal()
         self._total_bytes = sum(part.end - part.start for part in report.wal_ranges)
@@ -177,6 +179,17 @@ class _Verification:
                 return
             passed.append(entry.prior_id)
             entry = self._report.entries.get(entry.prior_id)
+
+    def _check_format(self) -> None:
+        """Note how the repository says that it stores files, unless that is as it was written."""
+        store = self._repository.store
+        try:
+            found = StorageFormat.of(store)
+            if store.exists(STORAGE_FORMAT_NAME) and store.get(STORAGE_FORMAT_NAME) != found.encode():
+                raise FormatError("it is not spelled as it was written")
+        except PgwalError as error:
+            message = str(error).removeprefix(f"{STORAGE_FORMAT_NAME} ")
+            self._report.problems.append(Problem(None, STORAGE_FORMAT_NAME, message))
 
     def _check_histories(self) -> None:
         timeline_ids = {entry.stop_timeline_id for entry in self._report.entries.values()}

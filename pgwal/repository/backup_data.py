@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from pgwal.backup.pack_table import PackedContents
-from pgwal.errors import FormatError, RepositoryError
+from pgwal.errors import PgwalError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
 from pgwal.repository.place import Place
@@ -47,8 +47,9 @@ class BackupData(Protocol):
     """What a backup holds, for reading; raises RepositoryError for what the storage refuses."""
 
     backup_id: str
-    needs_entry: bool
-    """Whether its entry alone tells where its files lie."""
+
+    def require_places(self) -> None:
+        """Raise FormatError where only the entry of the backup tells where its files lie, and that is damaged."""
 
     def locate(self, path: str) -> str:
         """Return what people call the place of a file, for messages."""
@@ -64,7 +65,7 @@ class BackupData(Protocol):
     def open(self, path: str) -> StoredContent:
         """Open a file; raises ObjectNotFound, and ForeignObject for what is no file."""
 
-    def damage(self) -> Iterator[tuple[str, FormatError]]:
+    def damage(self) -> Iterator[tuple[str, PgwalError]]:
         """Yield the names of objects, and what is wrong there, as far as reading all files does not show it."""
 
     def path(self, path: str) -> Path | None:
@@ -113,8 +114,11 @@ class BackupDataWriter(Protocol):
     def contents(self) -> PackedContents | None:
         """Return what the entry must tell of packs, None where files are stored one by one; after ``sync``."""
 
+    def abandon(self) -> None:
+        """End what is still under way, when nothing comes of it; after ``sync`` there is nothing."""
+
     def discard(self) -> None:
-        """Remove what lies elsewhere than in the folder of the backup; what removes that is to remove the rest."""
+        """Remove, after ``abandon``, what lies elsewhere than in the folder of the backup."""
 
 
 def open_backup_data(store: ObjectStore, folder: str, backup_id: str) -> BackupData:

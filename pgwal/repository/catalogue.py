@@ -169,31 +169,45 @@ class Catalogue:
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
         except (FormatError, RepositoryError):
-            is_packed = StorageFormat.of(self._store).files is FileFormat.PACKED
+            is_packed = self._format_is_packed()
         if not is_packed:
             return plain
         from pgwal.repository.packed_backup_data import PackedBackupData
 
         return PackedBackupData(self._store, plain, backup_id, partial(self._lines, backup_id))
 
-    def unneeded_packs(self, expired: Collection[str] = ()) -> list[StoredObject]:
+    def _format_is_packed(self) -> bool:
+        """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
+        try:
+            return StorageFormat.of(self._store).files is FileFormat.PACKED
+        except (FormatError, RepositoryError):
+            return True
+
+    def unneeded_packs(self, expired: Collection[str] = (), *, only_named: bool = False) -> list[StoredObject]:
         """Return the packs that no backup needs but those ``expired``; none at all while an entry cannot be read.
 
-        That of a backup that is being taken is one of them: only under the lock for backups they may be removed.
+        Those of a backup that is being taken are among them unless ``only_named``, which are those that an expired one
+        names: only under the lock for backups they may be removed.
         """
         packs = list(list_packs(self._store))
-        needed = set[str]()
         if not packs:
             return packs
-        for backup_id in set(self.ids()).difference(expired):
-            try:
-                if self.entry(backup_id).packed_size_bytes is not None:
-                    with self._lines(backup_id) as lines:
-                        needed.update(decode_pack_names(lines))
-            except (FormatError, RepositoryError) as error:
-                logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
-                return []
-        return [pack for pack in packs if pack.name not in needed]
+        ids = set(self.ids())
+        try:
+            needed = self._pack_names(ids.difference(expired))
+            named = self._pack_names(ids.intersection(expired)) if only_named else None
+        except (FormatError, RepositoryError) as error:
+            logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
+            return []
+        return [pack for pack in packs if pack.name not in needed and (named is None or pack.name in named)]
+
+    def _pack_names(self, backup_ids: Iterable[str]) -> set[str]:
+        found = set[str]()
+        for backup_id in backup_ids:
+            if self.entry(backup_id).packed_size_bytes is not None:
+                with self._lines(backup_id) as lines:
+                    found.update(decode_pack_names(lines))
+        return found
 
     @contextmanager
     def hold(self, backup_id: str) -> Iterator[None]:

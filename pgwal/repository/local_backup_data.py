@@ -24,8 +24,6 @@ from pgwal.repository.written_file import WrittenFile
 class LocalBackupData:
     """See pgwal.repository.backup_data.BackupData."""
 
-    needs_entry = False
-
     def __init__(self, root: Path, backup_id: str) -> None:
         self.backup_id = backup_id
         self._root = root
@@ -33,6 +31,9 @@ class LocalBackupData:
 
     def path(self, path: str) -> Path:
         return self._root / path
+
+    def require_places(self) -> None:
+        pass
 
     def locate(self, path: str) -> str:
         return str(self.path(path))
@@ -161,6 +162,9 @@ class LocalBackupDataWriter:
 
     def contents(self) -> None:
         return None
+
+    def abandon(self) -> None:
+        pass
 
     def discard(self) -> None:
         pass

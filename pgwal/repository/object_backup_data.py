@@ -21,8 +21,6 @@ _READ_SIZE = 1 << 20
 class ObjectBackupData:
     """See pgwal.repository.backup_data.BackupData."""
 
-    needs_entry = False
-
     def __init__(self, store: ObjectStore, folder: str, backup_id: str) -> None:
         self.backup_id = backup_id
         self._store = store
@@ -30,6 +28,9 @@ class ObjectBackupData:
 
     def _name(self, path: str) -> str:
         return f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}"
+
+    def require_places(self) -> None:
+        pass
 
     def locate(self, path: str) -> str:
         return self._store.locate(self._name(path))
@@ -142,6 +143,9 @@ class ObjectBackupDataWriter:
 
     def contents(self) -> None:
         return None
+
+    def abandon(self) -> None:
+        pass
 
     def discard(self) -> None:
         pass

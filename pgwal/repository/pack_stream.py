@@ -83,7 +83,7 @@ class PackStream:
                 self._emit(len(self._frame))
             self._finish_pack()
             while self._pending:
-                self._pending.pop(0).result()
+                self._await_oldest()
         finally:
             self.abandon()
 
@@ -115,12 +115,17 @@ class PackStream:
     def _open_pack(self) -> Pack:
         if self._pack is None:
             while len(self._pending) >= _MOST_PENDING or (self._pending and self._pending[0].done()):
-                self._pending.pop(0).result()
+                self._await_oldest()
             self._pack_number, self._pack = self._begin()
             self._passage = Passage()
             self._pending.append(self._putter.submit(self._put, pack_object(self._pack.name), self._passage))
             self._push(self._pack.header)
         return self._pack
+
+    def _await_oldest(self) -> None:
+        """Wait until a pack is stored; one that could not be stays, so that nobody takes the rest for all of it."""
+        self._pending[0].result()
+        del self._pending[0]
 
     def _put(self, name: str, passage: Passage) -> None:
         try:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from pgwal.backup.entry_document import decode_contents
 from pgwal.backup.pack_table import Extent, Pack, PackedContents, check_extents
 from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError
 from pgwal.repository.frame_codec import FrameDecoder
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.packed_backup_writer import AS_THEY_ARE
@@ -42,8 +43,6 @@ class PackedBackupData:
     is read for the first time.
     """
 
-    needs_entry = True
-
     def __init__(
         self,
         store: ObjectStore,
@@ -56,7 +55,11 @@ class PackedBackupData:
         self._plain = plain
         self._lines = lines
         self._index_lock = Lock()
+        self._damage: FormatError | None = None
         self._frames = _Frames(store)
+
+    def require_places(self) -> None:
+        _ = self._index
 
     def locate(self, path: str) -> str:
         return self._plain.locate(path)
@@ -89,17 +92,15 @@ class PackedBackupData:
     def path(self, path: str) -> Path | None:
         return self._plain.path(path) if path in AS_THEY_ARE else None
 
-    def damage(self) -> Iterator[tuple[str, FormatError]]:
+    def damage(self) -> Iterator[tuple[str, PgwalError]]:
         """See BackupData: cut or extended packs, exchanged ones, and frames of which no file has anything."""
-        for pack_number, pack in enumerate(self._index.contents.packs):
+        for pack, unused in zip(self._index.contents.packs, self._index.frames_without_files(), strict=True):
             name = pack_object(pack.name)
             try:
                 self._check_object(pack, name)
-                for number in self._index.frames_without_files(pack_number):
+                for number in unused:
                     self._frames.content(pack, number)
-            except ObjectNotFound:
-                yield name, FormatError("it is missing")
-            except FormatError as error:
+            except (FormatError, RepositoryError) as error:
                 yield name, error
 
     def _check_object(self, pack: Pack, name: str) -> None:
@@ -112,9 +113,15 @@ class PackedBackupData:
 
     @property
     def _index(self) -> _Index:
-        # The first of several threads makes it.
+        # The first of several threads makes it; an entry that is damaged is not read again for each file.
         with self._index_lock:
-            return self._made_index
+            if self._damage is not None:
+                raise self._damage.with_traceback(None)
+            try:
+                return self._made_index
+            except FormatError as error:
+                self._damage = error
+                raise
 
     @cached_property
     def _made_index(self) -> _Index:
@@ -139,18 +146,19 @@ class _Index:
                 for numbers, number in zip(self._numbers, extent, strict=True):
                     numbers.append(number)
 
-    def frames_without_files(self, pack_number: int) -> Iterator[int]:
-        """Yield the frames of a pack in which nothing of any file lies, as what was read twice leaves them."""
-        pack = self.contents.packs[pack_number]
-        used = bytearray(len(pack))
-        for of_pack, first, offset, length in zip(*self._numbers, strict=True):
-            if of_pack == pack_number:
-                left, number = offset + length, first
-                while left > 0:
-                    used[number] = 1
-                    left -= pack[number].size_bytes
-                    number += 1
-        return (number for number, is_used in enumerate(used) if not is_used)
+    def frames_without_files(self) -> Iterator[list[int]]:
+        """Yield for each pack the frames in which nothing of any file lies, as what was read twice leaves them."""
+        packs = self.contents.packs
+        # By frame, how many extents more than of the one before it have something there.
+        changes = [array("q", bytes(8 * (len(pack) + 1))) for pack in packs]
+        for pack_number, first, offset, length in zip(*self._numbers, strict=True):
+            pack = packs[pack_number]
+            changes[pack_number][first] += 1
+            last, _ = pack.find(pack.position(first) + offset + length - 1)
+            changes[pack_number][last + 1] -= 1
+        for of_pack in changes:
+            of_pack.pop()
+            yield [number for number, uses in enumerate(accumulate(of_pack)) if not uses]
 
     def extents(self, path: str) -> list[Extent] | None:
         found = self._places.find(xxh3_128_digest(encode_path(path)))
@@ -200,25 +208,15 @@ class _PackedContent:
     descriptor = None
 
     def __init__(self, frames: _Frames, packs: Sequence[Pack], extents: Sequence[Extent]) -> None:
-        self.size_bytes = sum(extent.length for extent in extents)
         self._frames = frames
         self._packs = packs
         self._extents = extents
+        self._starts = [0, *accumulate(extent.length for extent in extents)]
+        """Where in the file each extent begins, and where it ends."""
 
-    @cached_property
-    def _parts(self) -> tuple[array[int], list[tuple[Pack, int, int, int]]]:
-        """Where in the file each frame's part begins, and of each its pack, its number, and from where to where."""
-        starts, parts, position = array("Q"), [], 0
-        for pack_number, first, offset, length in self._extents:
-            pack, number, left = self._packs[pack_number], first, length
-            while left:
-                end = min(offset + left, pack[number].size_bytes)
-                starts.append(position)
-                parts.append((pack, number, offset, end))
-                position += end - offset
-                left -= end - offset
-                number, offset = number + 1, 0
-        return starts, parts
+    @property
+    def size_bytes(self) -> int:
+        return self._starts[-1]
 
     def read_at(self, offset: int, length: int) -> bytes:
         pieces = []
@@ -237,11 +235,13 @@ class _PackedContent:
         """Return what one frame has of what is wanted, nothing at the end alone."""
         if offset >= self.size_bytes:
             return memoryview(b"")
-        starts, parts = self._parts
-        at = bisect_right(starts, offset) - 1
-        pack, number, first, end = parts[at]
-        start = first + offset - starts[at]
-        return memoryview(self._frames.content(pack, number))[start : min(start + length, end)]
+        at = bisect_right(self._starts, offset) - 1
+        pack_number, first, offset_in_frame, _ = self._extents[at]
+        pack = self._packs[pack_number]
+        position = pack.position(first) + offset_in_frame + offset - self._starts[at]
+        number, start = pack.find(position)
+        length = min(length, self._starts[at + 1] - offset)
+        return memoryview(self._frames.content(pack, number))[start : start + length]
 
     def close(self) -> None:
         pass

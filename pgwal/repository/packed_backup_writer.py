@@ -71,9 +71,11 @@ class PackedBackupDataWriter:
     def contents(self) -> PackedContents:
         return PackedContents(self._packs, sorted(self._directories))
 
-    def discard(self) -> None:
+    def abandon(self) -> None:
         for stream in self._streams:
             stream.abandon()
+
+    def discard(self) -> None:
         for pack in self._packs:
             with suppress(ObjectNotFound):
                 self._store.delete(pack_object(pack.name))

@@ -14,7 +14,7 @@ from pgwal.backup.backup_file import BackupFile, decode_file, encode_file
 from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
-from pgwal.errors import RepositoryError
+from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.repository.backup_data import create_backup_data
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
@@ -78,7 +78,14 @@ class StagedBackup:
         self._is_published = True
 
     def _discard(self) -> None:
+        self.data.abandon()
         try:
+            # What was renamed counts, whatever failed then: it needs its packs.
+            if self._renaming is not None and not self._store.exists(self._folder):
+                return
+            # The entry goes before the packs that it names: it may be there although storing it failed.
+            with suppress(ObjectNotFound):
+                self._store.delete(f"{self._folder}/{BACKUP_ENTRY_NAME}")
             self.data.discard()
             if self._store.exists(self._folder):
                 remove_backup(self._store, self._folder)

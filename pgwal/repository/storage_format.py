@@ -12,6 +12,10 @@ from pgwal.repository.layout import STORAGE_FORMAT_NAME
 from pgwal.repository.store import ObjectStore
 
 _VERSION = 1
+_HINT = (
+    'Write it again: {"pgwal-format": 1, "files": "packed" or "plain", "compression": "zstd:1" or "none"}; backups that'
+    " are there say themselves how they are stored."
+)
 
 
 class FileFormat(StrEnum):
@@ -50,13 +54,15 @@ class StorageFormat:
         try:
             document = json.loads(content)
             version = document["pgwal-format"]
+            if type(version) is not int:
+                raise TypeError("its version is no number")
             if version != _VERSION:
                 raise UnsupportedVersion(f"{STORAGE_FORMAT_NAME} has format {version}, this pgwal knows {_VERSION}")
-            found = cls(FileFormat(document["files"]), Compression.parse(document["compression"]))
+            found = cls(FileFormat(document["files"]), _decode_compression(document["compression"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FormatError(f"{STORAGE_FORMAT_NAME} cannot be read: {type(error).__name__}") from error
+            raise FormatError(f"{STORAGE_FORMAT_NAME} cannot be read: {type(error).__name__}", hint=_HINT) from error
         if found.compression.method not in (CompressionMethod.NONE, CompressionMethod.ZSTD):
-            raise FormatError(f"{STORAGE_FORMAT_NAME}: packs are compressed with zstd or not at all")
+            raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: packs have zstd, or no compression", hint=_HINT)
         return found
 
     @classmethod
@@ -66,6 +72,13 @@ class StorageFormat:
             return cls.decode(store.get(STORAGE_FORMAT_NAME))
         except ObjectNotFound:
             return cls()
+
+
+def _decode_compression(text: str) -> Compression:
+    try:
+        return Compression.parse(text)
+    except FormatError as error:
+        raise ValueError(str(error)) from error
 
 
 PLAIN_FORMAT = StorageFormat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ import construct
 import pytest
 from construct import Construct, IfThenElse, Renamed, SizeofError, Struct
 
+from pgwal.backup.pack_table import FRAME_SIZE, PACK_HEADER_SIZE, PACK_MAGIC, Extent, Pack, encode_packs
+from pgwal.repository.pack_stream import PACK_SIZE
+from pgwal.repository.storage_format import StorageFormat
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WAL_FORMATS
 
@@ -117,6 +121,25 @@ def test_the_versions_are_those_of_the_formats() -> None:
     (line,) = re.findall(r"^\| image flags: apply / compressed \| (.*) \|$", DOCUMENT, re.MULTILINE)
     flags = [(wal_format.apply_image_bit, wal_format.compressed_image_bits) for wal_format in WAL_FORMATS.values()]
     assert [tuple(int(flag, 16) for flag in cell.split(" / ")) for cell in line.split(" | ")] == flags
+
+
+def test_packed_backups_have_the_sizes_of_the_code() -> None:
+    text = DOCUMENT[DOCUMENT.index("\n## Packed backups\n") :]
+    assert documented_fields(text) == [Field(0, len(PACK_MAGIC), "magic"), Field(8, PACK_HEADER_SIZE - 8, "name")]
+    assert f"| `{PACK_MAGIC.decode()}` |" in text
+    assert f"| {PACK_HEADER_SIZE} | | frames |" in text
+    assert f"at most {FRAME_SIZE} bytes" in text
+    assert f"once the pack has {PACK_SIZE >> 20} MiB" in text
+    for number, name in ((0, "its offset"), (1, "bytes that are stored"), (2, "bytes of files"), (3, "xxh3-128")):
+        assert f"| {number} | {name}" in text
+    assert f"`[{', '.join(Extent._fields)}]`" in text
+    line = json.loads(next(encode_packs([Pack("0" * 32)])))
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(line)
+
+
+def test_format_json_has_the_members_of_the_code() -> None:
+    text = DOCUMENT[DOCUMENT.index("\n`format.json`") : DOCUMENT.index("\n## Packed backups\n")]
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(json.loads(StorageFormat().encode()))
 
 
 def test_links_name_what_is_there() -> None:

@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import time
+import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,39 +22,54 @@ from types import FrameType
 
 import pytest
 import typer
+import zstandard
 from core.test_control_file import build as build_control_file
 from fuzz.wal_decoders import WAL_DECODERS
+from keeping.stored_repository import entry_of
 from restore.made_repository import LABEL, Blocks, MadeRepository, block
 
 import pgwal
 import pgwal_cli
-from pgwal.backup.backup_file import decode_file
+from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, load_json
 from pgwal.backup.backup_id import parse_backup_id
-from pgwal.backup.entry_document import decode_entry, decode_head
+from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_pack_names, encode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.manifest_reader import ManifestReader
+from pgwal.backup.pack_table import (
+    FRAME_SIZE,
+    Extent,
+    Frame,
+    Pack,
+    PackedContents,
+    PackReader,
+    check_extents,
+)
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.recovery import RecoveryTarget, parse_target_time, recovery_settings, with_settings
 from pgwal.backup.stored_path import check_path, decode_path
-from pgwal.checksum import crc32c
+from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE, ControlStamp
 from pgwal.datadir.postmaster_file import PostmasterFile
-from pgwal.errors import PgwalError
+from pgwal.errors import FormatError, PgwalError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.binary_copy import BinaryCopyReader
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.replication_answer import AnswerRow
 from pgwal.relation import BLOCK_SIZE, parse_database_directory, parse_relation_path
 from pgwal.replication.messages import decode_server_message, decode_status_update
+from pgwal.repository.compression import Compression
+from pgwal.repository.frame_codec import FrameDecoder, FrameEncoder
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState
+from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal.repository.wal_directory import split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name, parse_segment_size
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import decode_link, decode_summary, encode_summary, parse_summary_file_name
 from pgwal.timeline import TimelineHistory
+from pgwal_cli.init import _parse_compression as _parse_compression_of_packs
 from pgwal_cli.inspect_wal import _parse_relation
 from pgwal_cli.options import parse_label, parse_lsn, parse_rate, parse_timeline
 from pgwal_cli.rebuilding import parse_tablespaces
@@ -124,6 +140,42 @@ def read_file(content: bytes) -> None:
 def read_entry(content: bytes) -> None:
     for _ in decode_entry(content.splitlines(keepends=True))[1]:
         pass
+
+
+def read_packed_entry(content: bytes) -> None:
+    """Read an entry with packs, whose digest is right, as all its readers do."""
+    kept = content.splitlines(keepends=True)[:-1]
+    lines = [*kept, f'"digest": "xxh3-128:{content_digest(b"".join(kept))}"}}\n'.encode()]
+    entry, contents, files = decode_contents(lines)
+    assert sum(pack.size_bytes for pack in contents.packs) == entry.packed_size_bytes
+    for file in files:
+        with suppress(FormatError):
+            check_extents(file.extents, contents.packs, file.stored_path)
+    assert decode_pack_names(lines) == {pack.name for pack in contents.packs}
+    for _ in decode_entry(lines)[1]:
+        pass
+
+
+def read_packs(content: bytes) -> None:
+    reader = PackReader()
+    for line in content.split(b"\n"):
+        reader.feed(load_json(line))
+    for pack in reader.finish():
+        assert all(pack.find(pack.position(number)) == (number, 0) for number in range(len(pack)))
+        assert pack.end <= len(pack) * FRAME_SIZE
+
+
+def read_frame(content: bytes) -> None:
+    """Read a frame whose digest is right, of as many bytes of files as the first four bytes say."""
+    (size_bytes,), stored = struct.unpack("<I", content[:4].ljust(4, b"\0")), content[4:]
+    frame = Frame(24, len(stored), size_bytes, bytes.fromhex(content_digest(stored)))
+    assert len(FrameDecoder().decode(stored, frame, 0, "x")) == size_bytes
+
+
+def read_format(content: bytes) -> None:
+    found = StorageFormat.decode(content)
+    assert StorageFormat.decode(found.encode()) == found
+    assert found.level is None or 1 <= found.level <= 22
 
 
 def read_manifest(content: bytes) -> None:
@@ -237,6 +289,34 @@ def made_entry(path: Path) -> bytes:
     return (path / "backups" / made.ids[1] / "backup.json").read_bytes()
 
 
+def made_packed_entry() -> bytes:
+    first, second = Pack("1f" * 16), Pack("2e" * 16)
+    for pack, sizes in ((first, ((100, 8192), (8192, 8192))), (second, ((50, 5000),))):
+        for stored_size_bytes, size_bytes in sizes:
+            pack.add(Frame(pack.size_bytes, stored_size_bytes, size_bytes, bytes(range(16))))
+            pack.size_bytes += stored_size_bytes
+    files = [
+        BackupFile("base/5/16384", 16384, 16384, 0o600, 1795344930, "5" * 32, extents=(Extent(0, 0, 0, 16384),)),
+        BackupFile("base/5/PG_VERSION", 5000, 5000, 0o600, 0, "6" * 32, extents=(Extent(1, 0, 0, 5000),)),
+    ]
+    contents = PackedContents([first, second], ["base", "base/5", "pg_tblspc"])
+    totals = BackupTotals(2, 0, 21384, 21384)
+    entry = entry_of("20261122T101530Z_full", None, Lsn(1), Lsn(2), totals, contents.size_bytes)
+    return b"".join(encode_entry(entry, files, contents))
+
+
+def made_packs() -> bytes:
+    lines = made_packed_entry().splitlines()
+    ends = (number for number, line in enumerate(lines) if line.startswith(b"], "))
+    return b"\n".join(line.rstrip(b",") for line in lines[1 : next(ends)])
+
+
+def made_frame() -> bytes:
+    content = bytes(range(250)) * 20
+    _, stored = FrameEncoder(1).encode(memoryview(content), 24)
+    return struct.pack("<I", len(content)) + stored
+
+
 COPY = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">hI", 1, 5) + b"hello" + struct.pack(">hi", 1, -1) + b"\xff\xff"
 STATE = (
     b'{"timeline_id": 1, "written_lsn": "0/3000028", "flushed_lsn": "0/3000028", "summarised_lsn": "0/3000000",'
@@ -245,13 +325,17 @@ STATE = (
 SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
 TEXTS: tuple[Callable[[str], object], ...] = (
     Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id, parse_label, parse_lsn, parse_rate,
-    parse_timeline, _parse_address, _parse_compression, _parse_relation,
+    parse_timeline, _parse_address, _parse_compression, _parse_compression_of_packs, _parse_relation,
     lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
 )  # fmt: skip
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "head of an entry": (read_head, None),
     "file of an entry": (read_file, None),
     "entry": (read_entry, None),
+    "packed entry": (read_packed_entry, made_packed_entry()),
+    "packs of an entry": (read_packs, made_packs()),
+    "frame": (read_frame, made_frame()),
+    "format.json": (read_format, StorageFormat(FileFormat.PACKED, Compression.parse("zstd:3")).encode()),
     "manifest": (read_manifest, made_manifest()),
     "label": (BackupLabel.decode, LABEL),
     "tablespace map": (lambda content: TablespaceMap.decode(content, 18), b"16384 /srv/a\n16385 /srv/b\\\nc\n"),
@@ -339,3 +423,32 @@ def named_decoders() -> Iterator[tuple[str, str]]:
                     if isinstance(function, ast.FunctionDef) and DECODER_NAME.match(function.name):
                         prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
                         yield str(path), prefix + function.name
+
+
+FRAMES_THAT_LIE = {
+    "inflates to more": (lambda: zstandard.compress(bytes(5001)), 5000),
+    "inflates to less": (lambda: zstandard.compress(bytes(4999)), 5000),
+    "inflates to a hundred megabytes": (lambda: zstandard.compress(bytes(100 << 20)), FRAME_SIZE),
+    "says that it is a hundred megabytes": (lambda: zstandard.compress(bytes(100 << 20)), 100 << 20),
+    "inflates to nothing": (lambda: zstandard.compress(b""), 5000),
+    "does not say its size": (lambda: zstandard.ZstdCompressor(write_content_size=False).compress(bytes(5000)), 5000),
+    "has something behind it": (lambda: zstandard.compress(bytes(5000)) + b"x", 5000),
+    "has another frame behind it": (lambda: zstandard.compress(bytes(5000)) + zstandard.compress(bytes(10)), 5000),
+    "is cut": (lambda: zstandard.compress(bytes(5000))[:-1], 5000),
+    "is a skippable frame": (lambda: struct.pack("<II", 0x184D2A50, 12) + bytes(12), 5000),
+    "is not zstd": (lambda: b"nothing of the kind", 5000),
+    "is empty": (lambda: b"", 5000),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES_THAT_LIE)
+def test_a_frame_that_lies_is_refused_and_takes_no_memory(name: str) -> None:
+    make, size_bytes = FRAMES_THAT_LIE[name]
+    stored = make()
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="frame 0 of x"):
+            read_frame(struct.pack("<I", size_bytes) + stored)
+        assert tracemalloc.get_traced_memory()[1] < 4 * FRAME_SIZE
+    finally:
+        tracemalloc.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -144,8 +144,8 @@ def store_backup(
         for directory in required_directories(MAJOR):
             staged.data.make_directory(directory)
         for file, content in [*_whole(always | whole), *_incremental(blocks or {})]:
-            staged.data.write(file.stored_path, [content])
-            staged.add_file(file)
+            written = staged.data.write(file.stored_path, [content])
+            staged.add_file(file._replace(extents=written.extents))
             totals = totals.plus(file)
             checksum = FileChecksum("CRC32C")
             checksum.update(content)
@@ -153,11 +153,20 @@ def store_backup(
         staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
         staged.data.sync()
         entry = entry_of(backup_id, prior_id, start, stop, totals)
+        if (packed := staged.data.contents()) is not None:
+            entry = replace(entry, packed_size_bytes=packed.size_bytes)
         staged.publish(entry)
     return entry
 
 
-def entry_of(backup_id: str, prior_id: str | None, start: Lsn, stop: Lsn, totals: BackupTotals) -> BackupEntry:
+def entry_of(
+    backup_id: str,
+    prior_id: str | None,
+    start: Lsn,
+    stop: Lsn,
+    totals: BackupTotals,
+    packed_size_bytes: int | None = None,
+) -> BackupEntry:
     """Return the entry of a backup that was taken on timeline 1, within the second in which it began."""
     started, kind = parse_backup_id(backup_id)
     return BackupEntry(
@@ -177,6 +186,7 @@ def entry_of(backup_id: str, prior_id: str | None, start: Lsn, stop: Lsn, totals
         data_checksums=True,
         tablespaces={},
         totals=totals,
+        packed_size_bytes=packed_size_bytes,
     )
 
 
