@@ -125,7 +125,8 @@ def _plan(repository: Repository, request: ExpireRequest, unfinished: list[str])
         unfinished,
         wal_retention.needed_from if retention.kept else None,
     )
-    report.packs.extend(repository.catalogue.unneeded_packs({entry.backup_id for entry in retention.expired}))
+    if retention.kept:
+        report.packs.extend(repository.catalogue.unneeded_packs({entry.backup_id for entry in retention.expired}))
     if retention.kept and judged:
         report.wal.extend(_unneeded_wal(repository, wal_retention, histories))
         report.summaries.extend(_unneeded_summaries(repository, wal_retention))

@@ -13,6 +13,7 @@ from test_main_job import streaming
 
 from pgwal.backup.manifest import FileChecksum, ManifestWriter
 from pgwal.backup.manifest_reader import read_manifest
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 OF_THEIR_OWN = {"backup_manifest", "backup_label"}
@@ -79,8 +80,8 @@ def test_combine_says_what_is_wrong(tmp_path: Path) -> None:
     assert_failed(outcome, 1, "there is no repository")
 
 
-def test_manifests_as_they_are_wanted(tmp_path: Path) -> None:
-    made = MadeRepository(tmp_path / "repo")
+def test_manifests_as_they_are_wanted(tmp_path: Path, storage_format: StorageFormat) -> None:
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     made.add({"base/5/16384": block("a") + block("b")})
     made.add({"base/5/16384": Blocks(2, {1: block("B")})})
     for algorithm in ("NONE", "CRC32C", "SHA256", "SHA512"):
@@ -106,8 +107,10 @@ def test_manifests_as_they_are_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_directory_with_the_manifest_of_another_cluster_is_refused(tmp_path: Path, number: int) -> None:
-    made = MadeRepository(tmp_path / "repo")
+def test_a_directory_with_the_manifest_of_another_cluster_is_refused(
+    tmp_path: Path, storage_format: StorageFormat, number: int
+) -> None:
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     made.add({"base/5/16384": block("a")})
     made.add({"base/5/16384": Blocks(1, {})})
     for backup_id in made.ids:
