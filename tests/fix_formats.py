@@ -2,7 +2,7 @@
 
 A test that uses ``storage_format``, by itself or through another fixture, runs once for each format.  One with a server
 does so on the majors of PACKED_MAJORS, on the others with plain files alone, unless it has the mark ``packed_on_all``.
-One with the mark ``plain_alone``, for what it does to files that are stored one by one, runs with those alone.
+One with the mark ``only_format``, for what it does to stored files where they lie, runs with that format alone.
 """
 
 from __future__ import annotations
@@ -47,5 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def formats_of(test: pytest.Item, major: int | None = None) -> tuple[FileFormat, ...]:
     """Return the formats in which a test runs, on a server of a major version, if it has one."""
-    is_left_out = major is not None and major not in PACKED_MAJORS and not test.get_closest_marker("packed_on_all")
-    return (FileFormat.PLAIN,) if is_left_out or test.get_closest_marker("plain_alone") else tuple(FileFormat)
+    mark = test.get_closest_marker("only_format")
+    formats = tuple(FileFormat) if mark is None else tuple(map(FileFormat, mark.args))
+    if major is None or major in PACKED_MAJORS or test.get_closest_marker("packed_on_all"):
+        return formats
+    return tuple(files for files in formats if files is FileFormat.PLAIN)

@@ -158,7 +158,7 @@ def test_prior_that_is_not_a_backup(made: MadeRepository) -> None:
 # ---- the data
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 def test_links_in_the_data_are_not_followed(made: MadeRepository, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"18\n")
@@ -168,7 +168,7 @@ def test_links_in_the_data_are_not_followed(made: MadeRepository, tmp_path: Path
     assert_refused(made)
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 @pytest.mark.parametrize("number", [0, 1])
 def test_linked_directories_are_not_followed(made: MadeRepository, tmp_path: Path, number: int) -> None:
     directory = made.data(made.ids[number]) / "base/5"
@@ -177,7 +177,7 @@ def test_linked_directories_are_not_followed(made: MadeRepository, tmp_path: Pat
     assert_refused(made)
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 @pytest.mark.parametrize("number", [0, 1])
 def test_pipe_in_the_data_does_not_block(made: MadeRepository, number: int) -> None:
     stored = made.data(made.ids[number]) / ("base/5/16384" if number == 0 else "PG_VERSION")
@@ -186,7 +186,7 @@ def test_pipe_in_the_data_does_not_block(made: MadeRepository, number: int) -> N
     assert_refused(made)
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("name", ["base/5/16384", "base/5/16385"])
 def test_files_of_another_length(made: MadeRepository, number: int, name: str) -> None:
@@ -201,7 +201,7 @@ def test_files_of_another_length(made: MadeRepository, number: int, name: str) -
         os.system(f"rm -rf {target}")
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 def test_unchanged_file_of_an_older_backup_is_checked(made: MadeRepository) -> None:
     stored = made.data(made.ids[0]) / "base/5/16385"
     stored.write_bytes(block("v"))
@@ -252,7 +252,7 @@ def test_headers_that_lie(
     assert not (target / "global/pg_control").exists()
 
 
-@pytest.mark.plain_alone
+@pytest.mark.only_format("plain")
 def test_absurd_counts_take_no_memory(made: MadeRepository, tmp_path: Path) -> None:
     stored = made.data(made.ids[1]) / "base/5/INCREMENTAL.16384"
     with stored.open("r+b") as file:
