@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -156,14 +156,20 @@ def store_backup(
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
         staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
         staged.data.sync()
-        entry = entry_of(backup_id, prior_id, start, stop, totals)
-        if (packed := staged.data.contents()) is not None:
-            entry = replace(entry, packed_size_bytes=packed.size_bytes)
+        packed = staged.data.contents()
+        entry = entry_of(backup_id, prior_id, start, stop, totals, None if packed is None else packed.size_bytes)
         staged.publish(entry)
     return entry
 
 
-def entry_of(backup_id: str, prior_id: str | None, start: Lsn, stop: Lsn, totals: BackupTotals) -> BackupEntry:
+def entry_of(
+    backup_id: str,
+    prior_id: str | None,
+    start: Lsn,
+    stop: Lsn,
+    totals: BackupTotals,
+    packed_size_bytes: int | None = None,
+) -> BackupEntry:
     """Return the entry of a backup that was taken on timeline 1, within the second in which it began."""
     started, kind = parse_backup_id(backup_id)
     return BackupEntry(
@@ -183,6 +189,7 @@ def entry_of(backup_id: str, prior_id: str | None, start: Lsn, stop: Lsn, totals
         data_checksums=True,
         tablespaces={},
         totals=totals,
+        packed_size_bytes=packed_size_bytes,
     )
 
 

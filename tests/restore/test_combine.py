@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from differential.test_native_tools import readable_copy
 from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import SYSTEM_IDENTIFIER, Blocks, MadeRepository, block
@@ -34,9 +35,9 @@ def tree(directory: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.postgres(17, 18, 19)
-def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> None:
+@pytest.mark.packed_on_all
+def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path, repo: Path) -> None:
     server = make_server(settings={"autovacuum": False, "summarize_wal": True, "wal_keep_size": "1GB"})
-    repo = scratch / "repo"
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
     run_sql(server, "CREATE TABLE t AS SELECT i, repeat('x', 100) AS f FROM generate_series(1, 20000) AS i")
     with streaming(server, repo):
@@ -53,8 +54,9 @@ def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> 
             ids.append(json.loads(succeed("incremental", *source))["id"])
     native, ours = scratch / "native", scratch / "ours"
     for count in (2, 4):
-        chain = [str(repo / "backups" / backup_id / "data") for backup_id in ids[:count]]
-        give_to_server(repo)
+        (scratch / str(count)).mkdir()
+        give_to_server(scratch / str(count))
+        chain = [str(readable_copy(repo, backup_id, scratch / str(count))) for backup_id in ids[:count]]
         server.run_tool("pg_combinebackup", "--no-sync", "-o", f"{native}{count}", *chain)
         succeed("combine", ids[count - 1], "--repo", repo, "-o", f"{ours}{count}", "-N")
         made = Path(f"{ours}{count}")
