@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from pgwal.scan_choice import choose_scan
 
-pytest_plugins = ["fix_servers"]
+pytest_plugins = ["fix_formats", "fix_servers"]
 
 # In CI the same examples each time, so that a change is judged by what it changes; by hand new ones in each run.
 # No deadline: machines are shared, and what must be fast is measured elsewhere.
@@ -44,7 +44,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a module and a server version in one worker: they share what is costly to make."""
+    """Keep the tests of a module, a server version and a format in one worker: they share what is costly to make."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{params.get('installation', '')}"))
+        shared = [str(params.get(name, "")) for name in ("installation", "storage_format")]
+        item.add_marker(pytest.mark.xdist_group("-".join([item.path.stem, *shared])))

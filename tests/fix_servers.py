@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
+from fix_formats import formats_of
 
 from pgwal.errors import PgwalError
 from pgwal.postgres_version import VERSIONS
@@ -115,7 +116,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(f"{metafunc.definition.nodeid} is marked for unknown versions: {majors}")
     others = OTHER_INSTALLATIONS if metafunc.definition.get_closest_marker("other_minors") else {}
     names = [*majors, *(name for name, major in others.items() if major in majors)]
-    metafunc.parametrize("installation", names, indirect=True, ids=[f"pg{name}" for name in names])
+    if "storage_format" not in metafunc.fixturenames:
+        metafunc.parametrize("installation", names, indirect=True, ids=[f"pg{name}" for name in names])
+        return
+    pairs = [
+        (name, files)
+        for name in names
+        for files in formats_of(metafunc.definition, OTHER_INSTALLATIONS.get(name, name))
+    ]
+    ids = [f"pg{name}-{files}" for name, files in pairs]
+    metafunc.parametrize(("installation", "storage_format"), pairs, indirect=True, ids=ids)
 
 
 # ---- servers

@@ -58,8 +58,7 @@ def files_of(repo: Path, backup_id: str) -> list[BackupFile]:
 
 
 @pytest.mark.postgres(13, 18)
-def test_any_number_of_jobs_gives_the_same_backup(server: ThrowawayServer, scratch: Path) -> None:
-    repo = scratch / "repo"
+def test_any_number_of_jobs_gives_the_same_backup(server: ThrowawayServer, repo: Path) -> None:
     found = {}
     for source in ("local", "sql"):
         for jobs in ("1", "4"):
@@ -107,9 +106,8 @@ def test_the_pages_of_a_stopped_server_are_what_their_checksums_say(make_server:
 
 
 @pytest.mark.postgres(13, 18)
-def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory, scratch: Path) -> None:
+def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory, repo: Path) -> None:
     server = make_server(initdb_args=("-k",), settings={"autovacuum": False})
-    repo = scratch / "repo"
     with server.connect() as session:
         session.execute("CREATE TABLE t (i int, v text) WITH (fillfactor = 50)")
         session.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 1000) AS i")

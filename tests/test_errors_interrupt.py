@@ -13,6 +13,7 @@ import pytest
 from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
 
+from pgwal.backup.entry_document import decode_pack_names
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -87,12 +88,28 @@ def assert_interrupted(outcome: Outcome, number: signal.Signals) -> None:
 
 def assert_nothing_left(server: ThrowawayServer, repo: Path) -> None:
     assert list((repo / "backups").iterdir()) == []
+    assert packs(repo) == []
     deadline = time.monotonic() + 10
     while count_sessions(server):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     with server.connect() as connection:
         assert connection.execute("SELECT FROM pg_replication_slots").rowcount == 0
+
+
+def packs(repo: Path) -> list[Path]:
+    """Return the packs, and what is there of one that is being written."""
+    return [path for path in repo.glob("packs/*/*") if path.is_file()]
+
+
+def needed_packs(repo: Path) -> set[str]:
+    entries = [path.read_bytes().splitlines(keepends=True) for path in repo.glob("backups/*/backup.json")]
+    return set() if not packs(repo) else {name for lines in entries for name in decode_pack_names(lines)}
+
+
+def wait_for_copying(repo: Path, big_file: str, process: subprocess.Popen[str]) -> None:
+    """Wait until the content of files is being stored."""
+    wait_for(lambda: packs(repo) or list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
 
 
 def make_dirty(server: ThrowawayServer) -> None:
@@ -105,11 +122,10 @@ def make_dirty(server: ThrowawayServer) -> None:
 @pytest.mark.parametrize("jobs", ["1", "3"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_backup_interrupted_while_it_copies(
-    server: ThrowawayServer, tmp_path: Path, big_file: str, number: signal.Signals, jobs: str
+    server: ThrowawayServer, repo: Path, big_file: str, number: signal.Signals, jobs: str
 ) -> None:
-    repo = tmp_path / "repo"
     process = start_pgwal(*full(server, repo), *SLOWLY, "--jobs", jobs)
-    wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
+    wait_for_copying(repo, big_file, process)
     process.send_signal(number)
     # More than one may come for one request.
     process.send_signal(number)
@@ -119,9 +135,8 @@ def test_backup_interrupted_while_it_copies(
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_backup_interrupted_while_it_waits_for_the_checkpoint(
-    server: ThrowawayServer, tmp_path: Path, number: signal.Signals
+    server: ThrowawayServer, repo: Path, number: signal.Signals
 ) -> None:
-    repo = tmp_path / "repo"
     make_dirty(server)
     process = start_pgwal(*full(server, repo, "spread"))
     wait_for(lambda: waits_for_checkpoint(server), process)
@@ -133,10 +148,9 @@ def test_backup_interrupted_while_it_waits_for_the_checkpoint(
 
 
 @EITHER_WILL_DO
-def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, tmp_path: Path, big_file: str) -> None:
-    repo = tmp_path / "repo"
+def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, repo: Path, big_file: str) -> None:
     process = start_pgwal(*full(server, repo), *SLOWLY)
-    wait_for(lambda: list(repo.glob(f"backups/*.unfinished/data/{big_file}")), process)
+    wait_for_copying(repo, big_file, process)
     process.kill()
     finish(process)
     (server.data_directory / big_file).open("wb").close()
@@ -146,12 +160,14 @@ def test_what_a_killed_backup_leaves_is_no_backup(server: ThrowawayServer, tmp_p
     assert outcome.code == 0, outcome.stderr
     assert f"removed what was left of the unfinished backup {left}" in outcome.stderr
     assert [path.name for path in (repo / "backups").iterdir()] == [json.loads(outcome.stdout)["id"]]
+    assert {path.name for path in packs(repo)} == needed_packs(repo)
+    succeed("verify", "--repo", repo)
 
 
 @EITHER_WILL_DO
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_restore_interrupted(server: ThrowawayServer, tmp_path: Path, number: signal.Signals) -> None:
-    repo, target = tmp_path / "repo", tmp_path / "target"
+def test_restore_interrupted(server: ThrowawayServer, repo: Path, tmp_path: Path, number: signal.Signals) -> None:
+    target = tmp_path / "target"
     backup = json.loads(succeed(*full(server, repo), "--json"))["id"]
     process = start_pgwal("restore", backup, "--repo", repo, "-D", target)
     # Stopped in the middle, the signal finds it there.

@@ -7,14 +7,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from fix_formats import new_repository
 from fix_servers import ServerFactory, Templates
 from guarded.other_user import as_ordinary_user
 from pgwal_process import assert_failed, run_pgwal, succeed
 
+from pgwal.repository.compression import Compression
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
@@ -46,14 +49,16 @@ class Taken:
 
 
 @pytest.fixture(scope="module")
-def pristine(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Taken]:
-    directory = module_scratch / f"damage-{installation.major}"
+def pristine(
+    installation: ServerInstallation, server_templates: Templates, module_scratch: Path, storage_format: StorageFormat
+) -> Iterator[Taken]:
+    directory = module_scratch / f"damage-{installation.major}-{storage_format.files}"
     with ServerFactory(installation, server_templates, directory) as factory:
         server = factory(settings={"wal_keep_size": "1GB"}, start=False)
         # For those who may not enter the directory of the socket.
         server.listen_addresses = "127.0.0.1"
         server.start()
-        taken = Taken(server, directory / "repo", {}, {}, "")
+        taken = Taken(server, new_repository(directory / "repo", storage_format), {}, {}, "")
         run_sql(
             taken.server, "CREATE TABLE t AS SELECT i, repeat('x', 500) AS filler FROM generate_series(1, 20000) AS i"
         )
@@ -225,6 +230,7 @@ def test_damaged_list_of_files_stops_a_restore(taken: Taken, tmp_path: Path) -> 
     assert not (tmp_path / "target" / CONTROL_FILE).exists()
 
 
+@pytest.mark.only_format("plain")
 def test_damaged_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
     full, incremental = (taken.repo / "backups" / backup["id"] for backup in (taken.full, taken.incremental))
     stored_blocks = max((incremental / "data/base").rglob("INCREMENTAL.*"), key=lambda path: path.stat().st_size)
@@ -243,12 +249,31 @@ def test_damaged_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
 
 
 @EITHER_WILL_DO
+@pytest.mark.only_format("plain")
 def test_missing_file_stops_a_restore(taken: Taken, tmp_path: Path) -> None:
     missing = taken.repo / "backups" / taken.full["id"] / "data/PG_VERSION"
     missing.unlink()
     outcome = run_pgwal("restore", taken.full["id"], "--repo", taken.repo, "-D", tmp_path / "target")
     assert_failed(outcome, CHAIN_BROKEN, f"{missing} is missing", "another backup")
     assert not (tmp_path / "target" / CONTROL_FILE).exists()
+
+
+@EITHER_WILL_DO
+@pytest.mark.only_format("packed")
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_damaged_pack_stops_a_restore(taken: Taken, tmp_path: Path, how: str) -> None:
+    names = {path: path.read_bytes() for path in (taken.repo / "packs").glob("*/*")}
+    for path, content in names.items():
+        if how == "missing":
+            path.unlink()
+        else:
+            flip_byte(path, len(content) // 2)
+        target = tmp_path / path.name
+        outcome = run_pgwal("restore", taken.incremental["id"], "--repo", taken.repo, "-D", target)
+        path.write_bytes(content)
+        cause = f"{path} is missing, and with it" if how == "missing" else f"{path}.* damaged"
+        assert_failed(outcome, FAILED, cause, "another backup")
+        assert not (target / CONTROL_FILE).exists()
 
 
 # ---- the target of a restore
@@ -354,12 +379,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", mount_point], check=True)
 
 
-def test_full_disk(taken: Taken, small_disk: Path) -> None:
-    repo = small_disk / "repo"
+def test_full_disk(taken: Taken, small_disk: Path, storage_format: StorageFormat) -> None:
+    # What is compressed would have room.
+    repo = new_repository(small_disk / "repo", replace(storage_format, compression=Compression.parse("none")))
     outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
     # Its own receiver may need the last of the room before the backup's files do.
-    assert_failed(outcome, FAILED, f"cannot (open|write) {repo}/(backups|wal)/.*: No space left", "Free some space")
+    place = f"{repo}/(backups|packs|wal)/"
+    assert_failed(outcome, FAILED, f"cannot (open|write) {place}.*: No space left", "Free some space")
     assert list((repo / "backups").iterdir()) == []
+    assert [path for path in repo.glob("packs/*/*") if path.is_file()] == []
     # The archive begins while there is room; then more arrives than there is room for.
     subprocess.run(["mount", "-o", "remount,size=80m", small_disk], check=True)
     stream: list[str | Path] = ["stream", "--repo", repo, "-d", taken.server.conninfo, "--once", "--compress", "none"]

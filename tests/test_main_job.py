@@ -88,12 +88,15 @@ def prepare(server: ThrowawayServer) -> None:
         connection.execute("INSERT INTO account SELECT i, 0, repeat('x', 100) FROM generate_series(1, 20000) AS i")
 
 
-@pytest.mark.postgres(15, 18, 19)
+@pytest.mark.postgres
+@pytest.mark.packed_on_all
+@pytest.mark.parametrize("way", ["sql", "pgdata"])
 def test_backups_restored_hold_the_same_rows(
-    server: ThrowawayServer, make_server: ServerFactory, scratch: Path
+    server: ThrowawayServer, make_server: ServerFactory, scratch: Path, repo: Path, way: str
 ) -> None:
-    repo, target = scratch / "repo", scratch / "restored"
-    source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast"]
+    target = scratch / "restored"
+    source: list[str | Path] = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
+    source += ["--pgdata", server.data_directory] if way == "pgdata" else []
     prepare(server)
     with streaming(server, repo, "--slot", "pgwal", "--create-slot", "--if-not-exists"):
         full = json.loads(pgwal("full", *source, "--json"))

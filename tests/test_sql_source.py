@@ -393,23 +393,31 @@ def start_full(server: ThrowawayServer, repo: Path, jobs: str) -> subprocess.Pop
         file.truncate(4 << 30)
     process = start_pgwal("full", "--repo", repo, "-d", server.conninfo, "-c", "fast", "-j", jobs)
     deadline = time.monotonic() + 30
-    while not list(repo.glob("backups/*.unfinished/data/large")):
-        assert process.poll() is None, finish(process).stderr
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    # Small files are read by other queries.
+    reading = "SELECT FROM pg_stat_activity WHERE query LIKE 'COPY (SELECT pg_read_binary_file((SELECT%'"
+    with server.connect() as session:
+        while not session.execute(reading).rowcount:
+            assert process.poll() is None, finish(process).stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     return process
+
+
+def assert_no_backup(repo: Path) -> None:
+    assert list((repo / "backups").iterdir()) == []
+    assert [path for path in repo.glob("packs/*/*") if path.is_file()] == []
 
 
 @pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGTERM, "3")])
-def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, number: signal.Signals, jobs: str) -> None:
-    process = start_full(server, scratch / "repo", jobs)
+def test_interrupted_while_it_reads(server: ThrowawayServer, repo: Path, number: signal.Signals, jobs: str) -> None:
+    process = start_full(server, repo, jobs)
     process.send_signal(number)
     outcome = finish(process)
     assert outcome.code == 128 + number, outcome.stderr
     assert outcome.errors == []
     assert_nothing_raw(outcome)
-    assert list((scratch / "repo" / "backups").iterdir()) == []
+    assert_no_backup(repo)
     with server.connect() as session:
         sessions = "SELECT FROM pg_stat_activity WHERE application_name = 'pgwal'"
         deadline = time.monotonic() + 10
@@ -420,12 +428,12 @@ def test_interrupted_while_it_reads(server: ThrowawayServer, scratch: Path, numb
 
 @pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("jobs", ["1", "3"])
-def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
-    process = start_full(server, scratch / "repo", jobs)
+def test_the_connection_is_lost_while_it_reads(server: ThrowawayServer, repo: Path, jobs: str) -> None:
+    process = start_full(server, repo, jobs)
     with server.connect() as session:
         session.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%'")
     assert_failed(finish(process), NO_CONNECTION, "the connection was lost")
-    assert list((scratch / "repo" / "backups").iterdir()) == []
+    assert_no_backup(repo)
 
 
 @pytest.mark.postgres(18)
@@ -444,9 +452,9 @@ def test_a_source_that_is_closed_in_the_middle(server: ThrowawayServer) -> None:
 
 @pytest.mark.postgres(15, 18)
 def test_a_role_with_the_printed_grants_takes_backups(
-    server: ThrowawayServer, make_server: ServerFactory, scratch: Path
+    server: ThrowawayServer, make_server: ServerFactory, scratch: Path, repo: Path
 ) -> None:
-    repo, target = scratch / "repo", scratch / "restored"
+    target = scratch / "restored"
     prepare(server)
     with server.connect() as session:
         session.execute(f'CREATE ROLE "{ROLE}" LOGIN')

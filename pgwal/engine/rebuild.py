@@ -101,6 +101,8 @@ class Rebuild:
         self._threads = WritingThreads(options.jobs or default_jobs(), self._entry.totals.size_bytes, on_progress)
         self._catalogue = repository.catalogue
         self._stored = [repository.catalogue.data(entry.backup_id) for entry in chain]
+        if options.method is not CopyMethod.COPY:
+            _require_files(self._stored, options.method)
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
         self._checksum_algorithm = checksum_algorithm
         self._control_file: BackupFile | None = None
@@ -244,10 +246,8 @@ class Rebuild:
         if method is CopyMethod.COPY:
             return False
         path, descriptor = data.path(file.path), source.descriptor
-        if path is None or descriptor is None:
-            raise TargetError(
-                f"{data.locate(file.path)} is no file of this machine: it can be copied alone", hint="Use --copy."
-            )
+        assert path is not None
+        assert descriptor is not None
         # Files that are not of relations are small and may be edited: each gets its own.
         if method is CopyMethod.LINK and parse_relation_path(file.path) is None:
             return False
@@ -298,8 +298,7 @@ class Rebuild:
                 self._write_whole(file, whole.data, whole.stored, checksum)
                 return
             with self.writer.place(file.path, file.size_bytes) as target:
-                has_files = all(source.content.descriptor is not None for source in sources)
-                if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None and has_files:
+                if self._options.method is CopyMethod.COPY_FILE_RANGE and checksum is None:
                     self._check_header(sources[0])
                     self._copy_runs(plan, sources, target)
                 else:
@@ -382,6 +381,16 @@ class Rebuild:
             raise wrong_size(data, path, size, expected_size)
         if digest.hexdigest() != expected:
             raise damaged(data, path)
+
+
+def _require_files(stored: Iterable[BackupData], method: CopyMethod) -> None:
+    """Raise TargetError for backups that are not stored as files of this machine, before anything is made."""
+    for data in stored:
+        if data.path(CONTROL_FILE_PATH) is None:
+            raise TargetError(
+                f"backup {data.backup_id} has no files of this machine, which --{method} needs",
+                hint="Use --copy: it reads what is stored in packs, too.",
+            )
 
 
 def _size_of(source: ChainSource) -> int:

@@ -22,19 +22,18 @@ from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import check_link
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import required_directories
-from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, manifest_version
 from pgwal.backup.manifest_reader import ManifestFile, ManifestReader
-from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_path import encode_path
-from pgwal.checksum import ContentDigest, content_digest
+from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.ordered_map import ordered_map
+from pgwal.engine.stored_file import bad_pages_text, read_stored
 from pgwal.errors import ChainError, ForeignObject, FormatError, ObjectNotFound, PgwalError, RepositoryError
 from pgwal.lsn import Lsn
-from pgwal.relation import BLOCK_SIZE, parse_relation_path
-from pgwal.repository.backup_data import StoredContent, chunks_of, start_of
+from pgwal.relation import BLOCK_SIZE
+from pgwal.repository.backup_data import chunks_of, start_of
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORIES_NAME,
@@ -44,8 +43,6 @@ from pgwal.repository.layout import (
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, names_in, too_large
 
-_READ_SIZE = 1 << 20
-"""A multiple of the block size, so that blocks are read whole."""
 _PENDING_PER_WORKER = 4
 # Readers take other spellings of the checksums as well; what is written is this, and what differs was changed.
 _LAST_LINES = {
@@ -53,7 +50,6 @@ _LAST_LINES = {
     BACKUP_ENTRY_NAME: re.compile(rb'"digest": "xxh3-128:[0-9a-f]{32}"\}\n'),
 }
 _LAST_LINE_SIZE = 128
-_BLOCKS_NAMED = 5
 
 
 class Problem(NamedTuple):
@@ -192,14 +188,14 @@ class StoredBackup:
             with closing(self._data.open(path)) as stored:
                 if stored.size_bytes != size_bytes:
                     raise FormatError(f"it has {stored.size_bytes} bytes, {size_bytes} were stored")
-                pages = _read_stored(_Front(stored), file, checked_before, (digest, checksum))
+                pages = read_stored(stored, file, checked_before, (digest, checksum))
             if file is not None and digest.hexdigest() != file.digest:
                 raise FormatError("it is not what was stored: its digest does not match")
             if listed is not None and checksum.hexdigest() != listed.checksum_hex:
                 raise FormatError(f"its {checksum.algorithm} checksum is not the one in {MANIFEST_NAME}")
             if pages is not None and pages.bad_blocks:
                 # The file is as it was stored: this is what the server had.
-                raise FormatError(_bad_pages_text(pages.bad_blocks))
+                raise FormatError(bad_pages_text(pages.bad_blocks))
 
     # -- what lies around them ---------------------------------------------------------------------------------
 
@@ -318,65 +314,6 @@ def _reason(error: PgwalError) -> str:
     if isinstance(error, RepositoryError) and isinstance(error.__cause__, OSError):
         return f"it cannot be read: {os.strerror(error.__cause__.errno or 0)}"
     return str(error)
-
-
-class _Front:
-    """Reads a stored file from front to back."""
-
-    def __init__(self, content: StoredContent) -> None:
-        self._content = content
-        self._offset = 0
-
-    def read(self, size: int) -> bytes:
-        """Return ``size`` bytes, fewer at the end alone."""
-        data = self._content.read_at(self._offset, size)
-        self._offset += len(data)
-        return data
-
-
-def _read_stored(
-    stored: _Front, file: BackupFile | None, checked_before: Lsn | None, sums: Iterable[ContentDigest | FileChecksum]
-) -> PageCheck | None:
-    """Read a stored file through the sums, and return what was seen of its pages, None when they are not checked."""
-    relation_file = parse_relation_path(file.path) if file is not None else None
-    block_numbers = None
-    if file is not None and file.is_incremental:
-        content, header = _read_header(stored.read, file)
-        block_numbers = header.block_numbers
-        for each in sums:
-            each.update(content)
-    check = None
-    if relation_file is not None and checked_before is not None:
-        check = PageCheck(relation_file, checked_before, block_numbers)
-    # What is left of a relation file are its blocks, of an incremental one those that the header numbers.
-    while data := stored.read(_READ_SIZE):
-        for each in sums:
-            each.update(data)
-        if check is not None:
-            check.feed(data)
-    return check
-
-
-def _bad_pages_text(blocks: list[int]) -> str:
-    more = f" and {len(blocks) - _BLOCKS_NAMED} more" if len(blocks) > _BLOCKS_NAMED else ""
-    named = ", ".join(map(str, blocks[:_BLOCKS_NAMED]))
-    return f"the server's data page in block {named}{more} differed from its checksum when it was backed up"
-
-
-def _read_header(read: Callable[[int], bytes], file: BackupFile) -> tuple[bytes, IncrementalHeader]:
-    """Read and check the header of an incremental file; raises FormatError unless it is as the entry says."""
-    content = read(FIXED_SIZE)
-    prefix = IncrementalHeader.decode_prefix(content)
-    content += read(prefix.header_size - len(content))
-    header = IncrementalHeader.decode(content, file.stored_size_bytes)
-    found = (header.truncation_block_length, len(header.block_numbers))
-    if found != (file.truncation_block_length, file.copied_block_count):
-        raise FormatError(f"its header says truncation block length {found[0]} and {found[1]} blocks, its entry not")
-    if file.header_digest is not None and content_digest(content) != file.header_digest:
-        raise FormatError("its header is not what was stored: its digest does not match")
-    if header.reconstructed_block_count * BLOCK_SIZE != file.size_bytes:
-        raise FormatError(f"its header makes {header.reconstructed_block_count} blocks, its entry another size")
-    return content, header
 
 
 _Paired = tuple[BackupFile | None, ManifestFile | None]

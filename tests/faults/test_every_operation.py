@@ -16,10 +16,12 @@ from random import Random
 
 import pytest
 import zstandard
+from fix_formats import new_repository
 from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_nothing_raw, succeed
 from support.faulty_system import Fault, FaultySystem, Operation, choose_faults
 
+from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -66,14 +68,17 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(installation: ServerInstallation, server_templates: Templates, session_scratch: Path) -> Iterator[Scene]:
-    directory = session_scratch / f"faults-{installation.major}"
+def scene(
+    installation: ServerInstallation, server_templates: Templates, session_scratch: Path, storage_format: StorageFormat
+) -> Iterator[Scene]:
+    directory = session_scratch / f"faults-{installation.major}-{storage_format.files}"
     with ServerFactory(installation, server_templates, directory) as factory:
         server = factory(initdb_args=SMALL_SEGMENTS, settings={"wal_keep_size": "200MB"})
         with server.connect() as session:
             session.execute("UPDATE pg_database SET datistemplate = false WHERE datname = 'template0'")
             session.execute("DROP DATABASE template0")
         repo, behind, work = (directory / name for name in ("origin", "behind", "work"))
+        new_repository(repo, storage_format)
         taking = ["--repo", repo, "-d", server.conninfo, "-c", "fast", "--json"]
         backups = [json.loads(succeed("full", *taking))]
         shutil.copytree(repo, behind)
@@ -156,16 +161,20 @@ def check_backups(scene: Scene, kind: str, where: list[str | Path]) -> None:
 
 @pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("jobs", [1, 2, 5])
-def test_a_disk_that_is_full_ends_all_jobs(scene: Scene, jobs: int) -> None:
+def test_a_disk_that_is_full_ends_all_jobs(scene: Scene, storage_format: StorageFormat, jobs: int) -> None:
     scene.renew(scene.behind)
     taking = ["full", "--repo", scene.copy, "-d", scene.server.conninfo, "-c", "fast", "-j", str(jobs)]
-    relation_files = Operation("write", "/repo/backups/#T#Z_full.unfinished/data/base/#/#")
-    for nth in (1, 2, 40):
-        outcome = scene.system.run(taking, Fault(relation_files, nth, errno.ENOSPC, lasts=True))
+    stored = Operation("write", "/repo/backups/#T#Z_full.unfinished/data/base/#/#")
+    if storage_format.files is FileFormat.PACKED:
+        # Of these there are as many as jobs, a few megabytes in all.
+        stored = Operation("write", "/repo/packs/#/.#.#-#.tmp")
+    for nth in (1, 2, 40) if storage_format.files is FileFormat.PLAIN else (1, 2):
+        outcome = scene.system.run(taking, Fault(stored, nth, errno.ENOSPC, lasts=True))
         _check(outcome)
         assert outcome.code == 1
         assert "No space left" in outcome.errors[0]
         assert outcome.hints == ["Free some space; what was reported as received is safe."]
+        assert len(list((scene.copy / "backups").iterdir())) == 1
 
 
 @pytest.mark.postgres(13, 18)

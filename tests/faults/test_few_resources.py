@@ -16,6 +16,7 @@ from guarded.other_user import as_ordinary_user
 from pgwal_process import assert_failed, assert_nothing_raw, environment, finish, run_pgwal, start_pgwal
 from restore.made_repository import Blocks, MadeRepository, block
 
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -24,9 +25,9 @@ RELATION = "base/5/16384"
 
 
 @pytest.fixture
-def long_chain(tmp_path: Path) -> MadeRepository:
+def long_chain(tmp_path: Path, storage_format: StorageFormat) -> MadeRepository:
     """A chain of which each backup has a block of its own that counts, in several files."""
-    made = MadeRepository(tmp_path / "repo")
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     files = [f"{RELATION}{number}" for number in range(4)]
     made.add({path: block("x") * CHAIN_LENGTH for path in files})
     for number in range(1, CHAIN_LENGTH):

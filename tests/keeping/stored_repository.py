@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -19,11 +19,13 @@ from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE
+from pgwal.engine.initialise import initialise
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
-from pgwal.repository.address import Address
+from pgwal.repository.address import Address, place_at
 from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.summary.summarizer import Summarizer
 from pgwal.timeline import TimelineHistory
 from pgwal.wal import layout
@@ -49,8 +51,10 @@ class Stored:
         return self.repository.place.directory
 
 
-def build_repository(path: Address, segment_count: int = 3) -> Stored:
+def build_repository(path: Address, segment_count: int = 3, *, storage_format: StorageFormat = PLAIN_FORMAT) -> Stored:
     """Build it with WAL segments from number 1 on; the backups are in the first three."""
+    if storage_format != PLAIN_FORMAT:
+        initialise(place_at(path), storage_format)
     repository = Repository.open_or_create(path, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
     wal = _build_wal(repository, segment_count)
     starts = [Lsn(number * MB + 40) for number in (1, 2, 3)]
@@ -152,9 +156,8 @@ def store_backup(
             parts.append(manifest.file_entry(file.stored_path, len(content), 0, "CRC32C", checksum.hexdigest()))
         staged.data.write(MANIFEST_NAME, [*parts, manifest.finish([])])
         staged.data.sync()
-        entry = entry_of(backup_id, prior_id, start, stop, totals)
-        if (packed := staged.data.contents()) is not None:
-            entry = replace(entry, packed_size_bytes=packed.size_bytes)
+        packed = staged.data.contents()
+        entry = entry_of(backup_id, prior_id, start, stop, totals, None if packed is None else packed.size_bytes)
         staged.publish(entry)
     return entry
 

@@ -21,15 +21,16 @@ from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.lsn import Lsn
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.storage_format import StorageFormat
 
 FAILED = 1
 AHEAD, BEHIND = "20300101T000000Z_full", "20010101T000000Z_full"
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 
 
-def build(tmp_path: Path, ids: Sequence[str]) -> Path:
+def build(tmp_path: Path, ids: Sequence[str], storage_format: StorageFormat) -> Path:
     """Build a repository with full backups of these ids, from one segment to the next."""
-    stored = build_repository(tmp_path / "repo", len(ids) + 2)
+    stored = build_repository(tmp_path / "repo", len(ids) + 2, storage_format=storage_format)
     for old in stored.repository.catalogue.ids():
         shutil.rmtree(stored.root / "backups" / old)
     for number, backup_id in enumerate(ids, 1):
@@ -43,8 +44,8 @@ def real(day: int) -> str:
     return f"202611{day:02}T000000Z_full"
 
 
-def test_the_newest_is_the_last_in_wal(tmp_path: Path) -> None:
-    repo = build(tmp_path, [AHEAD, real(1), real(2), real(3)])
+def test_the_newest_is_the_last_in_wal(tmp_path: Path, storage_format: StorageFormat) -> None:
+    repo = build(tmp_path, [AHEAD, real(1), real(2), real(3)], storage_format)
     listed = json.loads(succeed("list", "--repo", repo, "--json"))
     assert [backup["id"] for backup in listed] == [AHEAD, real(1), real(2), real(3)]
     status = json.loads(run_pgwal("status", "--repo", repo, "-h", tmp_path, "--json").stdout)
@@ -56,9 +57,11 @@ def test_the_newest_is_the_last_in_wal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [AHEAD, BEHIND])
 @pytest.mark.parametrize("place", range(5))
-def test_days_are_kept_whatever_one_clock_said(tmp_path: Path, wrong: str, place: int) -> None:
+def test_days_are_kept_whatever_one_clock_said(
+    tmp_path: Path, storage_format: StorageFormat, wrong: str, place: int
+) -> None:
     days = [real(day) for day in (1, 8, 15, 22)]
-    repo = build(tmp_path, [*days[:place], wrong, *days[place:]])
+    repo = build(tmp_path, [*days[:place], wrong, *days[place:]], storage_format)
     since = datetime(2026, 11, 17, tzinfo=UTC)
     expire(ExpireRequest(LocalPlace(repo), keep_since=since))
     kept = {entry.backup_id for entry in Repository.open(repo).catalogue.entries()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.lsn import Lsn
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.storage_format import StorageFormat
 
 FAILED, CHAIN_BROKEN = 1, 4
 SECOND_FULL, ON_SECOND, THIRD_FULL = "20261123T101530Z_full", "20261123T111530Z_incr", "20261124T101530Z_full"
@@ -24,9 +26,9 @@ FOREIGN_NAMES = (".snapshot", "lost+found", "notes", "20261122T101530Z_full.old"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+def built(tmp_path_factory: pytest.TempPathFactory, storage_format: StorageFormat) -> Stored:
     """Three chains, in segments 1 to 3, 5 and 6, and 7, and WAL up to segment 9."""
-    stored = build_repository(tmp_path_factory.mktemp("damaged") / "repo", 9)
+    stored = build_repository(tmp_path_factory.mktemp("damaged") / "repo", 9, storage_format=storage_format)
     for backup_id, prior_id, number in ((SECOND_FULL, None, 5), (ON_SECOND, SECOND_FULL, 6), (THIRD_FULL, None, 7)):
         start = Lsn(number * MB + 40)
         stop = next(Lsn(lsn) for lsn, _ in stored.records if lsn > start + 4000)
@@ -57,7 +59,7 @@ def garbage(entry: Path) -> None:
 
 
 def newer_format(entry: Path) -> None:
-    entry.write_bytes(entry.read_bytes().replace(b'"pgwal-backup": 1', b'"pgwal-backup": 7'))
+    entry.write_bytes(re.sub(rb'"pgwal-backup": \d', b'"pgwal-backup": 7', entry.read_bytes()))
 
 
 def other_id(entry: Path) -> None:

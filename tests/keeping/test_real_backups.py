@@ -33,10 +33,10 @@ def ids(repo: Path) -> list[str]:
 # The wheel of 16 comes without amcheck.
 @pytest.mark.postgres(13, 15, 18)
 def test_backups_are_verified_tried_and_expired_beside_a_receiver(
-    make_server: ServerFactory, scratch: Path, guarded_scratch: Path
+    make_server: ServerFactory, scratch: Path, repo: Path, guarded_scratch: Path
 ) -> None:
     server = make_server(initdb_args=("-k",), settings={"archive_mode": True, "archive_command": "exit 1"})
-    repo, location = scratch / "repo", scratch / "space"
+    location = scratch / "space"
     location.mkdir()
     location.chmod(0o777)
     if os.geteuid() == 0:

@@ -22,6 +22,7 @@ from subprocess import Popen
 from typing import Any
 
 import psycopg
+from fix_formats import PACKED_FORMAT, new_repository
 from fix_servers import BASE_SETTINGS, MAJORS
 from lending import lent_to_server
 from pgwal_process import PGWAL, Outcome, assert_nothing_raw, start_pgwal
@@ -37,6 +38,7 @@ from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_installation import ServerInstallation
@@ -48,6 +50,11 @@ CHAIN_BROKEN = 4
 # Failed, usage, no connection, a gap or another history: what docs/commands.md says of a refusal.
 REFUSALS = (1, 2, 3, CHAIN_BROKEN)
 MOST_FETCHED_ONE_BY_ONE = 8
+
+
+def format_of(seed: int) -> StorageFormat:
+    """Return how the repositories of a round store files: by a chance of its own, which changes no other."""
+    return random.Random(f"format of round {seed}").choice([PLAIN_FORMAT, PACKED_FORMAT])
 
 
 def major_of(seed: int) -> int:
@@ -132,7 +139,8 @@ class Round:
         self.choices = Choices.draw(self.chance, self.installation)
         self.numbers = count(1)
         self.life = Life()
-        self.archives = [Archive(self.directory / "repo1", self.life)]
+        self.storage_format = format_of(self.seed)
+        self.archives = [Archive(self.make_repository(1), self.life)]
         self.points: list[RestorePoint] = []
         self.place: Path | None = None
         self.is_on_way_out = False
@@ -140,7 +148,7 @@ class Round:
         self.receiver: Popen[str] | None = None
         self.standby: ThrowawayServer | None = None
         self._started_s = time.monotonic()
-        self.note(f"seed {self.seed}, {self.installation.version}, {self.choices}")
+        self.note(f"seed {self.seed}, {self.installation.version}, {self.storage_format}, {self.choices}")
         with self.cleanup:
             self.make_servers()
             self.run_load()
@@ -155,6 +163,9 @@ class Round:
     @property
     def repo(self) -> Path:
         return self.archive.repo
+
+    def make_repository(self, number: int) -> Path:
+        return new_repository(self.directory / f"repo{number}", self.storage_format)
 
     def note(self, text: str) -> None:
         line = f"{time.monotonic() - self._started_s:6.2f} {text}"
@@ -397,7 +408,8 @@ class Round:
             self.note("way out: a new repository")
             self.archive.note_received()
             self.archive.is_left = True
-            new = Archive(self.directory / f"repo{len(self.archives) + 1}", self.life, recycled=self.archive.recycled)
+            repo = self.make_repository(len(self.archives) + 1)
+            new = Archive(repo, self.life, recycled=self.archive.recycled)
             self.archives.append(new)
             self.take("full")
         if difference is not None:
@@ -651,24 +663,35 @@ class Round:
             targets.append(Target({}, final, least, None if archive.is_left else len(self.life.marks)))
         return self.chance.choice([*targets[1:], *targets])
 
-    def chain(self, archive: Archive, backup: Backup) -> list[Path]:
-        """Return the data of a backup and those that it builds on, the full one first."""
-        found = [archive.repo / "backups" / backup.backup_id / "data"]
+    @contextmanager
+    def chain(self, archive: Archive, backup: Backup) -> Iterator[list[Path]]:
+        """Lend the data of a backup and those that it builds on, the full one first, to the server's own tools."""
+        ids = [backup.backup_id]
         while backup.prior_id is not None:
             backup = archive.backups[backup.prior_id]
-            found.insert(0, archive.repo / "backups" / backup.backup_id / "data")
-        return found
+            ids.insert(0, backup.backup_id)
+        if self.storage_format == PLAIN_FORMAT:
+            with lent_to_server(archive.repo):
+                yield [archive.repo / "backups" / backup_id / "data" for backup_id in ids]
+            return
+        exported = self.directory / "exported"
+        exported.mkdir()
+        for backup_id in ids:
+            words = ["--repo", archive.repo, "-o", exported / backup_id, "-N"]
+            _succeeded(finish(start_pgwal("export", backup_id, *words)))
+        give_to_server(exported)
+        yield [exported / backup_id for backup_id in ids]
+        shutil.rmtree(exported)
 
     def verify(self, archive: Archive, backup: Backup) -> None:
-        with lent_to_server(archive.repo):
-            for data in self.chain(archive, backup):
+        with self.chain(archive, backup) as chain:
+            for data in chain:
                 self.server.run_tool("pg_verifybackup", "-n", str(data))
 
     def combine(self, archive: Archive, backup: Backup, restored: Path) -> None:
         """Have the server's own tool restore a chain; tablespaces end up in the data directory."""
-        chain = map(str, self.chain(archive, backup))
-        with lent_to_server(archive.repo):
-            self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *chain)
+        with self.chain(archive, backup) as chain:
+            self.server.run_tool("pg_combinebackup", "--no-sync", "-o", str(restored), *map(str, chain))
         (restored / "recovery.signal").touch()
         # That of a standby, which pgwal restore leaves out.
         (restored / "standby.signal").unlink(missing_ok=True)

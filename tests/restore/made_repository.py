@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fix_formats import new_repository
+
 from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.backup_id import BackupKind, format_backup_id
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import encode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.checksum import content_digest
 from pgwal.control_file import CONTROL_FILE_PATH
@@ -18,6 +19,8 @@ from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import Repository
+from pgwal.repository.staged_backup import StagedBackup
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 
 SYSTEM_IDENTIFIER = 7_000_000_000_000_000_001
 SEGMENT_SIZE = 1 << 20
@@ -61,9 +64,12 @@ class MadeRepository:
     data_checksums: bool = False
     """Whether data pages have checksums, and are not bytes of any kind."""
     notes_header_digests: bool = True
+    storage_format: StorageFormat = PLAIN_FORMAT
 
     def __post_init__(self) -> None:
-        Repository.open_or_create(self.path, RepositoryIdentity(SYSTEM_IDENTIFIER, SEGMENT_SIZE, 18))
+        new_repository(self.path, self.storage_format)
+        identity = RepositoryIdentity(SYSTEM_IDENTIFIER, SEGMENT_SIZE, 18)
+        self._repository = Repository.open_or_create(self.path, identity)
 
     def data(self, backup_id: str) -> Path:
         return self.path / "backups" / backup_id / "data"
@@ -74,36 +80,40 @@ class MadeRepository:
         kind = BackupKind.INCREMENTAL if number else BackupKind.FULL
         backup_id = format_backup_id(1_800_000_000 + number, kind)
         every = {"PG_VERSION": b"18\n", "backup_label": LABEL, CONTROL_FILE_PATH: b"control" * 100}
-        stored = [self._store(backup_id, path, content) for path, content in {**every, **files}.items()]
-        totals = BackupTotals()
-        for file in stored:
-            totals = totals.plus(file)
         start = Lsn((number + 1) * SEGMENT_SIZE + 40)
-        entry = BackupEntry(
-            backup_id=backup_id,
-            kind=kind,
-            prior_id=self.ids[-1] if number else None,
-            system_identifier=SYSTEM_IDENTIFIER,
-            major=18,
-            start_lsn=start,
-            start_timeline_id=1,
-            stop_lsn=Lsn(start + 200),
-            stop_timeline_id=1,
-            label="made",
-            started_at=f"2026-11-22T10:00:{number:02}+00:00",
-            finished_at=f"2026-11-22T10:00:{number:02}+00:00",
-            wal_segment_size=SEGMENT_SIZE,
-            data_checksums=self.data_checksums,
-            tablespaces=tablespaces or {},
-            totals=totals,
-        )
-        (self.path / "backups" / backup_id / "backup.json").write_bytes(b"".join(encode_entry(entry, stored)))
+        totals = BackupTotals()
+        with self._repository.catalogue.stage(backup_id) as staged:
+            for path, content in {**every, **files}.items():
+                file = self._store(staged, path, content)
+                staged.add_file(file)
+                totals = totals.plus(file)
+            staged.data.sync()
+            entry = BackupEntry(
+                backup_id=backup_id,
+                kind=kind,
+                prior_id=self.ids[-1] if number else None,
+                system_identifier=SYSTEM_IDENTIFIER,
+                major=18,
+                start_lsn=start,
+                start_timeline_id=1,
+                stop_lsn=Lsn(start + 200),
+                stop_timeline_id=1,
+                label="made",
+                started_at=f"2026-11-22T10:00:{number:02}+00:00",
+                finished_at=f"2026-11-22T10:00:{number:02}+00:00",
+                wal_segment_size=SEGMENT_SIZE,
+                data_checksums=self.data_checksums,
+                tablespaces=tablespaces or {},
+                totals=totals,
+                packed_size_bytes=None if (packed := staged.data.contents()) is None else packed.size_bytes,
+            )
+            staged.publish(entry)
         with (self.path / "wal" / f"0000000100000000{number + 1:08X}").open("wb") as segment:
             segment.truncate(SEGMENT_SIZE)
         self.ids.append(backup_id)
         return backup_id
 
-    def _store(self, backup_id: str, path: str, content: Content) -> BackupFile:
+    def _store(self, staged: StagedBackup, path: str, content: Content) -> BackupFile:
         if isinstance(content, Blocks):
             stored, header = content.content(), content.header()
             size, extra = header.reconstructed_block_count * BLOCK_SIZE, (header.truncation_block_length,)
@@ -114,7 +124,5 @@ class MadeRepository:
         if self.notes_header_digests and file.copied_block_count:
             assert isinstance(content, Blocks)
             file = file._replace(header_digest=content_digest(content.header().encode()))
-        place = self.data(backup_id) / file.stored_path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(stored)
-        return file
+        staged.data.make_directory(file.stored_path.rpartition("/")[0])
+        return file._replace(extents=staged.data.write(file.stored_path, [stored]).extents)

@@ -38,7 +38,7 @@ def test_a_name_of_any_bytes_is_written_as_it_is() -> None:
 
 @pytest.mark.postgres(13, 18)
 @pytest.mark.parametrize("way", ["sql", "pgdata"])
-def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, way: str) -> None:
+def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, repo: Path, way: str) -> None:
     server = make_server(settings={"autovacuum": False})
     location = Path(os.fsdecode(os.fsencode(scratch) + b"/" + LOCATION))
     location.mkdir()
@@ -49,7 +49,7 @@ def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, wa
     dbname = "latin" if way == "sql" else "postgres"
     source = ["-d", f"{server.conninfo} dbname={dbname}", "-c", "fast"]
     source += ["--pgdata", str(server.data_directory)] if way == "pgdata" else []
-    scene = Scene(scratch / "repo", make_server)
+    scene = Scene(repo, make_server)
     with server.connect(autocommit=True, dbname="latin", client_encoding="UTF8") as connection:
         connection.execute(b"CREATE TABLESPACE there LOCATION " + latin_literal(os.fsencode(location)))
         connection.execute("CREATE TABLE t (id int) TABLESPACE there")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from differential.test_native_tools import readable_copy
 from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.made_repository import SYSTEM_IDENTIFIER, Blocks, MadeRepository, block
@@ -13,6 +14,7 @@ from test_main_job import streaming
 
 from pgwal.backup.manifest import FileChecksum, ManifestWriter
 from pgwal.backup.manifest_reader import read_manifest
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 OF_THEIR_OWN = {"backup_manifest", "backup_label"}
@@ -33,9 +35,9 @@ def tree(directory: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.postgres(17, 18, 19)
-def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> None:
+@pytest.mark.packed_on_all
+def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path, repo: Path) -> None:
     server = make_server(settings={"autovacuum": False, "summarize_wal": True, "wal_keep_size": "1GB"})
-    repo = scratch / "repo"
     source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
     run_sql(server, "CREATE TABLE t AS SELECT i, repeat('x', 100) AS f FROM generate_series(1, 20000) AS i")
     with streaming(server, repo):
@@ -52,8 +54,9 @@ def test_equal_to_the_native_tool(make_server: ServerFactory, scratch: Path) -> 
             ids.append(json.loads(succeed("incremental", *source))["id"])
     native, ours = scratch / "native", scratch / "ours"
     for count in (2, 4):
-        chain = [str(repo / "backups" / backup_id / "data") for backup_id in ids[:count]]
-        give_to_server(repo)
+        (scratch / str(count)).mkdir()
+        give_to_server(scratch / str(count))
+        chain = [str(readable_copy(repo, backup_id, scratch / str(count))) for backup_id in ids[:count]]
         server.run_tool("pg_combinebackup", "--no-sync", "-o", f"{native}{count}", *chain)
         succeed("combine", ids[count - 1], "--repo", repo, "-o", f"{ours}{count}", "-N")
         made = Path(f"{ours}{count}")
@@ -79,8 +82,8 @@ def test_combine_says_what_is_wrong(tmp_path: Path) -> None:
     assert_failed(outcome, 1, "there is no repository")
 
 
-def test_manifests_as_they_are_wanted(tmp_path: Path) -> None:
-    made = MadeRepository(tmp_path / "repo")
+def test_manifests_as_they_are_wanted(tmp_path: Path, storage_format: StorageFormat) -> None:
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     made.add({"base/5/16384": block("a") + block("b")})
     made.add({"base/5/16384": Blocks(2, {1: block("B")})})
     for algorithm in ("NONE", "CRC32C", "SHA256", "SHA512"):
@@ -106,8 +109,10 @@ def test_manifests_as_they_are_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_directory_with_the_manifest_of_another_cluster_is_refused(tmp_path: Path, number: int) -> None:
-    made = MadeRepository(tmp_path / "repo")
+def test_a_directory_with_the_manifest_of_another_cluster_is_refused(
+    tmp_path: Path, storage_format: StorageFormat, number: int
+) -> None:
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     made.add({"base/5/16384": block("a")})
     made.add({"base/5/16384": Blocks(1, {})})
     for backup_id in made.ids:

@@ -23,13 +23,14 @@ from restore.restored_server import Scene
 from test_main_job import server_streams
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 KILLS = int(os.environ.get("PGWAL_RESTORE_KILLS", "8"))
 
 
-def made_chain(directory: Path) -> MadeRepository:
-    made = MadeRepository(directory / "repo")
+def made_chain(directory: Path, storage_format: StorageFormat) -> MadeRepository:
+    made = MadeRepository(directory / "repo", storage_format=storage_format)
     paths = [f"base/5/{number}" for number in range(20000, 21000)]
     made.add(dict.fromkeys(paths, block("a") * 4))
     made.add(dict.fromkeys(paths, Blocks(4, {2: block("b")})))
@@ -37,8 +38,8 @@ def made_chain(directory: Path) -> MadeRepository:
 
 
 @pytest.mark.parametrize("command", ["restore", "combine"])
-def test_killed_while_it_writes(tmp_path: Path, command: str) -> None:
-    made = made_chain(tmp_path)
+def test_killed_while_it_writes(tmp_path: Path, storage_format: StorageFormat, command: str) -> None:
+    made = made_chain(tmp_path, storage_format)
     target = tmp_path / "target"
     arguments = {"restore": ["restore", "-D", target], "combine": ["combine", made.ids[-1], "-o", target]}[command]
     seed = random.SystemRandom().randrange(1 << 32)

@@ -73,9 +73,9 @@ def half_built_index(server: ThrowawayServer) -> Iterator[None]:
 
 
 @pytest.mark.postgres(13, 18, 19)
-def test_an_unlogged_index_that_is_built_meanwhile(make_server: ServerFactory, scratch: Path) -> None:
+def test_an_unlogged_index_that_is_built_meanwhile(make_server: ServerFactory, scratch: Path, repo: Path) -> None:
     source = make_server()
-    scene = Scene(scratch / "repo", make_server)
+    scene = Scene(repo, make_server)
     with source.connect() as connection:
         connection.execute("CREATE UNLOGGED TABLE unlogged AS SELECT 1 AS i")
         connection.execute(

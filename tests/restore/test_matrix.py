@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from fix_formats import new_repository
 from fix_servers import ServerFactory, Templates
 from pgwal_process import run_pgwal, succeed
 from restore.restored_server import Rows, Scene, assert_sound, checksums
 from test_main_job import wait_until_promoted
 
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
@@ -78,14 +80,17 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(installation: ServerInstallation, server_templates: Templates, module_scratch: Path) -> Iterator[Story]:
-    directory = module_scratch / f"matrix-{installation.major}"
+def story(
+    installation: ServerInstallation, server_templates: Templates, module_scratch: Path, storage_format: StorageFormat
+) -> Iterator[Story]:
+    directory = module_scratch / f"matrix-{installation.major}-{storage_format.files}"
     with ServerFactory(installation, server_templates, directory) as factory:
         server = factory(initdb_args=("--wal-segsize=1",), settings=SETTINGS)
         tablespace = directory / "side"
         tablespace.mkdir(mode=0o700)
         give_to_server(tablespace)
-        story = Story(Scene(directory / "repo", factory), server, tablespace)
+        scene = Scene(new_repository(directory / "repo", storage_format), factory)
+        story = Story(scene, server, tablespace)
         story.run(f"CREATE TABLESPACE side LOCATION '{tablespace}';" + PREPARE)
         story.back_up("full")
         for step in STEPS:
@@ -164,9 +169,9 @@ def test_backup_of_another_timeline_is_refused(story: Story, scratch: Path) -> N
 
 @pytest.mark.postgres
 @pytest.mark.skipif("PGWAL_LARGE_TESTS" not in os.environ, reason="writes two gigabytes; PGWAL_LARGE_TESTS=1 runs it")
-def test_relation_grown_over_a_gigabyte(make_server: ServerFactory, scratch: Path) -> None:
+def test_relation_grown_over_a_gigabyte(make_server: ServerFactory, scratch: Path, repo: Path) -> None:
     server = make_server(settings=SETTINGS | {"max_wal_size": "4GB", "wal_compression": "off"})
-    story = Story(Scene(scratch / "repo", make_server), server, scratch)
+    story = Story(Scene(repo, make_server), server, scratch)
     grow = "INSERT INTO large SELECT i, repeat('x', 7000) FROM generate_series({}, {}) AS i"
     story.run(
         "CREATE TABLE large (id int, filler text); ALTER TABLE large ALTER filler SET STORAGE PLAIN;"

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from fix_formats import PACKED_FORMAT
 from hypothesis import given
 from hypothesis import strategies as st
 from pgwal_process import assert_failed, run_pgwal
@@ -25,18 +26,21 @@ from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.errors import TargetError
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 
 TABLE = "base/5/16384"
 UNCHANGED = "base/5/16385"
 
 
-def made_chain(directory: Path, seed: int) -> tuple[MadeRepository, bytes]:
+def made_chain(
+    directory: Path, seed: int, storage_format: StorageFormat = PLAIN_FORMAT
+) -> tuple[MadeRepository, bytes]:
     """Make a chain of three backups of a table, and return what the table is at its end."""
     print(f"seed {seed}")
     rng = random.Random(seed)
     content = [block(rng.choice("abcd")) if rng.random() < 0.8 else bytes(BLOCK_SIZE) for _ in range(200)]
     content[20:60] = [bytes(BLOCK_SIZE)] * 40
-    made = MadeRepository(directory / "repo")
+    made = MadeRepository(directory / "repo", storage_format=storage_format)
     made.add({TABLE: b"".join(content), UNCHANGED: b"".join(content[:70]), "pg_hba.conf": b"local all all trust\n"})
     for letter in "yz":
         blocks = {number: block(letter) for number in rng.sample([*range(20), *range(60, 200)], 30)}
@@ -77,8 +81,8 @@ def test_every_way_gives_the_same_bytes(
     assert report.bytes_read == 0 or method is not CopyMethod.COPY or report.bytes_read < 2 * report.bytes_written
 
 
-def test_each_block_is_read_once(tmp_path: Path) -> None:
-    made, expected = made_chain(tmp_path, 3)
+def test_each_block_is_read_once(tmp_path: Path, storage_format: StorageFormat) -> None:
+    made, expected = made_chain(tmp_path, 3, storage_format)
     report = restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     small = sum((tmp_path / "restored" / name).stat().st_size for name in ("PG_VERSION", "pg_hba.conf"))
     small += (tmp_path / "restored/global/pg_control").stat().st_size + (
@@ -87,13 +91,45 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
     assert report.bytes_read == len(expected) + 70 * BLOCK_SIZE + small
 
 
-def test_runs_of_zeros_become_holes(tmp_path: Path) -> None:
-    made, expected = made_chain(tmp_path, 5)
+def test_runs_of_zeros_become_holes(tmp_path: Path, storage_format: StorageFormat) -> None:
+    made, expected = made_chain(tmp_path, 5, storage_format)
     restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     assert bytes(8 * BLOCK_SIZE) in expected
     (made.path / "probe").write_bytes(expected)
     written = (made.path / "probe").stat().st_blocks
     assert (tmp_path / "restored" / TABLE).stat().st_blocks < written
+
+
+@pytest.mark.parametrize("small_buffer", [False, True], ids=["at-once", "small-buffer"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_packs_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_buffer: bool, jobs: int
+) -> None:
+    if small_buffer:
+        monkeypatch.setattr(new_file, "WRITE_SIZE", 3 * BLOCK_SIZE)
+    (tmp_path / "plain").mkdir()
+    plain, expected = made_chain(tmp_path / "plain", 7)
+    packed, _ = made_chain(tmp_path, 7, PACKED_FORMAT)
+    options = RebuildOptions(jobs=jobs, sync=small_buffer)
+    report = restore_backup(
+        RestoreRequest(LocalPlace(packed.path), "latest", tmp_path / "restored", "false", options=options)
+    )
+    combine_backups(CombineRequest(LocalPlace(packed.path), packed.ids[-1], tmp_path / "combined", options=options))
+    for place in ("restored", "combined"):
+        assert (tmp_path / place / TABLE).read_bytes() == expected
+        assert (tmp_path / place / UNCHANGED).read_bytes() == (plain.data(plain.ids[0]) / UNCHANGED).read_bytes()
+    assert report.bytes_read < 2 * report.bytes_written
+
+
+@pytest.mark.parametrize("method", ["--link", "--clone", "--copy-file-range"])
+@pytest.mark.parametrize("command", ["restore", "combine"])
+def test_what_lies_in_packs_can_be_copied_alone(tmp_path: Path, command: str, method: str) -> None:
+    made, _ = made_chain(tmp_path, 1, PACKED_FORMAT)
+    target = tmp_path / "target"
+    words = ["restore", "-D", target] if command == "restore" else ["combine", made.ids[-1], "-o", target]
+    outcome = run_pgwal(*words, "--repo", made.path, method)
+    assert_failed(outcome, 1, f"backup {made.ids[-1]} has no files .* {method}", "--copy")
+    assert not target.exists()
 
 
 def supports_clones(directory: Path) -> bool:
@@ -172,9 +208,9 @@ def test_file_table_finds_what_it_was_given(files: dict[str, tuple[str, int, byt
     assert table.find("another/path") is None
 
 
-def test_no_tablespace_map_of_a_backup_is_restored(tmp_path: Path) -> None:
+def test_no_tablespace_map_of_a_backup_is_restored(tmp_path: Path, storage_format: StorageFormat) -> None:
     """A server that finds one puts its links in place of those that the restore has made."""
-    made = MadeRepository(tmp_path / "repo")
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
     made.add({"tablespace_map": b"16384 /elsewhere\n", "standby.signal": b""})
     restore_backup(RestoreRequest(LocalPlace(made.path), "latest", tmp_path / "restored", "false"))
     assert not (tmp_path / "restored/tablespace_map").exists()

@@ -3,7 +3,7 @@
  * Python, its libraries and compiled code meet it alike.  See faulty_system.py.
  *
  * An operation is a kind and a name.  The name is the path below one of the roots, with each run of digits and
- * capitals A to F as one '#', so that it is the same in every run; or "socket", or "thread".
+ * capitals A to F (in names of packs, small letters too) as one '#', so that it is the same in every run; or "socket", or "thread".
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -52,7 +52,10 @@ void faults_log(int descriptor) { log_descriptor = descriptor; }
 
 int faults_met(void) { return atomic_load(&has_failed); }
 
-static int is_masked(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F'); }
+static int is_masked(char c, int is_of_pack)
+{
+    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F') || (is_of_pack && c >= 'a' && c <= 'f');
+}
 
 static int name_of_path(const char *path, char *name)
 {
@@ -61,8 +64,9 @@ static int name_of_path(const char *path, char *name)
         if (strncmp(path, roots[i], length) != 0 || (path[length] != '/' && path[length] != 0))
             continue;
         char *to = name;
+        const char *packs = strstr(path + length, "/packs/");
         for (const char *from = path + length; *from && to - name < PATH_MAX - 2; from++) {
-            if (!is_masked(*from))
+            if (!is_masked(*from, packs != NULL && from > packs + strlen("/packs")))
                 *to++ = *from;
             else if (to == name || to[-1] != '#')
                 *to++ = '#';
