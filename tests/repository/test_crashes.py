@@ -27,33 +27,27 @@ from keeping.stored_repository import (
 from keeping.stored_repository import label as backup_label
 from receiver.model_server import BEGIN, ModelSender, ModelServer, Traffic, change, commit
 from repository.places import PLACES
-from repository.test_packs import small_frames
 from support.faulty_store import Died, Fate, FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
-from pgwal.backup.entry_document import decode_pack_names
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.expire import ExpireRequest, expire
-from pgwal.engine.initialise import initialise
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream import Receiver
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.verify import VerifyRequest, verify
-from pgwal.errors import RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
-from pgwal.repository.pack_pool import list_packs
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.storage_format import FileFormat, StorageFormat
 
 NEW = "20261122T131530Z_full"
 LATER = "20261122T141530Z_full"
@@ -180,137 +174,6 @@ def test_what_an_expire_leaves_is_whole_chains(site: Site, tmp_path: Path) -> No
         assert (repository.catalogue.ids(), repository.catalogue.unfinished()) == ([NEW], [])
     assert counts == sorted(counts, reverse=True)
     assert set(counts) == {4, 3, 2, 1}
-
-
-# ---- packs
-
-
-@pytest.fixture
-def packed_site(site: Site, tmp_path: Path) -> Iterator[Site]:
-    """A packed repository with a chain, of which each pack has two frames at most; and a data directory."""
-    make_data_directory(tmp_path / "data")
-    initialise(site.origin, StorageFormat(FileFormat.PACKED))
-    with small_frames(8192, 16384):
-        build_repository(site.origin)
-        yield site
-
-
-def needed_packs(place: Place) -> set[str]:
-    """Return the packs that entries name; all of them are there."""
-    repository, found = Repository.open(place), set[str]()
-    for backup_id in repository.catalogue.ids():
-        lines = place.store.get(f"backups/{backup_id}/backup.json").splitlines(keepends=True)
-        found |= decode_pack_names(lines)
-    assert found <= packs(place)
-    return found
-
-
-def packs(place: Place) -> set[str]:
-    return {name for name, _ in list_packs(place.store)}
-
-
-def test_a_packed_backup_is_there_whole_or_not_at_all(packed_site: Site, tmp_path: Path) -> None:
-    seen, garbage_seen = [], 0
-    for place in dying(packed_site, lambda place: take_backup(place, tmp_path / "data")):
-        repository = Repository.open(place)
-        seen.append(NEW in repository.catalogue.ids())
-        assert set(repository.catalogue.ids()) - {NEW} == {FULL, FIRST, SECOND}
-        garbage = packs(place) - needed_packs(place)
-        garbage_seen += bool(garbage)
-        assert not seen[-1] or not garbage
-        assert verify(VerifyRequest(place)).problems == []
-        if len(seen) % 2:
-            # A backup does not look for garbage where nothing else was left: expire always does.
-            expire(ExpireRequest(place))
-            assert packs(place) == needed_packs(place)
-        if not seen[-1]:
-            take_backup(place, tmp_path / "data")
-            assert repository.catalogue.unfinished() == []
-            if garbage:
-                expire(ExpireRequest(place))
-        assert NEW in repository.catalogue.ids()
-        assert packs(place) == needed_packs(place)
-        assert no_parts(place)
-    assert seen == sorted(seen), "no earlier than with the last operations"
-    assert 8 < seen.count(False) < len(seen)
-    assert garbage_seen > 3
-    restore_backup(RestoreRequest(place, NEW, tmp_path / "restored", "false", wal_is_here=False))
-    assert {name: (tmp_path / "restored" / name).read_bytes() for name in FILES} == FILES
-
-
-def test_a_packed_backup_that_fails_at_any_operation_says_so_and_leaves_nothing(
-    packed_site: Site, tmp_path: Path
-) -> None:
-    number, is_over = 0, False
-    while not is_over:
-        place, fate = packed_site.copy(), Fate(fails_at=number)
-        try:
-            take_backup(FaultyPlace(place, fate), tmp_path / "data")
-            is_over = True
-        except RepositoryError:
-            assert len(fate.operations) > number
-        is_there = NEW in Repository.open(place).catalogue.ids()
-        # That what was noted on the way could not be removed fails a backup that is published already.
-        assert is_there == is_over or fate.operations[number].startswith("drop_notes")
-        assert packs(place) == needed_packs(place)
-        assert verify(VerifyRequest(place)).problems == []
-        number += 1
-    assert number > 8
-
-
-def no_parts(place: Place) -> bool:
-    """Tell whether nothing lies among the packs that is none, as what a killed writer had stored in part."""
-    return {name.rpartition("/")[2] for name, _ in place.store.list("packs/")} == packs(place)
-
-
-def test_an_expire_of_packed_backups_leaves_whole_chains_and_their_packs(packed_site: Site, tmp_path: Path) -> None:
-    place = packed_site.origin
-    take_backup(place, tmp_path / "data")
-    kept = kept_packs(place)
-    counts, pack_counts = [], []
-    for number, place in enumerate(dying(packed_site, lambda place: expire(ExpireRequest(place, keep_full=1)))):
-        repository = Repository.open(place)
-        entries = repository.catalogue.entries()
-        counts.append(len(entries))
-        pack_counts.append(len(packs(place)))
-        assert NEW in repository.catalogue.ids()
-        for entry in entries:
-            resolve_chain(entries, entry.backup_id)
-        needed_packs(place)
-        assert verify(VerifyRequest(place)).problems == []
-        target = tmp_path / f"restored{number}"
-        restore_backup(RestoreRequest(place, entries[0].backup_id, target, "false", wal_is_here=False))
-        if number % 2:
-            take_backup(place, tmp_path / "data", LATER)
-        expire(ExpireRequest(place, keep_full=1))
-        assert repository.catalogue.unfinished() == []
-        if not number % 2:
-            assert (repository.catalogue.ids(), packs(place)) == ([NEW], kept)
-        assert packs(place) == needed_packs(place)
-    assert counts == sorted(counts, reverse=True)
-    assert set(counts) == {4, 3, 2, 1}
-    assert pack_counts == sorted(pack_counts, reverse=True)
-    assert len(set(pack_counts)) > 4
-
-
-def test_a_dry_run_takes_a_backup_under_way_for_no_garbage(packed_site: Site, tmp_path: Path) -> None:
-    """It has stored packs that no entry names yet."""
-    place = packed_site.origin
-    take_backup(place, tmp_path / "data")
-    repository, dry_run = Repository.open(place), ExpireRequest(place, keep_full=1, dry_run=True)
-    expected = expire(dry_run)
-    assert {pack.name for pack in expected.packs} == packs(place) - kept_packs(place)
-    with repository.lock_backups(), repository.catalogue.stage(LATER) as staged:
-        before = packs(place)
-        staged.data.write("base/1", [bytes(100_000)])
-        staged.data.sync()
-        assert packs(place) > before
-        assert expire(dry_run) == expected
-    assert packs(place) == before
-
-
-def kept_packs(place: Place) -> set[str]:
-    return decode_pack_names(place.store.get(f"backups/{NEW}/backup.json").splitlines(keepends=True))
 
 
 # ---- stream
