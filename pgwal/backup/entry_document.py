@@ -176,12 +176,13 @@ def decode_contents(lines: Iterable[bytes]) -> tuple[BackupEntry, PackedContents
 
 
 def decode_pack_names(lines: Iterable[bytes]) -> set[str]:
-    """Return the names of the packs that a packed backup needs, proven by the digest; its files are not parsed.
+    """Return the names of the packs that a backup needs, proven by the digest: none where it is not packed.
 
-    Raises as ``decode_contents``.
+    Its files are not parsed.  Raises as ``decode_entry``.
     """
     reader = _Lines(lines)
-    decode_head(reader.line())
+    if decode_head(reader.line()).packed_size_bytes is None:
+        return set()
     packs = PackReader()
     for content in reader.items(_DIRECTORIES_START):
         packs.feed(load_json(content))

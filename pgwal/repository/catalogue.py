@@ -27,6 +27,7 @@ from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
     BACKUP_ENTRY_NAME,
+    SET_ASIDE_DIRECTORY,
     UNFINISHED_SUFFIX,
     RepositoryIdentity,
 )
@@ -103,7 +104,7 @@ class Catalogue:
 
         Raises FormatError when it is damaged or missing, WrongCluster when it is another's, RepositoryError.
         """
-        with self._naming_damage(backup_id):
+        with self._naming_damage(folder_of(backup_id)):
             try:
                 with open_buffered(self._store, self._entry_name(backup_id)) as file:
                     line = file.readline(_MAX_LINE_BYTES)
@@ -140,16 +141,13 @@ class Catalogue:
         """
         if not self._store.exists(self._entry_name(backup_id)):
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-        with self._lines(backup_id) as lines:
+        with self._lines(folder_of(backup_id)) as lines:
             yield from decode_entry(lines)[1]
 
     @contextmanager
-    def _lines(self, backup_id: str) -> Iterator[Iterator[bytes]]:
+    def _lines(self, folder: str) -> Iterator[Iterator[bytes]]:
         """Give the lines of an entry; what is found wrong with them within the context says which one it is."""
-        with (
-            self._naming_damage(backup_id),
-            open_buffered(self._store, self._entry_name(backup_id)) as file,
-        ):
+        with self._naming_damage(folder), open_buffered(self._store, f"{folder}/{BACKUP_ENTRY_NAME}") as file:
             # A longer line comes in pieces, of which none is one.
             yield iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 
@@ -174,7 +172,7 @@ class Catalogue:
             return plain
         from pgwal.repository.packed_backup_data import PackedBackupData
 
-        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, backup_id))
+        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, folder_of(backup_id)))
 
     def _format_is_packed(self) -> bool:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
@@ -186,6 +184,7 @@ class Catalogue:
     def unneeded_packs(self, expired: Collection[str] = (), *, only_named: bool = False) -> list[StoredObject]:
         """Return the packs that no backup needs but those ``expired``; none at all while an entry cannot be read.
 
+        What a backup needs that was set aside is kept: it may be brought back.
         Those of a backup that is being taken are among them unless ``only_named``, which are those that an expired one
         names: only under the lock for backups they may be removed.
         """
@@ -194,20 +193,25 @@ class Catalogue:
             return packs
         ids = set(self.ids())
         try:
-            needed = self._pack_names(ids.difference(expired))
-            named = self._pack_names(ids.intersection(expired)) if only_named else None
+            needed = self._pack_names([*map(folder_of, ids.difference(expired)), *self._set_aside()])
+            named = self._pack_names(map(folder_of, ids.intersection(expired))) if only_named else None
         except (FormatError, RepositoryError) as error:
             logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
             return []
         return [pack for pack in packs if pack.name not in needed and (named is None or pack.name in named)]
 
-    def _pack_names(self, backup_ids: Iterable[str]) -> set[str]:
+    def _pack_names(self, folders: Iterable[str]) -> set[str]:
         found = set[str]()
-        for backup_id in backup_ids:
-            if self.entry(backup_id).packed_size_bytes is not None:
-                with self._lines(backup_id) as lines:
-                    found.update(decode_pack_names(lines))
+        for folder in folders:
+            with self._lines(folder) as lines:
+                found.update(decode_pack_names(lines))
         return found
+
+    def _set_aside(self) -> Iterator[str]:
+        """Yield the folders of the backups that were moved out of the way with a history that was lost."""
+        for place in folders_in(self._store, SET_ASIDE_DIRECTORY):
+            folder = f"{SET_ASIDE_DIRECTORY}/{place}/{BACKUP_DIRECTORY}"
+            yield from (f"{folder}/{name}" for name in folders_in(self._store, folder))
 
     @contextmanager
     def hold(self, backup_id: str) -> Iterator[None]:
@@ -274,16 +278,16 @@ class Catalogue:
         return f"{folder_of(backup_id)}/{BACKUP_ENTRY_NAME}"
 
     @contextmanager
-    def _naming_damage(self, backup_id: str) -> Iterator[None]:
+    def _naming_damage(self, folder: str) -> Iterator[None]:
         """Say of a damaged catalogue entry which one it is, and what can be done."""
         try:
             yield
         except FormatError as error:
-            place = self._store.locate(self._entry_name(backup_id))
+            place = self._store.locate(f"{folder}/{BACKUP_ENTRY_NAME}")
             message = f"catalogue entry {place} is damaged: {str(error).removeprefix('catalogue entry: ')}"
             hint = error.hint or (
                 f"Bring the file back from a copy of the repository. Without one, this backup and those that build on"
-                f" it are lost: move {self._store.locate(folder_of(backup_id))} away and take a full backup."
+                f" it are lost: move {self._store.locate(folder)} away and take a full backup."
             )
             error.restate(message, hint=hint, path=place)
             raise

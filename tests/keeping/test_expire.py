@@ -19,8 +19,10 @@ from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import RepositoryLocked
 from pgwal.lsn import Lsn
 from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.pack_pool import list_packs
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.storage_format import StorageFormat
+from pgwal.repository.store import move
 from pgwal_cli.exit_codes import LOCKED, USAGE
 
 SECOND_FULL, ON_SECOND, THIRD_FULL = "20261123T101530Z_full", "20261123T111530Z_incr", "20261124T101530Z_full"
@@ -120,6 +122,21 @@ def test_without_a_backup_nothing_goes(repository: Repository) -> None:
     assert tree(repository) == before
 
 
+def test_what_was_set_aside_can_be_brought_back(repository: Repository) -> None:
+    place = "set_aside/20261125T101530Z_00000001_0000000000700000"
+    move(repository.store, f"backups/{THIRD_FULL}", f"{place}/backups/{THIRD_FULL}")
+    run(repository, 1)
+    move(repository.store, f"{place}/backups/{THIRD_FULL}", f"backups/{THIRD_FULL}")
+    assert not verify(VerifyRequest(repository.place, THIRD_FULL)).problems
+    # Damage there keeps all packs, too.
+    move(repository.store, f"backups/{THIRD_FULL}", f"{place}/backups/{THIRD_FULL}")
+    entry = f"{place}/backups/{THIRD_FULL}/backup.json"
+    repository.store.put(entry, repository.store.get(entry)[:-9], replace=True)
+    before = list(list_packs(repository.store))
+    run(repository, 1)
+    assert list(list_packs(repository.store)) == before
+
+
 def test_the_newest_wal_stays_though_no_backup_needs_it(repository: Repository) -> None:
     # The cluster was restored to a point before the only backup, and goes on from there.
     (repository.store.root / "wal" / "00000002.history").write_bytes(b"1\t0/200000\tbefore\n")
@@ -197,6 +214,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.pack_pool import list_packs
 
 source, work = map(Path, sys.argv[1:3])
 step = 0
