@@ -67,8 +67,8 @@ class PackStream:
                     self._extend(extents, 0, FRAME_SIZE)
                     self._emit(FRAME_SIZE)
         except BaseException:
-            # Nothing but what others have there is kept.
-            del self._frame[shared:]
+            # Nothing but what others have there is kept: in a copy, for what an interruption left may still look at it.
+            self._frame = self._frame[:shared]
             raise
         if len(self._frame) > shared:
             self._extend(extents, shared, len(self._frame) - shared)

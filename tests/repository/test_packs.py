@@ -18,12 +18,13 @@ from repository.places import PLACES
 
 from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.entry_document import decode_contents, encode_entry
-from pgwal.backup.pack_table import Pack
+from pgwal.backup.pack_table import Frame, Pack
 from pgwal.checksum import content_digest
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository import pack_stream
 from pgwal.repository.backup_data import open_backup_data
+from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.memory import MemoryPlace, MemoryStore
 from pgwal.repository.object_backup_data import ObjectBackupDataWriter
 from pgwal.repository.pack_pool import list_packs, new_pack_name, pack_object
@@ -358,3 +359,15 @@ def test_a_damaged_entry_is_read_once_for_all_files() -> None:
         with pytest.raises(FormatError):
             data.open(f"base/{number}")
     assert count == 1
+
+
+def test_an_interruption_while_a_frame_is_made_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*looking_at: object) -> tuple[Frame, bytes]:
+        raise KeyboardInterrupt(*looking_at)
+
+    monkeypatch.setattr(FrameEncoder, "encode", interrupted)
+    with small_frames():
+        stream = PackStream(MemoryPlace().store, lambda: (0, Pack(new_pack_name())), level=1)
+        with pytest.raises(KeyboardInterrupt):
+            stream.add([bytes(FRAME)])
+        stream.abandon()
