@@ -19,7 +19,8 @@ _TARGET = 0.8
 _THIRD = """
 CREATE TABLE pgbench_accounts AS
 SELECT g AS aid, 0 AS abalance, (
-    SELECT string_agg(md5(random()::text || g) || 'sixteen letters.', '') FROM generate_series(1, 2)) AS filler
+    SELECT string_agg(md5(random()::text || g || part) || 'sixteen letters.', '') FROM generate_series(1, 2) part
+) AS filler
 FROM generate_series(1, {rows}) g
 """
 """Sixteen bytes by chance in each forty-eight."""
