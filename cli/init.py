@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression, CompressionMethod
+from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal_cli import options
 from pgwal_cli.output import print_json
 
-if TYPE_CHECKING:
-    from pgwal.repository.compression import Compression
-
-DEFAULT_COMPRESSION = "zstd:1"
+Format = Annotated[FileFormat, typer.Option("--format", help="How it stores the files of backups.")]
 
 
-def _parse_compression(text: str) -> str:
-    """Check how packs are to be compressed; raises the usage error of what they cannot be."""
-    from pgwal.errors import FormatError
-    from pgwal.repository.compression import Compression, CompressionMethod
-
-    try:
-        compression = Compression.parse(text)
-    except FormatError as error:
-        raise typer.BadParameter(str(error)) from error
+def _parse_compression(text: str) -> Compression:
+    """Read how packs are to be compressed; raises the usage error of what they cannot be."""
+    compression = options.parse_compression(text)
     if compression.method not in (CompressionMethod.NONE, CompressionMethod.ZSTD):
         raise typer.BadParameter(f"packs are compressed with zstd[:LEVEL], or with none, not with {text}")
-    return text
+    return compression
 
 
 def init(
     repo: options.Repo,
-    file_format: options.Format = options.FileFormat.PLAIN,
+    file_format: Format = FileFormat.PLAIN,
     compress: Annotated[
-        str | None,
+        Compression | None,
         typer.Option(
             "--compress",
             parser=_parse_compression,
@@ -49,11 +42,10 @@ def init(
     """
     from pgwal.engine.initialise import initialise
     from pgwal.repository.local_place import LocalPlace
-    from pgwal.repository.storage_format import FileFormat, StorageFormat
 
-    wanted = StorageFormat(FileFormat(file_format.value))
-    if wanted.files is FileFormat.PACKED:
-        wanted = StorageFormat(FileFormat.PACKED, _compression(compress or DEFAULT_COMPRESSION))
+    wanted = StorageFormat()
+    if file_format is FileFormat.PACKED:
+        wanted = StorageFormat(file_format, compress or DEFAULT_COMPRESSION)
     elif compress is not None:
         raise typer.BadParameter("--compress is for --format packed: plain files are stored as they are")
     initialise(LocalPlace(repo), wanted)
@@ -61,9 +53,3 @@ def init(
         print_json({"repository": str(repo), "format": wanted.files.value, "compression": str(wanted.compression)})
     else:
         print(f"{repo} is a repository of format {wanted}")
-
-
-def _compression(text: str) -> Compression:
-    from pgwal.repository.compression import Compression
-
-    return Compression.parse(text)

@@ -24,6 +24,7 @@ from pgwal.lsn import Lsn
 
 if TYPE_CHECKING:
     from pgwal.postgres.connection import ConnectionParameters
+    from pgwal.repository.compression import Compression
 
 CONNECTION = "Connection options"
 
@@ -34,16 +35,6 @@ Repo = Annotated[
         "--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False, readable=False
     ),
 ]
-
-
-class FileFormat(StrEnum):
-    """How a repository stores the files of backups."""
-
-    PLAIN = "plain"
-    PACKED = "packed"
-
-
-Format = Annotated[FileFormat, typer.Option("--format", help="How it stores the files of backups.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dbname = Annotated[
     str | None,
@@ -165,6 +156,16 @@ MaxRate = Annotated[
         help="Most to read a second, in kB, or with suffix k or M.",
     ),
 ]
+
+
+def parse_compression(text: str) -> Compression:
+    """Read a method and its level from an option; raises the usage error of bad ones."""
+    from pgwal.repository.compression import Compression
+
+    try:
+        return Compression.parse(text)
+    except FormatError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_lsn(text: str) -> Lsn:

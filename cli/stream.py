@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
     from pgwal.postgres.connection import ConnectionParameters
-    from pgwal.repository.compression import Compression
-
-
-def _parse_compression(text: str) -> Compression:
-    from pgwal.repository.compression import Compression
-
-    try:
-        return Compression.parse(text)
-    except FormatError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _parse_address(text: str) -> tuple[str, int]:
@@ -95,7 +85,7 @@ def stream(
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
-    compression = _parse_compression(compress)
+    compression = options.parse_compression(compress)
     address = None if metrics is None else _parse_address(metrics)
     stop = StopRequest()
     manager = ServiceManager()

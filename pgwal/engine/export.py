@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +12,13 @@ from pgwal.backup.manifest import MANIFEST_NAME
 from pgwal.checksum import ContentDigest
 from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
-from pgwal.engine.ordered_map import ordered_map
 from pgwal.engine.rebuild_options import default_jobs
 from pgwal.engine.restore import filling
 from pgwal.engine.restore_places import require_places
-from pgwal.repository.backup_data import BackupData, chunks_of
+from pgwal.engine.writing_threads import WritingThreads
+from pgwal.repository.backup_data import chunks_of
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-
-_FILES_UNDER_WAY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +54,7 @@ def export_backup(request: ExportRequest, on_progress: Callable[[int, int], None
     with filling(request.output, ()), repository.catalogue.hold(entry.backup_id):
         export = _Export(repository, entry, request, on_progress)
         export.run()
-    return ExportReport(entry, export.file_count, export.bytes_written)
+    return ExportReport(entry, export.threads.file_count, export.threads.bytes_written)
 
 
 class _Export:
@@ -72,55 +67,40 @@ class _Export:
         request: ExportRequest,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.file_count = 0
-        self.bytes_written = 0
-        self._entry = entry
+        jobs = request.jobs or default_jobs()
+        self.threads = WritingThreads(jobs, entry.totals.stored_size_bytes, on_progress)
         self._files = repository.catalogue.files(entry.backup_id)
-        self._data: BackupData = repository.catalogue.data(entry.backup_id)
+        self._data = repository.catalogue.data(entry.backup_id)
         self._writer = TreeWriter(request.output, durable=request.sync)
-        self._jobs = request.jobs or default_jobs()
         self._sync = request.sync
-        self._on_progress = on_progress
-        self._is_over = threading.Event()
 
     def run(self) -> None:
         self._writer.make_root()
         with of_chain(self._data):
             for path in self._data.directories():
                 self._writer.make_directory(path)
-        ahead = self._jobs * _FILES_UNDER_WAY
-        try:
-            with (
-                ThreadPoolExecutor(self._jobs) as pool,
-                closing(ordered_map(pool, self._copy, self._files, ahead=ahead)) as sizes,
-            ):
-                for size_bytes in sizes:
-                    self._count(size_bytes)
-        finally:
-            self._is_over.set()
-        self._count(self._writer.write(MANIFEST_NAME, chunks_of(self._data, MANIFEST_NAME)))
+        for _ in self.threads.write_all(self._copy, self._files):
+            pass
+        self._write(MANIFEST_NAME, ContentDigest())
         if self._sync:
             self._writer.sync()
 
-    def _copy(self, file: BackupFile) -> int:
+    def _copy(self, file: BackupFile) -> None:
         digest = ContentDigest()
         with of_chain(self._data, file.stored_path):
-            size_bytes = self._writer.write(file.stored_path, self._passing(file, digest))
+            size_bytes = self._write(file.stored_path, digest)
         if size_bytes != file.stored_size_bytes:
             raise wrong_size(self._data, file.stored_path, size_bytes, file.stored_size_bytes)
         if digest.hexdigest() != file.digest:
             raise damaged(self._data, file.stored_path)
+
+    def _write(self, path: str, digest: ContentDigest) -> int:
+        size_bytes = self._writer.write(path, self._passing(path, digest))
+        self.threads.count_file()
         return size_bytes
 
-    def _passing(self, file: BackupFile, digest: ContentDigest) -> Iterator[bytes]:
-        for chunk in chunks_of(self._data, file.stored_path):
-            if self._is_over.is_set():
-                return
+    def _passing(self, path: str, digest: ContentDigest) -> Iterator[bytes]:
+        for chunk in chunks_of(self._data, path):
+            self.threads.count(written=len(chunk))
             digest.update(chunk)
             yield chunk
-
-    def _count(self, size_bytes: int) -> None:
-        self.file_count += 1
-        self.bytes_written += size_bytes
-        if self._on_progress is not None:
-            self._on_progress(self.bytes_written, max(self.bytes_written, self._entry.totals.stored_size_bytes))

@@ -71,9 +71,9 @@ from pgwal.summary.codec import decode_link, decode_summary, encode_summary, par
 from pgwal.timeline import TimelineHistory
 from pgwal_cli.init import _parse_compression as _parse_compression_of_packs
 from pgwal_cli.inspect_wal import _parse_relation
-from pgwal_cli.options import parse_label, parse_lsn, parse_rate, parse_timeline
+from pgwal_cli.options import parse_compression, parse_label, parse_lsn, parse_rate, parse_timeline
 from pgwal_cli.rebuilding import parse_tablespaces
-from pgwal_cli.stream import _parse_address, _parse_compression
+from pgwal_cli.stream import _parse_address
 
 COUNT = 10_000
 SEED = int(os.environ.get("PGWAL_FUZZ_SEED", "1"))
@@ -325,7 +325,7 @@ STATE = (
 SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
 TEXTS: tuple[Callable[[str], object], ...] = (
     Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id, parse_label, parse_lsn, parse_rate,
-    parse_timeline, _parse_address, _parse_compression, _parse_compression_of_packs, _parse_relation,
+    parse_timeline, _parse_address, parse_compression, _parse_compression_of_packs, _parse_relation,
     lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
 )  # fmt: skip
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
