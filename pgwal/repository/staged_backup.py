@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 from typing import Self
 
-from pgwal.backup.backup_file import BackupFile, decode_file, encode_file
+from pgwal.backup.backup_file import BackupFile, encode_file
 from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
@@ -65,7 +65,7 @@ class StagedBackup:
     def publish(self, entry: BackupEntry) -> None:
         """Make it a backup: its data must be durable, and all its files noted."""
         self._notes.seek(0)
-        files = (decode_file(line.rstrip(b"\n")) for line in self._notes)
+        files = (line.rstrip(b"\n") for line in self._notes)
         contents = self.data.contents()
         if self._renaming is None:
             self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files, contents))

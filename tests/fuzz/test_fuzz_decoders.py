@@ -30,7 +30,7 @@ from restore.made_repository import LABEL, Blocks, MadeRepository, block
 
 import pgwal
 import pgwal_cli
-from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, load_json
+from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file, load_json
 from pgwal.backup.backup_id import parse_backup_id
 from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_pack_names, encode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
@@ -302,7 +302,7 @@ def made_packed_entry() -> bytes:
     contents = PackedContents([first, second], ["base", "base/5", "pg_tblspc"])
     totals = BackupTotals(2, 0, 21384, 21384)
     entry = entry_of("20261122T101530Z_full", None, Lsn(1), Lsn(2), totals, contents.size_bytes)
-    return b"".join(encode_entry(entry, files, contents))
+    return b"".join(encode_entry(entry, map(encode_file, files), contents))
 
 
 def made_packs() -> bytes:

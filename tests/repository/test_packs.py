@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from keeping.stored_repository import FULL, entry_of
 from repository.places import PLACES
 
-from pgwal.backup.backup_file import BackupFile, BackupTotals
+from pgwal.backup.backup_file import BackupFile, BackupTotals, encode_file
 from pgwal.backup.entry_document import decode_contents, encode_entry
 from pgwal.backup.pack_table import Frame, Pack
 from pgwal.checksum import content_digest
@@ -107,7 +107,7 @@ def store_files(place: MemoryPlace, files: list[Given], *, level: int | None, th
         totals = totals.plus(file)
     contents = writer.contents()
     entry = entry_of(FULL, None, Lsn(1), Lsn(2), totals, contents.size_bytes)
-    lines = b"".join(encode_entry(entry, stored, contents)).splitlines(keepends=True)
+    lines = b"".join(encode_entry(entry, map(encode_file, stored), contents)).splitlines(keepends=True)
 
     @contextmanager
     def given_lines() -> Iterator[Iterable[bytes]]:
