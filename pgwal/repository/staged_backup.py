@@ -38,14 +38,16 @@ class StagedBackup:
     ``data`` stores them.  As a context manager, removes all of it at the end unless it was published.
     """
 
-    def __init__(self, place: Place, backup_id: str, storage_format: StorageFormat = PLAIN_FORMAT) -> None:
+    def __init__(
+        self, place: Place, backup_id: str, storage_format: StorageFormat = PLAIN_FORMAT, jobs: int = 1
+    ) -> None:
         self.backup_id = backup_id
         self._store = place.store
         self._spool = place.spool
         self._renaming = as_renaming(place.store)
         self._folder = folder_of(backup_id) + ("" if self._renaming is None else UNFINISHED_SUFFIX)
         self._notes_name = f"{self._folder}/{_NOTES_NAME}"
-        self.data = create_backup_data(place, self._folder, storage_format)
+        self.data = create_backup_data(place, self._folder, storage_format, jobs)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = False
 

@@ -15,7 +15,7 @@ import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -313,8 +313,8 @@ def made_packs() -> bytes:
 
 def made_frame() -> bytes:
     content = bytes(range(250)) * 20
-    _, stored = FrameEncoder(1).encode(memoryview(content), 24)
-    return struct.pack("<I", len(content)) + stored
+    with closing(FrameEncoder(1)) as encoder:
+        return struct.pack("<I", len(content)) + encoder.encode(content).stored
 
 
 COPY = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">hI", 1, 5) + b"hello" + struct.pack(">hi", 1, -1) + b"\xff\xff"
