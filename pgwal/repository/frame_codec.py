@@ -43,15 +43,15 @@ class FrameEncoder:
         self.most_waiting = min(jobs + 1, _MOST_WAITING)
         """So many frames of one stream keep all threads at work; they are what it has in memory."""
 
-    def begin(self, content: bytes) -> Future[EncodedFrame]:
-        """Have a frame encoded."""
+    def begin(self, content: bytes | bytearray) -> Future[EncodedFrame]:
+        """Have a frame encoded, which must not change any more."""
         return self._threads.submit(self.encode, content)
 
-    def encode(self, content: bytes) -> EncodedFrame:
+    def encode(self, content: bytes | bytearray) -> EncodedFrame:
         """Encode a frame; what compression makes no smaller is stored as it is."""
         stored = b"" if self._level is None else self._compressor(self._level).compress(content)
         if not stored or len(stored) >= len(content):
-            stored = content
+            stored = bytes(content)
         return EncodedFrame(stored, xxh3_128_digest(stored), len(content))
 
     def close(self) -> None:

@@ -107,9 +107,8 @@ class PackStream:
     def _emit(self, size_bytes: int) -> None:
         """Make a frame of the first bytes that wait, and end a pack that is full."""
         pack = self._open_pack()
-        with memoryview(self._frame) as content:
-            frame = bytes(content[:size_bytes])
-        del self._frame[:size_bytes]
+        frame, self._frame = self._frame, self._frame[size_bytes:]
+        del frame[size_bytes:]
         self._encoding.append(self._encoder.begin(frame))
         while len(self._encoding) > self._encoder.most_waiting or (self._encoding and self._may_be_full(pack)):
             self._store_oldest(pack)
