@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 
 from pgwal.backup.pack_table import Pack
@@ -35,7 +36,7 @@ class FrameReader:
         # What was read ahead must not make room for itself before it is used.
         self._most_kept = max(_FEWEST_KEPT, 3 * jobs)
         self._ahead = max(1, min(_MOST_AHEAD_OF_ONE, _MOST_AHEAD // jobs))
-        self._kept = OrderedDict[tuple[str, int], Future[bytes]]()
+        self._kept = OrderedDict[tuple[str, int], Future[bytes] | bytes]()
         self._lock = Lock()
 
     def content(self, pack: Pack, number: int, last: int | None = None) -> bytes:
@@ -44,9 +45,21 @@ class FrameReader:
         Raises FormatError where it is not what was stored, RepositoryError.
         """
         key = (pack.name, number)
+        kept = self._kept.get(key)
+        if isinstance(kept, bytes):
+            # Without the lock, for there may be a call for each block.
+            with suppress(KeyError):
+                self._kept.move_to_end(key)
+            return kept
+        return self._awaited(key, pack, number, last)
+
+    def _awaited(self, key: tuple[str, int], pack: Pack, number: int, last: int | None) -> bytes:
         with self._lock:
             kept = self._kept.get(key)
-            future = self._keep(key, Future() if kept is None else kept)
+            if isinstance(kept, bytes):
+                return kept
+            future = Future[bytes]() if kept is None else kept
+            self._keep(key, future)
             if last is not None and self._threads is not None:
                 for later in range(number + 1, min(number + self._ahead, last) + 1):
                     if (pack.name, later) not in self._kept:
@@ -54,18 +67,20 @@ class FrameReader:
         try:
             if kept is None:
                 self._read_now(future, pack, number)
-            return future.result()
+            content = future.result()
         except (Exception, KeyboardInterrupt):
             with self._lock:
                 self._kept.pop(key, None)
             raise
+        with self._lock:
+            self._keep(key, content)
+        return content
 
-    def _keep(self, key: tuple[str, int], future: Future[bytes]) -> Future[bytes]:
-        self._kept[key] = future
+    def _keep(self, key: tuple[str, int], content: Future[bytes] | bytes) -> None:
+        self._kept[key] = content
         self._kept.move_to_end(key)
         while len(self._kept) > self._most_kept:
             self._kept.popitem(last=False)
-        return future
 
     def _read_now(self, future: Future[bytes], pack: Pack, number: int) -> None:
         try:
