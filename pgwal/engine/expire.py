@@ -24,7 +24,7 @@ from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import StoredObject, objects_in
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import parse_summary_file_name
 from pgwal.timeline import TimelineHistory

@@ -18,7 +18,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import summary_file_name
 from pgwal.summary.coverage import cover

@@ -35,7 +35,7 @@ from pgwal.repository.place import Place
 from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import is_wal_file_name
+from pgwal.repository.wal_file_name import is_wal_file_name
 
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 

@@ -27,7 +27,8 @@ from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.store import ObjectStore
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory, is_wal_file_name
+from pgwal.repository.wal_directory import WalDirectory
+from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, is_wal_file_name
 from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)

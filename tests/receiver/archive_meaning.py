@@ -15,7 +15,8 @@ from pgwal.repository.layout import SET_ASIDE_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import folders_in, objects_in
-from pgwal.repository.wal_directory import WalDirectory, split_segment_name
+from pgwal.repository.wal_directory import WalDirectory
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WAL_PAGE_SIZE, is_segment_name
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.timeline import TimelineHistory
