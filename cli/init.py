@@ -41,14 +41,13 @@ def init(
     Without it, the first stream or full backup makes one that stores them one by one.
     """
     from pgwal.engine.initialise import initialise
-    from pgwal.repository.local_place import LocalPlace
 
     wanted = StorageFormat()
     if file_format is FileFormat.PACKED:
         wanted = StorageFormat(file_format, compress or DEFAULT_COMPRESSION)
     elif compress is not None:
         raise typer.BadParameter("--compress is for --format packed: plain files are stored as they are")
-    initialise(LocalPlace(repo), wanted)
+    initialise(repo, wanted)
     if json:
         print_json({"repository": str(repo), "format": wanted.files.value, "compression": str(wanted.compression)})
     else:

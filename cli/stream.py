@@ -81,7 +81,6 @@ def stream(
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
     from pgwal.engine.stream_options import StreamOptions
-    from pgwal.repository.local_place import LocalPlace
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
@@ -105,7 +104,7 @@ def stream(
     )
 
     def run(connect_to: ConnectionParameters) -> None:
-        receiver = Receiver(LocalPlace(repo), connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
+        receiver = Receiver(repo, connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 

@@ -75,7 +75,8 @@ class WalGeometry:
         """
         if not is_segment_name(name):
             raise FormatError(f"{name!r} is not the name of a WAL segment")
-        timeline_id, high, low = (int(name[at : at + 8], 16) for at in (0, 8, 16))
+        number = int(name, 16)
+        timeline_id, high, low = number >> 64, number >> 32 & 0xFFFFFFFF, number & 0xFFFFFFFF
         if timeline_id == 0 or low >= self.segments_per_xlogid:
             raise FormatError(f"{name!r} is not the name of a WAL segment of {self.segment_size} bytes")
         return timeline_id, high * self.segments_per_xlogid + low

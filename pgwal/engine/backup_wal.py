@@ -5,6 +5,8 @@ A segment's name, and that of a timeline, says nothing about whose WAL it is.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pgwal.backup.label import BackupLabel
 from pgwal.control_file import ControlFile
 from pgwal.engine.receiving import ReceivedWal
@@ -15,13 +17,9 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.server import ServerFacts
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
-from pgwal.wal.checkpoint import (
-    checkpoint_record_end,
-    require_backup_end,
-    require_labels_checkpoint,
-    require_pg_controls_checkpoint,
-)
-from pgwal.wal.record import EndOfWal, WalRecord
+
+if TYPE_CHECKING:
+    from pgwal.wal.record import WalRecord
 
 _LONGEST_BACKUP_END = 128
 """Bytes from the start of the record that ends a backup to its end, page header included, are fewer."""
@@ -48,6 +46,9 @@ class BackupWal:
         ``control`` is the server's, read after the backup has started.  Raises TimelineMismatch where the archive has
         something else, WalGap where it does not begin at the backup's start.
         """
+        # Here, and not above: it takes as long to import as the record takes to arrive.
+        from pgwal.wal.checkpoint import checkpoint_record_end, require_pg_controls_checkpoint
+
         self._require_timeline(control)
         lsn, timeline_id = control.checkpoint_lsn, control.timeline_id
         self._wal.wait_until_written(
@@ -62,6 +63,8 @@ class BackupWal:
         ``control`` is the server's, read after the backup has stopped.  Raises TimelineMismatch for WAL of another
         history, WalGap for WAL that is missing, FormatError for WAL that is damaged, and the receiver's own error.
         """
+        from pgwal.wal.checkpoint import require_backup_end, require_labels_checkpoint
+
         facts, repository = self._facts, self._repository
         if facts.in_recovery and control.min_recovery_timeline_id != facts.timeline_id:
             raise TimelineMismatch(
@@ -112,6 +115,8 @@ class BackupWal:
 
 
 def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:
+    from pgwal.wal.record import EndOfWal
+
     geometry = repository.geometry
     # Behind a switch of segments there is nothing but zeros, over which no record is found.
     for begin in (start, max(start, geometry.segment_start(geometry.last_segment_no(lsn)))):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.003
+_POLL_S = 0.001
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 _PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 # WAL that was received is synced when the server pauses, if the last sync is not too recent: backups wait for it.
 # Without a pause it is synced after _SYNC_INTERVAL_S.
-_PAUSE_S = 0.01
+_PAUSE_S = 0.003
 _MIN_SYNC_INTERVAL_S = 0.1
 _SYNC_INTERVAL_S = 1.0
 # A synchronous standby is waited for, however busy the server is otherwise.

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import psycopg
-import tenacity
 from psycopg.rows import dict_row
 
 from pgwal.backup.stored_path import decode_path
@@ -131,14 +130,24 @@ def read_server_facts(connection: psycopg.Connection) -> ServerFacts:
 _MAY_BE_HIDDEN = ("data_directory", "stats_temp_directory")
 
 
-# Until DROP TABLESPACE commits, its row is there and its link no longer.
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type(psycopg.errors.UndefinedFile),
-    wait=tenacity.wait_fixed(_DROP_PAUSE_S),
-    stop=tenacity.stop_after_delay(_DROP_PATIENCE_S),
-    reraise=True,
-)
 def _read_tablespaces(connection: psycopg.Connection) -> dict[int, str]:
+    """Read the tablespaces; until DROP TABLESPACE commits, a row is there and its link no longer."""
+    try:
+        return _tablespaces(connection)
+    except psycopg.errors.UndefinedFile:
+        # Not above: it takes long to import, and hardly ever is there anything to wait for.
+        import tenacity
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(psycopg.errors.UndefinedFile),
+            wait=tenacity.wait_fixed(_DROP_PAUSE_S),
+            stop=tenacity.stop_after_delay(_DROP_PATIENCE_S),
+            reraise=True,
+        )
+        return retrying(_tablespaces, connection)
+
+
+def _tablespaces(connection: psycopg.Connection) -> dict[int, str]:
     rows = connection.execute(_TABLESPACES, (DEFAULT_TABLESPACE_OID, GLOBAL_TABLESPACE_OID)).fetchall()
     return {int(oid): decode_path(location) for oid, location in rows}
 

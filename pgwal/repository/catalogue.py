@@ -256,7 +256,9 @@ class Catalogue:
         folders = folders_in(self._store, BACKUP_DIRECTORY)
         if as_renaming(self._store) is None:
             finished = set(self.ids())
-            return [name for name in folders if is_backup_id(name) and name not in finished]
+            left = [name for name in folders if is_backup_id(name) and name not in finished]
+            # Some object stores show folders for a while in which nothing is.
+            return [name for name in left if self._store.exists(f"{BACKUP_DIRECTORY}/{name}")]
         return [name for name in folders if is_unfinished(name)]
 
     def clear_unfinished(self) -> list[str]:

@@ -90,15 +90,16 @@ class LocalStore:
                 yield from self.list(f"{name}/")
 
     def children(self, folder: str = "") -> Iterator[Child]:
+        path = self.path(folder)
         with contextlib.ExitStack() as opened:
-            with translated_errors("list", self.path(folder)):
+            with translated_errors("list", path):
                 try:
                     descriptor = opened.enter_context(self.beneath.directory(folder))
                 except FileNotFoundError:
                     return
                 entries = opened.enter_context(os.scandir(descriptor))
             while True:
-                with translated_errors("list", self.path(folder)):
+                with translated_errors("list", path):
                     entry = next(entries, None)
                     child = None if entry is None else self._child(entry)
                 if entry is None:

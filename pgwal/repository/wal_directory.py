@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PART_BYTES = 2 << 20
 """Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
+_FIRST_PART_BYTES = 64 << 10
+"""Of a segment that is read from somewhere within: often but one record is wanted."""
+
 _LONG_HEADER_SIZE = 40
 _HINT = "Replace it by a whole copy, if another archive holds one."
 
@@ -251,10 +254,12 @@ class WalDirectory:
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
+        part_bytes = _FIRST_PART_BYTES
         try:
             file.skip(offset)
             while left:
-                size = min(PART_BYTES, left)
+                size = min(part_bytes, left)
+                part_bytes = min(4 * part_bytes, PART_BYTES)
                 data = file.read(size)
                 if len(data) < size and file.complete:
                     raise self._too_short(file.path, left - len(data))

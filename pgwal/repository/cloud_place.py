@@ -1,0 +1,120 @@
+"""A bucket of an object store, or what lies there under a prefix, as a place for a repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pgwal.errors import FormatError, RepositoryError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as Client
+
+    from pgwal.repository.cloud_leases import CloudLeases
+    from pgwal.repository.cloud_store import CloudStore
+    from pgwal.repository.memory import MemorySpool
+
+SCHEMES = ("s3", "gs", "az")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
+_MOST_RETRIES, _MOST_RETRYING = 8, timedelta(seconds=60)
+"""Half a minute or so: a backup of hours is not to end for less."""
+_REQUEST_TIMEOUT = timedelta(seconds=120)
+"""Of one request, whose body has at most eight megabytes."""
+
+
+@dataclass(frozen=True)
+class CloudPlace:
+    """See pgwal.repository.place.Place.
+
+    ``address`` is a URL without anything secret, see ``parse``; ``given_client`` speaks to the store, where that is not
+    left to the variables of its provider.
+    """
+
+    address: str
+    given_client: Client | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> CloudPlace:
+        """Return the place of SCHEME://BUCKET[/PREFIX]; nothing is looked at.  Raises FormatError."""
+        scheme, _, rest = url.partition("://")
+        bucket, *folders = rest.rstrip("/").split("/")
+        if scheme not in SCHEMES:
+            raise FormatError(
+                f"repositories are directories, or in {', '.join(f'{name}://' for name in SCHEMES)}, not in {scheme}://"
+            )
+        if not _BUCKET.fullmatch(bucket):
+            raise FormatError(
+                f"{scheme}://BUCKET/PREFIX names no bucket of letters, digits, dots and hyphens",
+                hint="Credentials are no part of it: they come from the environment.",
+            )
+        if any(folder in ("", ".", "..") or set(folder) & set("?#%*\\") for folder in folders):
+            raise FormatError(
+                f"{'/'.join(folders)!r} is no prefix for a repository: parts of a path, without ?, # and %"
+            )
+        return cls("/".join((f"{scheme}://{bucket}", *folders)))
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def directory(self) -> None:
+        return None
+
+    @cached_property
+    def client(self) -> Client:
+        """What speaks to the store."""
+        return _client(self.address) if self.given_client is None else self.given_client
+
+    @cached_property
+    def store(self) -> CloudStore:
+        client, leases = self.client, self.leases
+        from pgwal.repository.cloud_store import CloudStore
+
+        return CloudStore(client, self.address, leases.require)
+
+    @cached_property
+    def leases(self) -> CloudLeases:
+        client = self.client
+        from pgwal.repository.cloud_leases import CloudLeases
+
+        return CloudLeases(client, self.address)
+
+    @cached_property
+    def spool(self) -> MemorySpool:
+        from pgwal.repository.memory import MemorySpool
+
+        return MemorySpool(self.store)
+
+    def require_trusted(self) -> None:
+        """Who may write there is what the bucket's policies say, and is not to be seen by a client."""
+
+    def require_own(self) -> None:
+        """As for ``require_trusted``: what is not allowed is refused when it is tried."""
+
+    def require_suitable(self) -> None:
+        pass
+
+    def make(self, folders: Iterable[str] = ()) -> None:
+        """Folders are there when something is in them, and the bucket is not pgwal's to make."""
+
+
+def _client(address: str) -> Client:
+    """Return what speaks to a store, as the variables of its provider say; raises RepositoryError."""
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise RepositoryError(
+            f"{address} needs obstore, which is not installed", hint='Install it: pip install "pgwal[cloud]".'
+        ) from None
+    from pgwal.repository.cloud_errors import translated_cloud_errors
+
+    with translated_cloud_errors("use", address):
+        return from_url(
+            address,
+            client_options={"timeout": _REQUEST_TIMEOUT},
+            retry_config={"max_retries": _MOST_RETRIES, "retry_timeout": _MOST_RETRYING},
+        )
