@@ -173,6 +173,16 @@ MaxRate = Annotated[
 ]
 
 
+def parse_size(text: str) -> int:
+    """Read a number of bytes, with suffix k, M, G or T for powers of 1024."""
+    factors = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    number = text.rstrip("kKmMgGtT")
+    suffix = text[len(number) :].lower()
+    if not number.isascii() or not number.isdigit() or len(number) > 12 or suffix not in ("", *factors):
+        raise typer.BadParameter(f"{text!r} is no size such as 512M or 4G")
+    return int(number) * factors.get(suffix, 1)
+
+
 def parse_compression(text: str) -> Compression:
     """Read a method and its level from an option; raises the usage error of bad ones."""
     from pgwal.repository.compression import Compression

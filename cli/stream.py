@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,6 +55,31 @@ AcceptNewHistory = Annotated[
         help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
     ),
 ]
+Spool = Annotated[
+    Path | None,
+    typer.Option(
+        "--spool",
+        envvar="PGWAL_SPOOL",
+        metavar="DIR",
+        help="Where WAL waits to be stored, for a repository in an object store.",
+        show_default="below XDG_STATE_HOME",
+    ),
+]
+MaxSpool = Annotated[
+    int,
+    typer.Option(
+        "--max-spool",
+        parser=options.parse_size,
+        metavar="SIZE",
+        help="How much may wait there before receiving pauses; suffix M, G or T.",
+    ),
+]
+PartialInterval = Annotated[
+    float,
+    typer.Option(
+        "--partial-interval", min=0, metavar="SECS", help="How long the open segment may grow before it is stored."
+    ),
+]
 Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")]
 
 
@@ -70,6 +96,9 @@ def stream(
     once: Once = False,
     compress: Compress = "zstd",
     accept_new_history: AcceptNewHistory = False,
+    spool: Spool = None,
+    max_spool: MaxSpool = "4G",  # type: ignore[assignment]
+    partial_interval: PartialInterval = 10.0,
     metrics: Metrics = None,
     *,
     connection: options.ConnectionOptions,
@@ -101,6 +130,9 @@ def stream(
         once=once,
         accept_new_history=accept_new_history,
         compression=compression,
+        spool_directory=spool,
+        most_spooled_bytes=max_spool,
+        partial_interval_s=partial_interval,
     )
 
     def run(connect_to: ConnectionParameters) -> None:
@@ -140,6 +172,10 @@ def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:
     metrics = progress.metrics
     if metrics.streaming:
         status = f"receiving WAL on timeline {metrics.timeline_id}, durable up to {metrics.flushed_lsn}"
+        if metrics.store_is_away:
+            status += f"; the store is away, {metrics.segments_waiting} segments wait"
+        if metrics.spool_is_full:
+            status = f"waiting for the store, the spool is full; stored up to {metrics.flushed_lsn}"
     else:
         status = progress.waits_for or "connecting to the server"
     # A backup that receives WAL itself does this receiver's work.

@@ -64,6 +64,10 @@ class CloudPlace:
     def directory(self) -> None:
         return None
 
+    @property
+    def is_remote(self) -> bool:
+        return True
+
     @cached_property
     def client(self) -> Client:
         """What speaks to the store."""

@@ -108,10 +108,11 @@ class CloudStore:
         return any(True for _ in self.list(f"{name}/"))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        # The library's prefixes end where folders do.
-        folder = prefix.rpartition("/")[0]
+        # The library's prefixes end where folders do.  What comes before one of ours in its folder is not asked for.
+        folder, _, last = prefix.rpartition("/")
+        offset = prefix[:-1] if len(last) > 1 else None
         with translated_cloud_errors("list", self._address, folder):
-            for found in obstore.list(self.client, folder or None, chunk_size=_LISTED_AT_ONCE):
+            for found in obstore.list(self.client, folder or None, offset=offset, chunk_size=_LISTED_AT_ONCE):
                 for each in found:
                     if each["path"].startswith(prefix):
                         yield StoredObject(each["path"], each["size"])

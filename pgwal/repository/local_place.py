@@ -22,6 +22,10 @@ class LocalPlace:
 
     root: Path
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def __str__(self) -> str:
         return str(self.root)
 

@@ -192,6 +192,7 @@ class MemoryPlace:
     """See pgwal.repository.place.Place."""
 
     directory = None
+    is_remote = False
 
     def __init__(self) -> None:
         self.store = MemoryStore()

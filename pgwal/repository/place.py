@@ -25,6 +25,10 @@ class Place(Protocol):
     def directory(self) -> Path | None:
         """The directory of this machine that it is, None for what is none."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is reached over a network, so that what is received waits on this machine to be stored."""
+
     def require_trusted(self) -> None:
         """Raise RepositoryError where others than the repository's owner could have changed what it holds."""
 

@@ -45,7 +45,8 @@ class ReceiverState:
     """What the receiver last said of itself; advisory, for people and for whoever waits for WAL.
 
     Times are Unix times: ``updated_at`` of this state, ``level_at`` when the receiver was last known to have all WAL
-    that the server had.
+    that the server had.  ``flushed_lsn`` is up to where WAL is in the repository for good; ``spooled_bytes`` is how
+    much waits to be stored on the receiver's machine, None where nothing does.
     """
 
     timeline_id: int
@@ -55,6 +56,7 @@ class ReceiverState:
     slot: str | None
     updated_at: float | None = None
     level_at: float | None = None
+    spooled_bytes: int | None = None
 
     def encode(self) -> bytes:
         return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in asdict(self).items()}).encode() + b"\n"
@@ -74,6 +76,7 @@ class ReceiverState:
                 slot=slot,
                 updated_at=_time(document.get("updated_at")),
                 level_at=_time(document.get("level_at")),
+                spooled_bytes=_size(document.get("spooled_bytes")),
                 **{name: Lsn.parse(document[name]) for name in ("written_lsn", "flushed_lsn", "summarised_lsn")},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -92,6 +95,13 @@ def _time(value: object) -> float | None:
     if not isinstance(value, int | float) or not 0 <= value < _LATEST_TIME:
         raise ValueError("no time")
     return float(value)
+
+
+def _size(value: object) -> int | None:
+    """Return a number of bytes; raises ValueError for what is none."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63):
+        raise ValueError("no size")
+    return value
 
 
 class Repository:

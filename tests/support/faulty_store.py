@@ -111,6 +111,7 @@ class FaultyPlace:
     """Another place, whose store and spool have one fate; leases end with the process, and have none."""
 
     directory: Path | None = None
+    is_remote = False
 
     def __init__(self, place: Place, fate: Fate) -> None:
         self._place = place

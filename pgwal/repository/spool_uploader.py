@@ -1,0 +1,396 @@
+"""Store what a receiver has in its spool, away from the loop that receives it: see ``upload_order``.
+
+Each round looks at what lies in the spool, so that a crash needs no repair.  A segment is deleted there when it is
+stored, except the last one: a stream that is taken up again begins with it, also while the store is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from pgwal.errors import ObjectExists, RepositoryError
+from pgwal.lsn import Lsn
+from pgwal.repository.compression import Compression
+from pgwal.repository.layout import RECEIVER_STATE_NAME, SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.repository import ReceiverState
+from pgwal.repository.spooled_place import SpooledPlace
+from pgwal.repository.spooled_store import SPOOLED_FOLDERS
+from pgwal.repository.store import ByteRange, objects_in
+from pgwal.repository.upload_order import Upload, next_upload
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_compressor import compressed_pieces
+from pgwal.repository.wal_directory import PART_BYTES, WalDirectory
+from pgwal.repository.wal_file_name import (
+    COMPRESSION_SUFFIXES,
+    PARTIAL_SUFFIX,
+    partial_end,
+    partial_name,
+    split_segment_name,
+)
+from pgwal.segment import WalGeometry, is_segment_name
+
+logger = logging.getLogger(__name__)
+
+_SPARE_SEGMENTS = 3
+"""The one that was stored last, the one that is received, and one that is full before anybody looks."""
+_ASK_S = 2.0
+"""How often it is asked whether somebody waits for the open segment, while that has grown."""
+_STATE_MIN_S, _STATE_S = 0.2, 5.0
+"""How old the state that others see may get when more is stored, and otherwise."""
+_LOOK_S = 0.25
+_MOST_BYTES_AT_ONCE = 64 << 20
+_RETRY_MIN_S, _RETRY_MAX_S = 0.5, 10.0
+_END_S = 2.0
+
+
+class SpoolUploader:
+    """See pgwal.repository.delivery.Delivery; a context, only within ``opened_spool``.
+
+    The open segment is stored when it has grown and ``partial_interval_s`` have passed, or ``is_awaited``, which may
+    ask the store, says that a backup runs.  ``most_bytes`` is how much room the spool may take.
+    """
+
+    def __init__(
+        self,
+        place: SpooledPlace,
+        geometry: WalGeometry,
+        compression: Compression,
+        *,
+        partial_interval_s: float,
+        most_bytes: int,
+        is_awaited: Callable[[], bool],
+    ) -> None:
+        if most_bytes < (_SPARE_SEGMENTS + 1) * geometry.segment_size:
+            raise RepositoryError(
+                f"a spool of {most_bytes} bytes has no room for {_SPARE_SEGMENTS + 1} WAL segments",
+                hint=f"Give it at least {(_SPARE_SEGMENTS + 1) * geometry.segment_size} bytes: --max-spool.",
+            )
+        self.done_count = 0
+        self.failed_count = 0
+        self.trouble: RepositoryError | None = None
+        self._store = place.store
+        self._place = place
+        self._geometry = geometry
+        self._compression = compression
+        self._partial_interval_s = partial_interval_s
+        self._most_bytes = most_bytes
+        self._is_awaited = is_awaited
+        self._changed = threading.Condition()
+        self._at_work = threading.Lock()
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._changes = 0
+        self._proven_timeline_id = self._streamed_timeline_id = 0
+        self._growing: tuple[int, int] | None = None
+        self._waiting: set[tuple[int, int]] = set()
+        self._ends: dict[tuple[int, int], Lsn] = {}
+        self._stored: dict[tuple[int, int], Lsn] = {}
+        self._kept: str | None = None
+        self._is_idle = False
+        self._hurries = False
+        self._told_lsn: Lsn | None = None
+        self._partial_at_s = self._asked_at_s = self._state_at_s = time.monotonic() - partial_interval_s
+        self._look()
+        self._thread = threading.Thread(target=self._run, name="pgwal-uploader", daemon=True)
+
+    def _look(self) -> None:
+        """Find out what is in the spool, and what of the segments that are not whole is stored."""
+        parse = self._geometry.parse_file_name
+        names = [name for name, _ in objects_in(self._store.local, WAL_DIRECTORY)]
+        with self._changed:
+            self._waiting = {parse(name) for name in names if is_segment_name(name) and name != self._kept}
+            self._ends, self._stored = {}, {}
+            for name, _ in self._store.stored(WAL_DIRECTORY):
+                end, base = partial_end(name), split_segment_name(name)[0]
+                if end is not None and is_segment_name(base):
+                    self._stored[parse(base)] = max(end, self._stored.get(parse(base), end))
+        for segment in WalArchive(self._store.local, self._geometry).segments():
+            if not segment.complete:
+                # What is received again may be more, and that it is whole is known then.
+                end = WalArchive(self._store.local, self._geometry).end_of_records(segment)[0]
+                self._ends[segment.timeline_id, segment.segment_no] = end
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        # It may wait for a store that does not answer, and ends with the process then.
+        self._thread.join(_END_S)
+
+    # -- what the receiver asks and tells ----------------------------------------------------------------------
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def spooled_bytes(self) -> int:
+        return (len(self._waiting) + (self._growing is not None)) * self._geometry.segment_size
+
+    @property
+    def is_behind(self) -> bool:
+        return not self._is_idle
+
+    @property
+    def is_proven(self) -> bool:
+        return self._proven_timeline_id > 0
+
+    def add(self, name: str) -> None:
+        with self._changed:
+            self._waiting.add(self._geometry.parse_file_name(name))
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changes += 1
+        self._is_idle = False
+        self._changed.notify_all()
+
+    def begin(self, timeline_id: int) -> None:
+        with self._changed:
+            self._streamed_timeline_id, self._growing = timeline_id, None
+
+    def prove(self, timeline_id: int) -> None:
+        with self._changed:
+            if timeline_id > self._proven_timeline_id:
+                self._proven_timeline_id = timeline_id
+                self._wake()
+
+    def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:
+        segment_no = self._geometry.segment_no(flushed_lsn)
+        key = (timeline_id, segment_no) if flushed_lsn % self._geometry.segment_size else None
+        with self._changed:
+            before = self._growing, key and self._ends.get(key)
+            self._growing = key
+            if key is not None:
+                self._ends[key] = max(flushed_lsn, self._ends.get(key, flushed_lsn))
+            if before != (key, key and self._ends[key]):
+                self._wake()
+
+    def safe_lsn(self, timeline_id: int, flushed_lsn: Lsn) -> Lsn:
+        start = self._geometry.segment_start
+        key = timeline_id, self._geometry.segment_no(flushed_lsn)
+        with self._changed:
+            # Those of timelines before as well: they come first.
+            first = min((start(segment_no) for _, segment_no in self._waiting), default=flushed_lsn)
+            if key == self._growing and not self._is_whole(self._geometry.file_name(*key)):
+                first = min(first, max(start(key[1]), self._stored.get(key, Lsn(0))))
+        return min(first, flushed_lsn)
+
+    def _is_whole(self, segment: str) -> bool:
+        return any(self._store.is_stored(f"{WAL_DIRECTORY}/{segment}{suffix}") for suffix in COMPRESSION_SUFFIXES)
+
+    def has_room(self) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        return (len(self._waiting) + _SPARE_SEGMENTS) * self._geometry.segment_size <= self._most_bytes
+
+    def hurry(self) -> None:
+        with self._changed:
+            self._hurries = True
+            self._wake()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._at_work:
+            yield
+            self._kept, self._proven_timeline_id = None, 0
+            self._look()
+
+    # -- the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        tries = 0
+        while not self._ended:
+            try:
+                with self._at_work:
+                    upload = self._next()
+                    if upload is not None:
+                        self._take(upload)
+                    self._send_state()
+                self.trouble, tries = None, 0
+            except BaseException as error:  # raised again in the receiver
+                if not isinstance(error, RepositoryError) or not error.is_transient:
+                    self._failure = error
+                    return
+                self._note_trouble(error)
+                self._wait(min(_RETRY_MAX_S, _RETRY_MIN_S * 2**tries), is_retry=True)
+                tries = min(tries + 1, 10)
+                continue
+            if upload is None:
+                self._wait(_LOOK_S, is_retry=False)
+
+    def _note_trouble(self, error: RepositoryError) -> None:
+        self.failed_count += 1
+        if self.trouble is None:
+            logger.warning("%s; WAL is received on into the spool %s", error, self._place.local)
+        self.trouble = error
+
+    def _wait(self, seconds: float, *, is_retry: bool) -> None:
+        with self._changed:
+            if is_retry or self._is_idle:
+                self._changed.wait_for(lambda: self._ended or not (is_retry or self._is_idle), seconds)
+
+    def _next(self) -> Upload | None:
+        local = self._store.local
+        changes = self._changes
+        names = [f"{folder}/{name}" for folder in SPOOLED_FOLDERS for name, _ in objects_in(local, folder)]
+        is_due = self._is_due()
+        with self._changed:
+            found = next_upload(
+                [name for name in names if name != f"{WAL_DIRECTORY}/{self._kept}"],
+                self._geometry,
+                proven_timeline_id=self._proven_timeline_id,
+                streamed_timeline_id=self._streamed_timeline_id,
+                growing=self._growing,
+                ends=self._ends,
+                stored=self._stored,
+                is_due=is_due,
+            )
+            if found is None and changes == self._changes:
+                self._is_idle, self._hurries = True, False
+        return found
+
+    def _is_due(self) -> bool:
+        """Tell whether the open segment is to be stored: it has grown, and that is long ago or awaited."""
+        with self._changed:
+            key = self._growing
+            if key is None or self._ends.get(key, Lsn(0)) <= self._stored.get(key, Lsn(0)):
+                return False
+        now = time.monotonic()
+        if self._hurries or now - self._partial_at_s >= self._partial_interval_s:
+            return True
+        if now - self._asked_at_s < _ASK_S:
+            return False
+        self._asked_at_s = now
+        return self._is_awaited()
+
+    def _take(self, upload: Upload) -> None:
+        name = upload.name.rpartition("/")[2]
+        if upload.end is not None:
+            self._store_partial(split_segment_name(name)[0], upload.end)
+        elif is_segment_name(name):
+            self._store_segment(name)
+        else:
+            self._store_file(upload.name)
+
+    # -- one upload --------------------------------------------------------------------------------------------
+
+    def _store_segment(self, name: str) -> None:
+        path = f"{WAL_DIRECTORY}/{name}"
+        stored = path + self._compression.suffix
+        self._put(stored, self._content(path, self._geometry.segment_size), name)
+        self.done_count += 1
+        with self._changed:
+            self._waiting.discard(self._geometry.parse_file_name(name))
+        kept, self._kept = self._kept, name
+        if kept is not None:
+            self._store.local.delete(f"{WAL_DIRECTORY}/{kept}")
+        self._delete_partials(name)
+
+    def _store_partial(self, segment: str, end: Lsn) -> None:
+        key = self._geometry.parse_file_name(segment)
+        path = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+        start = self._geometry.segment_start(key[1])
+        if end > self._stored.get(key, start):
+            name = partial_name(segment, end, self._compression.suffix)
+            self._put(f"{WAL_DIRECTORY}/{name}", self._content(path, end - start), segment)
+            self._partial_at_s = time.monotonic()
+            self._delete_partials(segment, name)
+        with self._changed:
+            self._stored[key] = max(end, self._stored.get(key, end))
+            # Within the lock: its stream may begin again.
+            if key[0] < self._streamed_timeline_id:
+                self._store.local.delete(path)
+
+    def _content(self, path: str, size_bytes: int) -> Iterator[bytes]:
+        local = self._store.local
+        ranges = (ByteRange(at, min(at + PART_BYTES, size_bytes)) for at in range(0, size_bytes, PART_BYTES))
+        return compressed_pieces((local.get_ranges(path, [part])[0] for part in ranges), self._compression, size_bytes)
+
+    def _put(self, path: str, content: Iterator[bytes], segment: str) -> None:
+        """Store WAL that is not there; what is there of this name must be the same WAL."""
+        pieces = _Counted(content)
+        try:
+            # In one piece where that is not too large: only then two that do so at once are told apart.
+            self._store.remote.put(
+                path, pieces if self._geometry.segment_size > _MOST_BYTES_AT_ONCE else b"".join(pieces)
+            )
+        except ObjectExists:
+            self._require_same(path, segment)
+        self._store.note_stored(path, pieces.size_bytes)
+
+    def _require_same(self, path: str, segment: str) -> None:
+        """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says."""
+        name, local = path.rpartition("/")[2], self._store.local
+        timeline_id, segment_no = self._geometry.parse_file_name(segment)
+        start = position = self._geometry.segment_start(segment_no)
+        end = partial_end(name) or Lsn(start + self._geometry.segment_size)
+        own = f"{WAL_DIRECTORY}/{segment}{'' if local.exists(f'{WAL_DIRECTORY}/{segment}') else PARTIAL_SUFFIX}"
+        for piece in WalDirectory(self._store.remote, WAL_DIRECTORY, self._geometry, only=name).read(
+            timeline_id, start
+        ):
+            stored = piece[: end - position]
+            if local.get_ranges(own, [ByteRange(position - start, position - start + len(stored))]) != [stored]:
+                raise self._place.differs(segment)
+            position = Lsn(position + len(piece))
+            if position >= end:
+                return
+
+    def _delete_partials(self, segment: str, newest: str | None = None) -> None:
+        """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm."""
+        for name, _ in self._store.stored(WAL_DIRECTORY):
+            base, _, complete = split_segment_name(name)
+            if base != segment or complete or name == newest:
+                continue
+            try:
+                self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
+            except RepositoryError as error:
+                logger.debug("%s", error)
+            self._store.note_deleted(f"{WAL_DIRECTORY}/{name}")
+
+    def _store_file(self, path: str) -> None:
+        content = self._store.local.get(path, most_bytes=1 << 30)
+        try:
+            self._store.remote.put(path, content)
+        except ObjectExists:
+            if self._store.remote.get(path, most_bytes=1 << 30) != content:
+                if not path.startswith(SUMMARY_DIRECTORY):
+                    raise self._place.differs(path) from None
+                # It was found damaged, or is of an older pgwal: it can be made again from WAL.
+                self._store.remote.delete(path)
+                self._store.remote.put(path, content)
+        self._store.note_stored(path, len(content))
+        self._store.local.delete(path)
+
+    def _send_state(self) -> None:
+        """Leave the receiver's state for others: soon when more is stored, else now and then."""
+        content, now = self._store.pending_state, time.monotonic()
+        if content is None or now - self._state_at_s < _STATE_MIN_S:
+            return
+        flushed_lsn = ReceiverState.decode(content).flushed_lsn
+        if flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:
+            self._store.pending_state = None
+            self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
+            self._told_lsn, self._state_at_s = flushed_lsn, now
+
+
+class _Counted:
+    """Pieces, and how many bytes they had together."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self.size_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self.size_bytes += len(piece)
+            yield piece
