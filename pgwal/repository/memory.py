@@ -210,5 +210,8 @@ class MemoryPlace:
     def require_suitable(self) -> None:
         pass
 
+    def probe(self) -> None:
+        pass
+
     def make(self, folders: Iterable[str] = ()) -> None:
         pass
