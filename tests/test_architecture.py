@@ -63,13 +63,13 @@ LOCAL_ROOM = {
 }  # fmt: skip
 """Modules of ``repository`` that know that a repository is a directory."""
 CLOUD_ROOM = {
-    "cloud_errors", "cloud_lease_object", "cloud_leases", "cloud_place", "cloud_store",
+    "cloud_errors", "cloud_lease_object", "cloud_leases", "cloud_place", "cloud_probe", "cloud_store",
 }  # fmt: skip
 """Modules of ``repository`` that know that it is in an object store."""
 LOCAL_FAST_PATH = {"segment_part"}
 """Reads of whole segments by the compiled scanner: offered where the store has files."""
 MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
-MAY_ASK_FOR_RENAMES = {"catalogue", "staged_backup", "store"}
+MAY_ASK_FOR_RENAMES = {"backup_folders", "catalogue", "staged_backup", "store"}
 FILES_OF_NO_REPOSITORY = {
     "fetch_wal": "the file that a server wants",
     "prefetch_wal": "what waits for a server beside it",
@@ -81,8 +81,8 @@ FILES_OF_NO_REPOSITORY = {
 }
 """Use cases that touch files, and which; all others know a repository, or a source, and nothing below it."""
 TOUCHES_NO_FILE = {
-    "PRIO_PROCESS", "SEEK_CUR", "SEEK_END", "SEEK_SET", "cpu_count", "fsdecode", "fsencode", "getpid", "setpriority",
-    "strerror",
+    "PRIO_PROCESS", "SEEK_CUR", "SEEK_END", "SEEK_SET", "cpu_count", "environ", "fsdecode", "fsencode", "getpid",
+    "setpriority", "strerror",
 }  # fmt: skip
 FILE_MODULES = {"fcntl", "glob", "mmap", "shutil", "tempfile"}
 FILE_METHODS = {

@@ -89,7 +89,7 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
         # What that one has stored so far looks like something that was abandoned.
         return _plan(repository, request, [], only_named_packs=True)
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
-        report = _plan(repository, request, repository.catalogue.unfinished())
+        report = _plan(repository, request, repository.catalogue.give_up_unfinished())
         for entry in report.expired:
             if repository.catalogue.is_held(entry.backup_id):
                 raise RepositoryLocked(
@@ -203,6 +203,7 @@ def _remove(repository: Repository, report: ExpireReport, on_progress: Callable[
     repository.catalogue.remove_packs(report.packs)
     repository.catalogue.clear_unfinished()
     done = report.backup_bytes
+    repository.place.leases.confirm()
     for directory, files in ((SUMMARY_DIRECTORY, report.summaries), (WAL_DIRECTORY, report.wal)):
         for file in files:
             try:

@@ -35,6 +35,7 @@ from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.backup_data import chunks_of, start_of
 from pgwal.repository.layout import (
+    BACKUP_CLAIM_NAME,
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORIES_NAME,
     BACKUP_DIRECTORY,
@@ -213,7 +214,7 @@ class StoredBackup:
         listed = array("Q", sorted(self._listed))
         with self._noting(self._folder):
             for name in names_in(self._repository.store, self._folder):
-                if name not in (BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
+                if name not in (BACKUP_CLAIM_NAME, BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
                     self._note_at(f"{self._folder}/{name}", "it does not belong to the backup")
         for path in self._data.paths(lambda path, error: self._note(path, _reason(error))):
             digest = xxh3_64_intdigest(os.fsencode(path))

@@ -9,7 +9,6 @@ from functools import partial
 from typing import NamedTuple
 
 from pgwal.backup.backup_file import BackupFile
-from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import decode_entry, decode_head, decode_pack_names
@@ -23,6 +22,7 @@ from pgwal.errors import (
     WrongCluster,
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
+from pgwal.repository.backup_folders import find_backup_folders, folder_of, give_up, remove_backup
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -34,9 +34,9 @@ from pgwal.repository.layout import (
 from pgwal.repository.object_reader import open_buffered
 from pgwal.repository.pack_pool import list_packs, remove_packs
 from pgwal.repository.place import Place
-from pgwal.repository.staged_backup import StagedBackup, folder_of, is_unfinished, remove_backup
+from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.store import StoredObject, as_renaming, folders_in, names_in
+from pgwal.repository.store import StoredObject, as_renaming, folders_in
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +94,7 @@ class Catalogue:
 
     def ids(self) -> list[str]:
         """Return the ids of the finished backups, in order, damaged ones among them."""
-        ids = [name for name in names_in(self._store, BACKUP_DIRECTORY) if is_backup_id(name)]
-        if as_renaming(self._store) is not None:
-            return ids
-        return [backup_id for backup_id in ids if self._store.exists(self._entry_name(backup_id))]
+        return find_backup_folders(self._store).finished
 
     def entry(self, backup_id: str) -> BackupEntry:
         """Return the entry of one backup.
@@ -239,12 +236,14 @@ class Catalogue:
         with self._place.leases.hold(self._entry_name(backup_id), exclusive=True):
             renaming = as_renaming(self._store)
             if renaming is None:
+                self._place.leases.confirm()
                 self._store.delete(self._entry_name(backup_id))
             else:
                 renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
     def remove_packs(self, packs: Iterable[StoredObject]) -> None:
         """Remove packs that no backup needs, and what killed writers left; only under the lock for backups."""
+        self._place.leases.confirm()
         remove_packs(self._store, [pack.name for pack in packs])
 
     def stage(self, backup_id: str) -> StagedBackup:
@@ -253,20 +252,21 @@ class Catalogue:
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
-        folders = folders_in(self._store, BACKUP_DIRECTORY)
-        if as_renaming(self._store) is None:
-            finished = set(self.ids())
-            left = [name for name in folders if is_backup_id(name) and name not in finished]
-            # Some object stores show folders for a while in which nothing is.
-            return [name for name in left if self._store.exists(f"{BACKUP_DIRECTORY}/{name}")]
-        return [name for name in folders if is_unfinished(name)]
+        return find_backup_folders(self._store).unfinished
+
+    def give_up_unfinished(self) -> list[str]:
+        """Return what ``unfinished`` does, once none of these backups can be finished any more.
+
+        Only under the lock for backups.
+        """
+        return [name for name in self.unfinished() if give_up(self._store, f"{BACKUP_DIRECTORY}/{name}")]
 
     def clear_unfinished(self) -> list[str]:
         """Remove what abandoned backups left, and return their ids; only under the lock for backups.
 
         What pgwal does not put into a backup's directory stays, with a warning.
         """
-        unfinished = self.unfinished()
+        unfinished = self.give_up_unfinished()
         if unfinished:
             # Before the folders, which tell that there may be some.
             self.remove_packs(self.unneeded_packs())

@@ -36,6 +36,7 @@ _HINTS = {
 }
 _UNREACHED_HINT = "Check the network, AWS_ENDPOINT_URL or its like for other stores, and that the store is running."
 _BUSY_HINT = "It was asked again several times: try later."
+_NOT_WITHOUT_TLS = "its address is without TLS, which is not allowed"
 _NO_HTTP_HINT = "Set AWS_ALLOW_HTTP=true for a store without TLS, or use an address that begins with https."
 
 
@@ -85,8 +86,8 @@ def _read(error: Exception) -> _Answer:
     else:
         first = text.partition("\n")[0]
         words = _QUERY.sub("", first.partition(": ")[2] if first.startswith("Generic ") else first).strip()
-        if "scheme is not allowed" in text:
-            words = "URL scheme is not allowed"
+        if "builder error" in text and "http://" in text:
+            words = _NOT_WITHOUT_TLS
     return _Answer(None if status is None else int(status[1]), None if code is None else code[1], words)
 
 
@@ -95,7 +96,7 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     kind, hint = RepositoryError, _HINTS.get(answer.code or "")
     if answer.code in _FULL or answer.status == _FULL_STATUS:
         kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
-    elif answer.words == "URL scheme is not allowed":
+    elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
     elif answer.status is None and any(text in answer.words.lower() for text in _UNREACHED):
         kind, hint = StoreUnavailable, _UNREACHED_HINT

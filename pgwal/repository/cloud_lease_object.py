@@ -72,7 +72,7 @@ class LeaseObjects:
             found = obstore.get(self.client, name)
             content = found.bytes().to_bytes()
         meta = found.meta
-        return Found(_holder(content), content, _version(meta["e_tag"], meta["version"]), meta["last_modified"])
+        return Found(_holder(content), content, version_of(meta["e_tag"], meta["version"]), meta["last_modified"])
 
     def create(self, name: str, content: bytes) -> UpdateVersion:
         """Store an object that is not there; raises RepositoryLocked where there is one, whoever put it."""
@@ -88,7 +88,7 @@ class LeaseObjects:
                 put = obstore.put(
                     self.client, name, content, mode="create" if version is None else version, use_multipart=False
                 )
-                return _version(put["e_tag"], put["version"])
+                return version_of(put["e_tag"], put["version"])
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
                 pass
         # It may be our own, whose answer was lost.
@@ -227,7 +227,8 @@ def _holder(content: bytes) -> str | None:
     return None if holder is None else str(holder)
 
 
-def _version(e_tag: str | None, version: str | None) -> UpdateVersion:
+def version_of(e_tag: str | None, version: str | None) -> UpdateVersion:
+    """Return what of an answer tells one version of an object from others."""
     # The library takes no key whose value is None.
     found: UpdateVersion = {}
     if e_tag is not None:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pgwal.errors import FormatError, RepositoryError
 
 if TYPE_CHECKING:
+    from obstore.store import ClientConfig
     from obstore.store import ObjectStore as Client
 
     from pgwal.repository.cloud_leases import CloudLeases
     from pgwal.repository.cloud_store import CloudStore
     from pgwal.repository.memory import MemorySpool
 
-SCHEMES = ("s3", "gs", "az")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
 _MOST_RETRIES, _MOST_RETRYING = 8, timedelta(seconds=60)
 """Half a minute or so: a backup of hours is not to end for less."""
 _REQUEST_TIMEOUT = timedelta(seconds=120)
-"""Of one request, whose body has at most eight megabytes."""
+"""Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_CLIENT_OPTIONS = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "proxy_url",
+    "proxy_excludes",
+    "timeout",
+)
+"""What the library has from variables of these names itself, as long as it is given nothing of the kind."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,9 @@ class CloudPlace:
         """Return the place of SCHEME://BUCKET[/PREFIX]; nothing is looked at.  Raises FormatError."""
         scheme, _, rest = url.partition("://")
         bucket, *folders = rest.rstrip("/").split("/")
-        if scheme not in SCHEMES:
+        if scheme not in _VARIABLES:
             raise FormatError(
-                f"repositories are directories, or in {', '.join(f'{name}://' for name in SCHEMES)}, not in {scheme}://"
+                f"repositories are directories, or in {', '.join(f'{name}://' for name in _VARIABLES)}, not in {scheme}://"
             )
         if not _BUCKET.fullmatch(bucket):
             raise FormatError(
@@ -100,10 +111,23 @@ class CloudPlace:
         """As for ``require_trusted``: what is not allowed is refused when it is tried."""
 
     def require_suitable(self) -> None:
-        pass
+        """A bucket is no data directory; ``probe`` tells what else may be wrong with it."""
+
+    def probe(self) -> None:
+        client = self.client
+        from pgwal.repository.cloud_probe import require_conditional_puts
+
+        require_conditional_puts(client, self.address)
 
     def make(self, folders: Iterable[str] = ()) -> None:
         """Folders are there when something is in them, and the bucket is not pgwal's to make."""
+
+
+def _client_options(address: str) -> ClientConfig:
+    prefix = _VARIABLES[address.partition("://")[0]]
+    found = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
+    given = {name: value for name, value in found.items() if value is not None}
+    return cast("ClientConfig", {"timeout": _REQUEST_TIMEOUT} | given)
 
 
 def _client(address: str) -> Client:
@@ -119,6 +143,6 @@ def _client(address: str) -> Client:
     with translated_cloud_errors("use", address):
         return from_url(
             address,
-            client_options={"timeout": _REQUEST_TIMEOUT},
+            client_options=_client_options(address),
             retry_config={"max_retries": _MOST_RETRIES, "retry_timeout": _MOST_RETRYING},
         )

@@ -61,6 +61,9 @@ class LocalPlace:
 
         require_outside_data_directories(self.root)
 
+    def probe(self) -> None:
+        pass
+
     def make(self, folders: Iterable[str] = ()) -> None:
         for folder in ("", *folders):
             self.store.create_directory(folder)

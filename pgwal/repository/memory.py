@@ -211,5 +211,8 @@ class MemoryPlace:
     def require_suitable(self) -> None:
         pass
 
+    def probe(self) -> None:
+        pass
+
     def make(self, folders: Iterable[str] = ()) -> None:
         pass

@@ -38,5 +38,11 @@ class Place(Protocol):
     def require_suitable(self) -> None:
         """Raise RepositoryError for a place where no repository may be; nothing is made."""
 
+    def probe(self) -> None:
+        """Raise RepositoryError where what stores things there does not keep what ``store`` and ``leases`` promise.
+
+        For a new repository, and whoever wants to know: it puts and removes something.
+        """
+
     def make(self, folders: Iterable[str] = ()) -> None:
         """Have the place, and folders in it, be there, durably; they may be there already."""

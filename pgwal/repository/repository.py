@@ -230,13 +230,14 @@ def prepare(place: Place) -> None:
     place.make()
     place.require_trusted()
     place.require_own()
-    _require_nothing_else(place)
+    _require_fit_for_a_new_one(place)
 
 
-def _require_nothing_else(place: Place) -> None:
-    """Refuse to make a repository among files of something else, such as in a data directory."""
+def _require_fit_for_a_new_one(place: Place) -> None:
+    """Refuse to make a repository where none can be, or among files of something else, as in a data directory."""
     if place.store.exists(IDENTITY_NAME):
         return
+    place.probe()
     own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, PACK_DIRECTORY, STORAGE_FORMAT_NAME}
     names = set(names_in(place.store, ""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.

@@ -135,6 +135,9 @@ class FaultyPlace:
     def require_suitable(self) -> None:
         self._place.require_suitable()
 
+    def probe(self) -> None:
+        self._place.probe()
+
     def make(self, folders: Iterable[str] = ()) -> None:
         names = list(folders)
         self._fate.meet("make", " ".join(names))
