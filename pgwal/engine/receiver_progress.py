@@ -118,4 +118,10 @@ class ReceiverProgress:
         metrics.segments_uploaded = delivery.done_count
         metrics.segments_waiting = delivery.waiting_count
         metrics.errors["upload"] = delivery.failed_count
-        metrics.store_is_away = delivery.trouble is not None
+        if delivery.is_away != metrics.store_is_away:
+            if delivery.is_away:
+                why = delivery.trouble or "the store does not answer"
+                logger.warning("%s; WAL is received on into the spool", why)
+            else:
+                logger.info("the store takes WAL again")
+        metrics.store_is_away = delivery.is_away

@@ -329,7 +329,7 @@ class TimelineStream:
             self._delivery.prove(self._timeline_id)
         safe_lsn = self._delivery.safe_lsn(self._timeline_id, flushed_lsn)
         # While the store is away, a server that shuts down need not wait for it: its slot keeps what it has.
-        self._session.withholds_flush = self._delivery.trouble is not None and not self._options.synchronous
+        self._session.withholds_flush = self._delivery.is_away and not self._options.synchronous
         if self._noted == (flushed_lsn, safe_lsn):
             return
         self._noted = flushed_lsn, safe_lsn
@@ -339,7 +339,10 @@ class TimelineStream:
 
     def _pause(self, seconds: float) -> None:
         """Read nothing for a while, and keep the connection: the server takes silence for its end."""
-        self._metrics.spool_is_full = not self._delivery.has_room()
+        is_full = not self._delivery.has_room()
+        if is_full and not self._metrics.spool_is_full:
+            logger.warning("the spool is full: receiving pauses until the store takes more")
+        self._metrics.spool_is_full = is_full
         self._sync()
         self._stop.wait(seconds)
         now = time.monotonic()

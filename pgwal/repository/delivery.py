@@ -36,6 +36,10 @@ class Delivery(Protocol):
         """What the last try ended with, if it is to be tried again."""
 
     @property
+    def is_away(self) -> bool:
+        """Whether where it goes does not answer: the last try has failed, or the present one takes long."""
+
+    @property
     def is_behind(self) -> bool:
         """Whether something waits that can go elsewhere now."""
 

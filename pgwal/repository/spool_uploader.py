@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from pgwal.errors import ObjectExists, RepositoryError
@@ -44,8 +44,10 @@ _STATE_MIN_S, _STATE_S = 0.2, 5.0
 """How old the state that others see may get when more is stored, and otherwise."""
 _LOOK_S = 0.25
 _MOST_BYTES_AT_ONCE = 64 << 20
+_SLOW_S = 10.0
+"""The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
 _RETRY_MIN_S, _RETRY_MAX_S = 0.5, 10.0
-_END_S = 2.0
+_END_S = 5.0
 
 
 class SpoolUploader:
@@ -94,6 +96,7 @@ class SpoolUploader:
         self._is_idle = False
         self._hurries = False
         self._told_lsn: Lsn | None = None
+        self._began_s: float | None = None
         self._partial_at_s = self._asked_at_s = self._state_at_s = time.monotonic() - partial_interval_s
         self._look()
         self._thread = threading.Thread(target=self._run, name="pgwal-uploader", daemon=True)
@@ -135,6 +138,11 @@ class SpoolUploader:
     @property
     def spooled_bytes(self) -> int:
         return (len(self._waiting) + (self._growing is not None)) * self._geometry.segment_size
+
+    @property
+    def is_away(self) -> bool:
+        began_s = self._began_s
+        return self.trouble is not None or (began_s is not None and time.monotonic() - began_s > _SLOW_S)
 
     @property
     def is_behind(self) -> bool:
@@ -208,31 +216,33 @@ class SpoolUploader:
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._upload_until_ended()
+        if self._failure is None and self.trouble is None:
+            with suppress(RepositoryError):
+                self._send_state(at_once=True)
+
+    def _upload_until_ended(self) -> None:
         tries = 0
         while not self._ended:
             try:
+                self._began_s = time.monotonic()
                 with self._at_work:
                     upload = self._next()
                     if upload is not None:
                         self._take(upload)
                     self._send_state()
-                self.trouble, tries = None, 0
+                self._began_s, self.trouble, tries = None, None, 0
             except BaseException as error:  # raised again in the receiver
                 if not isinstance(error, RepositoryError) or not error.is_transient:
                     self._failure = error
                     return
-                self._note_trouble(error)
+                self.trouble = error
+                self.failed_count += 1
                 self._wait(min(_RETRY_MAX_S, _RETRY_MIN_S * 2**tries), is_retry=True)
                 tries = min(tries + 1, 10)
                 continue
             if upload is None:
                 self._wait(_LOOK_S, is_retry=False)
-
-    def _note_trouble(self, error: RepositoryError) -> None:
-        self.failed_count += 1
-        if self.trouble is None:
-            logger.warning("%s; WAL is received on into the spool %s", error, self._place.local)
-        self.trouble = error
 
     def _wait(self, seconds: float, *, is_retry: bool) -> None:
         with self._changed:
@@ -371,13 +381,13 @@ class SpoolUploader:
         self._store.note_stored(path, len(content))
         self._store.local.delete(path)
 
-    def _send_state(self) -> None:
+    def _send_state(self, *, at_once: bool = False) -> None:
         """Leave the receiver's state for others: soon when more is stored, else now and then."""
         content, now = self._store.pending_state, time.monotonic()
-        if content is None or now - self._state_at_s < _STATE_MIN_S:
+        if content is None or (now - self._state_at_s < _STATE_MIN_S and not at_once):
             return
         flushed_lsn = ReceiverState.decode(content).flushed_lsn
-        if flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:
+        if at_once or flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:
             self._store.pending_state = None
             self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
             self._told_lsn, self._state_at_s = flushed_lsn, now

@@ -67,6 +67,9 @@ class SpooledPlace:
     def require_suitable(self) -> None:
         self.place.require_suitable()
 
+    def probe(self) -> None:
+        self.place.probe()
+
     def make(self, folders: Iterable[str] = ()) -> None:
         self.place.make(folders)
 

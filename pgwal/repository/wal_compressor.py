@@ -133,6 +133,7 @@ class SegmentCompressor:
 
     spooled_bytes = None
     trouble = None
+    is_away = False
     is_behind = False
     is_proven = True
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,10 @@ from support.shared_bucket import BUCKET, shared_bucket
 from support.store_proxy import StoreProxy
 from test_main_job import prepare, run_load, server_streams
 
+from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.repository.address import place_at
+from pgwal.repository.layout import RECEIVER_LOCK_NAME
 from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -56,6 +58,11 @@ class Bucket:
             monkeypatch.setenv(name, value)
         return Repository.open(place_at(self.url))
 
+    def expire_lease(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have the lease of a receiver that was killed end, which takes a minute."""
+        with suppress(ObjectNotFound):
+            self.repository(monkeypatch).store.delete(RECEIVER_LOCK_NAME)
+
     def stream(self, server: ThrowawayServer, *args: str | Path) -> list[str | Path]:
         return ["stream", "--repo", self.url, "-d", server.conninfo, *SLOT, *args]
 
@@ -72,9 +79,7 @@ def restart_lsn(server: ThrowawayServer) -> Lsn:
 
 
 @pytest.mark.postgres(13, 18)
-def test_once_has_all_in_the_store(
-    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_once_has_all_in_the_store(make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     server = keeping_server(make_server)
     prepare(server)
     succeed(*bucket.stream(server, "--once"), env=bucket.env)
@@ -92,3 +97,207 @@ def test_once_has_all_in_the_store(
     assert state.flushed_lsn >= end
     assert repository.summaries.ranges()
     assert restart_lsn(server) <= state.flushed_lsn
+
+
+@pytest.mark.postgres(18)
+def test_the_slot_keeps_what_is_not_in_the_store(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store is away, WAL is received into the spool and not reported; a spool that is lost loses nothing."""
+    server = keeping_server(make_server)
+    prepare(server)
+    process = start_pgwal(*bucket.stream(server), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        stored = flush_lsn(server)
+        repository = bucket.repository(monkeypatch)
+        wait_for(lambda: reported(repository) >= stored, "the store to have all")
+        bucket.proxy.is_away = True
+        write(server, 3)
+        end = flush_lsn(server)
+        wait_for(lambda: one_lsn(server, "(SELECT write_lsn FROM pg_stat_replication)") >= end, "the spool to have all")
+        assert restart_lsn(server) <= max(segment_end(repository), reported(repository))
+        assert restart_lsn(server) < end
+        process.kill()
+        finish(process)
+        bucket.expire_lease(monkeypatch)
+        shutil.rmtree(bucket.spool)
+        bucket.proxy.is_away = False
+        succeed(*bucket.stream(server, "--once"), env=bucket.env)
+        assert_same_wal(server, repository.place, end)
+    finally:
+        process.kill()
+
+
+@pytest.mark.postgres(18)
+def test_what_waits_in_the_spool_is_stored_by_the_next_receiver(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = keeping_server(make_server)
+    prepare(server)
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    process = start_pgwal(*bucket.stream(server, "--synchronous"), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        bucket.proxy.is_away = True
+        write(server, 3)
+        end = flush_lsn(server)
+        # With --synchronous what is durable in the spool counts.
+        wait_for(lambda: restart_lsn(server) >= end, "the spool to have all")
+        process.kill()
+        finish(process)
+        bucket.expire_lease(monkeypatch)
+        waiting = list(bucket.spool.glob("*/wal/*"))
+        assert len(waiting) > 2
+        bucket.proxy.is_away = False
+        # As if the slot had let it go: the spool alone has it.
+        succeed(*bucket.stream(server, "--once"), env=bucket.env)
+        repository = bucket.repository(monkeypatch)
+        assert_same_wal(server, repository.place, end)
+    finally:
+        process.kill()
+
+
+@pytest.mark.postgres(18)
+def test_a_full_spool_pauses_the_stream(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays, though the server would end one that is silent, and goes on when the store is back."""
+    server = keeping_server(make_server)
+    server.configure(wal_sender_timeout="3s")
+    server.reload()
+    prepare(server)
+    process = start_pgwal(*bucket.stream(server, "--max-spool", "6M", "-s", "1"), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        repository = bucket.repository(monkeypatch)
+        stored = flush_lsn(server)
+        wait_for(lambda: reported(repository) >= stored, "the store to have all")
+        backend = walsender(server)
+        bucket.proxy.is_away = True
+        write(server, 9)
+        end = flush_lsn(server)
+        assert end - stored > 8 * MB
+        time.sleep(13)
+        assert spool_bytes(bucket) <= 7 * MB
+        assert walsender(server) == backend, "the connection has broken"
+        bucket.proxy.is_away = False
+        wait_for(lambda: reported(repository) >= end, "the store to have all")
+        assert walsender(server) == backend
+        assert_same_wal(server, repository.place, end)
+    finally:
+        process.terminate()
+        outcome = finish(process)
+    assert outcome.code == 0, outcome.stderr
+    assert "WAL is received on into the spool" in outcome.stderr
+    assert "the spool is full" in outcome.stderr
+
+
+@pytest.mark.postgres(18)
+def test_a_store_that_refuses_ends_the_stream_with_its_words(make_server: ServerFactory, bucket: Bucket) -> None:
+    server = keeping_server(make_server)
+    prepare(server)
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    process = start_pgwal(*bucket.stream(server), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        bucket.proxy.denies = b"PUT"
+        run_load(server, 1)
+        outcome = finish(process)
+    finally:
+        process.kill()
+    assert outcome.code == 1, outcome.stderr
+    assert "AccessDenied" in outcome.stderr
+
+
+@pytest.mark.postgres(18)
+def test_a_spool_of_another_history_is_refused(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = keeping_server(make_server)
+    prepare(server)
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    process = start_pgwal(*bucket.stream(server), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        bucket.proxy.is_away = True
+        write(server, 3)
+        wait_for(lambda: len(whole_in_spool(bucket)) > 1, "segments in the spool")
+    finally:
+        process.kill()
+        finish(process)
+    bucket.proxy.is_away = False
+    bucket.expire_lease(monkeypatch)
+    changed = whole_in_spool(bucket)[-1]
+    content = bytearray(changed.read_bytes())
+    content[5000] ^= 1
+    changed.write_bytes(content)
+    before = changed.read_bytes()
+    outcome = run_pgwal(*bucket.stream(server, "--once"), env=bucket.env)
+    assert_failed(outcome, 4, "they part at")
+    assert changed.read_bytes() == before
+
+
+def write(server: ThrowawayServer, mebibytes: int) -> None:
+    with server.connect() as connection:
+        for _ in range(mebibytes * 10):
+            connection.execute("SELECT pg_logical_emit_message(true, 'load', repeat(md5(random()::text), 3300))")
+
+
+def reported(repository: Repository) -> Lsn:
+    state = repository.receiver_state()
+    return Lsn(0) if state is None else state.flushed_lsn
+
+
+def segment_end(repository: Repository) -> Lsn:
+    last = repository.wal.segments()[-1]
+    return repository.geometry.segment_start(last.segment_no + 1)
+
+
+def walsender(server: ThrowawayServer) -> int | None:
+    with server.connect() as connection:
+        row = connection.execute("SELECT pid FROM pg_stat_replication").fetchone()
+    return None if row is None else int(row[0])
+
+
+def spool_bytes(bucket: Bucket) -> int:
+    return sum(path.stat().st_size for path in bucket.spool.rglob("*") if path.is_file())
+
+
+def whole_in_spool(bucket: Bucket) -> list[Path]:
+    return sorted(path for path in bucket.spool.glob("*/wal/*") if path.suffix == "")
+
+
+@pytest.mark.postgres(15, 18)
+def test_nothing_that_was_reported_is_missing_after_kills(
+    make_server: ServerFactory, bucket: Bucket, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver is killed at random moments, its spool lost now and then, while the network does what it can."""
+    rng = seeded()
+    server = keeping_server(make_server)
+    prepare_load(server)
+    bucket.proxy.trouble = 0.1
+    bucket.proxy.random = rng
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    repository = bucket.repository(monkeypatch)
+    kills = fault_count(8)
+    with load(server):
+        for number in range(kills):
+            args = ["--partial-interval", str(rng.choice((0, 0.3, 10)))]
+            process = start_pgwal(*bucket.stream(server, *args), env=bucket.env)
+            time.sleep(rng.uniform(0.3, 4))
+            process.kill()
+            outcome = finish(process)
+            assert "error:" not in outcome.stderr, outcome.stderr
+            held = restart_lsn(server)
+            bucket.expire_lease(monkeypatch)
+            # By name: a segment behind a hole is none.
+            assert_same_wal(server, repository.place, held)
+            if rng.random() < 0.4:
+                bucket.spool.rename(scratch / f"lost-{number}")
+    bucket.proxy.trouble = 0
+    end = flush_lsn(server)
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    assert_same_wal(server, repository.place, end)
+    partial = [segment.name for segment in repository.wal.segments() if not segment.complete]
+    assert len(partial) <= 1

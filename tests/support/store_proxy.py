@@ -36,7 +36,7 @@ class StoreProxy:
         """The method of requests that are refused."""
         self.port = 0
         self._target = port
-        self._random = random or Random(0)
+        self.random = random or Random(0)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -81,13 +81,15 @@ class StoreProxy:
             return False
         method = head.split(b" ", 1)[0]
         self.counts[method.decode()] += 1
-        fate = self._random.choice(FATES) if self._random.random() < self.trouble else PASS
+        fate = self.random.choice(FATES) if self.random.random() < self.trouble else PASS
         self.met[fate] += 1
-        await asyncio.sleep(self.delay_s + (self._random.uniform(0, 0.5) if fate == DELAY else 0))
+        await asyncio.sleep(self.delay_s + (self.random.uniform(0, 0.5) if fate == DELAY else 0))
         if method == self.denies:
-            writer.write(_answer(b"403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>Not you</Message></Error>"))
+            writer.write(
+                _answer(b"403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>Not you</Message></Error>")
+            )
         elif fate == BUSY:
-            writer.write(_answer(self._random.choice(_BUSY_STATUS), b"<Error><Code>SlowDown</Code></Error>"))
+            writer.write(_answer(self.random.choice(_BUSY_STATUS), b"<Error><Code>SlowDown</Code></Error>"))
         elif fate == CUT_BEFORE:
             return False
         else:
@@ -97,7 +99,7 @@ class StoreProxy:
             if fate == CUT_AFTER or self.is_away:
                 return False
             if fate == CUT_ANSWER:
-                writer.write(answer[: self._random.randint(0, len(answer) - 1)])
+                writer.write(answer[: self.random.randint(0, len(answer) - 1)])
                 await writer.drain()
                 return False
             writer.write(answer)
