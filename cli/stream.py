@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.service_manager import ServiceManager
+from pgwal_cli.spool_options import SpoolGroup
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -55,31 +55,6 @@ AcceptNewHistory = Annotated[
         help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
     ),
 ]
-Spool = Annotated[
-    Path | None,
-    typer.Option(
-        "--spool",
-        envvar="PGWAL_SPOOL",
-        metavar="DIR",
-        help="Where WAL waits to be stored, for a repository in an object store.",
-        show_default="below XDG_STATE_HOME",
-    ),
-]
-MaxSpool = Annotated[
-    int,
-    typer.Option(
-        "--max-spool",
-        parser=options.parse_size,
-        metavar="SIZE",
-        help="How much may wait there before receiving pauses; suffix M, G or T.",
-    ),
-]
-PartialInterval = Annotated[
-    float,
-    typer.Option(
-        "--partial-interval", min=0, metavar="SECS", help="How long the open segment may grow before it is stored."
-    ),
-]
 Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")]
 
 
@@ -96,11 +71,9 @@ def stream(
     once: Once = False,
     compress: Compress = "zstd",
     accept_new_history: AcceptNewHistory = False,
-    spool: Spool = None,
-    max_spool: MaxSpool = "4G",  # type: ignore[assignment]
-    partial_interval: PartialInterval = 10.0,
     metrics: Metrics = None,
     *,
+    spool: SpoolGroup,
     connection: options.ConnectionOptions,
 ) -> None:
     """Receive WAL continuously into the repository, and summarise it as it arrives.
@@ -130,9 +103,7 @@ def stream(
         once=once,
         accept_new_history=accept_new_history,
         compression=compression,
-        spool_directory=spool,
-        most_spooled_bytes=max_spool,
-        partial_interval_s=partial_interval,
+        spool=spool.chosen(),
     )
 
     def run(connect_to: ConnectionParameters) -> None:

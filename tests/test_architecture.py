@@ -59,7 +59,7 @@ ONLY_UNDER = {
 
 LOCAL_ROOM = {
     "beneath", "data_directories", "local", "local_backup_data", "local_errors", "local_file", "local_leases",
-    "local_place", "local_spool", "ownership",
+    "local_place", "local_spool", "ownership", "spool_directory",
 }  # fmt: skip
 """Modules of ``repository`` that know that a repository is a directory."""
 CLOUD_ROOM = {
@@ -217,13 +217,12 @@ def test_short_ways_are_asked_for_where_that_is_known(path: Path) -> None:
             assert path.stem in MAY_ASK_FOR_RENAMES
         elif name == "LocalPlace":
             # Whoever reads the address of a repository makes a place of it.
-            assert part_of(path) == "pgwal_cli" or path.stem == "address"
+            assert part_of(path) == "pgwal_cli" or path.stem in ("address", "spooled_place")
         elif name == "LocalStore":
             assert path.stem == "recorded"
         elif room in LOCAL_ROOM:
-            assert path.stem in ("backup_data", "recorded"), f"{path.stem} must not import {module}"
-        elif room in CLOUD_ROOM:
-            assert path.stem in CLOUD_ROOM | {"address"}, f"{path.stem} must not import {module}"
+            may_import = ("spooled_place",) if room == "spool_directory" else ("backup_data", "recorded")
+            assert path.stem in may_import, f"{path.stem} must not import {module}"
         elif room in LOCAL_FAST_PATH:
             assert path.stem in ("wal_directory", "recorded")
 

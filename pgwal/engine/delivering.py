@@ -23,18 +23,17 @@ def deliver(repository: Repository, options: StreamOptions, held: ExitStack) -> 
         compressor = SegmentCompressor(repository.store, repository.wal, options.compression)
         return repository, held.enter_context(compressor)
     # Not above: most repositories are in directories.
-    from pgwal.repository.spool_directory import spool_directory
     from pgwal.repository.spool_uploader import SpoolUploader
     from pgwal.repository.spooled_place import opened_spool
 
-    directory = spool_directory(str(repository.place), options.spool_directory)
-    place = held.enter_context(opened_spool(repository.place, directory, repository.identity))
+    spool = options.spool
+    place = held.enter_context(opened_spool(repository.place, spool.directory, repository.identity))
     uploader = SpoolUploader(
         place,
         repository.geometry,
         options.compression,
-        partial_interval_s=_FOR_BACKUP_INTERVAL_S if options.for_backup else options.partial_interval_s,
-        most_bytes=options.most_spooled_bytes,
+        partial_interval_s=_FOR_BACKUP_INTERVAL_S if options.for_backup else spool.partial_interval_s,
+        most_bytes=spool.most_bytes,
         is_awaited=repository.backup_is_running,
     )
     return Repository(place, repository.identity), held.enter_context(uploader)

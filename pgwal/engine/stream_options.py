@@ -9,11 +9,21 @@ from pgwal.lsn import Lsn
 from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression
 
 DEFAULT_STATUS_INTERVAL_S = 10.0
-DEFAULT_PARTIAL_INTERVAL_S = 10.0
-DEFAULT_MOST_SPOOLED_BYTES = 4 << 30
 
 # How often a receiver shows that it is alive.
 TICK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolOptions:
+    """Where received WAL waits to be stored, below ``directory``, or None for where that usually is.
+
+    ``most_bytes`` is how much may wait, ``partial_interval_s`` how long the open segment may grow before it is stored.
+    """
+
+    directory: Path | None = None
+    most_bytes: int = 4 << 30
+    partial_interval_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +37,7 @@ class StreamOptions:
     that the server has removed, until the receiver has been level for the first time: a backup may have started then.
     With ``from_restart_point``, where the archive has nothing to go on from, it begins at the slot, be that temporary:
     a backup of a server in recovery starts at its last restart point.
-    For a repository that is reached over a network, ``spool_directory`` is where spools lie, None for where they
-    usually do, ``most_spooled_bytes`` how much may wait there, and ``partial_interval_s`` how long the open segment may
-    grow before it is stored.
+    ``spool`` is for a repository that is reached over a network.
     """
 
     slot: str | None = None
@@ -47,6 +55,4 @@ class StreamOptions:
     from_restart_point: bool = False
     accept_new_history: bool = False
     compression: Compression = DEFAULT_COMPRESSION
-    spool_directory: Path | None = None
-    most_spooled_bytes: int = DEFAULT_MOST_SPOOLED_BYTES
-    partial_interval_s: float = DEFAULT_PARTIAL_INTERVAL_S
+    spool: SpoolOptions = SpoolOptions()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
+from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch, require_known_format
 from pgwal.engine.arriving_summaries import ArrivingSummaries
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
+from pgwal.engine.stream_events import StreamEvents
 from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, TICK_S, StreamOptions
 from pgwal.engine.streamed_server import ServerPosition
 from pgwal.errors import (
@@ -28,13 +29,12 @@ from pgwal.errors import (
 from pgwal.lsn import Lsn
 from pgwal.postgres.replication_answer import EndOfTimeline
 from pgwal.postgres.walsender import WalSender
-from pgwal.postgres_version import version_of_magic
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.compression import CompressionMethod
 from pgwal.repository.delivery import Delivery
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.repository.wal_writer import WalObserver, WalWriter
+from pgwal.repository.wal_writer import WalWriter
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -55,19 +55,6 @@ _DELIVERY_S = 10.0
 _STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
 _SILENT_INTERVALS = 6
-
-
-class StreamEvents(WalObserver, Protocol):
-    """Who wants to know what becomes of a stream."""
-
-    def started(self, start: Lsn) -> None:
-        """Called when the server streams."""
-
-    def progressed(self, flushed_lsn: Lsn) -> None:
-        """Called when more has become durable, and now and then."""
-
-    def alive(self) -> None:
-        """Called as often as the stream looks at the time."""
 
 
 class StreamTask(NamedTuple):
@@ -278,7 +265,7 @@ class TimelineStream:
     def _take(self, message: WalData) -> None:
         lsn, data = message.lsn, memoryview(message.data)
         if lsn == self._start:
-            _require_known_format(lsn, data)
+            require_known_format(lsn, data)
         if self._until is not None:
             data = data[: max(0, self._until - lsn)]
         if not self._comparison.is_over:
@@ -406,13 +393,3 @@ class TimelineStream:
         interval_s = self._options.status_interval_s
         if interval_s and self._session.silence_s(now) > _SILENT_INTERVALS * interval_s:
             raise ReplicationInterrupted(f"the server has been silent for {self._session.silence_s(now):.0f} s")
-
-
-def _require_known_format(lsn: Lsn, page: memoryview) -> None:
-    """Raise UnsupportedVersion where the page that starts at ``lsn`` is whole and of no version that pgwal knows.
-
-    A release candidate has the version number of its release, and may have other WAL.
-    """
-    page_lsn = int.from_bytes(page[8:16], "little")
-    if page_lsn == lsn:
-        version_of_magic(int.from_bytes(page[:2], "little"), f"the server's WAL at {lsn}")

@@ -13,23 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
-from pgwal.errors import ObjectExists, RepositoryError
+from pgwal.errors import RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
-from pgwal.repository.layout import RECEIVER_STATE_NAME, SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.layout import RECEIVER_STATE_NAME, WAL_DIRECTORY
 from pgwal.repository.repository import ReceiverState
+from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS
-from pgwal.repository.store import ByteRange, objects_in
+from pgwal.repository.store import objects_in
 from pgwal.repository.upload_order import Upload, next_upload
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_compressor import compressed_pieces
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory
 from pgwal.repository.wal_file_name import (
     COMPRESSION_SUFFIXES,
     PARTIAL_SUFFIX,
     partial_end,
-    partial_name,
     split_segment_name,
 )
 from pgwal.segment import WalGeometry, is_segment_name
@@ -78,7 +76,7 @@ class SpoolUploader:
         self._store = place.store
         self._place = place
         self._geometry = geometry
-        self._compression = compression
+        self._objects = SpooledObjects(place, geometry, compression)
         self._partial_interval_s = partial_interval_s
         self._most_bytes = most_bytes
         self._is_awaited = is_awaited
@@ -286,100 +284,28 @@ class SpoolUploader:
     def _take(self, upload: Upload) -> None:
         name = upload.name.rpartition("/")[2]
         if upload.end is not None:
-            self._store_partial(split_segment_name(name)[0], upload.end)
+            self._take_partial(split_segment_name(name)[0], upload.end)
         elif is_segment_name(name):
-            self._store_segment(name)
+            self._objects.store_segment(name)
+            self.done_count += 1
+            with self._changed:
+                self._waiting.discard(self._geometry.parse_file_name(name))
+            kept, self._kept = self._kept, name
+            if kept is not None:
+                self._store.local.delete(f"{WAL_DIRECTORY}/{kept}")
         else:
-            self._store_file(upload.name)
+            self._objects.store_file(upload.name)
 
-    # -- one upload --------------------------------------------------------------------------------------------
-
-    def _store_segment(self, name: str) -> None:
-        path = f"{WAL_DIRECTORY}/{name}"
-        stored = path + self._compression.suffix
-        self._put(stored, self._content(path, self._geometry.segment_size), name)
-        self.done_count += 1
-        with self._changed:
-            self._waiting.discard(self._geometry.parse_file_name(name))
-        kept, self._kept = self._kept, name
-        if kept is not None:
-            self._store.local.delete(f"{WAL_DIRECTORY}/{kept}")
-        self._delete_partials(name)
-
-    def _store_partial(self, segment: str, end: Lsn) -> None:
+    def _take_partial(self, segment: str, end: Lsn) -> None:
         key = self._geometry.parse_file_name(segment)
-        path = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
-        start = self._geometry.segment_start(key[1])
-        if end > self._stored.get(key, start):
-            name = partial_name(segment, end, self._compression.suffix)
-            self._put(f"{WAL_DIRECTORY}/{name}", self._content(path, end - start), segment)
+        if end > self._stored.get(key, self._geometry.segment_start(key[1])):
+            self._objects.store_partial(segment, end)
             self._partial_at_s = time.monotonic()
-            self._delete_partials(segment, name)
         with self._changed:
             self._stored[key] = max(end, self._stored.get(key, end))
             # Within the lock: its stream may begin again.
             if key[0] < self._streamed_timeline_id:
-                self._store.local.delete(path)
-
-    def _content(self, path: str, size_bytes: int) -> Iterator[bytes]:
-        local = self._store.local
-        ranges = (ByteRange(at, min(at + PART_BYTES, size_bytes)) for at in range(0, size_bytes, PART_BYTES))
-        return compressed_pieces((local.get_ranges(path, [part])[0] for part in ranges), self._compression, size_bytes)
-
-    def _put(self, path: str, content: Iterator[bytes], segment: str) -> None:
-        """Store WAL that is not there; what is there of this name must be the same WAL."""
-        pieces = _Counted(content)
-        try:
-            # In one piece where that is not too large: only then two that do so at once are told apart.
-            self._store.remote.put(
-                path, pieces if self._geometry.segment_size > _MOST_BYTES_AT_ONCE else b"".join(pieces)
-            )
-        except ObjectExists:
-            self._require_same(path, segment)
-        self._store.note_stored(path, pieces.size_bytes)
-
-    def _require_same(self, path: str, segment: str) -> None:
-        """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says."""
-        name, local = path.rpartition("/")[2], self._store.local
-        timeline_id, segment_no = self._geometry.parse_file_name(segment)
-        start = position = self._geometry.segment_start(segment_no)
-        end = partial_end(name) or Lsn(start + self._geometry.segment_size)
-        own = f"{WAL_DIRECTORY}/{segment}{'' if local.exists(f'{WAL_DIRECTORY}/{segment}') else PARTIAL_SUFFIX}"
-        for piece in WalDirectory(self._store.remote, WAL_DIRECTORY, self._geometry, only=name).read(
-            timeline_id, start
-        ):
-            stored = piece[: end - position]
-            if local.get_ranges(own, [ByteRange(position - start, position - start + len(stored))]) != [stored]:
-                raise self._place.differs(segment)
-            position = Lsn(position + len(piece))
-            if position >= end:
-                return
-
-    def _delete_partials(self, segment: str, newest: str | None = None) -> None:
-        """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm."""
-        for name, _ in self._store.stored(WAL_DIRECTORY):
-            base, _, complete = split_segment_name(name)
-            if base != segment or complete or name == newest:
-                continue
-            try:
-                self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
-            except RepositoryError as error:
-                logger.debug("%s", error)
-            self._store.note_deleted(f"{WAL_DIRECTORY}/{name}")
-
-    def _store_file(self, path: str) -> None:
-        content = self._store.local.get(path, most_bytes=1 << 30)
-        try:
-            self._store.remote.put(path, content)
-        except ObjectExists:
-            if self._store.remote.get(path, most_bytes=1 << 30) != content:
-                if not path.startswith(SUMMARY_DIRECTORY):
-                    raise self._place.differs(path) from None
-                # It was found damaged, or is of an older pgwal: it can be made again from WAL.
-                self._store.remote.delete(path)
-                self._store.remote.put(path, content)
-        self._store.note_stored(path, len(content))
-        self._store.local.delete(path)
+                self._store.local.delete(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}")
 
     def _send_state(self, *, at_once: bool = False) -> None:
         """Leave the receiver's state for others: soon when more is stored, else now and then."""
@@ -391,16 +317,3 @@ class SpoolUploader:
             self._store.pending_state = None
             self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
             self._told_lsn, self._state_at_s = flushed_lsn, now
-
-
-class _Counted:
-    """Pieces, and how many bytes they had together."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self.size_bytes = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for piece in self._pieces:
-            self.size_bytes += len(piece)
-            yield piece

@@ -22,6 +22,7 @@ from pgwal.repository.lease import Leases
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
+from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
 from pgwal.repository.store import objects_in
 from pgwal.repository.wal_archive import WalArchive
@@ -185,12 +186,12 @@ class SpooledPlace:
 
 
 @contextmanager
-def opened_spool(place: Place, directory: Path, identity: RepositoryIdentity) -> Iterator[SpooledPlace]:
-    """Hold the spool of a repository in a directory, which is made, with what an earlier receiver left in it.
+def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdentity) -> Iterator[SpooledPlace]:
+    """Hold the spool of a repository, which is made below a directory or where spools usually are.
 
     Raises RepositoryLocked while another receiver of this machine has it, RepositoryError as ``take_over`` does.
     """
-    local = LocalPlace(directory)
+    local = LocalPlace(spool_directory(str(place), directory))
     local.require_suitable()
     local.make(SPOOLED_FOLDERS)
     local.require_own()
