@@ -312,6 +312,8 @@ class TimelineStream:
         self._session.written(self._written_lsn)
         flushed_lsn = self._flushed_lsn
         self._delivery.grow(self._timeline_id, flushed_lsn)
+        if self._comparison.is_over:
+            self._delivery.compared()
         if self._session.received_lsn >= self._continued_from:
             self._delivery.prove(self._timeline_id)
         safe_lsn = self._delivery.safe_lsn(self._timeline_id, flushed_lsn)

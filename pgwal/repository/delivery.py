@@ -53,6 +53,9 @@ class Delivery(Protocol):
     def begin(self, timeline_id: int) -> None:
         """Note that WAL of a timeline is going to be received; before any is written."""
 
+    def compared(self) -> None:
+        """Note that what the archive held when the stream began is no longer read."""
+
     def prove(self, timeline_id: int) -> None:
         """Take what is here of a timeline for the server's, as it was received again and compared."""
 

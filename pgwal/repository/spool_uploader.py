@@ -1,7 +1,8 @@
 """Store what a receiver has in its spool, away from the loop that receives it: see ``upload_order``.
 
 Each round looks at what lies in the spool, so that a crash needs no repair.  A segment is deleted there when it is
-stored, except the last one: a stream that is taken up again begins with it, also while the store is away.
+stored, except the last one: a stream that is taken up again begins with it, also while the store is away.  While a
+stream still compares what was there when it began, nothing is deleted.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class SpoolUploader:
         self._ends: dict[tuple[int, int], Lsn] = {}
         self._stored: dict[tuple[int, int], Lsn] = {}
         self._kept: str | None = None
+        self._deletable: list[str] = []
+        self._may_delete = False
         self._is_idle = False
         self._hurries = False
         self._told_lsn: Lsn | None = None
@@ -162,7 +165,15 @@ class SpoolUploader:
 
     def begin(self, timeline_id: int) -> None:
         with self._changed:
-            self._streamed_timeline_id, self._growing = timeline_id, None
+            self._streamed_timeline_id, self._growing, self._may_delete = timeline_id, None, False
+            # What was left of this timeline is going to be written again.
+            self._deletable = [path for path in self._deletable if not _is_partial_of(path, timeline_id)]
+
+    def compared(self) -> None:
+        with self._changed:
+            if not self._may_delete:
+                self._may_delete = True
+                self._wake()
 
     def prove(self, timeline_id: int) -> None:
         with self._changed:
@@ -208,7 +219,7 @@ class SpoolUploader:
     def paused(self) -> Iterator[None]:
         with self._at_work:
             yield
-            self._kept, self._proven_timeline_id = None, 0
+            self._kept, self._deletable, self._proven_timeline_id = None, [], 0
             self._look()
 
     # -- the thread --------------------------------------------------------------------------------------------
@@ -225,6 +236,7 @@ class SpoolUploader:
             try:
                 self._began_s = time.monotonic()
                 with self._at_work:
+                    self._delete_what_is_stored()
                     upload = self._next()
                     if upload is not None:
                         self._take(upload)
@@ -254,7 +266,7 @@ class SpoolUploader:
         is_due = self._is_due()
         with self._changed:
             found = next_upload(
-                [name for name in names if name != f"{WAL_DIRECTORY}/{self._kept}"],
+                [name for name in names if name != f"{WAL_DIRECTORY}/{self._kept}" and name not in self._deletable],
                 self._geometry,
                 proven_timeline_id=self._proven_timeline_id,
                 streamed_timeline_id=self._streamed_timeline_id,
@@ -292,7 +304,7 @@ class SpoolUploader:
                 self._waiting.discard(self._geometry.parse_file_name(name))
             kept, self._kept = self._kept, name
             if kept is not None:
-                self._store.local.delete(f"{WAL_DIRECTORY}/{kept}")
+                self._deletable.append(f"{WAL_DIRECTORY}/{kept}")
         else:
             self._objects.store_file(upload.name)
 
@@ -303,9 +315,14 @@ class SpoolUploader:
             self._partial_at_s = time.monotonic()
         with self._changed:
             self._stored[key] = max(end, self._stored.get(key, end))
-            # Within the lock: its stream may begin again.
             if key[0] < self._streamed_timeline_id:
-                self._store.local.delete(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}")
+                self._deletable.append(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}")
+
+    def _delete_what_is_stored(self) -> None:
+        # Within the lock: a stream that begins may write some of it again.
+        with self._changed:
+            while self._may_delete and self._deletable:
+                self._store.local.delete(self._deletable.pop())
 
     def _send_state(self, *, at_once: bool = False) -> None:
         """Leave the receiver's state for others: soon when more is stored, else now and then."""
@@ -317,3 +334,8 @@ class SpoolUploader:
             self._store.pending_state = None
             self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
             self._told_lsn, self._state_at_s = flushed_lsn, now
+
+
+def _is_partial_of(path: str, timeline_id: int) -> bool:
+    name = path.rpartition("/")[2]
+    return name.endswith(PARTIAL_SUFFIX) and int(name[:8], 16) == timeline_id

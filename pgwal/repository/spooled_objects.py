@@ -41,7 +41,8 @@ class SpooledObjects:
         """Store a segment that is not whole up to where its WAL counts."""
         path = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
         name = partial_name(segment, end, self._compression.suffix)
-        self._put(f"{WAL_DIRECTORY}/{name}", self._content(path, end % self._geometry.segment_size), segment)
+        start = self._geometry.segment_start(self._geometry.parse_file_name(segment)[1])
+        self._put(f"{WAL_DIRECTORY}/{name}", self._content(path, end - start), segment)
         self._delete_partials(segment, name)
 
     def _content(self, path: str, size_bytes: int) -> Iterator[bytes]:

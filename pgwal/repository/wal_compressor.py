@@ -178,6 +178,9 @@ class SegmentCompressor:
     def begin(self, timeline_id: int) -> None:
         pass  # All is where it belongs when it is durable.
 
+    def compared(self) -> None:
+        pass
+
     def prove(self, timeline_id: int) -> None:
         pass
 
