@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from pgwal.engine.delivering import deliver
+from pgwal.engine.delivering import deliver, deliver_left
 from pgwal.engine.parting import parting_of, proving_starts
 from pgwal.engine.receiver_progress import ReceiverProgress
 from pgwal.engine.reconnection import reconnecting
@@ -22,7 +22,15 @@ from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.streamed_server import ServerPosition, StreamedServer
 from pgwal.engine.timeline_stream import StreamTask, TimelineStream
-from pgwal.errors import BrokenInvariant, HistoryMismatch, NoAnswer, OlderTimeline, PgwalError, WalRemoved
+from pgwal.errors import (
+    BrokenInvariant,
+    ConnectionFailed,
+    HistoryMismatch,
+    NoAnswer,
+    OlderTimeline,
+    PgwalError,
+    WalRemoved,
+)
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication
 from pgwal.postgres.walsender import WalSender
@@ -95,6 +103,8 @@ class Receiver:
                     except (HistoryMismatch, OlderTimeline) as error:
                         self._set_aside(error)
             except PgwalError as error:
+                if isinstance(error, ConnectionFailed) and self._repository is None and not self._options.for_backup:
+                    deliver_left(self._place, self._options)
                 if not (error.is_transient and self._stop.is_set()):
                     raise
                 if isinstance(error, NoAnswer):

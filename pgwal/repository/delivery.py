@@ -56,6 +56,9 @@ class Delivery(Protocol):
     def compared(self) -> None:
         """Note that what the archive held when the stream began is no longer read."""
 
+    def require_continued(self) -> None:
+        """Raise RepositoryError unless what an earlier receiver left goes on with what was delivered."""
+
     def prove(self, timeline_id: int) -> None:
         """Take what is here of a timeline for the server's, as it was received again and compared."""
 

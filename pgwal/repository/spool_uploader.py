@@ -175,6 +175,9 @@ class SpoolUploader:
                 self._may_delete = True
                 self._wake()
 
+    def require_continued(self) -> None:
+        self._place.require_continued()
+
     def prove(self, timeline_id: int) -> None:
         with self._changed:
             if timeline_id > self._proven_timeline_id:

@@ -170,6 +170,29 @@ class SpooledPlace:
         elif not segment.complete and stored_end is not None and stored_end >= ends[-1]:
             self._take_from_store(segment.name)
 
+    def require_continued(self) -> None:
+        """Raise RepositoryError unless what is in the spool goes on, record by record, where the stored WAL ends."""
+        archive = WalArchive(self.store, self._identity.geometry)
+        local = WalArchive(self.local.store, self._identity.geometry).segments()
+        first = min(local, default=None)
+        stored = [segment for segment in self._archive.segments() if first and segment.timeline_id == first.timeline_id]
+        if first is None or not stored:
+            return
+        before = stored[-1] if stored[-1].segment_no < first.segment_no else None
+        if before is None:
+            return  # It was compared with the segment of the same number.
+        start = self._identity.geometry.segment_start(first.segment_no)
+        if before.segment_no + 1 == first.segment_no and before.complete:
+            end, is_invalid = archive.end_of_records(first, before)
+            if end > start or not is_invalid:
+                return
+        raise RepositoryError(
+            f"{first.name} in the spool {self.local} does not go on where the WAL in {self.place} ends, with"
+            f" {before.name}: nothing of it was stored",
+            hint="When the server can be reached, pgwal stream receives what lies between.",
+            path=str(self.local),
+        )
+
     def _is_stored_whole(self, segment: str) -> bool:
         parts = (split_segment_name(name) for name, _ in self.store.stored(WAL_DIRECTORY))
         return any(base == segment and complete for base, _, complete in parts)
@@ -183,6 +206,12 @@ class SpooledPlace:
             " server, and move the spool away if that is not it.",
             path=str(self.local),
         )
+
+
+def has_spooled_wal(place: Place, directory: Path | None) -> bool:
+    """Tell whether a receiver has left WAL in the spool of a repository."""
+    local = LocalPlace(spool_directory(str(place), directory))
+    return bool(objects_in(local.store, WAL_DIRECTORY))
 
 
 @contextmanager

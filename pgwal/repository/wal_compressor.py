@@ -181,6 +181,9 @@ class SegmentCompressor:
     def compared(self) -> None:
         pass
 
+    def require_continued(self) -> None:
+        pass
+
     def prove(self, timeline_id: int) -> None:
         pass
 

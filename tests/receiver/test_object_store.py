@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.address import place_at
 from pgwal.repository.layout import RECEIVER_LOCK_NAME
 from pgwal.repository.repository import Repository
+from pgwal_cli.exit_codes import NO_CONNECTION
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 MB = 1 << 20
@@ -244,6 +246,11 @@ def write(server: ThrowawayServer, mebibytes: int) -> None:
             connection.execute("SELECT pg_logical_emit_message(true, 'load', repeat(md5(random()::text), 3300))")
 
 
+def is_synchronous(server: ThrowawayServer) -> bool:
+    with server.connect() as connection:
+        return connection.execute("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'").rowcount == 1
+
+
 def reported(repository: Repository) -> Lsn:
     state = repository.receiver_state()
     return Lsn(0) if state is None else state.flushed_lsn
@@ -301,3 +308,73 @@ def test_nothing_that_was_reported_is_missing_after_kills(
     assert_same_wal(server, repository.place, end)
     partial = [segment.name for segment in repository.wal.segments() if not segment.complete]
     assert len(partial) <= 1
+
+
+@pytest.mark.postgres(13, 18)
+def test_an_incremental_does_not_wait_for_the_partial_interval(
+    make_server: ServerFactory, bucket: Bucket, scratch: Path
+) -> None:
+    """The receiver looks whether a backup runs, which waits for its first checkpoint in the open segment."""
+    server = make_server()
+    prepare(server)
+    process = start_pgwal(*bucket.stream(server, "--partial-interval", "300"), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        source = ["--repo", bucket.url, "-d", server.conninfo, "-c", "fast", "--json"]
+        json.loads(succeed("full", *source, env=bucket.env))
+        run_load(server, 1)
+        began = time.monotonic()
+        json.loads(succeed("incremental", *source, "--since", "latest", env=bucket.env))
+        assert time.monotonic() - began < 15
+        found = json.loads(succeed("status", "--repo", bucket.url, "-d", server.conninfo, "--json", env=bucket.env))
+        assert found["receiver"]["running"]
+        assert found["receiver"]["spooled_bytes"] is not None
+    finally:
+        process.terminate()
+        outcome = finish(process)
+    assert outcome.code == 0, outcome.stderr
+    # Without a receiver a backup has one of its own, with a spool where that usually is.
+    run_load(server, 2)
+    succeed("incremental", *source, "--since", "latest", env=bucket.env)
+    succeed("restore", "latest", "--repo", bucket.url, "-D", scratch / "restored", env=bucket.env)
+
+
+@pytest.mark.postgres(15, 18)
+@pytest.mark.parametrize("disk_survives", [True, False], ids=["disk survives", "disk dies too"])
+def test_what_was_committed_survives_the_server(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, disk_survives: bool
+) -> None:
+    """With --synchronous each confirmed row is in spool and store together; if that disk dies too, up to the store."""
+    server = make_server(settings={"synchronous_standby_names": "*", "wal_sender_timeout": "5min"})
+    process = start_pgwal(*bucket.stream(server, "--synchronous"), env=bucket.env)
+    try:
+        wait_for(lambda: is_synchronous(server), "the receiver to be waited for")
+        repository = bucket.repository(monkeypatch)
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE promised (id int)")
+            stored = flush_lsn(server)
+            wait_for(lambda: reported(repository) >= stored, "the store to have all")
+            # Whatever is confirmed from here on is in the spool only.
+            bucket.proxy.is_away = True
+            for number in range(200):
+                connection.execute("INSERT INTO promised VALUES (%s)", [number])
+        confirmed = flush_lsn(server)
+        process.kill()
+        server.kill()
+    finally:
+        process.kill()
+        finish(process)
+    bucket.expire_lease(monkeypatch)
+    bucket.proxy.is_away = False
+    if not disk_survives:
+        shutil.rmtree(bucket.spool)
+    # The server never comes back.
+    outcome = run_pgwal(*bucket.stream(server), env=bucket.env)
+    assert outcome.code == NO_CONNECTION, outcome.stderr
+    if disk_survives:
+        assert "has been stored" in outcome.stderr
+        assert_same_wal(server, repository.place, confirmed)
+        return
+    assert_same_wal(server, repository.place, stored)
+    with pytest.raises(AssertionError):
+        assert_same_wal(server, repository.place, confirmed)
