@@ -9,12 +9,24 @@ from typing import NamedTuple
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StorageFull, StoreUnavailable
 
-_STATUS = re.compile(r"status code: ([0-9]{3})")
+_STATUS = re.compile(r"status code: ([0-9]{3}) ?([A-Za-z ]*)")
+_SERVER = re.compile(r"https?://[^/\s?]+")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
 _QUERY = re.compile(r"\?\S+")
 """Of an address: some stores take what grants access in there."""
-_UNREACHED = ("error sending request", "connection", "timed out", "dns error", "error decoding response body")
+_CAUSES = (
+    "dns error",
+    "Connection refused",
+    "tcp connect error",
+    "invalid peer certificate",
+    "operation timed out",
+    "Connection reset",
+    "connection closed before message completed",
+    "error sending request",
+    "error decoding response body",
+)
+"""In the order in which they tell more."""
 _BUSY = (408, 429, 500, 502, 503, 504)
 _FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientCapacity", "InsufficientStorage")
 _FULL_STATUS = 507
@@ -83,12 +95,23 @@ def _read(error: Exception) -> _Answer:
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
     if code is not None:
         words = f"{code[1]}: {message[1]}" if message is not None else code[1]
+    elif status is not None:
+        words = f"the store answers {status[1]} {status[2]}".rstrip()
     else:
-        first = text.partition("\n")[0]
-        words = _QUERY.sub("", first.partition(": ")[2] if first.startswith("Generic ") else first).strip()
-        if "builder error" in text and "http://" in text:
-            words = _NOT_WITHOUT_TLS
+        words = _way_there(text)
     return _Answer(None if status is None else int(status[1]), None if code is None else code[1], words)
+
+
+def _way_there(text: str) -> str:
+    """Return what is known of a request that got no answer."""
+    first = _QUERY.sub("", text.partition("\n")[0])
+    server = _SERVER.search(first)
+    if "builder error" in text and server is not None and server[0].startswith("http://"):
+        return _NOT_WITHOUT_TLS
+    why = next((cause for cause in _CAUSES if cause in text), None)
+    if server is None or why is None:
+        return first
+    return f"{server[0]} does not answer: {why}"
 
 
 def _refused(action: str, address: str, name: str, answer: _Answer) -> RepositoryError:
@@ -98,7 +121,7 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
         kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
     elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
-    elif answer.status is None and any(text in answer.words.lower() for text in _UNREACHED):
+    elif answer.status is None and " does not answer: " in answer.words:
         kind, hint = StoreUnavailable, _UNREACHED_HINT
     elif answer.status in _BUSY and hint is None:
         kind, hint = StoreUnavailable, _BUSY_HINT

@@ -32,6 +32,7 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.place import Place
+from pgwal.repository.storage_format import PLAIN_FORMAT
 from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
@@ -137,6 +138,9 @@ class Repository:
         place = place_at(address)
         prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
+        if not place.store.exists(IDENTITY_NAME) and place.default_format != PLAIN_FORMAT:
+            with suppress(ObjectExists):
+                place.store.put(STORAGE_FORMAT_NAME, place.default_format.encode())
         # Two may make it at once: the first one says whose it is.
         with suppress(ObjectExists):
             place.store.put(IDENTITY_NAME, identity.encode())

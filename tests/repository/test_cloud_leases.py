@@ -255,9 +255,10 @@ with repository.lock_backups(), repository.catalogue.stage(backup_id) as staged:
     staged.data.write("backup_label", [b"label"])
     staged.data.write("base/1/1", [b"content"])
     staged.data.sync()
+    packed = staged.data.contents()
     print("ready", flush=True)
     sys.stdin.readline()
-    staged.publish(entry_of(backup_id, None, Lsn(1), Lsn(2), BackupTotals(), None))
+    staged.publish(entry_of(backup_id, None, Lsn(1), Lsn(2), BackupTotals(), packed.size_bytes))
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,7 @@ class SharedBucket:
         return CloudPlace(f"s3://{BUCKET}/{prefix}", client)
 
     def stop(self) -> None:
-        self.server.stop()
+        self.server.stop(signal.SIGKILL)
         shutil.rmtree(self._directory)
 
 
