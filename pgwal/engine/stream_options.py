@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression
@@ -13,8 +13,7 @@ DEFAULT_STATUS_INTERVAL_S = 10.0
 TICK_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
+class StreamOptions(NamedTuple):
     """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
 
     Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up

@@ -246,9 +246,12 @@ class Catalogue:
         self._place.leases.confirm()
         remove_packs(self._store, [pack.name for pack in packs])
 
-    def stage(self, backup_id: str) -> StagedBackup:
-        """Begin a backup, which does not count until it is published; raises FormatError for a damaged format.json."""
-        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store))
+    def stage(self, backup_id: str, jobs: int = 1) -> StagedBackup:
+        """Begin a backup, which does not count until it is published; what is packed is so in ``jobs`` threads.
+
+        Raises FormatError for a damaged format.json.
+        """
+        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store), jobs)
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from pgwal.errors import (
     FormatError,
@@ -41,8 +41,7 @@ from pgwal.repository.wal_directory import is_wal_file_name
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverState:
+class ReceiverState(NamedTuple):
     """What the receiver last said of itself; advisory, for people and for whoever waits for WAL.
 
     Times are Unix times: ``updated_at`` of this state, ``level_at`` when the receiver was last known to have all WAL
@@ -58,7 +57,7 @@ class ReceiverState:
     level_at: float | None = None
 
     def encode(self) -> bytes:
-        return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in asdict(self).items()}).encode() + b"\n"
+        return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in self._asdict().items()}).encode() + b"\n"
 
     @classmethod
     def decode(cls, content: bytes) -> ReceiverState:
