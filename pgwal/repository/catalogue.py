@@ -16,6 +16,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.errors import (
     FormatError,
     ObjectNotFound,
+    ObjectRetained,
     PgwalError,
     RepositoryError,
     RepositoryLocked,
@@ -273,11 +274,14 @@ class Catalogue:
         if unfinished:
             # Before the folders, which tell that there may be some.
             self.remove_packs(self.unneeded_packs())
-        return [
-            name.removesuffix(UNFINISHED_SUFFIX)
-            for name in unfinished
-            if remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
-        ]
+        return [name.removesuffix(UNFINISHED_SUFFIX) for name in unfinished if self._remove(name)]
+
+    def _remove(self, name: str) -> bool:
+        try:
+            return remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
+        except ObjectRetained as error:
+            logger.warning("the rest of %s stays until its retention is over: %s", name, error)
+            return False
 
     def _entry_name(self, backup_id: str) -> str:
         return f"{folder_of(backup_id)}/{BACKUP_ENTRY_NAME}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StorageFull, StoreUnavailable
+from pgwal.errors import ObjectExists, ObjectNotFound, ObjectRetained, RepositoryError, StorageFull, StoreUnavailable
 
 _STATUS = re.compile(r"status code: ([0-9]{3}) ?([A-Za-z ]*)")
 _SERVER = re.compile(r"https?://[^/\s?]+")
@@ -31,6 +31,8 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 _FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientCapacity", "InsufficientStorage")
 _FULL_STATUS = 507
 
+_RETAINED = re.compile(r"object.?lock|retention|immutable|ActiveHold|\bWORM\b", re.IGNORECASE)
+"""In what stores say of an object that is kept for a time that was set before, until when, where they tell."""
 _SECRET_HINT = "Check the secret key: AWS_SECRET_ACCESS_KEY for s3://, the account's key or token for others."
 _HINTS = {
     "NoSuchBucket": "Make the bucket first, or check its name in --repo; pgwal makes none.",
@@ -77,7 +79,10 @@ def translated_cloud_errors(action: str, address: str, name: str = "") -> Iterat
             raise _refused(action, address, name, answer) from None
         place = _place(address, name)
         raise ObjectNotFound(f"cannot {action} {place}: it does not exist", path=place) from None
-    except AlreadyExistsError:
+    except AlreadyExistsError as error:
+        answer = _read(error)
+        if _is_retained(answer):
+            raise _refused(action, address, name, answer) from None
         place = _place(address, name)
         raise ObjectExists(f"cannot {action} {place}: it is there already", path=place) from None
     except BaseError as error:
@@ -119,6 +124,8 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     kind, hint = RepositoryError, _HINTS.get(answer.code or "")
     if answer.code in _FULL or answer.status == _FULL_STATUS:
         kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
+    elif _is_retained(answer):
+        kind, hint = ObjectRetained, "It can be removed when its retention is over: run pgwal expire again then."
     elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
     elif answer.status is None and " does not answer: " in answer.words:
@@ -131,6 +138,11 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     if answer.code is not None:
         error.facts["store_code"] = answer.code
     return error
+
+
+def _is_retained(answer: _Answer) -> bool:
+    """Tell whether an object is kept for a time that was set before."""
+    return answer.status in (403, 409) and _RETAINED.search(answer.words) is not None
 
 
 def _place(address: str, name: str) -> str:

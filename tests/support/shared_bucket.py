@@ -26,12 +26,12 @@ class SharedBucket:
         self.server.start()
         self.server.create_bucket(BUCKET)
 
-    def place(self) -> CloudPlace:
+    def place(self, bucket: str = BUCKET) -> CloudPlace:
         """Return a place where nothing is."""
         prefix = secrets.token_hex(8)
         config = {name.lower(): value for name, value in self.server.environment().items()}
-        client = S3Store(BUCKET, prefix=prefix, config=config, retry_config={"max_retries": 2})  # type: ignore[arg-type]
-        return CloudPlace(f"s3://{BUCKET}/{prefix}", client)
+        client = S3Store(bucket, prefix=prefix, config=config, retry_config={"max_retries": 2})  # type: ignore[arg-type]
+        return CloudPlace(f"s3://{bucket}/{prefix}", client)
 
     def stop(self) -> None:
         self.server.stop(signal.SIGKILL)
