@@ -17,7 +17,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.retention import WalRetention, decide_retention
 from pgwal.engine.coverage import read_recoverable_ranges
-from pgwal.errors import FormatError, ObjectRetained, RepositoryError, RepositoryLocked
+from pgwal.errors import FormatError, ObjectRetained, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -178,6 +178,8 @@ def _label(repository: Repository, backup: UnreadableBackup) -> BackupLabel | Li
     try:
         content = repository.catalogue.label(backup.backup_id)
         return "nothing" if content is None else BackupLabel.decode(content)
+    except StoreUnavailable:
+        raise
     except (FormatError, RepositoryError):
         return None
 

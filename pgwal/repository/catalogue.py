@@ -20,6 +20,7 @@ from pgwal.errors import (
     PgwalError,
     RepositoryError,
     RepositoryLocked,
+    StoreUnavailable,
     WrongCluster,
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
@@ -77,6 +78,8 @@ class Catalogue:
         for backup_id in self.ids():
             try:
                 entries.append(self.entry(backup_id))
+            except StoreUnavailable:
+                raise
             except (FormatError, RepositoryError) as error:
                 unreadable.append(UnreadableBackup(backup_id, error, isinstance(error, WrongCluster)))
         return Survey(sorted(entries, key=place_of), unreadable)
@@ -164,6 +167,8 @@ class Catalogue:
         plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             is_packed = self._format_is_packed()
         if not is_packed:
@@ -176,6 +181,8 @@ class Catalogue:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
         try:
             return StorageFormat.of(self._store).files is FileFormat.PACKED
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             return True
 
@@ -193,6 +200,8 @@ class Catalogue:
         try:
             needed = self._pack_names([*map(folder_of, ids.difference(expired)), *self._set_aside()])
             named = self._pack_names(map(folder_of, ids.intersection(expired))) if only_named else None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError) as error:
             logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
             return []

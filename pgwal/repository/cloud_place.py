@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pgwal.repository.storage_format import StorageFormat
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
-_MOST_RETRIES, _MOST_RETRYING = 8, timedelta(seconds=60)
-"""Half a minute or so: a backup of hours is not to end for less."""
+_MOST_RETRIES, _FIRST_WAIT, _MOST_RETRYING = 10, timedelta(seconds=0.3), timedelta(seconds=60)
+"""Some ten seconds, for waits grow by half of the first one: nothing interrupts them, and people wait for the error."""
 _REQUEST_TIMEOUT = timedelta(seconds=120)
 """Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
@@ -149,5 +149,9 @@ def _client(address: str) -> Client:
         return from_url(
             address,
             client_options=_client_options(address),
-            retry_config={"max_retries": _MOST_RETRIES, "retry_timeout": _MOST_RETRYING},
+            retry_config={
+                "max_retries": _MOST_RETRIES,
+                "retry_timeout": _MOST_RETRYING,
+                "backoff": {"init_backoff": _FIRST_WAIT},
+            },
         )
