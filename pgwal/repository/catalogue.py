@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -43,6 +44,8 @@ from pgwal.repository.store import StoredObject, as_renaming, folders_in
 logger = logging.getLogger(__name__)
 
 _MAX_LINE_BYTES = 16 << 20
+_MOST_AT_A_TIME = 16
+"""Entries that are read at the same time where each is asked for over a network."""
 
 
 class UnreadableBackup(NamedTuple):
@@ -74,15 +77,25 @@ class Catalogue:
 
     def survey(self) -> Survey:
         """Read the entries of all backups; one that cannot be read does not keep the others from being so."""
-        entries, unreadable = [], []
-        for backup_id in self.ids():
-            try:
-                entries.append(self.entry(backup_id))
-            except StoreUnavailable:
-                raise
-            except (FormatError, RepositoryError) as error:
-                unreadable.append(UnreadableBackup(backup_id, error, isinstance(error, WrongCluster)))
-        return Survey(sorted(entries, key=place_of), unreadable)
+        found = list(self._read_all(self.ids()))
+        entries = [entry for entry in found if isinstance(entry, BackupEntry)]
+        return Survey(sorted(entries, key=place_of), [each for each in found if isinstance(each, UnreadableBackup)])
+
+    def _read_all(self, ids: Sequence[str]) -> Iterator[BackupEntry | UnreadableBackup]:
+        if as_renaming(self._store) is not None or len(ids) < _MOST_AT_A_TIME:
+            yield from map(self._read, ids)
+            return
+        # Over a network, most of the time is spent waiting.
+        with ThreadPoolExecutor(_MOST_AT_A_TIME, "read-entry") as readers:
+            yield from readers.map(self._read, ids)
+
+    def _read(self, backup_id: str) -> BackupEntry | UnreadableBackup:
+        try:
+            return self.entry(backup_id)
+        except StoreUnavailable:
+            raise
+        except (FormatError, RepositoryError) as error:
+            return UnreadableBackup(backup_id, error, isinstance(error, WrongCluster))
 
     def entries(self, wanted: str | None = None) -> list[BackupEntry]:
         """Return the finished backups, oldest first; those that cannot be read are left out, with a warning for each.
