@@ -18,7 +18,9 @@ import pytest
 from repository.places import PLACES
 from support.shared_bucket import shared_bucket
 
-from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryLocked
+from pgwal.engine.expire import ExpireRequest, expire
+from pgwal.engine.verify import VerifyRequest, verify
+from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked
 from pgwal.repository import cloud_lease_object
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
@@ -229,6 +231,35 @@ def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
     party.store.put("lock", b"{")
     with pytest.raises(RepositoryLocked, match="something else"), party.leases.lock("lock", "one"):
         pytest.fail("it is not free")
+
+
+# ---- who may not be there together
+
+
+def opened(place: CloudPlace) -> Repository:
+    """Open a repository as a process of its own does."""
+    other = CloudPlace(place.address, place.client)
+    return Repository.open_or_create(other, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+
+
+def test_what_stands_against_what(place: CloudPlace) -> None:
+    one, other = opened(place), opened(place)
+    with one.lock_receiver():
+        assert other.receiver_is_running()
+        with pytest.raises(RepositoryLocked, match="held by a receiver, process"), other.lock_receiver():
+            pytest.fail("two receive")
+        with other.lock_backups(), pytest.raises(RepositoryLocked), one.lock_backups():
+            pytest.fail("two change backups")
+    assert not other.receiver_is_running()
+    with one.lock_receiver(for_backup=True), pytest.raises(ReceivedByBackup), other.lock_receiver():
+        pytest.fail("two receive")
+    with one.lock_backups(), pytest.raises(RepositoryLocked, match="held by a backup"):
+        expire(ExpireRequest(other.place, keep_full=1))
+    with one.hold_all_backups(), other.hold_all_backups(), pytest.raises(RepositoryLocked, match="being read"):
+        expire(ExpireRequest(other.place, keep_full=1))
+    with one.lock_backups(), one.hold_all_backups(exclusive=True), pytest.raises(RepositoryLocked, match="removed"):
+        verify(VerifyRequest(other.place))
+    expire(ExpireRequest(other.place, keep_full=1))
 
 
 # ---- a process that is stopped
