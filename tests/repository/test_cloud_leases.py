@@ -27,6 +27,7 @@ from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.cloud_store import CloudStore
 from pgwal.repository.layout import BACKUP_LOCK_NAME, RepositoryIdentity
+from pgwal.repository.lease_process import has_ended, this_process
 from pgwal.repository.repository import Repository
 
 TESTS = Path(__file__).parent.parent
@@ -346,3 +347,35 @@ def test_a_process_that_was_stopped_goes_on_when_nobody_came() -> None:
         _, errors = process.communicate("\n", timeout=60)
     assert process.returncode == 0, errors
     assert repository.catalogue.ids() == ["20261130T101530Z_full"]
+
+
+def test_nobody_waits_for_a_process_that_was_killed() -> None:
+    place = shared_bucket().place()
+    repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+    with stopped(place, "20261130T101530Z_full", "seeing") as process:
+        # By the leases of long times that everybody has.
+        assert repository.backup_is_running()
+        process.kill()
+        # Its parent has not heard of it yet.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not repository.backup_is_running()
+        process.wait()
+        assert not repository.backup_is_running()
+        with repository.lock_backups():
+            assert repository.catalogue.clear_unfinished() == ["20261130T101530Z_full"]
+
+
+@pytest.mark.skipif(this_process() is None, reason="the system does not tell")
+def test_only_what_is_known_to_have_ended_has() -> None:
+    mine = this_process()
+    assert mine is not None
+    assert not has_ended(mine)
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    ended = mine | {"pid": process.pid}
+    assert has_ended(ended)
+    assert has_ended(mine | {"started": 1})
+    for other in ({"host": "other"}, {"boot": "other"}, {"pids": "pid:[1]"}, {"pid": 0}, {"pid": -1}, {"pid": "1"}):
+        assert not has_ended(ended | other)
+    for nothing in (None, {}, [], "text", {"pid": 1}):
+        assert not has_ended(nothing)
