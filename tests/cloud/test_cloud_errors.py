@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from pgwal_process import Outcome, run_pgwal
+from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 
 READ_ONLY, READ_ONLY_SECRET = "reader", "reader-secret"
@@ -205,3 +207,18 @@ def test_what_is_no_address(address: str, message: str, monkeypatch: pytest.Monk
     assert "word" not in outcome.stderr
     monkeypatch.setenv("PGWAL_REPO", address)
     assert run_pgwal("list").code == 2
+
+
+def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory needs none of it, and does not ask for it."""
+    (tmp_path / "obstore.py").write_text("raise ImportError('not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [*PGWAL, "list", "--repo"]
+    for address, message in (("s3://bucket/repo", "needs obstore"), (str(tmp_path / "none"), "there is no repository")):
+        finished = subprocess.run([*command, address], capture_output=True, text=True, check=False)
+        assert finished.returncode == 1
+        assert message in finished.stderr
+        assert ('pip install "pgwal[cloud]"' in finished.stderr) == (message == "needs obstore")
+    (tmp_path / "obstore.py").write_text("raise SystemExit('it was imported')")
+    finished = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
+    assert "there is no repository" in finished.stderr
