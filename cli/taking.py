@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from pgwal.errors import ChainError, SettingRequired
@@ -59,7 +58,7 @@ def run_backup(
                 raise
             print(f"pgwal: no incremental backup is possible: {error}", file=sys.stderr)
             print(f"pgwal: {'this would be' if dry_run else 'taking'} a full backup", file=sys.stderr)
-            return action(replace(request, since=None))
+            return action(request._replace(since=None))
 
     def take(request: BackupRequest) -> BackupReport:
         keep_freed_memory()

@@ -250,8 +250,9 @@ def _restored_server(
     # What would be fetched ahead might come into a directory that is just being removed.
     # The backup is on trial: WAL that is missing behind it is no fault of it.
     command = restore_command(trial.place, prefetch=False, to_gap=True)
-    if server_account() is not None:
-        # The server's user may not be able to run this Python, nor to read the repository of root.
+    if server_account() is not None or trial.place.directory is None:
+        # The server's user may not be able to run this Python, nor to read the repository of root; and credentials of
+        # an object store are no business of a server that may run anything.
         relay = RestoreCommandRelay(fetch_wal_words(trial.place, to_gap=True), workplace / "relay")
         command = opened.enter_context(relay).restore_command
     locations = {path: str(workplace / f"tablespace_{oid}") for oid, path in trial.entry.tablespaces.items()}

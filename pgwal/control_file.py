@@ -25,7 +25,7 @@ Source of the format: src/include/catalog/pg_control.h, PostgreSQL 13 to 19.  Th
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgwal.checksum import crc32c
 from pgwal.errors import ChecksumMismatch, TruncatedInput
@@ -49,8 +49,7 @@ RECOVERY_SETTINGS = (
 _RECOVERY_STATES = frozenset((2, 4, 5))
 
 
-@dataclass(frozen=True, slots=True)
-class ControlFile:
+class ControlFile(NamedTuple):
     """The fields of pg_control that pgwal uses; sizes in bytes.
 
     ``redo_lsn`` and ``timeline_id`` are those of ``checkpoint``, the copy of the payload of the record at
@@ -114,8 +113,7 @@ class ControlFile:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ControlStamp:
+class ControlStamp(NamedTuple):
     """What tells one state of pg_control from others: positions, and times in seconds since 1970.
 
     ``written_at_s`` is when pg_control was written, ``checkpoint_at_s`` when the checkpoint was made.

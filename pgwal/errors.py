@@ -168,6 +168,10 @@ class ObjectExists(RepositoryError):
     """The repository holds something under a name that was to be given to something else."""
 
 
+class ObjectRetained(RepositoryError):
+    """The storage keeps an object from being removed until the time of its retention is over."""
+
+
 class ForeignObject(RepositoryError):
     """Something in the repository is of a kind that pgwal does not store."""
 

@@ -9,8 +9,8 @@ src/backend/access/transam/{xlogbackup,xlogfuncs}.c.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
 from pgwal.errors import UnsupportedVersion
 
@@ -23,8 +23,7 @@ class CheckpointForm(Enum):
     WITH_WIDE_MULTI_OFFSET = "19: offsets of multixacts have 64 bits, and it tells of logical decoding"
 
 
-@dataclass(frozen=True, slots=True)
-class WalFormat:
+class WalFormat(NamedTuple):
     """The variant of the WAL format that one major version writes.
 
     ``magic`` stands at the start of each page.  ``overwrite_contrecord_flag`` is the page flag that discards a record
@@ -50,11 +49,13 @@ class WalFormat:
     checkpoint: CheckpointForm
     dropped_stats_item_size: int
     clears_unnamed_map_blocks: bool
-    record_names: Mapping[tuple[int, int], str] = field(hash=False)
+    record_names: Mapping[tuple[int, int], str]
+
+    def __hash__(self) -> int:
+        return self.magic
 
 
-@dataclass(frozen=True, slots=True)
-class ControlLayout:
+class ControlLayout(NamedTuple):
     """Offsets in pg_control, in bytes; those that all versions share are in ``control_file.py``.
 
     ``min_recovery`` is a u64 and a u32; ``block_sizes`` and ``wal_sizes`` are two u32 each.  ``checkpoint_time`` lies
@@ -72,8 +73,7 @@ class ControlLayout:
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class BackupFunctions:
+class BackupFunctions(NamedTuple):
     """The SQL functions that start and stop a backup: calls, and signatures as GRANT EXECUTE ON FUNCTION takes them."""
 
     start: str
@@ -81,8 +81,7 @@ class BackupFunctions:
     signatures: tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresVersion:
+class PostgresVersion(NamedTuple):
     """One major version.
 
     ``escapes_backslashes`` is of tablespace_map.  ``unlogged_in_global`` tells whether a base backup looks for unlogged
@@ -106,9 +105,12 @@ class PostgresVersion:
     shows_in_hot_standby: bool
     has_trigger_file: bool
     has_invalidation_reason: bool
-    quiet_session: Mapping[str, str] = field(hash=False)
+    quiet_session: Mapping[str, str]
     has_verify_heapam: bool
     lsn_digits: int
+
+    def __hash__(self) -> int:
+        return self.major
 
     def lsn_text(self, lsn: int) -> str:
         """Return an LSN as this version writes it; readers of every version take both spellings."""
@@ -181,12 +183,10 @@ _13 = PostgresVersion(
     lsn_digits=1,
 )
 
-_14 = replace(
-    _13,
+_14 = _13._replace(
     major=14,
     catalog_version=202107181,
-    wal=replace(
-        _13.wal,
+    wal=_13.wal._replace(
         major=14,
         magic=0xD10D,
         has_top_level_xid=True,
@@ -211,12 +211,10 @@ _DBASE_NAMES_SINCE_15 = {
     (_RM_DBASE, 0x20): "DROP",
 }
 
-_15 = replace(
-    _14,
+_15 = _14._replace(
     major=15,
     catalog_version=202209061,
-    wal=replace(
-        _14.wal,
+    wal=_14.wal._replace(
         major=15,
         magic=0xD110,
         apply_image_bit=0x02,
@@ -234,11 +232,10 @@ _15 = replace(
     has_read_replication_slot=True,
 )
 
-_16 = replace(
-    _15,
+_16 = _15._replace(
     major=16,
     catalog_version=202307071,
-    wal=replace(_15.wal, major=16, magic=0xD113),
+    wal=_15.wal._replace(major=16, magic=0xD113),
     has_trigger_file=False,
 )
 
@@ -248,13 +245,11 @@ _PRUNE_NAMES_SINCE_17 = {
     (_RM_HEAP2, 0x30): "PRUNE_VACUUM_CLEANUP",
 }
 
-_17 = replace(
-    _16,
+_17 = _16._replace(
     major=17,
     catalog_version=202406281,
-    control=replace(_16.control, version=1700),
-    wal=replace(
-        _16.wal,
+    control=_16.control._replace(version=1700),
+    wal=_16.wal._replace(
         major=17,
         magic=0xD116,
         has_checkpoint_redo=True,
@@ -268,16 +263,14 @@ _17 = replace(
     quiet_session={**_16.quiet_session, "event_triggers": "off", "transaction_timeout": "0"},
 )
 
-_18 = replace(
-    _17,
+_18 = _17._replace(
     major=18,
     catalog_version=202506291,
-    control=replace(_17.control, version=1800, crc=292),
-    wal=replace(_17.wal, major=18, magic=0xD118, dropped_stats_item_size=16),
+    control=_17.control._replace(version=1800, crc=292),
+    wal=_17.wal._replace(major=18, magic=0xD118, dropped_stats_item_size=16),
 )
 
-_19 = replace(
-    _18,
+_19 = _18._replace(
     major=19,
     catalog_version=202610061,
     control=ControlLayout(
@@ -292,8 +285,7 @@ _19 = replace(
         data_checksum_version=268,
         crc=308,
     ),
-    wal=replace(
-        _18.wal,
+    wal=_18.wal._replace(
         major=19,
         magic=0xD122,
         # BKP_REMOVABLE is gone, and its bit means this.

@@ -66,6 +66,8 @@ CLOUD_ROOM = {
     "cloud_errors", "cloud_lease_object", "cloud_leases", "cloud_place", "cloud_probe", "cloud_store",
 }  # fmt: skip
 """Modules of ``repository`` that know that it is in an object store."""
+OF_THIS_MACHINE = {"lease_process"}
+"""Modules of ``repository`` that look at processes of the machine."""
 LOCAL_FAST_PATH = {"segment_part"}
 """Reads of whole segments by the compiled scanner: offered where the store has files."""
 MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
@@ -181,7 +183,7 @@ def file_accesses(tree: ast.AST) -> Iterator[str]:
 
 def walled() -> list[Path]:
     """Return the sources that know a repository by its contracts alone."""
-    own = LOCAL_ROOM | LOCAL_FAST_PATH
+    own = LOCAL_ROOM | LOCAL_FAST_PATH | OF_THIS_MACHINE
     return [
         path
         for path in sources()

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -381,7 +381,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(taken: Taken, small_disk: Path, storage_format: StorageFormat) -> None:
     # What is compressed would have room.
-    repo = new_repository(small_disk / "repo", replace(storage_format, compression=Compression.parse("none")))
+    repo = new_repository(small_disk / "repo", storage_format._replace(compression=Compression.parse("none")))
     outcome = run_pgwal(*taken.taking("full"), "--repo", repo)
     # Its own receiver may need the last of the room before the backup's files do.
     place = f"{repo}/(backups|packs|wal)/"

@@ -33,9 +33,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pgwal.backup.backup_file import (
     BackupFile,
     BackupTotals,
-    check_file,
     decode_file,
-    encode_file,
     load_json,
     load_object,
 )
@@ -92,14 +90,15 @@ class EntryWriter:
         end = b"\n" if contents.packs else b""
         yield self._emit(end + _DIRECTORIES_START + directories + _FILES_START.encode())
 
-    def file(self, file: BackupFile) -> bytes:
-        """Return the line of one file; raises FormatError when its values contradict themselves."""
-        self._paths.add(check_file(file))
+    def file(self, content: bytes) -> bytes:
+        """Return the line of a file that ``encode_file`` has made; raises FormatError when it contradicts itself."""
+        file = decode_file(content)
+        self._paths.add(encode_path(file.path))
         _check_place(file, is_packed=self._entry.packed_size_bytes is not None)
         check_extents(file.extents, self._packs, file.path)
         separator = b",\n" if self._totals.file_count else b""
         self._totals = self._totals.plus(file)
-        return self._emit(separator + encode_file(file))
+        return self._emit(separator + content)
 
     def finish(self) -> bytes:
         """Return the end; raises FormatError when a path came twice or the sums are not the entry's totals."""
@@ -113,10 +112,8 @@ class EntryWriter:
         return content
 
 
-def encode_entry(
-    entry: BackupEntry, files: Iterable[BackupFile], contents: PackedContents | None = None
-) -> Iterator[bytes]:
-    """Yield the document of a backup in pieces; raises FormatError as EntryWriter does."""
+def encode_entry(entry: BackupEntry, files: Iterable[bytes], contents: PackedContents | None = None) -> Iterator[bytes]:
+    """Yield the document of a backup in pieces; ``files`` are as encoded.  Raises FormatError as EntryWriter does."""
     writer = EntryWriter(entry)
     yield from writer.head(contents)
     for file in files:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pgwal.backup.stored_path import decode_path, encode_path
@@ -43,8 +42,7 @@ class PriorStart(NamedTuple):
     timeline_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class BackupLabel:
+class BackupLabel(NamedTuple):
     """A backup_label: its text as it is, and what the text says."""
 
     content: bytes

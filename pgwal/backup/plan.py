@@ -11,9 +11,8 @@ change without saying so in WAL.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, INVALID_BLOCK_NUMBER, Fork, RelationFile, parse_relation_path
 
@@ -53,15 +52,13 @@ class WholeReason(StrEnum):
     MOSTLY_CHANGED = "more than nine tenths of it changed"
 
 
-@dataclass(frozen=True, slots=True)
-class WholeFile:
+class WholeFile(NamedTuple):
     """Copy all of the file."""
 
     reason: WholeReason
 
 
-@dataclass(frozen=True, slots=True)
-class IncrementalFile:
+class IncrementalFile(NamedTuple):
     """Copy these blocks of the file, ascending and counted from the start of the file.
 
     All blocks from ``truncation_block_length`` on are among them.

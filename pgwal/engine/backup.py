@@ -302,7 +302,7 @@ class _Backup:
                 backup_id,
                 later[-1],
             )
-        return self._repository.catalogue.stage(backup_id)
+        return self._repository.catalogue.stage(backup_id, self._request.jobs)
 
     # -- after the copy ----------------------------------------------------------------------------------------
 

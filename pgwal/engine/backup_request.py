@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.place import Place
 
 
-@dataclass(frozen=True, slots=True)
-class BackupRequest:
+class BackupRequest(NamedTuple):
     """What to back up, and how.
 
     ``data_directory`` is read locally; when it is None, the server's is read over SQL.  ``since`` is None for a full

@@ -10,10 +10,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY, tablespace_oid, tablespace_version_directory
 from pgwal.backup.missing_files import MissingFiles
@@ -36,8 +35,7 @@ _PAUSE_S = 0.1
 _NAMED_FILES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterParts:
+class ClusterParts(NamedTuple):
     """The databases of a cluster, with the tablespace of each, and the locations of its tablespaces, all by OID.
 
     Both were read once, at or after the start of the backup: what is created later is made by WAL.  Tablespaces in

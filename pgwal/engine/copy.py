@@ -7,7 +7,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -45,8 +44,7 @@ _REREAD_PAUSE_S = 0.02
 _WARNINGS_PER_FILE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class CopyRules:
+class CopyRules(NamedTuple):
     """How files are copied.
 
     Of the directories ``emptied``, nothing but their names is.  ``checked_before`` is the backup's start where data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,8 +17,7 @@ from pgwal.summary.link import Link
 from pgwal.timeline import TimelineHistory
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineCoverage:
+class TimelineCoverage(NamedTuple):
     """What there is of one timeline, in LSN order; a hole is what is missing between two things that are there.
 
     A hole in the summaries alone is no loss: the WAL of the range is read instead.  Summaries, and WAL, are one range
@@ -195,8 +193,7 @@ def subtract(wanted: LsnRange, there: Iterable[LsnRange], geometry: WalGeometry)
 # ---- what can be recovered ----
 
 
-@dataclass(frozen=True, slots=True)
-class RecoverableRange:
+class RecoverableRange(NamedTuple):
     """Every point from ``start``, where a backup ended, up to ``end`` can be recovered from it."""
 
     timeline_id: int

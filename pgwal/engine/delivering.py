@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 
 from pgwal.engine.stream_options import StreamOptions
+from pgwal.lsn import Lsn
 from pgwal.repository.delivery import Delivery
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
@@ -66,7 +67,7 @@ def deliver_left(place: Place, options: StreamOptions) -> None:
         delivery.begin(_BEHIND_ALL_TIMELINES)
         delivery.require_continued()
         delivery.compared()
-        delivery.prove(_BEHIND_ALL_TIMELINES)
+        delivery.prove(_BEHIND_ALL_TIMELINES, Lsn(0), is_all=True)
         while delivery.is_behind:
             delivery.has_room()
             if delivery.trouble is not None:

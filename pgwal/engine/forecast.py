@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgwal.backup.backup_file import BackupFile
@@ -78,7 +78,7 @@ def forecast_backup(request: BackupRequest) -> Forecast:
     """
     with (
         connect_sql(request.parameters) as connection,
-        prepare_backup(replace(request, jobs=1), connection) as (facts, (source,)),
+        prepare_backup(request._replace(jobs=1), connection) as (facts, (source,)),
     ):
         repository, prior, changes, ranges = _received_changes(request, facts)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression
@@ -14,8 +14,7 @@ DEFAULT_STATUS_INTERVAL_S = 10.0
 TICK_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolOptions:
+class SpoolOptions(NamedTuple):
     """Where received WAL waits to be stored, below ``directory``, or None for where that usually is.
 
     ``most_bytes`` is how much may wait, ``partial_interval_s`` how long the open segment may grow before it is stored.
@@ -26,8 +25,7 @@ class SpoolOptions:
     partial_interval_s: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
+class StreamOptions(NamedTuple):
     """What a receiver is to do; ``end_lsn`` is where to stop, ``once`` to stop when level with the server.
 
     Without a ``slot``, ``temporary_slot`` has one made that lasts as long as the connection.  ``reconnect`` takes up

@@ -7,7 +7,7 @@ A superuser may do all of it.  Source of the functions' default privileges: src/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
@@ -22,8 +22,7 @@ FILE_FUNCTIONS = (
 """The functions that list and read the data directory, as GRANT EXECUTE ON FUNCTION names them."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoleRights:
+class RoleRights(NamedTuple):
     """What a role may do in one database; all but ``exists`` is False for a role that is not there."""
 
     name: str

@@ -6,8 +6,7 @@ Source of the rows: src/backend/replication/walsender.c, PostgreSQL 13 to 19.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from psycopg import pq
 
@@ -21,8 +20,7 @@ _HIGHEST_TIMELINE = 0xFFFF_FFFF
 _HIGHEST_IDENTIFIER = 0xFFFF_FFFF_FFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class SystemIdentity:
+class SystemIdentity(NamedTuple):
     """The answer to IDENTIFY_SYSTEM; ``flush_lsn`` is what a standby has received, on a standby."""
 
     system_identifier: int
@@ -30,16 +28,14 @@ class SystemIdentity:
     flush_lsn: Lsn
 
 
-@dataclass(frozen=True, slots=True)
-class SlotPosition:
+class SlotPosition(NamedTuple):
     """Where a physical slot holds back WAL; both None for a slot that has reserved none yet."""
 
     restart_lsn: Lsn | None
     restart_timeline_id: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class EndOfTimeline:
+class EndOfTimeline(NamedTuple):
     """The timeline that was streamed ends at ``switch_lsn``, from where ``next_timeline_id`` goes on.
 
     ``switch_lsn`` can lie before the end of what was streamed: half a record may have been sent already.
@@ -49,8 +45,7 @@ class EndOfTimeline:
     switch_lsn: Lsn
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
+class AnswerRow(NamedTuple):
     """The row that a command answered with: raw values by column name."""
 
     command: str

@@ -8,9 +8,8 @@ Source of the functions: src/backend/access/transam/xlogfuncs.c, PostgreSQL 13 t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg.rows import dict_row
@@ -29,8 +28,7 @@ from pgwal.segment import WAL_PAGE_SIZE
 # ---- facts ----
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerFacts(NamedTuple):
     """What a server is: sizes in bytes.
 
     ``data_directory`` is None when the role may not see it, and so is ``stats_temp_directory``, which 13 and 14
@@ -252,8 +250,7 @@ def current_flush_lsn(connection: psycopg.Connection) -> Lsn:
 # ---- backups ----
 
 
-@dataclass(frozen=True, slots=True)
-class BackupStop:
+class BackupStop(NamedTuple):
     """What the end of a backup gives: the files go into the backup, ``tablespace_map`` only if it is not empty."""
 
     stop_lsn: Lsn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
@@ -11,8 +11,7 @@ from pgwal.postgres.connection import translated_errors
 from pgwal.postgres_version import version_of_server
 
 
-@dataclass(frozen=True, slots=True)
-class SlotFacts:
+class SlotFacts(NamedTuple):
     """A replication slot; ``wal_status`` is reserved, extended, unreserved or lost (None: no WAL is reserved)."""
 
     name: str

@@ -26,7 +26,7 @@ PostgreSQL 13 to 19.  All integers are big-endian; times are microseconds since 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgwal.errors import FormatError, TruncatedInput
 from pgwal.lsn import Lsn
@@ -45,8 +45,7 @@ _STATUS_UPDATE_TYPE = b"r"
 _MAX_LSN = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class WalData:
+class WalData(NamedTuple):
     """WAL bytes that start at ``lsn``; ``data`` is a view of the payload it was decoded from."""
 
     lsn: Lsn
@@ -60,8 +59,7 @@ class WalData:
         return Lsn(self.lsn + len(self.data))
 
 
-@dataclass(frozen=True, slots=True)
-class Keepalive:
+class Keepalive(NamedTuple):
     """A sign of life; ``sent_lsn`` is how far the server has sent, not the end of its WAL."""
 
     sent_lsn: Lsn
@@ -69,8 +67,7 @@ class Keepalive:
     reply_requested: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StatusUpdate:
+class StatusUpdate(NamedTuple):
     """What the client has: each LSN is that of the first byte it does not have, or 0 for unknown."""
 
     written_lsn: int

@@ -131,8 +131,10 @@ def open_backup_data(store: ObjectStore, folder: str, backup_id: str) -> BackupD
     return ObjectBackupData(store, folder, backup_id)
 
 
-def create_backup_data(place: Place, folder: str, storage_format: StorageFormat = PLAIN_FORMAT) -> BackupDataWriter:
-    """Return what stores the files of a backup in a folder, which is made, or in packs."""
+def create_backup_data(
+    place: Place, folder: str, storage_format: StorageFormat = PLAIN_FORMAT, jobs: int = 1
+) -> BackupDataWriter:
+    """Return what stores the files of a backup in a folder, which is made, or in packs, made in ``jobs`` threads."""
     data = f"{folder}/{BACKUP_DATA_DIRECTORY}"
     files = as_files(place.store)
     plain: BackupDataWriter
@@ -147,7 +149,7 @@ def create_backup_data(place: Place, folder: str, storage_format: StorageFormat 
         return plain
     from pgwal.repository.packed_backup_writer import PackedBackupDataWriter
 
-    return PackedBackupDataWriter(place.store, plain, storage_format.level)
+    return PackedBackupDataWriter(place.store, plain, storage_format.level, jobs)
 
 
 def chunks_of(data: BackupData, path: str) -> Iterator[bytes]:

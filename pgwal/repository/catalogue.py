@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -16,9 +17,11 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.errors import (
     FormatError,
     ObjectNotFound,
+    ObjectRetained,
     PgwalError,
     RepositoryError,
     RepositoryLocked,
+    StoreUnavailable,
     WrongCluster,
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
@@ -41,6 +44,8 @@ from pgwal.repository.store import StoredObject, as_renaming, folders_in
 logger = logging.getLogger(__name__)
 
 _MAX_LINE_BYTES = 16 << 20
+_MOST_AT_A_TIME = 16
+"""Entries that are read at the same time where each is asked for over a network."""
 
 
 class UnreadableBackup(NamedTuple):
@@ -72,13 +77,25 @@ class Catalogue:
 
     def survey(self) -> Survey:
         """Read the entries of all backups; one that cannot be read does not keep the others from being so."""
-        entries, unreadable = [], []
-        for backup_id in self.ids():
-            try:
-                entries.append(self.entry(backup_id))
-            except (FormatError, RepositoryError) as error:
-                unreadable.append(UnreadableBackup(backup_id, error, isinstance(error, WrongCluster)))
-        return Survey(sorted(entries, key=place_of), unreadable)
+        found = list(self._read_all(self.ids()))
+        entries = [entry for entry in found if isinstance(entry, BackupEntry)]
+        return Survey(sorted(entries, key=place_of), [each for each in found if isinstance(each, UnreadableBackup)])
+
+    def _read_all(self, ids: Sequence[str]) -> Iterator[BackupEntry | UnreadableBackup]:
+        if as_renaming(self._store) is not None or len(ids) < _MOST_AT_A_TIME:
+            yield from map(self._read, ids)
+            return
+        # Over a network, most of the time is spent waiting.
+        with ThreadPoolExecutor(_MOST_AT_A_TIME, "read-entry") as readers:
+            yield from readers.map(self._read, ids)
+
+    def _read(self, backup_id: str) -> BackupEntry | UnreadableBackup:
+        try:
+            return self.entry(backup_id)
+        except StoreUnavailable:
+            raise
+        except (FormatError, RepositoryError) as error:
+            return UnreadableBackup(backup_id, error, isinstance(error, WrongCluster))
 
     def entries(self, wanted: str | None = None) -> list[BackupEntry]:
         """Return the finished backups, oldest first; those that cannot be read are left out, with a warning for each.
@@ -163,6 +180,8 @@ class Catalogue:
         plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             is_packed = self._format_is_packed()
         if not is_packed:
@@ -175,6 +194,8 @@ class Catalogue:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
         try:
             return StorageFormat.of(self._store).files is FileFormat.PACKED
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             return True
 
@@ -192,6 +213,8 @@ class Catalogue:
         try:
             needed = self._pack_names([*map(folder_of, ids.difference(expired)), *self._set_aside()])
             named = self._pack_names(map(folder_of, ids.intersection(expired))) if only_named else None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError) as error:
             logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
             return []
@@ -246,9 +269,12 @@ class Catalogue:
         self._place.leases.confirm()
         remove_packs(self._store, [pack.name for pack in packs])
 
-    def stage(self, backup_id: str) -> StagedBackup:
-        """Begin a backup, which does not count until it is published; raises FormatError for a damaged format.json."""
-        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store))
+    def stage(self, backup_id: str, jobs: int = 1) -> StagedBackup:
+        """Begin a backup, which does not count until it is published; what is packed is so in ``jobs`` threads.
+
+        Raises FormatError for a damaged format.json.
+        """
+        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store), jobs)
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
@@ -270,11 +296,14 @@ class Catalogue:
         if unfinished:
             # Before the folders, which tell that there may be some.
             self.remove_packs(self.unneeded_packs())
-        return [
-            name.removesuffix(UNFINISHED_SUFFIX)
-            for name in unfinished
-            if remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
-        ]
+        return [name.removesuffix(UNFINISHED_SUFFIX) for name in unfinished if self._remove(name)]
+
+    def _remove(self, name: str) -> bool:
+        try:
+            return remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
+        except ObjectRetained as error:
+            logger.warning("the rest of %s stays until its retention is over: %s", name, error)
+            return False
 
     def _entry_name(self, backup_id: str) -> str:
         return f"{folder_of(backup_id)}/{BACKUP_ENTRY_NAME}"

@@ -7,18 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StorageFull, StoreUnavailable
+from pgwal.errors import ObjectExists, ObjectNotFound, ObjectRetained, RepositoryError, StorageFull, StoreUnavailable
 
-_STATUS = re.compile(r"status code: ([0-9]{3})")
+_STATUS = re.compile(r"status code: ([0-9]{3}) ?([A-Za-z ]*)")
+_SERVER = re.compile(r"https?://[^/\s?]+")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
 _QUERY = re.compile(r"\?\S+")
 """Of an address: some stores take what grants access in there."""
-_UNREACHED = ("error sending request", "connection", "timed out", "dns error", "error decoding response body")
+_CAUSES = (
+    "dns error",
+    "Connection refused",
+    "tcp connect error",
+    "invalid peer certificate",
+    "operation timed out",
+    "Connection reset",
+    "connection closed before message completed",
+    "error sending request",
+    "error decoding response body",
+)
+"""In the order in which they tell more."""
 _BUSY = (408, 429, 500, 502, 503, 504)
 _FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientCapacity", "InsufficientStorage")
 _FULL_STATUS = 507
 
+_RETAINED = re.compile(r"object.?lock|retention|immutable|ActiveHold|\bWORM\b", re.IGNORECASE)
+"""In what stores say of an object that is kept for a time that was set before, until when, where they tell."""
 _SECRET_HINT = "Check the secret key: AWS_SECRET_ACCESS_KEY for s3://, the account's key or token for others."
 _HINTS = {
     "NoSuchBucket": "Make the bucket first, or check its name in --repo; pgwal makes none.",
@@ -65,7 +79,10 @@ def translated_cloud_errors(action: str, address: str, name: str = "") -> Iterat
             raise _refused(action, address, name, answer) from None
         place = _place(address, name)
         raise ObjectNotFound(f"cannot {action} {place}: it does not exist", path=place) from None
-    except AlreadyExistsError:
+    except AlreadyExistsError as error:
+        answer = _read(error)
+        if _is_retained(answer):
+            raise _refused(action, address, name, answer) from None
         place = _place(address, name)
         raise ObjectExists(f"cannot {action} {place}: it is there already", path=place) from None
     except BaseError as error:
@@ -83,12 +100,23 @@ def _read(error: Exception) -> _Answer:
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
     if code is not None:
         words = f"{code[1]}: {message[1]}" if message is not None else code[1]
+    elif status is not None:
+        words = f"the store answers {status[1]} {status[2]}".rstrip()
     else:
-        first = text.partition("\n")[0]
-        words = _QUERY.sub("", first.partition(": ")[2] if first.startswith("Generic ") else first).strip()
-        if "builder error" in text and "http://" in text:
-            words = _NOT_WITHOUT_TLS
+        words = _way_there(text)
     return _Answer(None if status is None else int(status[1]), None if code is None else code[1], words)
+
+
+def _way_there(text: str) -> str:
+    """Return what is known of a request that got no answer."""
+    first = _QUERY.sub("", text.partition("\n")[0])
+    server = _SERVER.search(first)
+    if "builder error" in text and server is not None and server[0].startswith("http://"):
+        return _NOT_WITHOUT_TLS
+    why = next((cause for cause in _CAUSES if cause in text), None)
+    if server is None or why is None:
+        return first
+    return f"{server[0]} does not answer: {why}"
 
 
 def _refused(action: str, address: str, name: str, answer: _Answer) -> RepositoryError:
@@ -96,9 +124,11 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     kind, hint = RepositoryError, _HINTS.get(answer.code or "")
     if answer.code in _FULL or answer.status == _FULL_STATUS:
         kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
+    elif _is_retained(answer):
+        kind, hint = ObjectRetained, "It can be removed when its retention is over: run pgwal expire again then."
     elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
-    elif answer.status is None and any(text in answer.words.lower() for text in _UNREACHED):
+    elif answer.status is None and " does not answer: " in answer.words:
         kind, hint = StoreUnavailable, _UNREACHED_HINT
     elif answer.status in _BUSY and hint is None:
         kind, hint = StoreUnavailable, _BUSY_HINT
@@ -108,6 +138,11 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     if answer.code is not None:
         error.facts["store_code"] = answer.code
     return error
+
+
+def _is_retained(answer: _Answer) -> bool:
+    """Tell whether an object is kept for a time that was set before."""
+    return answer.status in (403, 409) and _RETAINED.search(answer.words) is not None
 
 
 def _place(address: str, name: str) -> str:

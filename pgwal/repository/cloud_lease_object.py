@@ -25,6 +25,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked
 from pgwal.repository.cloud_errors import translated_cloud_errors
+from pgwal.repository.lease_process import has_ended, this_process
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -47,6 +48,7 @@ class Found(NamedTuple):
     """What a lease object said when it was read; ``holder`` is None when it was given back."""
 
     holder: str | None
+    process: object
     content: bytes
     version: UpdateVersion
     modified_at: datetime
@@ -72,7 +74,7 @@ class LeaseObjects:
             found = obstore.get(self.client, name)
             content = found.bytes().to_bytes()
         meta = found.meta
-        return Found(_holder(content), content, version_of(meta["e_tag"], meta["version"]), meta["last_modified"])
+        return Found(*_holder(content), content, version_of(meta["e_tag"], meta["version"]), meta["last_modified"])
 
     def create(self, name: str, content: bytes) -> UpdateVersion:
         """Store an object that is not there; raises RepositoryLocked where there is one, whoever put it."""
@@ -100,9 +102,11 @@ class LeaseObjects:
             holder = found.holder or holder
         raise held_by(self.address, name, holder)
 
-    def has_expired(self, found: Found) -> bool:
-        """Tell whether the holder has given up a lease, or is no more; raises RepositoryError."""
-        return self.age(found.modified_at) > self.times.valid_s + self.times.grace_s
+    def is_held(self, found: Found) -> bool:
+        """Tell whether somebody has a lease, who has not given it up and may be there still; raises RepositoryError."""
+        if found.holder is None or has_ended(found.process):
+            return False
+        return self.age(found.modified_at) <= self.times.valid_s + self.times.grace_s
 
     def age(self, modified_at: datetime) -> float:
         """Return the seconds since an object was stored, by the store's clock, or somewhat less."""
@@ -139,8 +143,8 @@ class LeaseObject:
         except ObjectNotFound:
             self._version = self._objects.create(self.name, content)
         else:
-            if found.holder is not None and not self._objects.has_expired(found):
-                raise held_by(self._objects.address, self.name, found.holder)
+            if self._objects.is_held(found):
+                raise held_by(self._objects.address, self.name, found.holder or "another process")
             self._version = self._objects.swap(self.name, content, found.version)
         self._renewed_at_s = at_s
 
@@ -152,7 +156,12 @@ class LeaseObject:
 
     def _content(self, *, is_free: bool = False) -> bytes:
         self._renewals += 1
-        document = {"holder": None if is_free else self._holder, "token": self._token, "renewal": self._renewals}
+        document = {
+            "holder": None if is_free else self._holder,
+            "process": None if is_free else this_process(),
+            "token": self._token,
+            "renewal": self._renewals,
+        }
         return json.dumps(document).encode() + b"\n"
 
     @property
@@ -218,13 +227,14 @@ def _lost(address: str, name: str, error: RepositoryLocked, since_s: float) -> L
     )
 
 
-def _holder(content: bytes) -> str | None:
-    """Return who has a lease; what cannot be read is somebody's."""
+def _holder(content: bytes) -> tuple[str | None, object]:
+    """Return who has a lease, and which process that is; what cannot be read is somebody's."""
     try:
-        holder = json.loads(content)["holder"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "something else"
-    return None if holder is None else str(holder)
+        document = json.loads(content)
+        holder, process = document["holder"], document.get("process")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "something else", None
+    return None if holder is None else str(holder), process
 
 
 def version_of(e_tag: str | None, version: str | None) -> UpdateVersion:

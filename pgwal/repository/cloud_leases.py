@@ -11,7 +11,6 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from threading import Condition, Thread
 from typing import TYPE_CHECKING
 
@@ -69,8 +68,8 @@ class CloudLeases:
             with self._renewing(lease):
                 with suppress(ObjectNotFound):
                     found = self._objects.read(f"{folder}/{_REMOVER}")
-                    if found.holder is not None and not self._objects.has_expired(found):
-                        raise self._in_use(name, "being removed", found.holder)
+                    if self._objects.is_held(found):
+                        raise self._in_use(name, "being removed", found.holder or "another process")
                 self._require_there(name)
                 yield
         finally:
@@ -89,9 +88,12 @@ class CloudLeases:
         is_there = True
         try:
             with self._renewing(lease):
-                for reader, modified_at in self._readers(folder):
-                    if self._objects.age(modified_at) <= sum(self._objects.times[:2]):
-                        raise self._in_use(name, "being read by a restore or a verification", "another process")
+                for reader in self._readers(folder):
+                    with suppress(ObjectNotFound):
+                        found = self._objects.read(reader)
+                        if self._objects.is_held(found):
+                            by = found.holder or "another process"
+                            raise self._in_use(name, "being read by a restore or a verification", by)
                     with translated_cloud_errors("unlock", self._address, reader), suppress(FileNotFoundError):
                         obstore.delete(self._client, reader)
                 self._require_there(name)
@@ -101,10 +103,10 @@ class CloudLeases:
             # Nobody holds again what is gone.
             self._ending(lease.give_back if is_there else lease.remove)
 
-    def _readers(self, folder: str) -> Iterator[tuple[str, datetime]]:
+    def _readers(self, folder: str) -> Iterator[str]:
         with translated_cloud_errors("list", self._address, folder):
             for found in obstore.list(self._client, f"{folder}/{_READERS}"):
-                yield from ((each["path"], each["last_modified"]) for each in found)
+                yield from (each["path"] for each in found)
 
     def _in_use(self, name: str, how: str, holder: str) -> RepositoryLocked:
         place = f"{self._address}/{name.rpartition('/')[0] or name}"
@@ -126,7 +128,7 @@ class CloudLeases:
             found = self._objects.read(name)
         except ObjectNotFound:
             return False
-        return found.holder is not None and not self._objects.has_expired(found)
+        return self._objects.is_held(found)
 
     def require(self) -> None:
         """Raise LeaseLost when another has had one of the leases that this process has, as far as the clock can tell.

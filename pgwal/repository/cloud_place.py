@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from pgwal.repository.cloud_leases import CloudLeases
     from pgwal.repository.cloud_store import CloudStore
     from pgwal.repository.memory import MemorySpool
+    from pgwal.repository.storage_format import StorageFormat
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
-_MOST_RETRIES, _MOST_RETRYING = 8, timedelta(seconds=60)
-"""Half a minute or so: a backup of hours is not to end for less."""
+_MOST_RETRIES, _FIRST_WAIT, _MOST_RETRYING = 10, timedelta(seconds=0.3), timedelta(seconds=60)
+"""Some ten seconds, for waits grow by half of the first one: nothing interrupts them, and people wait for the error."""
 _REQUEST_TIMEOUT = timedelta(seconds=120)
 """Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
@@ -63,8 +64,9 @@ class CloudPlace:
                 hint="Credentials are no part of it: they come from the environment.",
             )
         if any(folder in ("", ".", "..") or set(folder) & set("?#%*\\") for folder in folders):
+            # It is not repeated: there may be something secret in what was taken for a part of it.
             raise FormatError(
-                f"{'/'.join(folders)!r} is no prefix for a repository: parts of a path, without ?, # and %"
+                f"what follows {scheme}://{bucket}/ is no prefix for a repository: it is a path without ?, #, % and *"
             )
         return cls("/".join((f"{scheme}://{bucket}", *folders)))
 
@@ -103,6 +105,13 @@ class CloudPlace:
         from pgwal.repository.memory import MemorySpool
 
         return MemorySpool(self.store)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        """Packs: a request for each file would take long, and cost."""
+        from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
+
+        return DEFAULT_PACKED_FORMAT
 
     def require_trusted(self) -> None:
         """Who may write there is what the bucket's policies say, and is not to be seen by a client."""
@@ -144,5 +153,9 @@ def _client(address: str) -> Client:
         return from_url(
             address,
             client_options=_client_options(address),
-            retry_config={"max_retries": _MOST_RETRIES, "retry_timeout": _MOST_RETRYING},
+            retry_config={
+                "max_retries": _MOST_RETRIES,
+                "retry_timeout": _MOST_RETRYING,
+                "backoff": {"init_backoff": _FIRST_WAIT},
+            },
         )

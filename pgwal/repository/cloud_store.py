@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import obstore
-from obstore.exceptions import BaseError, PreconditionError
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
@@ -92,7 +92,11 @@ class CloudStore:
 
     def size(self, name: str) -> int:
         with translated_cloud_errors("read", self._address, name):
-            return obstore.head(self.client, name)["size"]
+            try:
+                return obstore.head(self.client, name)["size"]
+            except (PermissionDeniedError, UnauthenticatedError):
+                # Such an answer has no body that says why; this one has.
+                return obstore.get(self.client, name).meta["size"]
 
     def exists(self, name: str) -> bool:
         return self._has_object(name) or self._has_folder(name)

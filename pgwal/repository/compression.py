@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from pgwal.errors import FormatError
 
@@ -24,8 +24,7 @@ _SUFFIXES = {CompressionMethod.ZSTD: ".zst", CompressionMethod.LZ4: ".lz4", Comp
 _LEVELS = {CompressionMethod.ZSTD: (1, 1, 22), CompressionMethod.GZIP: (6, 1, 9)}
 
 
-@dataclass(frozen=True, slots=True)
-class Compression:
+class Compression(NamedTuple):
     """A method and its level; the level of a method that has none is 0."""
 
     method: CompressionMethod = CompressionMethod.ZSTD

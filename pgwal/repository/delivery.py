@@ -59,8 +59,11 @@ class Delivery(Protocol):
     def require_continued(self) -> None:
         """Raise RepositoryError unless what an earlier receiver left goes on with what was delivered."""
 
-    def prove(self, timeline_id: int) -> None:
-        """Take what is here of a timeline for the server's, as it was received again and compared."""
+    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+        """Take what is here up to a position for the server's, as it was received again and compared.
+
+        ``is_all`` says that nothing more was left by an earlier receiver.
+        """
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:
         """Note up to where received WAL is durable on this machine."""

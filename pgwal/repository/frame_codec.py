@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import zstandard
 from xxhash import xxh3_128_digest
@@ -13,21 +15,54 @@ from pgwal.errors import ChecksumMismatch, FormatError
 _ANOTHER_BACKUP = "Restore another backup."
 
 
+_MOST_WAITING = 8
+
+
+class EncodedFrame(NamedTuple):
+    """What is stored of a frame, its digest, and how many bytes of files it holds."""
+
+    stored: bytes
+    digest: bytes
+    size_bytes: int
+
+    def at(self, offset: int) -> Frame:
+        """Return the frame as it is when it begins at a byte offset of its pack."""
+        return Frame(offset, len(self.stored), self.size_bytes, self.digest)
+
+
 class FrameEncoder:
-    """Encodes frames, with a level of zstd, or as they are when that is None; for one thread at a time."""
+    """Encodes frames, with a level of zstd, or as they are when that is None, in ``jobs`` threads of its own.
 
-    def __init__(self, level: int | None) -> None:
-        self._compressor = None if level is None else zstandard.ZstdCompressor(level=level, write_checksum=False)
+    One file may be most of a database, so that a thread for each file would have the others wait for it.
+    """
 
-    def encode(self, content: memoryview, offset: int) -> tuple[Frame, bytes]:
-        """Return a frame that begins at a byte offset of its pack, and what is stored there.
+    def __init__(self, level: int | None, jobs: int = 1) -> None:
+        self._level = level
+        self._of_thread = threading.local()
+        self._threads = ThreadPoolExecutor(jobs, "encode-frame")
+        self.most_waiting = min(jobs + 1, _MOST_WAITING)
+        """So many frames of one stream keep all threads at work; they are what it has in memory."""
 
-        What compression makes no smaller is stored as it is.
-        """
-        stored = b"" if self._compressor is None else self._compressor.compress(content)
+    def begin(self, content: bytes | bytearray) -> Future[EncodedFrame]:
+        """Have a frame encoded, which must not change any more."""
+        return self._threads.submit(self.encode, content)
+
+    def encode(self, content: bytes | bytearray) -> EncodedFrame:
+        """Encode a frame; what compression makes no smaller is stored as it is."""
+        stored = b"" if self._level is None else self._compressor(self._level).compress(content)
         if not stored or len(stored) >= len(content):
             stored = bytes(content)
-        return Frame(offset, len(stored), len(content), xxh3_128_digest(stored)), stored
+        return EncodedFrame(stored, xxh3_128_digest(stored), len(content))
+
+    def close(self) -> None:
+        """End; what has not begun is not encoded."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _compressor(self, level: int) -> zstandard.ZstdCompressor:
+        if not hasattr(self._of_thread, "compressor"):
+            self._of_thread.compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        found: zstandard.ZstdCompressor = self._of_thread.compressor
+        return found
 
 
 class FrameDecoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.postgres_version import version_of_major
@@ -32,8 +32,7 @@ UNFINISHED_SUFFIX = ".unfinished"
 _FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class RepositoryIdentity:
+class RepositoryIdentity(NamedTuple):
     """Which cluster a repository belongs to."""
 
     system_identifier: int

@@ -14,6 +14,7 @@ from pgwal.repository.ownership import require_only_owner_writes, require_own
 if TYPE_CHECKING:
     from pgwal.repository.local_leases import LocalLeases
     from pgwal.repository.local_spool import LocalSpool
+    from pgwal.repository.storage_format import StorageFormat
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class LocalPlace:
         from pgwal.repository.local_spool import LocalSpool
 
         return LocalSpool(self.root)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        from pgwal.repository.storage_format import PLAIN_FORMAT
+
+        return PLAIN_FORMAT
 
     def require_trusted(self) -> None:
         require_only_owner_writes(self.store)

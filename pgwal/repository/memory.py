@@ -9,6 +9,7 @@ from threading import Lock
 from typing import IO
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.repository.storage_format import PLAIN_FORMAT
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, ObjectStore, StoredObject, StoreFeature, too_large
 
 
@@ -193,6 +194,7 @@ class MemoryPlace:
 
     directory = None
     is_remote = False
+    default_format = PLAIN_FORMAT
 
     def __init__(self) -> None:
         self.store = MemoryStore()

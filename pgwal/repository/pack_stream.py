@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack
 from pgwal.checksum import ContentDigest
-from pgwal.repository.frame_codec import FrameEncoder
+from pgwal.repository.frame_codec import EncodedFrame, FrameEncoder
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.passage import Abandoned, Passage
 from pgwal.repository.store import ObjectStore
@@ -23,22 +24,25 @@ _MOST_PENDING = 2
 class PackStream:
     """Stores files in packs; for one thread at a time.
 
-    ``begin`` gives a new pack and its number.  What waits is a frame, and a few more on their way.
+    ``begin`` gives a new pack and its number.  What waits is a frame, a few that are being encoded, and a few more on
+    their way.
     """
 
     def __init__(
         self,
         store: ObjectStore,
         begin: Callable[[], tuple[int, Pack]],
+        encoder: FrameEncoder,
         *,
-        level: int | None,
         pack_size: int = PACK_SIZE,
     ) -> None:
         self._store = store
         self._begin = begin
-        self._encoder = FrameEncoder(level)
+        self._encoder = encoder
         self._pack_size = pack_size
         self._frame = bytearray()
+        self._encoding = deque[Future[EncodedFrame]]()
+        """Frames of the open pack, in order, that are yet to go into it."""
         self._pack: Pack | None = None
         self._pack_number = -1
         self._passage = Passage()
@@ -98,19 +102,31 @@ class PackStream:
         if extents and extents[-1].pack == self._pack_number:
             extents[-1] = extents[-1]._replace(length=extents[-1].length + length)
         else:
-            extents.append(Extent(self._pack_number, len(pack), offset, length))
+            extents.append(Extent(self._pack_number, len(pack) + len(self._encoding), offset, length))
 
     def _emit(self, size_bytes: int) -> None:
-        """Make a frame of the first bytes that wait, and begin another pack where this one is full."""
+        """Make a frame of the first bytes that wait, and end a pack that is full."""
         pack = self._open_pack()
-        with memoryview(self._frame) as content:
-            frame, stored = self._encoder.encode(content[:size_bytes], pack.size_bytes)
-        del self._frame[:size_bytes]
-        self._push(stored)
-        pack.add(frame)
-        pack.size_bytes += frame.stored_size_bytes
+        frame, self._frame = self._frame, self._frame[size_bytes:]
+        del frame[size_bytes:]
+        self._encoding.append(self._encoder.begin(frame))
+        while len(self._encoding) > self._encoder.most_waiting or (self._encoding and self._may_be_full(pack)):
+            self._store_oldest(pack)
+        # Here, where nothing waits that is to be in this pack.
         if pack.size_bytes >= self._pack_size:
             self._finish_pack()
+
+    def _may_be_full(self, pack: Pack) -> bool:
+        """Tell whether a pack may be full when it has what is being encoded, which is at most a frame's size each."""
+        return pack.size_bytes + len(self._encoding) * FRAME_SIZE >= self._pack_size
+
+    def _store_oldest(self, pack: Pack) -> None:
+        """Put the oldest frame that is being encoded into its pack."""
+        encoded = self._encoding[0].result()
+        self._push(encoded.stored)
+        pack.add(encoded.at(pack.size_bytes))
+        pack.size_bytes += len(encoded.stored)
+        del self._encoding[0]
 
     def _open_pack(self) -> Pack:
         if self._pack is None:
@@ -144,5 +160,7 @@ class PackStream:
 
     def _finish_pack(self) -> None:
         if self._pack is not None:
+            while self._encoding:
+                self._store_oldest(self._pack)
             self._passage.complete()
             self._pack = None

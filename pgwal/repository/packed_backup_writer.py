@@ -15,6 +15,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.manifest import MANIFEST_NAME
 from pgwal.backup.pack_table import Pack, PackedContents
 from pgwal.errors import BrokenInvariant, ObjectNotFound
+from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import new_pack_name, pack_object
 from pgwal.repository.pack_stream import PackStream
 from pgwal.repository.store import ObjectStore
@@ -27,12 +28,15 @@ AS_THEY_ARE = (BACKUP_LABEL_NAME, MANIFEST_NAME)
 
 
 class PackedBackupDataWriter:
-    """See pgwal.repository.backup_data.BackupDataWriter; ``plain`` stores what is stored as it is."""
+    """See pgwal.repository.backup_data.BackupDataWriter; ``plain`` stores what is stored as it is.
 
-    def __init__(self, store: ObjectStore, plain: BackupDataWriter, level: int | None) -> None:
+    Frames are encoded in ``jobs`` threads, whoever stores files.
+    """
+
+    def __init__(self, store: ObjectStore, plain: BackupDataWriter, level: int | None, jobs: int = 1) -> None:
         self._store = store
         self._plain = plain
-        self._level = level
+        self._encoder = FrameEncoder(level, jobs)
         self._lock = Lock()
         self._packs: list[Pack] = []
         self._streams: list[PackStream] = []
@@ -66,12 +70,14 @@ class PackedBackupDataWriter:
     def sync(self) -> None:
         for stream in self._streams:
             stream.finish()
+        self._encoder.close()
         self._plain.sync()
 
     def contents(self) -> PackedContents:
         return PackedContents(self._packs, sorted(self._directories))
 
     def abandon(self) -> None:
+        self._encoder.close()
         for stream in self._streams:
             stream.abandon()
 
@@ -86,7 +92,7 @@ class PackedBackupDataWriter:
         with self._lock:
             stream = self._idle.pop() if self._idle else None
             if stream is None:
-                stream = PackStream(self._store, self._begin_pack, level=self._level)
+                stream = PackStream(self._store, self._begin_pack, self._encoder)
                 self._streams.append(stream)
         try:
             yield stream

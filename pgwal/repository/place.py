@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pgwal.repository.lease import Leases
 from pgwal.repository.spool import Spool
 from pgwal.repository.store import ObjectStore
+
+if TYPE_CHECKING:
+    from pgwal.repository.storage_format import StorageFormat
 
 
 class Place(Protocol):
@@ -28,6 +31,10 @@ class Place(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether it is reached over a network, so that what is received waits on this machine to be stored."""
+
+    @property
+    def default_format(self) -> StorageFormat:
+        """How a new repository stores the files of backups there, unless it is told."""
 
     def require_trusted(self) -> None:
         """Raise RepositoryError where others than the repository's owner could have changed what it holds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from pgwal.errors import (
     FormatError,
@@ -32,6 +32,7 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.place import Place
+from pgwal.repository.storage_format import PLAIN_FORMAT
 from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
@@ -40,8 +41,7 @@ from pgwal.repository.wal_file_name import is_wal_file_name
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverState:
+class ReceiverState(NamedTuple):
     """What the receiver last said of itself; advisory, for people and for whoever waits for WAL.
 
     Times are Unix times: ``updated_at`` of this state, ``level_at`` when the receiver was last known to have all WAL
@@ -59,7 +59,7 @@ class ReceiverState:
     spooled_bytes: int | None = None
 
     def encode(self) -> bytes:
-        return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in asdict(self).items()}).encode() + b"\n"
+        return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in self._asdict().items()}).encode() + b"\n"
 
     @classmethod
     def decode(cls, content: bytes) -> ReceiverState:
@@ -147,6 +147,9 @@ class Repository:
         place = place_at(address)
         prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
+        if not place.store.exists(IDENTITY_NAME) and place.default_format != PLAIN_FORMAT:
+            with suppress(ObjectExists):
+                place.store.put(STORAGE_FORMAT_NAME, place.default_format.encode())
         # Two may make it at once: the first one says whose it is.
         with suppress(ObjectExists):
             place.store.put(IDENTITY_NAME, identity.encode())

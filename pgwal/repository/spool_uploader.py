@@ -86,7 +86,9 @@ class SpoolUploader:
         self._ended = False
         self._failure: BaseException | None = None
         self._changes = 0
-        self._proven_timeline_id = self._streamed_timeline_id = 0
+        self.is_proven = False
+        self._proven = 0, Lsn(0)
+        self._streamed_timeline_id = 0
         self._growing: tuple[int, int] | None = None
         self._waiting: set[tuple[int, int]] = set()
         self._ends: dict[tuple[int, int], Lsn] = {}
@@ -149,10 +151,6 @@ class SpoolUploader:
     def is_behind(self) -> bool:
         return not self._is_idle
 
-    @property
-    def is_proven(self) -> bool:
-        return self._proven_timeline_id > 0
-
     def add(self, name: str) -> None:
         with self._changed:
             self._waiting.add(self._geometry.parse_file_name(name))
@@ -178,10 +176,11 @@ class SpoolUploader:
     def require_continued(self) -> None:
         self._place.require_continued()
 
-    def prove(self, timeline_id: int) -> None:
+    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
         with self._changed:
-            if timeline_id > self._proven_timeline_id:
-                self._proven_timeline_id = timeline_id
+            self.is_proven = self.is_proven or is_all
+            if (timeline_id, lsn) > self._proven:
+                self._proven = timeline_id, lsn
                 self._wake()
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:
@@ -222,7 +221,8 @@ class SpoolUploader:
     def paused(self) -> Iterator[None]:
         with self._at_work:
             yield
-            self._kept, self._deletable, self._proven_timeline_id = None, [], 0
+            self._kept, self._deletable = None, []
+            self.is_proven, self._proven = False, (0, Lsn(0))
             self._look()
 
     # -- the thread --------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class SpoolUploader:
             found = next_upload(
                 [name for name in names if name != f"{WAL_DIRECTORY}/{self._kept}" and name not in self._deletable],
                 self._geometry,
-                proven_timeline_id=self._proven_timeline_id,
+                proven=self._proven,
                 streamed_timeline_id=self._streamed_timeline_id,
                 growing=self._growing,
                 ends=self._ends,

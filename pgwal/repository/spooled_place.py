@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO
@@ -24,6 +23,7 @@ from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
+from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
@@ -47,6 +47,10 @@ class SpooledPlace:
         self.store = SpooledStore(spool.store, place.store)
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        return self.place.default_format
 
     def __str__(self) -> str:
         return str(self.place)
@@ -128,7 +132,7 @@ class SpooledPlace:
                 self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
 
     def _require_identity(self) -> None:
-        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **asdict(self._identity)}
+        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}
         content = json.dumps(document, indent=2).encode() + b"\n"
         try:
             found = self.local.store.get(_IDENTITY_NAME)

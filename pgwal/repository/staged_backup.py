@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Self
 
-from pgwal.backup.backup_file import BackupFile, decode_file, encode_file
+from pgwal.backup.backup_file import BackupFile, encode_file
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
 from pgwal.errors import LeaseLost, ObjectExists, ObjectNotFound, RepositoryError
@@ -37,7 +37,9 @@ class StagedBackup:
     ``data`` stores them.  As a context manager, removes all of it at the end unless it was published.
     """
 
-    def __init__(self, place: Place, backup_id: str, storage_format: StorageFormat = PLAIN_FORMAT) -> None:
+    def __init__(
+        self, place: Place, backup_id: str, storage_format: StorageFormat = PLAIN_FORMAT, jobs: int = 1
+    ) -> None:
         self.backup_id = backup_id
         self._store = place.store
         self._leases = place.leases
@@ -49,7 +51,7 @@ class StagedBackup:
             # Packs lie elsewhere: nothing else would tell whoever comes after a crash that there may be some.
             claim = json.dumps({"token": secrets.token_hex(16)}).encode() + b"\n"
             self._store.put(f"{self._folder}/{BACKUP_CLAIM_NAME}", claim)
-        self.data = create_backup_data(place, self._folder, storage_format)
+        self.data = create_backup_data(place, self._folder, storage_format, jobs)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = False
 
@@ -69,7 +71,7 @@ class StagedBackup:
     def publish(self, entry: BackupEntry) -> None:
         """Make it a backup: its data must be durable, and all its files noted."""
         self._notes.seek(0)
-        files = (decode_file(line.rstrip(b"\n")) for line in self._notes)
+        files = (line.rstrip(b"\n") for line in self._notes)
         contents = self.data.contents()
         if self._renaming is None:
             self._publish_by_entry(encode_entry(entry, files, contents))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound, UnsupportedVersion
-from pgwal.repository.compression import Compression, CompressionMethod
+from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression, CompressionMethod
 from pgwal.repository.layout import STORAGE_FORMAT_NAME
 from pgwal.repository.store import ObjectStore
 
@@ -28,8 +28,7 @@ class FileFormat(StrEnum):
 _UNCOMPRESSED = Compression(CompressionMethod.NONE, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class StorageFormat:
+class StorageFormat(NamedTuple):
     """``compression`` is that of packs, zstd or none; plain files are stored as they are."""
 
     files: FileFormat = FileFormat.PLAIN
@@ -82,3 +81,4 @@ def _decode_compression(text: str) -> Compression:
 
 
 PLAIN_FORMAT = StorageFormat()
+DEFAULT_PACKED_FORMAT = StorageFormat(FileFormat.PACKED, DEFAULT_COMPRESSION)

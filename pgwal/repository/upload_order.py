@@ -40,7 +40,7 @@ def next_upload(
     names: Iterable[str],
     geometry: WalGeometry,
     *,
-    proven_timeline_id: int,
+    proven: tuple[int, Lsn],
     streamed_timeline_id: int,
     growing: tuple[int, int] | None,
     ends: Mapping[tuple[int, int], Lsn],
@@ -49,30 +49,35 @@ def next_upload(
 ) -> Upload | None:
     """Return what to store next of the files in a spool, None when nothing is to be stored now.
 
-    ``names`` are paths of the spool.  Only what belongs to timelines up to ``proven_timeline_id`` is known to be the
+    ``names`` are paths of the spool.  Only what lies before ``proven``, a timeline and a position, is known to be the
     server's.  ``growing`` is the segment that is being received, by timeline and number, which is stored when
     ``is_due``; others of the timeline that is streamed are going to be, those of earlier ones are left as they are.
     ``ends`` is up to where segments that are not whole count, ``stored`` up to where those are stored.
     """
     open_segments = set[tuple[int, int]]()
     for waiting in sorted(_placed(names, geometry)):
-        if waiting.timeline_id > proven_timeline_id:
-            if waiting.kind == _HISTORY:
-                continue
-            return None
         key = waiting.timeline_id, waiting.segment_no
+        if waiting.kind == _HISTORY:
+            if waiting.timeline_id <= proven[0]:
+                return Upload(waiting.name)
+            continue
+        if (waiting.timeline_id, waiting.end) > proven:
+            return None
         if waiting.kind == _SUMMARY:
             # All before it is stored; its own segment is whole there, or as far as that was stored last.
             if key not in open_segments or waiting.end <= stored.get(key, Lsn(0)):
                 return Upload(waiting.name)
             continue
-        if waiting.kind == _HISTORY or is_segment_name(waiting.name.rpartition("/")[2]):
+        if is_segment_name(waiting.name.rpartition("/")[2]):
             return Upload(waiting.name)
         open_segments.add(key)
         start = geometry.segment_start(waiting.segment_no)
-        is_left = waiting.timeline_id < streamed_timeline_id
-        if is_left or (key == growing and is_due and ends.get(key, start) > stored.get(key, start)):
-            return Upload(waiting.name, ends.get(key, start))
+        end = ends.get(key, start)
+        if waiting.timeline_id == proven[0]:
+            end = min(end, proven[1])
+        is_left = waiting.timeline_id < min(streamed_timeline_id, proven[0])
+        if is_left or (key == growing and is_due and end > stored.get(key, start)):
+            return Upload(waiting.name, end)
     return None
 
 
@@ -87,4 +92,6 @@ def _placed(names: Iterable[str], geometry: WalGeometry) -> Iterable[_Waiting]:
             yield _Waiting(False, int(name[:8], 16), 0, _HISTORY, Lsn(0), path)
         elif folder == WAL_DIRECTORY and is_segment_name(split_segment_name(name)[0]):
             timeline_id, segment_no = geometry.parse_file_name(split_segment_name(name)[0])
-            yield _Waiting(True, timeline_id, segment_no, _SEGMENT, Lsn(0), path)
+            # Of one that is not whole as much counts as is proven.
+            end = geometry.segment_start(segment_no + is_segment_name(name))
+            yield _Waiting(True, timeline_id, segment_no, _SEGMENT, end, path)

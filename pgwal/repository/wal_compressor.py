@@ -184,7 +184,7 @@ class SegmentCompressor:
     def require_continued(self) -> None:
         pass
 
-    def prove(self, timeline_id: int) -> None:
+    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
         pass
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:

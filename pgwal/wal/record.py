@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from pgwal.lsn import Lsn
 from pgwal.relation import Fork, RelFileLocator
@@ -53,8 +53,7 @@ _DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class EndOfWal:
+class EndOfWal(NamedTuple):
     """There is no record at ``lsn``, because."""
 
     lsn: Lsn
@@ -64,8 +63,7 @@ class EndOfWal:
         return f"WAL ends at {self.lsn}: {self.reason.describe()}"
 
 
-@dataclass(frozen=True, slots=True)
-class BlockReference:
+class BlockReference(NamedTuple):
     """A record's mention of a block: ``block_id`` is its place in the record, ``block_no`` is in the whole fork.
 
     ``image_length`` is the bytes that its page image takes in the record, 0 without one.
@@ -81,8 +79,7 @@ class BlockReference:
     image_length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WalRecord:
+class WalRecord(NamedTuple):
     """One WAL record: ``lsn`` is where it starts, ``end_lsn`` the first byte after it, aligned to 8.
 
     ``main_data`` is cut off where a record goes on behind KEPT_BYTES, or KEPT_BYTES_OF_LISTS.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file
+from pgwal.backup.backup_file import BackupFile, BackupTotals, check_file, decode_file, encode_file
 from pgwal.backup.backup_id import BackupKind, format_backup_id, parse_backup_id
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster, resolve_chain
 from pgwal.backup.entry import BackupEntry
@@ -65,7 +65,7 @@ def with_totals(value: BackupEntry, files: list[BackupFile]) -> BackupEntry:
 
 
 ENTRY = with_totals(entry(), FILES)
-DOCUMENT = b"".join(encode_entry(ENTRY, FILES))
+DOCUMENT = b"".join(encode_entry(ENTRY, map(encode_file, FILES)))
 
 
 def decode(content: bytes) -> tuple[BackupEntry, list[BackupFile]]:
@@ -152,7 +152,7 @@ FILE_LISTS = st.lists(WHOLE_FILES, max_size=5, unique_by=lambda file: file.path)
 @given(FILE_LISTS, st.text(st.characters(exclude_categories=[])))
 def test_decode_undoes_encode(files: list[BackupFile], label: str) -> None:
     value = with_totals(entry(label=label), files)
-    assert decode(b"".join(encode_entry(value, files))) == (value, files)
+    assert decode(b"".join(encode_entry(value, map(encode_file, files)))) == (value, files)
 
 
 def test_every_truncation_is_seen() -> None:
@@ -211,14 +211,14 @@ def test_another_format_version_says_so() -> None:
 def test_a_path_that_comes_twice_is_refused_both_ways() -> None:
     value = with_totals(ENTRY, [WHOLE, WHOLE])
     with pytest.raises(FormatError, match="twice"):
-        list(encode_entry(value, [WHOLE, WHOLE]))
+        list(encode_entry(value, [encode_file(WHOLE)] * 2))
 
 
 def test_totals_must_be_those_of_the_files_both_ways() -> None:
     with pytest.raises(FormatError, match="files make"):
-        list(encode_entry(entry(), FILES))
+        list(encode_entry(entry(), map(encode_file, FILES)))
     writer = EntryWriter(entry())
-    unfinished = b"".join(writer.head()) + writer.file(WHOLE)
+    unfinished = b"".join(writer.head()) + writer.file(encode_file(WHOLE))
     with pytest.raises(TruncatedInput):
         decode(unfinished + b"\n")
 
@@ -269,12 +269,12 @@ def test_impossible_incremental_files_are_refused_both_ways(members: dict[str, A
 
 def test_a_file_stored_whole_has_no_count_of_blocks() -> None:
     with pytest.raises(FormatError):
-        EntryWriter(ENTRY).file(WHOLE._replace(copied_block_count=3))
+        check_file(WHOLE._replace(copied_block_count=3))
 
 
 def refuse_both_ways(file: BackupFile) -> None:
     with pytest.raises(FormatError):
-        EntryWriter(ENTRY).file(file)
+        check_file(file)
     with pytest.raises(FormatError):
         decode_file(encode_file(file))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ def record(main_data: bytes, info: int = layout.XLOG_CHECKPOINT_ONLINE, lsn: Lsn
 
 def control(major: int, copy: bytes, state: int = IN_PRODUCTION) -> ControlFile:
     decoded = ControlFile.decode(build(major))
-    return replace(decoded, state=state, checkpoint_lsn=LSN, checkpoint=copy, redo_lsn=REDO, timeline_id=2)
+    return decoded._replace(state=state, checkpoint_lsn=LSN, checkpoint=copy, redo_lsn=REDO, timeline_id=2)
 
 
 @pytest.mark.parametrize("major", MAJORS)
@@ -94,7 +93,7 @@ def test_the_next_transaction_is_ahead_in_recovery_alone(major: int) -> None:
         EndOfWal(LSN, EndReason.RECORD_LENGTH),
         record(payload(18), lsn=Lsn(LSN + 8)),
         record(payload(18), info=layout.XLOG_PARAMETER_CHANGE),
-        replace(record(payload(18)), rmid=10),
+        record(payload(18))._replace(rmid=10),
     ],
     ids=["end of the archive", "end of WAL", "record behind it", "other record", "other resource manager"],
 )

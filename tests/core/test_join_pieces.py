@@ -138,7 +138,9 @@ def test_parts_from_anywhere_give_what_one_pass_gives(data: st.DataObject, specs
     # Pages behind a switch are zeros: no part begins there.
     starts = [record.lsn for record in builder.records]
     pages = [lsn - lsn % 8192 for lsn in starts]
-    borders = data.draw(st.sets(st.sampled_from([*starts, *(lsn + 8 for lsn in starts), *pages]), max_size=6))
+    places = [*starts, *(lsn + 8 for lsn in starts), *pages]
+    # By number, so that what is drawn does not hang on the WAL: hypothesis calls a sample of places inconsistent.
+    borders = {places[number % len(places)] for number in data.draw(st.sets(st.integers(0, 999), max_size=6))}
     stop = builder.end_lsn
     missing = data.draw(st.sampled_from([0, 0, 8, 5000]))
     # The first part has room for a record, so that there is something to go on with.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keeping.stored_repository import FULL, entry_of
 
-from pgwal.backup.backup_file import MAX_INTEGER, BackupFile, BackupTotals
+from pgwal.backup.backup_file import MAX_INTEGER, BackupFile, BackupTotals, encode_file
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import decode_contents, decode_entry, decode_pack_names, encode_entry
 from pgwal.backup.pack_table import (
@@ -78,7 +78,9 @@ def entry_with(contents: PackedContents, files: Iterable[BackupFile]) -> BackupE
 
 
 def lines_of(contents: PackedContents, files: list[BackupFile]) -> list[bytes]:
-    return b"".join(encode_entry(entry_with(contents, files), files, contents)).splitlines(keepends=True)
+    return b"".join(encode_entry(entry_with(contents, files), map(encode_file, files), contents)).splitlines(
+        keepends=True
+    )
 
 
 def plain(contents: PackedContents) -> list[tuple[str, int, list[Frame]]]:

@@ -15,7 +15,7 @@ import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -30,7 +30,7 @@ from restore.made_repository import LABEL, Blocks, MadeRepository, block
 
 import pgwal
 import pgwal_cli
-from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, load_json
+from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file, load_json
 from pgwal.backup.backup_id import parse_backup_id
 from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_pack_names, encode_entry
 from pgwal.backup.incremental_file import IncrementalHeader
@@ -302,7 +302,7 @@ def made_packed_entry() -> bytes:
     contents = PackedContents([first, second], ["base", "base/5", "pg_tblspc"])
     totals = BackupTotals(2, 0, 21384, 21384)
     entry = entry_of("20261122T101530Z_full", None, Lsn(1), Lsn(2), totals, contents.size_bytes)
-    return b"".join(encode_entry(entry, files, contents))
+    return b"".join(encode_entry(entry, map(encode_file, files), contents))
 
 
 def made_packs() -> bytes:
@@ -313,8 +313,8 @@ def made_packs() -> bytes:
 
 def made_frame() -> bytes:
     content = bytes(range(250)) * 20
-    _, stored = FrameEncoder(1).encode(memoryview(content), 24)
-    return struct.pack("<I", len(content)) + stored
+    with closing(FrameEncoder(1)) as encoder:
+        return struct.pack("<I", len(content)) + encoder.encode(content).stored
 
 
 COPY = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">hI", 1, 5) + b"hello" + struct.pack(">hi", 1, -1) + b"\xff\xff"

@@ -18,13 +18,16 @@ import pytest
 from repository.places import PLACES
 from support.shared_bucket import shared_bucket
 
-from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryLocked
+from pgwal.engine.expire import ExpireRequest, expire
+from pgwal.engine.verify import VerifyRequest, verify
+from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked
 from pgwal.repository import cloud_lease_object
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.cloud_store import CloudStore
 from pgwal.repository.layout import BACKUP_LOCK_NAME, RepositoryIdentity
+from pgwal.repository.lease_process import has_ended, this_process
 from pgwal.repository.repository import Repository
 
 TESTS = Path(__file__).parent.parent
@@ -231,6 +234,35 @@ def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
         pytest.fail("it is not free")
 
 
+# ---- who may not be there together
+
+
+def opened(place: CloudPlace) -> Repository:
+    """Open a repository as a process of its own does."""
+    other = CloudPlace(place.address, place.client)
+    return Repository.open_or_create(other, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+
+
+def test_what_stands_against_what(place: CloudPlace) -> None:
+    one, other = opened(place), opened(place)
+    with one.lock_receiver():
+        assert other.receiver_is_running()
+        with pytest.raises(RepositoryLocked, match="held by a receiver, process"), other.lock_receiver():
+            pytest.fail("two receive")
+        with other.lock_backups(), pytest.raises(RepositoryLocked), one.lock_backups():
+            pytest.fail("two change backups")
+    assert not other.receiver_is_running()
+    with one.lock_receiver(for_backup=True), pytest.raises(ReceivedByBackup), other.lock_receiver():
+        pytest.fail("two receive")
+    with one.lock_backups(), pytest.raises(RepositoryLocked, match="held by a backup"):
+        expire(ExpireRequest(other.place, keep_full=1))
+    with one.hold_all_backups(), other.hold_all_backups(), pytest.raises(RepositoryLocked, match="being read"):
+        expire(ExpireRequest(other.place, keep_full=1))
+    with one.lock_backups(), one.hold_all_backups(exclusive=True), pytest.raises(RepositoryLocked, match="removed"):
+        verify(VerifyRequest(other.place))
+    expire(ExpireRequest(other.place, keep_full=1))
+
+
 # ---- a process that is stopped
 
 
@@ -255,9 +287,10 @@ with repository.lock_backups(), repository.catalogue.stage(backup_id) as staged:
     staged.data.write("backup_label", [b"label"])
     staged.data.write("base/1/1", [b"content"])
     staged.data.sync()
+    packed = staged.data.contents()
     print("ready", flush=True)
     sys.stdin.readline()
-    staged.publish(entry_of(backup_id, None, Lsn(1), Lsn(2), BackupTotals(), None))
+    staged.publish(entry_of(backup_id, None, Lsn(1), Lsn(2), BackupTotals(), packed.size_bytes))
 """
 
 
@@ -314,3 +347,35 @@ def test_a_process_that_was_stopped_goes_on_when_nobody_came() -> None:
         _, errors = process.communicate("\n", timeout=60)
     assert process.returncode == 0, errors
     assert repository.catalogue.ids() == ["20261130T101530Z_full"]
+
+
+def test_nobody_waits_for_a_process_that_was_killed() -> None:
+    place = shared_bucket().place()
+    repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+    with stopped(place, "20261130T101530Z_full", "seeing") as process:
+        # By the leases of long times that everybody has.
+        assert repository.backup_is_running()
+        process.kill()
+        # Its parent has not heard of it yet.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not repository.backup_is_running()
+        process.wait()
+        assert not repository.backup_is_running()
+        with repository.lock_backups():
+            assert repository.catalogue.clear_unfinished() == ["20261130T101530Z_full"]
+
+
+@pytest.mark.skipif(this_process() is None, reason="the system does not tell")
+def test_only_what_is_known_to_have_ended_has() -> None:
+    mine = this_process()
+    assert mine is not None
+    assert not has_ended(mine)
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    ended = mine | {"pid": process.pid}
+    assert has_ended(ended)
+    assert has_ended(mine | {"started": 1})
+    for other in ({"host": "other"}, {"boot": "other"}, {"pids": "pid:[1]"}, {"pid": 0}, {"pid": -1}, {"pid": "1"}):
+        assert not has_ended(ended | other)
+    for nothing in (None, {}, [], "text", {"pid": 1}):
+        assert not has_ended(nothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from keeping.stored_repository import FULL, entry_of
 from repository.places import PLACES
 
-from pgwal.backup.backup_file import BackupFile, BackupTotals
+from pgwal.backup.backup_file import BackupFile, BackupTotals, encode_file
 from pgwal.backup.entry_document import decode_contents, encode_entry
-from pgwal.backup.pack_table import Frame, Pack
+from pgwal.backup.pack_table import Pack
 from pgwal.checksum import content_digest
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository import pack_stream
 from pgwal.repository.backup_data import open_backup_data
-from pgwal.repository.frame_codec import FrameEncoder
+from pgwal.repository.frame_codec import EncodedFrame, FrameEncoder
 from pgwal.repository.memory import MemoryPlace, MemoryStore
 from pgwal.repository.object_backup_data import ObjectBackupDataWriter
 from pgwal.repository.pack_pool import list_packs, new_pack_name, pack_object
@@ -107,7 +107,7 @@ def store_files(place: MemoryPlace, files: list[Given], *, level: int | None, th
         totals = totals.plus(file)
     contents = writer.contents()
     entry = entry_of(FULL, None, Lsn(1), Lsn(2), totals, contents.size_bytes)
-    lines = b"".join(encode_entry(entry, stored, contents)).splitlines(keepends=True)
+    lines = b"".join(encode_entry(entry, map(encode_file, stored), contents)).splitlines(keepends=True)
 
     @contextmanager
     def given_lines() -> Iterator[Iterable[bytes]]:
@@ -150,9 +150,9 @@ def test_frames_of_large_files_begin_at_multiples_and_small_ones_share_one() -> 
     sizes = (10, 10, 3 * FRAME + 1, 10, FRAME - 11, 1)
     files = [Given(f"{number}", bytes([number]) * size, 1000, False) for number, size in enumerate(sizes)]
     packs: list[Pack] = []
-    with small_frames(pack_size=1 << 20):
+    with small_frames(pack_size=1 << 20), closing(FrameEncoder(None)) as encoder:
         stream = PackStream(
-            MemoryStore(), lambda: (len(packs), packs.append(Pack(new_pack_name())) or packs[-1]), level=None
+            MemoryStore(), lambda: (len(packs), packs.append(Pack(new_pack_name())) or packs[-1]), encoder
         )
         extents = [stream.add(file.pieces()).extents for file in files]
         stream.finish()
@@ -362,12 +362,12 @@ def test_a_damaged_entry_is_read_once_for_all_files() -> None:
 
 
 def test_an_interruption_while_a_frame_is_made_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*looking_at: object) -> tuple[Frame, bytes]:
+    def interrupted(*looking_at: object) -> EncodedFrame:
         raise KeyboardInterrupt(*looking_at)
 
     monkeypatch.setattr(FrameEncoder, "encode", interrupted)
-    with small_frames():
-        stream = PackStream(MemoryPlace().store, lambda: (0, Pack(new_pack_name())), level=1)
+    with small_frames(), closing(FrameEncoder(1)) as encoder:
+        stream = PackStream(MemoryPlace().store, lambda: (0, Pack(new_pack_name())), encoder)
+        stream.add([bytes(FRAME)])
         with pytest.raises(KeyboardInterrupt):
-            stream.add([bytes(FRAME)])
-        stream.abandon()
+            stream.finish()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pgwal_process import Outcome, assert_failed, run_pgwal, succeed
 from restore.restored_server import Scene
 
+from pgwal.backup.backup_file import encode_file
 from pgwal.backup.entry_document import decode_entry, encode_entry
 from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
 from pgwal.errors import RecoveryTargetError
@@ -343,5 +344,5 @@ def test_a_host_whose_clock_is_behind(make_server: ServerFactory, scratch: Path)
     wrong = {
         name: (row[0] - timedelta(minutes=9)).isoformat(timespec="seconds") for name in ("started_at", "finished_at")
     }
-    entry.write_bytes(b"".join(encode_entry(replace(head, **wrong), list(files))))
+    entry.write_bytes(b"".join(encode_entry(replace(head, **wrong), map(encode_file, list(files)))))
     assert json.loads(succeed(*before_the_drop, "-D", scratch / "2", "--json"))["backup"] == first["id"]

@@ -10,6 +10,7 @@ from pgwal.errors import RepositoryError
 from pgwal.repository.lease import Leases
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
+from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import ObjectStore, StoreFeature, as_renaming
 from pgwal.repository.store_wrapper import StoreWrapper
 
@@ -121,6 +122,10 @@ class FaultyPlace:
 
     def __str__(self) -> str:
         return str(self._place)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        return self._place.default_format
 
     @property
     def leases(self) -> Leases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -25,15 +26,15 @@ class SharedBucket:
         self.server.start()
         self.server.create_bucket(BUCKET)
 
-    def place(self) -> CloudPlace:
+    def place(self, bucket: str = BUCKET) -> CloudPlace:
         """Return a place where nothing is."""
         prefix = secrets.token_hex(8)
         config = {name.lower(): value for name, value in self.server.environment().items()}
-        client = S3Store(BUCKET, prefix=prefix, config=config, retry_config={"max_retries": 2})  # type: ignore[arg-type]
-        return CloudPlace(f"s3://{BUCKET}/{prefix}", client)
+        client = S3Store(bucket, prefix=prefix, config=config, retry_config={"max_retries": 2})  # type: ignore[arg-type]
+        return CloudPlace(f"s3://{bucket}/{prefix}", client)
 
     def stop(self) -> None:
-        self.server.stop()
+        self.server.stop(signal.SIGKILL)
         shutil.rmtree(self._directory)
 
 
