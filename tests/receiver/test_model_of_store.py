@@ -137,7 +137,7 @@ class OneHistoryInAStore(OneHistory):
         waits = [path.parent for path in self._repo.glob("*/spool.json")]
         if meaning is not None and waits:
             spool = ArchiveMeaning(Repository(LocalPlace(waits[0]), meaning.repository.identity))
-            if spool.segments and not super()._is_right(server, spool):
+            if not super()._is_right(server, spool):
                 return False
         return super()._is_right(server, meaning)
 
