@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
-from pgwal.errors import RepositoryError
+from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
 from pgwal.repository.layout import RECEIVER_STATE_NAME, WAL_DIRECTORY
@@ -314,7 +314,12 @@ class SpoolUploader:
     def _take_partial(self, segment: str, end: Lsn) -> None:
         key = self._geometry.parse_file_name(segment)
         if end > self._stored.get(key, self._geometry.segment_start(key[1])):
-            self._objects.store_partial(segment, end)
+            try:
+                self._objects.store_partial(segment, end)
+            except ObjectNotFound:
+                if self._store.local.exists(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"):
+                    raise
+                return  # It is whole by now, and is taken as such.
             self._partial_at_s = time.monotonic()
         with self._changed:
             self._stored[key] = max(end, self._stored.get(key, end))
