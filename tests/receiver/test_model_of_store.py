@@ -139,6 +139,12 @@ class OneHistoryInAStore(OneHistory):
             spool = ArchiveMeaning(Repository(LocalPlace(waits[0]), meaning.repository.identity))
             if not super()._is_right(server, spool):
                 return False
+        # What begins within a record may hold nothing but the middle of it, and counts up to there.
+        parts = [] if meaning is None else meaning.along(server.history)
+        if any(
+            GEOMETRY.segment_start(part.number) + len(part.content.rstrip(b"\0")) > server.flush_lsn for part in parts
+        ):
+            return False
         return super()._is_right(server, meaning)
 
     def _meaning(self) -> ArchiveMeaning | None:

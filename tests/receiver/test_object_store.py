@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -295,7 +296,8 @@ def test_nothing_that_was_reported_is_missing_after_kills(
             time.sleep(rng.uniform(0.3, 4))
             process.kill()
             outcome = finish(process)
-            assert "error:" not in outcome.stderr, outcome.stderr
+            # At its start the network may be too bad.
+            assert outcome.code in (-signal.SIGKILL, NO_CONNECTION), outcome.stderr
             held = restart_lsn(server)
             bucket.expire_lease(monkeypatch)
             # By name: a segment behind a hole is none.
