@@ -10,6 +10,7 @@ from pgwal.backup.reconstruct import Run
 from pgwal.disk.block_reads import read_parts
 from pgwal.engine.chain_source import ANOTHER_BACKUP, ChainSource
 from pgwal.errors import TruncatedInput
+from pgwal.repository.backup_data import StoredContent
 
 
 def read_pieces(pieces: list[Run], sources: Sequence[ChainSource], buffer: memoryview) -> memoryview:
@@ -35,25 +36,26 @@ def read_pieces(pieces: list[Run], sources: Sequence[ChainSource], buffer: memor
 
 def _read_some(pieces: list[Run], sources: Sequence[ChainSource], target: memoryview) -> int:
     """Read pieces of so few files that all of them are open at once, and return how many bytes there are."""
-    contents = [None if piece.source is None else sources[piece.source].content for piece in pieces]
-    descriptors = [-1 if content is None else content.descriptor for content in contents]
-    known = array("i", [descriptor for descriptor in descriptors if descriptor is not None])
-    if len(known) == len(pieces):
+    used = {piece.source for piece in pieces if piece.source is not None}
+    contents: dict[int | None, StoredContent] = {number: sources[number].content for number in used}
+    known = {number: each.descriptor for number, each in contents.items() if each.descriptor is not None}
+    if len(known) == len(contents):
+        descriptors = array("i", [known.get(piece.source, -1) for piece in pieces])
         lengths = array("I", [piece.length for piece in pieces])
         offsets = array("Q", [piece.source_offset for piece in pieces])
         # Where that fails, each is read on its own: the one that cannot be read says so.
         with suppress(OSError):
-            return read_parts(target, known, offsets, lengths)
+            return read_parts(target, descriptors, offsets, lengths)
     done = 0
-    for piece, content in zip(pieces, contents, strict=True):
-        end = done + piece.length
-        if content is None:
-            target[done:end] = bytes(piece.length)
+    for _, length, source, source_offset in pieces:
+        end = done + length
+        if source is None:
+            target[done:end] = bytes(length)
             done = end
             continue
-        start = done
-        while done < end and (count := content.read_into(piece.source_offset + done - start, target[done:end])):
+        while done < end and (count := contents[source].read_into(source_offset, target[done:end])):
             done += count
+            source_offset += count
         if done < end:
             break
     return done
@@ -61,6 +63,9 @@ def _read_some(pieces: list[Run], sources: Sequence[ChainSource], target: memory
 
 def _of_few_sources(pieces: list[Run], limit: int) -> Iterator[list[Run]]:
     """Split consecutive pieces so that each part has at most ``limit`` sources."""
+    if len({piece.source for piece in pieces}) <= limit:
+        yield pieces
+        return
     part: list[Run] = []
     found: set[int | None] = set()
     for piece in pieces:
@@ -79,6 +84,11 @@ def grouped_pieces(runs: Iterable[Run], limit: int) -> Iterator[tuple[int, list[
     start = filled = 0
     for run in runs:
         done = 0
+        if run.length < limit - filled:
+            # As most are; not in parts.
+            group.append(run)
+            done = run.length
+            filled += done
         while done < run.length:
             size = min(run.length - done, limit - filled)
             group.append(Run(run.offset + done, size, run.source, run.source_offset + done))

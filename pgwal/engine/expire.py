@@ -20,10 +20,11 @@ from pgwal.engine.coverage import read_recoverable_ranges
 from pgwal.errors import FormatError, ObjectRetained, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.catalogue import UnreadableBackup
+from pgwal.repository.deletion import delete_what_can_go
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import StoredObject, delete_what_can_go, objects_in
+from pgwal.repository.store import StoredObject, objects_in
 from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import parse_summary_file_name

@@ -175,8 +175,11 @@ class Catalogue:
             return None
         return self._store.get(f"{data}/{BACKUP_LABEL_NAME}")
 
-    def data(self, backup_id: str) -> BackupData:
-        """Return what a backup holds, to be read; where an entry cannot tell, the repository's format does."""
+    def data(self, backup_id: str, jobs: int = 1) -> BackupData:
+        """Return what a backup holds, to be read; where an entry cannot tell, the repository's format does.
+
+        What is packed is read ahead in ``jobs`` threads.
+        """
         plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
@@ -188,7 +191,7 @@ class Catalogue:
             return plain
         from pgwal.repository.packed_backup_data import PackedBackupData
 
-        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, folder_of(backup_id)))
+        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, folder_of(backup_id)), jobs)
 
     def _format_is_packed(self) -> bool:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""

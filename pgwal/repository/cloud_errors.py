@@ -49,6 +49,7 @@ _HINTS = {
     "AccessDenied": "Give the credentials the right to do this in the bucket, below the prefix.",
 }
 _UNREACHED_HINT = "Check the network, AWS_ENDPOINT_URL or its like for other stores, and that the store is running."
+_NO_WHOLE_ANSWER = (" does not answer: ", "response body error")
 _BUSY_HINT = "It was asked again several times: try later."
 _NOT_WITHOUT_TLS = "its address is without TLS, which is not allowed"
 _NO_HTTP_HINT = "Set AWS_ALLOW_HTTP=true for a store without TLS, or use an address that begins with https."
@@ -128,7 +129,7 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
         kind, hint = ObjectRetained, "It can be removed when its retention is over: run pgwal expire again then."
     elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
-    elif answer.status is None and " does not answer: " in answer.words:
+    elif answer.status is None and any(words in answer.words for words in _NO_WHOLE_ANSWER):
         kind, hint = StoreUnavailable, _UNREACHED_HINT
     elif answer.status in _BUSY and hint is None:
         kind, hint = StoreUnavailable, _BUSY_HINT

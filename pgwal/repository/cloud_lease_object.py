@@ -16,14 +16,14 @@ import secrets
 import socket
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.repository.cloud_errors import translated_cloud_errors
 from pgwal.repository.lease_process import has_ended, this_process
 
@@ -49,6 +49,7 @@ class Found(NamedTuple):
 
     holder: str | None
     process: object
+    token: object
     content: bytes
     version: UpdateVersion
     modified_at: datetime
@@ -111,14 +112,24 @@ class LeaseObjects:
     def age(self, modified_at: datetime) -> float:
         """Return the seconds since an object was stored, by the store's clock, or somewhat less."""
         if self._store_time is None:
-            name = f"{LEASE_FOLDER}/clock/{secrets.token_hex(8)}"
-            with translated_cloud_errors("write", self.address, name):
-                obstore.put(self.client, name, b"", use_multipart=False)
-                at_s = now_s()
-                self._store_time = obstore.head(self.client, name)["last_modified"], at_s
-                obstore.delete(self.client, name)
+            try:
+                self._store_time = self._ask_time()
+            except StoreUnavailable:
+                raise
+            except RepositoryError:
+                # Who may only read takes no lease either, and tells people what it finds by its own clock.
+                self._store_time = datetime.now(UTC), now_s()
         then, at_s = self._store_time
         return (then - modified_at + timedelta(seconds=now_s() - at_s)).total_seconds()
+
+    def _ask_time(self) -> tuple[datetime, float]:
+        name = f"{LEASE_FOLDER}/clock/{secrets.token_hex(8)}"
+        with translated_cloud_errors("write", self.address, name):
+            obstore.put(self.client, name, b"", use_multipart=False)
+            at_s = now_s()
+            found = obstore.head(self.client, name)["last_modified"], at_s
+            obstore.delete(self.client, name)
+        return found
 
 
 class LeaseObject:
@@ -182,11 +193,22 @@ class LeaseObject:
                 return
             content, at_s = self._content(), now_s()
             try:
-                self._version = self._objects.swap(self.name, content, self._version)
+                self._version = self._swap(content, self._version)
             except RepositoryLocked as error:
                 self._lost = _lost(self._objects.address, self.name, error, now_s() - self._renewed_at_s)
                 raise self._lost from None
             self._renewed_at_s = at_s
+
+    def _swap(self, content: bytes, version: UpdateVersion) -> UpdateVersion:
+        try:
+            return self._objects.swap(self.name, content, version)
+        except RepositoryLocked:
+            # An earlier renewal may have been stored though it failed: then it is the object's last version.
+            with suppress(ObjectNotFound):
+                found = self._objects.read(self.name)
+                if found.token == self._token:
+                    return self._objects.swap(self.name, content, found.version)
+            raise
 
     def give_back(self) -> None:
         """Let others have it at once; what is another's by now stays.  Raises RepositoryError."""
@@ -194,12 +216,17 @@ class LeaseObject:
             version, self._version = self._version, None
             if version is not None and self._lost is None:
                 with suppress(RepositoryLocked):
-                    self._objects.swap(self.name, self._content(is_free=True), version)
+                    self._swap(self._content(is_free=True), version)
 
     def remove(self) -> None:
-        """Give back a lease whose name no other has, or will have.  Raises RepositoryError."""
+        """Give back a lease whose name no other wants any more; one that may be another's stays.
+
+        Raises RepositoryError.
+        """
         with self._lock:
             self._version = None
+            if not self.is_valid:
+                return
             with translated_cloud_errors("unlock", self._objects.address, self.name), suppress(FileNotFoundError):
                 obstore.delete(self._objects.client, self.name)
 
@@ -227,14 +254,14 @@ def _lost(address: str, name: str, error: RepositoryLocked, since_s: float) -> L
     )
 
 
-def _holder(content: bytes) -> tuple[str | None, object]:
-    """Return who has a lease, and which process that is; what cannot be read is somebody's."""
+def _holder(content: bytes) -> tuple[str | None, object, object]:
+    """Return who has a lease, which process that is, and its token; what cannot be read is somebody's."""
     try:
         document = json.loads(content)
-        holder, process = document["holder"], document.get("process")
+        holder, process, token = document["holder"], document.get("process"), document.get("token")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "something else", None
-    return None if holder is None else str(holder), process
+        return "something else", None, None
+    return None if holder is None else str(holder), process, token
 
 
 def version_of(e_tag: str | None, version: str | None) -> UpdateVersion:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import obstore
 
-from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.repository.cloud_errors import translated_cloud_errors
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseObject, LeaseObjects, LeaseTimes, now_s
 
@@ -63,17 +63,32 @@ class CloudLeases:
         """
         folder = f"{LEASE_FOLDER}/{name}"
         lease = LeaseObject(self._objects, f"{folder}/{_READERS}/{secrets.token_hex(16)}", "a reader")
-        lease.create()
+        try:
+            lease.create()
+        except (RepositoryLocked, StoreUnavailable):
+            raise
+        except RepositoryError as error:
+            # Who may only read can restore all the same; what is removed meanwhile is missed, and that is said.
+            logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
+            self._require_not_removed(name, folder)
+            yield
+            return
         try:
             with self._renewing(lease):
-                with suppress(ObjectNotFound):
-                    found = self._objects.read(f"{folder}/{_REMOVER}")
-                    if self._objects.is_held(found):
-                        raise self._in_use(name, "being removed", found.holder or "another process")
-                self._require_there(name)
+                self._require_not_removed(name, folder)
                 yield
         finally:
             self._ending(lease.remove)
+
+    def _require_not_removed(self, name: str, folder: str) -> None:
+        with suppress(ObjectNotFound):
+            found = self._objects.read(f"{folder}/{_REMOVER}")
+            if self._objects.is_held(found):
+                raise self._in_use(name, "being removed", found.holder or "another process")
+        self._require_there(name)
+
+    def _place(self, name: str) -> str:
+        return f"{self._address}/{name.rpartition('/')[0] or name}"
 
     @contextmanager
     def _remover(self, name: str) -> Iterator[None]:
@@ -109,7 +124,7 @@ class CloudLeases:
                 yield from (each["path"] for each in found)
 
     def _in_use(self, name: str, how: str, holder: str) -> RepositoryLocked:
-        place = f"{self._address}/{name.rpartition('/')[0] or name}"
+        place = self._place(name)
         return RepositoryLocked(f"{place} is {how}", hint="Wait until that has ended.", path=place, holder=holder)
 
     def _require_there(self, name: str) -> None:

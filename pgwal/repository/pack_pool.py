@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 
+from pgwal.repository.deletion import delete_what_can_go
 from pgwal.repository.layout import PACK_DIRECTORY
-from pgwal.repository.store import ObjectStore, StoredObject, delete_what_can_go, folders_in, objects_in
+from pgwal.repository.store import ObjectStore, StoredObject, folders_in, objects_in
 
 _NAME_SIZE = 16
 _FOLDER_NAME_LENGTH = 2

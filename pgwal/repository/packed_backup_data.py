@@ -1,20 +1,16 @@
-"""Read the files of a backup that lie in packs: see ``backup_data``.
-
-What is read of a frame is checked against its digest each time, so that nothing is given out that was not stored.
-"""
+"""Read the files of a backup that lie in packs: see ``backup_data`` and ``frame_reader``."""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_128_digest
 
@@ -24,7 +20,7 @@ from pgwal.backup.pack_table import Extent, Pack, PackedContents, check_extents
 from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError, StoreUnavailable
-from pgwal.repository.frame_codec import FrameDecoder
+from pgwal.repository.frame_reader import FrameReader
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.packed_backup_writer import AS_THEY_ARE
 from pgwal.repository.store import ByteRange, ObjectStore
@@ -32,15 +28,12 @@ from pgwal.repository.store import ByteRange, ObjectStore
 if TYPE_CHECKING:
     from pgwal.repository.backup_data import BackupData, StoredContent
 
-_FRAMES_KEPT = 32
-_ANOTHER_BACKUP = "Restore another backup."
-
 
 class PackedBackupData:
     """See pgwal.repository.backup_data.BackupData.
 
     ``plain`` has what is stored as it is; ``lines`` gives the lines of the backup's entry, and is asked when something
-    is read for the first time.
+    is read for the first time.  Frames are read ahead in ``jobs`` threads.
     """
 
     def __init__(
@@ -49,6 +42,7 @@ class PackedBackupData:
         plain: BackupData,
         backup_id: str,
         lines: Callable[[], AbstractContextManager[Iterable[bytes]]],
+        jobs: int = 1,
     ) -> None:
         self.backup_id = backup_id
         self._store = store
@@ -56,7 +50,7 @@ class PackedBackupData:
         self._lines = lines
         self._index_lock = Lock()
         self._damage: FormatError | None = None
-        self._frames = _Frames(store)
+        self._frames = FrameReader(store, jobs)
 
     def require_places(self) -> None:
         _ = self._index
@@ -169,52 +163,36 @@ class _Index:
         return [Extent(*(numbers[at] for numbers in self._numbers)) for at in range(found[0], found[0] + found[1])]
 
 
-class _Frames:
-    """Frames as they are read, of which the last ones are kept: small files share one, and blocks lie in the same."""
+class _Part(NamedTuple):
+    """Bytes of a file that lie in one frame: where in the file they begin and end, and where in which frame.
 
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self._decoder = FrameDecoder()
-        self._kept = OrderedDict[tuple[str, int], bytes]()
-        self._lock = Lock()
+    ``last`` is the last frame that has bytes of the file which follow them without a gap.
+    """
 
-    def content(self, pack: Pack, number: int) -> bytes:
-        """Return what a frame holds; raises FormatError where it is not what was stored, RepositoryError."""
-        key = (pack.name, number)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        content = self._read(pack, number)
-        with self._lock:
-            self._kept[key] = content
-            while len(self._kept) > _FRAMES_KEPT:
-                self._kept.popitem(last=False)
-        return content
+    start: int
+    end: int
+    pack: int
+    frame: int
+    offset_in_frame: int
+    last: int
 
-    def _read(self, pack: Pack, number: int) -> bytes:
-        frame, name = pack[number], pack_object(pack.name)
-        place = self._store.locate(name)
-        try:
-            (stored,) = self._store.get_ranges(name, [ByteRange(frame.offset, frame.offset + frame.stored_size_bytes)])
-        except ObjectNotFound as error:
-            raise FormatError(
-                f"{place} is missing, and with it what it holds of files", hint=_ANOTHER_BACKUP
-            ) from error
-        return self._decoder.decode(stored, frame, number, place)
+
+_NOTHING = _Part(0, 0, -1, -1, 0, -1)
 
 
 class _PackedContent:
-    """See pgwal.repository.backup_data.StoredContent."""
+    """See pgwal.repository.backup_data.StoredContent; for one thread."""
 
     descriptor = None
 
-    def __init__(self, frames: _Frames, packs: Sequence[Pack], extents: Sequence[Extent]) -> None:
+    def __init__(self, frames: FrameReader, packs: Sequence[Pack], extents: Sequence[Extent]) -> None:
         self._frames = frames
         self._packs = packs
         self._extents = extents
         self._starts = [0, *accumulate(extent.length for extent in extents)]
         """Where in the file each extent begins, and where it ends."""
+        self._part = _NOTHING
+        """Where was looked last: many blocks of a file lie in the same frame."""
 
     @property
     def size_bytes(self) -> int:
@@ -235,15 +213,30 @@ class _PackedContent:
 
     def _piece(self, offset: int, length: int) -> memoryview:
         """Return what one frame has of what is wanted, nothing at the end alone."""
-        if offset >= self.size_bytes:
-            return memoryview(b"")
+        part, last = self._part, None
+        if not part.start <= offset < part.end:
+            if offset >= self.size_bytes:
+                return memoryview(b"")
+            part = self._part_at(offset)
+            # Whoever begins at the start, or comes from the frame before, is going to read on.
+            if offset == 0 or (self._part.pack, self._part.frame) == (part.pack, part.frame - 1):
+                last = part.last
+            self._part = part
+        content = memoryview(self._frames.content(self._packs[part.pack], part.frame, last))
+        start = part.offset_in_frame + offset - part.start
+        return content[start : min(start + length, part.offset_in_frame + part.end - part.start)]
+
+    def _part_at(self, offset: int) -> _Part:
         at = bisect_right(self._starts, offset) - 1
-        pack_number, first, offset_in_frame, _ = self._extents[at]
+        pack_number, first, offset_in_frame, length = self._extents[at]
         pack = self._packs[pack_number]
-        position = pack.position(first) + offset_in_frame + offset - self._starts[at]
-        number, start = pack.find(position)
-        length = min(length, self._starts[at + 1] - offset)
-        return memoryview(self._frames.content(pack, number))[start : start + length]
+        begin = pack.position(first) + offset_in_frame
+        number, in_frame = pack.find(begin + offset - self._starts[at])
+        last, _ = pack.find(begin + length - 1)
+        # The extent may begin within the frame, and end there.
+        before = min(in_frame, offset - self._starts[at])
+        end = min(offset - in_frame + pack[number].size_bytes, self._starts[at + 1])
+        return _Part(offset - before, end, pack_number, number, in_frame - before, last)
 
     def close(self) -> None:
         pass

@@ -7,16 +7,13 @@ is asked for and never assumed: wrappers, and what lies behind a network, offer 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
-from pgwal.errors import FormatError, ObjectNotFound, ObjectRetained
-
-logger = logging.getLogger(__name__)
+from pgwal.errors import FormatError
 
 MOST_BYTES_READ = 16 << 20
 """More than histories, labels and documents of pgwal's own have."""
@@ -174,27 +171,6 @@ def move(store: ObjectStore, old: str, new: str) -> None:
     else:
         store.put(new, _whole(store, old))
         store.delete(old)
-
-
-def delete_what_can_go(
-    store: ObjectStore, names: Iterable[str], on_done: Callable[[str], None] = lambda _: None
-) -> None:
-    """Remove objects, some of which may be gone already; ``on_done`` is told of each.
-
-    What the storage has to keep for some time stays, with one warning for all of it.
-    """
-    retained: list[ObjectRetained] = []
-    for name in names:
-        try:
-            store.delete(name)
-        except ObjectNotFound:
-            # Compressed, completed or removed meanwhile.
-            logger.info("%s is gone already", name)
-        except ObjectRetained as error:
-            retained.append(error)
-        on_done(name)
-    if retained:
-        logger.warning("%d objects stay until their retention is over; the first: %s", len(retained), retained[0])
 
 
 def _whole(store: ObjectStore, name: str) -> bytes:

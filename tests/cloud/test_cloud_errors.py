@@ -12,8 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cloud.test_retention import THIRD_FULL, build
 from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
+
+from pgwal.repository.address import place_at
 
 READ_ONLY, READ_ONLY_SECRET = "reader", "reader-secret"
 LIFE = ("--keep-full", "1")
@@ -89,6 +92,28 @@ def test_who_may_only_read(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("AWS_SECRET_ACCESS_KEY", READ_ONLY_SECRET)
     fails(
         "init", "--repo", "s3://bucket/repo", code=1, message="AccessDenied", hint="the right to do this",
+        store_code="AccessDenied",
+    )  # fmt: skip
+
+
+def test_who_may_only_read_reads_all_the_same(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    address = "s3://bucket/read-only"
+    build(place_at(address))
+    variables.setenv("AWS_ACCESS_KEY_ID", READ_ONLY)
+    variables.setenv("AWS_SECRET_ACCESS_KEY", READ_ONLY_SECRET)
+    for command in (
+        ["list", "--repo", address],
+        ["show", THIRD_FULL, "--repo", address],
+        ["verify", "--repo", address],
+        ["restore", THIRD_FULL, "--repo", address, "-D", str(tmp_path / "restored")],
+        ["export", THIRD_FULL, "--repo", address, "-o", str(tmp_path / "exported")],
+    ):
+        outcome = run_pgwal(*command)
+        assert outcome.code == 0, outcome.stderr
+        assert ("nothing keeps" in outcome.stderr) == (command[0] in ("verify", "restore", "export"))
+    assert (tmp_path / "restored" / "PG_VERSION").exists()
+    fails(
+        "expire", "--keep-full", "1", "--repo", address, code=1, message="AccessDenied", hint="the right to do this",
         store_code="AccessDenied",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from support.shared_bucket import shared_bucket
 
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
-from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked
+from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked, StoreUnavailable
 from pgwal.repository import cloud_lease_object
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
@@ -225,6 +225,29 @@ def test_a_lease_whose_answer_was_lost_is_had(place: CloudPlace, monkeypatch: py
         party.leases.confirm()
         party.leases.confirm()
         assert lost
+
+
+def test_a_renewal_that_failed_though_it_was_stored_is_no_loss(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failing = obstore.put, [True]
+
+    def put_and_fail(client: Any, name: str, content: bytes, **options: Any) -> Any:
+        answer = put(client, name, content, **options)
+        if name == "lock" and failing[0] and options.get("mode") != "create":
+            raise StoreUnavailable("no answer came")
+        return answer
+
+    party, other = Party(place, NEVER), Party(place)
+    monkeypatch.setattr(cloud_lease_object.obstore, "put", put_and_fail)
+    with party.leases.lock("lock", "one"):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                party.leases.confirm()
+        failing[0] = False
+        party.leases.confirm()
+        party.leases.confirm()
+    assert takes(other.leases.lock("lock", "other"))
 
 
 def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
