@@ -120,7 +120,7 @@ cdef class WalScanner:
     cdef uint32_t _body_crc
     cdef bint _is_link_checked, _has_discarded
     # The record that was parsed last.
-    cdef uint64_t _main_at, _main_length, _lsn, _block_0, _block_1
+    cdef uint64_t _main_at, _main_length, _image_length, _lsn, _block_0, _block_1
     cdef uint32_t _rmid, _info
     cdef int _detail
     cdef bint _is_in_record, _held
@@ -200,10 +200,24 @@ cdef class WalScanner:
 
     @cython.locals(
         payload=uint64_t, main=uint64_t, count=uint64_t, next_id=uint32_t, place=uint64_t, number=uint64_t,
-        id_=uint32_t, flags=uint32_t, length=uint64_t, hole_offset=uint32_t, image_info=uint32_t,
-        hole_length=uint64_t, is_compressed=uint32_t, fork=uint64_t, key=uint64_t,
+        id_=uint32_t, flags=uint32_t, length=uint64_t, fork=uint64_t, key=uint64_t,
     )
     cdef bint _parse(self, const uint8_t *data, uint64_t at, uint64_t end) noexcept nogil
+
+    cdef bint _broken(self, int detail) noexcept nogil
+
+    @cython.locals(id_=uint32_t)
+    cdef uint64_t _pass_other_header(self, const uint8_t *data, uint64_t at, uint64_t end) noexcept nogil
+
+    @cython.locals(
+        length=uint64_t, hole_offset=uint32_t, image_info=uint32_t, hole_length=uint64_t, is_compressed=uint32_t,
+        is_right=bint,
+    )
+    cdef uint64_t _pass_image_header(self, const uint8_t *data, uint64_t at, uint64_t end) noexcept nogil
+
+    cdef bint _is_all(
+        self, uint64_t at, uint64_t end, uint64_t payload, uint64_t main, uint64_t count
+    ) noexcept nogil
 
     @cython.locals(relation=uint64_t, slot=uint64_t)
     cdef uint64_t _relation(self, uint64_t place, uint64_t number) noexcept nogil

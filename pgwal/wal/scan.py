@@ -363,6 +363,7 @@ class WalScanner:
     def _start_special(self) -> None:
         self._main_at = 0
         self._main_length = 0
+        self._image_length = 0
         self._is_in_record = False
         self._lsn = 0
         self._rmid = 0
@@ -967,99 +968,48 @@ class WalScanner:
 
         Leaves the references in ``_found``, and where the main data is.  False with ``_detail`` when it is broken.
         """
-        payload = 0
-        main = 0
-        count = 0
-        next_id = 0
-        place = 0
-        number = 0
-        self._block_0 = 0
-        self._block_1 = 0
-        self._found_count = 0
+        payload = main = count = next_id = place = number = 0
+        self._block_0 = self._block_1 = self._found_count = 0
         while end - at > payload:
             id_ = data[at]
             if id_ > _MAX_BLOCK_ID:
-                if id_ == _ID_DATA_SHORT:
-                    if end - at < 2:
-                        self._detail = _ENDS_EARLY
-                        return False
+                if id_ == _ID_DATA_SHORT and end - at >= 2:
                     main = data[at + 1]
                     at += 2
                     break
+                at = self._pass_other_header(data, at, end)
+                if at == 0:
+                    return False
                 if id_ == _ID_DATA_LONG:
-                    if end - at < 5:
-                        self._detail = _ENDS_EARLY
-                        return False
-                    main = _u32(data, at + 1)
-                    at += 5
+                    main = self._main_length
                     break
-                if id_ == _ID_ORIGIN:
-                    at += 3
-                elif id_ == _ID_TOP_LEVEL_XID and self._has_top_level_xid:
-                    at += 5
-                else:
-                    self._detail = _NO_SUCH_ID
-                    return False
-                if at > end:
-                    self._detail = _ENDS_EARLY
-                    return False
                 continue
             if id_ < next_id:
-                self._detail = _ID_ORDER
-                return False
-            next_id = id_ + 1
+                return self._broken(_ID_ORDER)
             if end - at < 8:
-                self._detail = _ENDS_EARLY
-                return False
+                return self._broken(_ENDS_EARLY)
+            next_id = id_ + 1
             flags = data[at + 1]
             length = _u16(data, at + 2)
             at += 4
             if (flags & 0x20 != 0) != (length != 0):
-                self._detail = _DATA_LENGTH
-                return False
+                return self._broken(_DATA_LENGTH)
             payload += length
             if flags & 0x10:
-                if end - at < 7:
-                    # Five bytes here, or seven, and a block number of four after them.
-                    self._detail = _ENDS_EARLY
+                at = self._pass_image_header(data, at, end)
+                if at == 0:
                     return False
-                length = _u16(data, at)
-                hole_offset = _u16(data, at + 2)
-                image_info = data[at + 4]
-                hole_length = 0
-                is_compressed = image_info & self._compressed_bits
-                if is_compressed == 0:
-                    # One longer than a block fits neither rule below.
-                    hole_length = _BLOCK_SIZE - length if length <= _BLOCK_SIZE else 0
-                elif image_info & 0x01:
-                    hole_length = _u16(data, at + 5)
-                    at += 2
-                at += 5
-                if image_info & 0x01:
-                    if hole_offset == 0 or hole_length == 0 or length == _BLOCK_SIZE:
-                        self._detail = _IMAGE
-                        return False
-                elif hole_offset != 0 or hole_length != 0 or (length == _BLOCK_SIZE) == (is_compressed != 0):
-                    self._detail = _IMAGE
-                    return False
-                payload += length
+                payload += self._image_length
             fork = flags & 0x0F
             if fork > 3:
-                self._detail = _NO_FORK
-                return False
+                return self._broken(_NO_FORK)
             if flags & 0x80 == 0:
                 if end - at < 16:
-                    self._detail = _ENDS_EARLY
-                    return False
-                place = _u64(data, at)
-                number = _u32(data, at + 8)
+                    return self._broken(_ENDS_EARLY)
+                place, number = _u64(data, at), _u32(data, at + 8)
                 at += 12
-            elif count == 0:
-                self._detail = _NO_RELATION
-                return False
-            elif end - at < 4:
-                self._detail = _ENDS_EARLY
-                return False
+            elif count == 0 or end - at < 4:
+                return self._broken(_NO_RELATION if count == 0 else _ENDS_EARLY)
             key = self._relation(place, number | fork << 32) << 32 | _u32(data, at)
             at += 4
             self._found_at[count] = key
@@ -1068,13 +1018,67 @@ class WalScanner:
                 self._block_0 = key
             elif id_ == 1:
                 self._block_1 = key
+        return self._is_all(at, end, payload, main, count)
+
+    def _broken(self, detail: int) -> bool:
+        self._detail = detail
+        return False
+
+    def _pass_other_header(self, data: Buffer, at: int, end: int) -> int:
+        """Return where a header that is no block's ends, 0 when it is broken; of long data, note the length."""
+        id_ = data[at]
+        if id_ == _ID_DATA_LONG:
+            if end - at >= 5:
+                self._main_length = _u32(data, at + 1)
+            at += 5
+        elif id_ == _ID_DATA_SHORT:
+            at += 2
+        elif id_ == _ID_ORIGIN:
+            at += 3
+        elif id_ == _ID_TOP_LEVEL_XID and self._has_top_level_xid:
+            at += 5
+        else:
+            self._broken(_NO_SUCH_ID)
+            return 0
+        if at > end:
+            self._broken(_ENDS_EARLY)
+            return 0
+        return at
+
+    def _pass_image_header(self, data: Buffer, at: int, end: int) -> int:
+        """Return where the header of a page image ends, 0 when it is broken, and note the length of the image."""
+        if end - at < 7:
+            # Five bytes here, or seven, and a block number of four after them.
+            self._broken(_ENDS_EARLY)
+            return 0
+        length = _u16(data, at)
+        hole_offset = _u16(data, at + 2)
+        image_info = data[at + 4]
+        hole_length = 0
+        is_compressed = image_info & self._compressed_bits
+        if is_compressed == 0:
+            # One longer than a block fits neither rule below.
+            hole_length = _BLOCK_SIZE - length if length <= _BLOCK_SIZE else 0
+        elif image_info & 0x01:
+            hole_length = _u16(data, at + 5)
+            at += 2
+        if image_info & 0x01:
+            is_right = hole_offset != 0 and hole_length != 0 and length != _BLOCK_SIZE
+        else:
+            is_right = hole_offset == 0 and hole_length == 0 and (length == _BLOCK_SIZE) == (is_compressed == 0)
+        if not is_right:
+            self._broken(_IMAGE)
+            return 0
+        self._image_length = length
+        return at + 5
+
+    def _is_all(self, at: int, end: int, payload: int, main: int, count: int) -> bool:
+        """Tell whether what the headers promise is all that follows them, and note it."""
         if end - at + self._unkept != payload + main:
-            self._detail = _SUM
-            return False
+            return self._broken(_SUM)
         if self._unkept and end - at < payload + _MAIN_START:
             # Headers of megabytes, which no server writes.
-            self._detail = _ENDS_EARLY
-            return False
+            return self._broken(_ENDS_EARLY)
         self._found_count = count
         self._main_at = at + payload
         self._main_length = main
