@@ -284,10 +284,9 @@ def test_nothing_that_was_reported_is_missing_after_kills(
     rng = seeded()
     server = keeping_server(make_server)
     prepare_load(server)
-    bucket.proxy.trouble = 0.1
-    bucket.proxy.random = rng
     succeed(*bucket.stream(server, "--once"), env=bucket.env)
     repository = bucket.repository(monkeypatch)
+    bucket.proxy.random, bucket.proxy.trouble = rng, 0.1
     kills = fault_count(8)
     with load(server):
         for number in range(kills):
