@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.context import Context
 from benchmarks.measure import CommandFailed, Comparison, Measurement, Side, compare
 from benchmarks.repository import BenchmarkedRepository
+from pgwal.repository.address import place_at
 from pgwal_cli.restore_command import restore_command
 from pgwal_cli.throwaway_server import ThrowawayServer, can_execute_python, give_to_server
 
@@ -39,7 +40,7 @@ def run(context: Context) -> list[Comparison]:
     wal = repository_path / "wal"
     size = sum(path.stat().st_size for path in wal.iterdir())
     give_to_server(repository_path)
-    commands = {"cp": f'cp "{wal}/%f" "%p"', "pgwal fetch-wal": restore_command(repository_path)}
+    commands = {"cp": f'cp "{wal}/%f" "%p"', "pgwal fetch-wal": restore_command(place_at(repository_path))}
     sides = [
         Side(name, partial(_replay, context, repository_path, backup_id, command)) for name, command in commands.items()
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.repository.place import Place
 from pgwal_cli import options
 from pgwal_cli.exit_codes import FAILED
 from pgwal_cli.output import print_json
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def check(
     pgdata: options.Pgdata = None,
     slot: options.Slot = None,
+    repo: Annotated[Place | None, options.RepoOption] = None,
     json: options.Json = False,
     *,
     connection: options.ConnectionOptions,
@@ -28,7 +30,7 @@ def check(
     """
     from pgwal.engine.check import CheckRequest, check_server
 
-    report = connection.connecting(lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot)))
+    report = connection.connecting(lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot, repo)))
     if json:
         print_json(_document(report))
     else:

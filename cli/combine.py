@@ -40,11 +40,10 @@ def combine(
 ) -> None:
     """Make a synthetic full backup of a backup and those it builds on, with its manifest, without recovery settings."""
     from pgwal.engine.combine import CombineRequest, combine_backups
-    from pgwal.repository.local_place import LocalPlace
 
     how = rebuilding.rebuild_options()
     request = CombineRequest(
-        LocalPlace(repo),
+        repo,
         backup,
         output,
         parse_tablespaces(tablespace_mapping),

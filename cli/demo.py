@@ -10,7 +10,6 @@ import typer
 from pgwal.repository.storage_format import FileFormat
 from pgwal_cli import options
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
-from pgwal_cli.init import Format
 from pgwal_cli.output import print_json
 
 
@@ -25,7 +24,9 @@ def demo(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Leave repository and data directories in DIR for a look."),
     ] = None,
-    file_format: Format = FileFormat.PLAIN,
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="How the repository stores the files of backups.")
+    ] = FileFormat.PLAIN,
     json: options.Json = False,
 ) -> None:
     """Show the main job on a throw-away PostgreSQL 18.

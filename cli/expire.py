@@ -39,11 +39,10 @@ def expire(
     from datetime import UTC, datetime, timedelta
 
     from pgwal.engine.expire import ExpireRequest, expire
-    from pgwal.repository.local_place import LocalPlace
 
     since = None if keep_days is None else datetime.now(UTC) - timedelta(days=keep_days)
     with progress_bar("removing", progress) as on_progress:
-        report = expire(ExpireRequest(LocalPlace(repo), keep_full, since, dry_run), on_progress)
+        report = expire(ExpireRequest(repo, keep_full, since, dry_run), on_progress)
     _warn(report)
     if json:
         print_json(_document(report, dry_run))

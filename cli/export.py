@@ -27,9 +27,8 @@ def export(
 ) -> None:
     """Copy a backup, as it is, out of the repository: what pg_verifybackup -n and pg_combinebackup read."""
     from pgwal.engine.export import ExportRequest, export_backup
-    from pgwal.repository.local_place import LocalPlace
 
-    request = ExportRequest(LocalPlace(repo), backup, output, jobs, sync=not no_sync)
+    request = ExportRequest(repo, backup, output, jobs, sync=not no_sync)
     with progress_bar("exporting", progress) as on_progress:
         report = export_backup(request, on_progress)
     if json:

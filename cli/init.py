@@ -11,7 +11,14 @@ from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal_cli import options
 from pgwal_cli.output import print_json
 
-Format = Annotated[FileFormat, typer.Option("--format", help="How it stores the files of backups.")]
+Format = Annotated[
+    FileFormat | None,
+    typer.Option(
+        "--format",
+        help="How it stores the files of backups; by default plain in a directory, packed in an object store.",
+        show_default=False,
+    ),
+]
 
 
 def _parse_compression(text: str) -> Compression:
@@ -24,7 +31,7 @@ def _parse_compression(text: str) -> Compression:
 
 def init(
     repo: options.Repo,
-    file_format: Format = FileFormat.PLAIN,
+    file_format: Format = None,
     compress: Annotated[
         Compression | None,
         typer.Option(
@@ -38,17 +45,16 @@ def init(
 ) -> None:
     """Make a repository that stores the files of backups one by one, or compressed in packs.
 
-    Without it, the first stream or full backup makes one that stores them one by one.
+    Without it, the first stream or full backup makes one of the default format.
     """
     from pgwal.engine.initialise import initialise
-    from pgwal.repository.local_place import LocalPlace
 
-    wanted = StorageFormat()
-    if file_format is FileFormat.PACKED:
-        wanted = StorageFormat(file_format, compress or DEFAULT_COMPRESSION)
+    wanted = repo.default_format if file_format is None else StorageFormat(file_format)
+    if wanted.files is FileFormat.PACKED:
+        wanted = StorageFormat(wanted.files, compress or DEFAULT_COMPRESSION)
     elif compress is not None:
         raise typer.BadParameter("--compress is for --format packed: plain files are stored as they are")
-    initialise(LocalPlace(repo), wanted)
+    initialise(repo, wanted)
     if json:
         print_json({"repository": str(repo), "format": wanted.files.value, "compression": str(wanted.compression)})
     else:

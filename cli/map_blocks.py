@@ -14,6 +14,7 @@ import typer
 
 from pgwal.lsn import Lsn
 from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
+from pgwal.repository.place import Place
 from pgwal_cli import options
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ def map_blocks(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[SUMMARY]...", help="Summary files instead, the server's too.")
     ] = None,
-    repo: Annotated[
-        Path | None,
-        typer.Option("--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", readable=False),
-    ] = None,
+    repo: Annotated[Place | None, options.RepoOption] = None,
     wal: Annotated[
         Path | None, typer.Option("--wal", metavar="DIR", help="Recorded WAL instead of a repository.")
     ] = None,
@@ -80,12 +78,12 @@ def map_blocks(
     sys.stdout.writelines(json_of(block_map) if json else text_of(block_map, individual))
 
 
-def _of_repository(path: Path, timeline: int | None, start: Lsn, end: Lsn, derived: bool) -> BlockMap:
+def _of_repository(place: Place, timeline: int | None, start: Lsn, end: Lsn, derived: bool) -> BlockMap:
     from pgwal.engine.summarize import read_changes, read_derived_changes, read_history
     from pgwal.errors import WalGap
     from pgwal.repository.repository import Repository
 
-    repository = Repository.open(path)
+    repository = Repository.open(place)
     if timeline is None:
         segments = repository.wal.segments()
         if not segments:

@@ -127,6 +127,12 @@ def _work(metrics: ReceiverMetrics) -> Iterator[Metric]:
     yield _counter("segments_completed", "Segments received whole.", metrics.segments_completed)
     yield _counter("segments_compressed", "Segments compressed.", metrics.segments_compressed)
     yield _gauge("segments_uncompressed", "Segments that wait for compression.", metrics.segments_uncompressed)
+    if metrics.spooled_bytes is not None:
+        yield _gauge("spooled_bytes", "WAL on this machine that is not stored yet.", metrics.spooled_bytes)
+        yield _gauge("segments_waiting", "Whole segments that wait to be stored.", metrics.segments_waiting)
+        yield _counter("segments_uploaded", "Segments stored.", metrics.segments_uploaded)
+        yield _gauge("store_away", "Whether the store did not answer last.", int(metrics.store_is_away))
+        yield _gauge("spool_full", "Whether receiving pauses until the store takes more.", int(metrics.spool_is_full))
     yield _counter("summaries_written", "Summary files written.", metrics.summaries_written)
     yield _counter("reconnects", "Times the stream was taken up again.", metrics.reconnects)
     errors = CounterMetricFamily("pgwal_receiver_errors", "Errors by what they hit.", labels=["kind"])

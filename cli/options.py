@@ -21,6 +21,7 @@ import typer
 
 from pgwal.errors import FormatError, PasswordRequired
 from pgwal.lsn import Lsn
+from pgwal.repository.place import Place
 
 if TYPE_CHECKING:
     from pgwal.postgres.connection import ConnectionParameters
@@ -28,13 +29,26 @@ if TYPE_CHECKING:
 
 CONNECTION = "Connection options"
 
-# Of every path, readable=False: whether it can be read shows where it is, with a hint, and is no usage error.
-Repo = Annotated[
-    Path,
-    typer.Option(
-        "--repo", envvar="PGWAL_REPO", metavar="PATH", help="The repository.", show_default=False, readable=False
-    ),
-]
+
+def parse_place(text: str) -> Place:
+    """Read the address of a repository; raises the usage error of what is none.  Nothing is looked at."""
+    from pgwal.repository.address import place_at
+
+    try:
+        return place_at(text)
+    except FormatError as error:
+        raise typer.BadParameter(f"{error}. {error.hint or ''}".strip()) from error
+
+
+RepoOption = typer.Option(
+    "--repo",
+    envvar="PGWAL_REPO",
+    parser=parse_place,
+    metavar="PATH",
+    help="The repository: a directory, or s3://BUCKET/PREFIX, gs:// or az://.",
+    show_default=False,
+)
+Repo = Annotated[Place, RepoOption]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dbname = Annotated[
     str | None,
@@ -82,6 +96,7 @@ DEFAULT_LABEL = "pgwal base backup"
 LATEST = "latest"
 """What to build on when nothing else is said: the newest backup."""
 
+# Of every path, readable=False: whether it can be read shows where it is, with a hint, and is no usage error.
 # Not from PGDATA, which may be that of another server than the one connected to.
 Pgdata = Annotated[
     Path | None,
@@ -156,6 +171,16 @@ MaxRate = Annotated[
         help="Most to read a second, in kB, or with suffix k or M.",
     ),
 ]
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes, with suffix k, M, G or T for powers of 1024."""
+    factors = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    number = text.rstrip("kKmMgGtT")
+    suffix = text[len(number) :].lower()
+    if not number.isascii() or not number.isdigit() or len(number) > 12 or suffix not in ("", *factors):
+        raise typer.BadParameter(f"{text!r} is no size such as 512M or 4G")
+    return int(number) * factors.get(suffix, 1)
 
 
 def parse_compression(text: str) -> Compression:

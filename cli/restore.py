@@ -82,12 +82,11 @@ def restore(
     It replays all WAL received, unless a recovery target is given.
     """
     from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup
-    from pgwal.repository.local_place import LocalPlace
 
     how = rebuilding.rebuild_options()
     recovery_target = target.recovery_target()
     request = RestoreRequest(
-        LocalPlace(repo),
+        repo,
         backup,
         pgdata,
         # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.

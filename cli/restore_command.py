@@ -9,6 +9,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgwal.repository.address import Address
+    from pgwal.repository.place import Place
 
 NOT_FOUND = 1
 FATAL = 126
@@ -17,19 +22,24 @@ FATAL = 126
 _FLAGS: tuple[list[str], ...] = ([], ["--prefetch"], ["--to-gap"], ["--to-gap", "--prefetch"])
 
 
-def fetch_wal_words(repository_path: Path, *, to_gap: bool = False) -> list[str]:
+def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
     """Return the command that fetches WAL from a repository, without the file's name and its destination."""
-    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", str(repository_path.absolute())]
+    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", _address_from_anywhere(place)]
     return [*words, "--to-gap"] if to_gap else words
 
 
-def restore_command(repository_path: Path, *, prefetch: bool = True, to_gap: bool = False) -> str:
+def _address_from_anywhere(place: Place) -> str:
+    """Return the address of a repository for a process that has another working directory."""
+    return str(place if place.directory is None else place.directory.absolute())
+
+
+def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False) -> str:
     """Return the restore_command with which a server gets its WAL from a repository.
 
     With ``prefetch`` it looks first where ``fetch-wal --prefetch`` puts what it fetches ahead; with ``to_gap`` recovery
     may end where WAL is missing that has more behind it.
     """
-    fetch = shlex.join(fetch_wal_words(repository_path, to_gap=to_gap)).replace("%", "%%")
+    fetch = shlex.join(fetch_wal_words(place, to_gap=to_gap)).replace("%", "%%")
     if not prefetch:
         return f'{fetch} "%f" "%p"'
     # Not at the top: what fails to be imported must not end the fetching of WAL with exit code 1.
@@ -44,22 +54,22 @@ def run_short(arguments: Sequence[str]) -> int | None:
         case ["fetch-wal", "--repo", repo, *flags, name, destination] if flags in _FLAGS:
             if not any(value.startswith("-") for value in (repo, name, destination)):
                 return fetch_or_explain(
-                    Path(repo), name, Path(destination), prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
+                    repo, name, Path(destination), prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
                 )
     return None
 
 
 def fetch_or_explain(
-    repository_path: Path, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False
+    repo: Address, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False
 ) -> int:
     """Fetch a file and return the exit code; what went wrong is on stderr."""
     try:
         from pgwal.engine.fetch_wal import fetch
         from pgwal.errors import ObjectNotFound, PgwalError
-        from pgwal.repository.local_place import LocalPlace
+        from pgwal.repository.address import place_at
 
         try:
-            fetch(LocalPlace(repository_path), name, destination, prefetch=prefetch, to_gap=to_gap)
+            fetch(place_at(repo), name, destination, prefetch=prefetch, to_gap=to_gap)
         except ObjectNotFound:
             print(f"pgwal: {name} is not in the repository", file=sys.stderr)
             return NOT_FOUND

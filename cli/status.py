@@ -75,6 +75,8 @@ def _repository_lines(found: RepositoryStatus) -> list[str]:
             f"flushed          {state.flushed_lsn}",
             f"summarised       {state.summarised_lsn}",
         ]
+        if state.spooled_bytes is not None:
+            lines.append(f"spool            {size_text(state.spooled_bytes)} wait to be stored")
     return lines
 
 
@@ -164,6 +166,7 @@ def _receiver_document(state: ReceiverState | None) -> dict[str, object]:
         "received_lsn": str(state.written_lsn),
         "flushed_lsn": str(state.flushed_lsn),
         "summarised_lsn": str(state.summarised_lsn),
+        "spooled_bytes": state.spooled_bytes,
         "slot": state.slot,
         "updated_at": _rounded(state.updated_at),
         "level_at": _rounded(state.level_at),

@@ -13,6 +13,7 @@ from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.service_manager import ServiceManager
+from pgwal_cli.spool_options import SpoolGroup
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -72,6 +73,7 @@ def stream(
     accept_new_history: AcceptNewHistory = False,
     metrics: Metrics = None,
     *,
+    spool: SpoolGroup,
     connection: options.ConnectionOptions,
 ) -> None:
     """Receive WAL continuously into the repository, and summarise it as it arrives.
@@ -81,7 +83,6 @@ def stream(
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
     from pgwal.engine.stream_options import StreamOptions
-    from pgwal.repository.local_place import LocalPlace
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
@@ -102,10 +103,11 @@ def stream(
         once=once,
         accept_new_history=accept_new_history,
         compression=compression,
+        spool=spool.chosen(),
     )
 
     def run(connect_to: ConnectionParameters) -> None:
-        receiver = Receiver(LocalPlace(repo), connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
+        receiver = Receiver(repo, connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
         with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
             receiver.run()
 
@@ -141,6 +143,10 @@ def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:
     metrics = progress.metrics
     if metrics.streaming:
         status = f"receiving WAL on timeline {metrics.timeline_id}, durable up to {metrics.flushed_lsn}"
+        if metrics.store_is_away:
+            status += f"; the store is away, {metrics.segments_waiting} segments wait"
+        if metrics.spool_is_full:
+            status = f"waiting for the store, the spool is full; stored up to {metrics.flushed_lsn}"
     else:
         status = progress.waits_for or "connecting to the server"
     # A backup that receives WAL itself does this receiver's work.

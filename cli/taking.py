@@ -35,11 +35,10 @@ def run_backup(
     """
     from pgwal.engine.backup import take_backup
     from pgwal.engine.backup_request import BackupRequest
-    from pgwal.repository.local_place import LocalPlace
 
     def act(connect_to: ConnectionParameters, action: Callable[[BackupRequest], _Result]) -> _Result:
         request = BackupRequest(
-            place=LocalPlace(wanted.repo),
+            place=wanted.repo,
             parameters=connect_to,
             data_directory=wanted.pgdata,
             since=since,

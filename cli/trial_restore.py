@@ -21,7 +21,7 @@ from pgwal.engine.restore import ArchiveMode, RestoreRequest, require_empty, res
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major, version_of_server
-from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
@@ -134,7 +134,7 @@ class TrialReport:
 
 
 def try_restore(
-    repository_path: Path,
+    place: Place,
     entry: BackupEntry,
     directory: Path | None,
     bin_dir: Path | None,
@@ -154,11 +154,11 @@ def try_restore(
             hint=f"Name the directory of PostgreSQL {entry.major} with --bindir.",
         )
     report = TrialReport(entry.backup_id)
-    target, parameters = _end_of_trial(repository_path, entry, report)
+    target, parameters = _end_of_trial(place, entry, report)
     begin_s = time.monotonic()
     with _workplace(directory) as workplace, ExitStack() as opened:
         try:
-            trial = _Trial(repository_path, entry, installation, superuser, target, parameters)
+            trial = _Trial(place, entry, installation, superuser, target, parameters)
             server = _restored_server(trial, workplace, opened, on_progress)
             server.start(timeout_s=REPLAY_TIMEOUT_S)
             _check_server(server, superuser, report)
@@ -202,15 +202,13 @@ def _workplace(directory: Path | None) -> Iterator[Path]:
         shutil.rmtree(name, ignore_errors=True)
 
 
-def _end_of_trial(
-    repository_path: Path, entry: BackupEntry, report: TrialReport
-) -> tuple[RecoveryTarget, dict[str, int]]:
+def _end_of_trial(place: Place, entry: BackupEntry, report: TrialReport) -> tuple[RecoveryTarget, dict[str, int]]:
     """Return where recovery ends: with the last record that is there now, or before one that leads to another place;
     and what WAL raises settings to.
 
     What is received later was not looked at, and is not replayed.
     """
-    repository = Repository.open(repository_path)
+    repository = Repository.open(place)
     history = target_history(repository, LATEST_TIMELINE, entry)
     replayed = read_replayed_wal(repository, history, entry.start_lsn, _END_OF_LSNS)
     timeline = history.timeline_id
@@ -236,7 +234,7 @@ def _end_of_trial(
 class _Trial:
     """What is tried, and with what."""
 
-    repository_path: Path
+    place: Place
     entry: BackupEntry
     installation: ServerInstallation
     superuser: str
@@ -251,14 +249,15 @@ def _restored_server(
     target = workplace / "data"
     # What would be fetched ahead might come into a directory that is just being removed.
     # The backup is on trial: WAL that is missing behind it is no fault of it.
-    command = restore_command(trial.repository_path, prefetch=False, to_gap=True)
-    if server_account() is not None:
-        # The server's user may not be able to run this Python, nor to read the repository of root.
-        relay = RestoreCommandRelay(fetch_wal_words(trial.repository_path, to_gap=True), workplace / "relay")
+    command = restore_command(trial.place, prefetch=False, to_gap=True)
+    if server_account() is not None or trial.place.directory is None:
+        # The server's user may not be able to run this Python, nor to read the repository of root; and credentials of
+        # an object store are no business of a server that may run anything.
+        relay = RestoreCommandRelay(fetch_wal_words(trial.place, to_gap=True), workplace / "relay")
         command = opened.enter_context(relay).restore_command
     locations = {path: str(workplace / f"tablespace_{oid}") for oid, path in trial.entry.tablespaces.items()}
     request = RestoreRequest(
-        LocalPlace(trial.repository_path),
+        trial.place,
         trial.entry.backup_id,
         target,
         command,

@@ -75,10 +75,9 @@ def verify(
     if not restore and (restore_dir is not None or bindir is not None):
         raise typer.BadParameter("--restore-dir and --bindir are for --restore")
     from pgwal.engine.verify import VerifyRequest, verify
-    from pgwal.repository.local_place import LocalPlace
 
     with progress_bar("verifying", progress) as on_progress:
-        report = verify(VerifyRequest(LocalPlace(repo), backup, jobs), on_progress)
+        report = verify(VerifyRequest(repo, backup, jobs), on_progress)
     trial = None
     # What is known to be damaged is not restored.
     if restore and report.backup_ids and not report.problems:

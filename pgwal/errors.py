@@ -15,7 +15,7 @@ class ErrorFacts(TypedDict, total=False):
     ``path`` is of a file or directory, ``offset_bytes`` a place in it, ``size_bytes`` how long it is and not
     ``expected_size_bytes``, ``errno`` the name of what the operating system said of it; ``lsn`` and ``end_lsn`` a
     position or range of WAL on ``timeline_id``; ``holder`` who holds a lock; ``setting``, ``slot`` and ``role`` are
-    names on the server.
+    names on the server; ``store_code`` is what an object store calls its refusal.
     """
 
     path: str
@@ -31,6 +31,7 @@ class ErrorFacts(TypedDict, total=False):
     setting: str
     slot: str
     role: str
+    store_code: str
 
 
 class PgwalError(Exception):
@@ -132,6 +133,13 @@ class StorageFull(RepositoryError):
     is_transient = True
 
 
+class StoreUnavailable(RepositoryError):
+    """The object store where the repository is cannot be reached, or does not answer as one that works."""
+
+    exit_code = 3
+    is_transient = True
+
+
 class RepositoryLocked(RepositoryError):
     """Another process holds the lock that this one needs."""
 
@@ -144,6 +152,10 @@ class ReceivedByBackup(RepositoryLocked):
     is_transient = True
 
 
+class LeaseLost(RepositoryLocked):
+    """Another process has taken over what this one had: it stood still, or was cut off, for too long."""
+
+
 class BrokenInvariant(PgwalError):
     """pgwal itself has gone wrong: what always holds does not.  To go on could do harm."""
 
@@ -154,6 +166,10 @@ class ObjectNotFound(RepositoryError):
 
 class ObjectExists(RepositoryError):
     """The repository holds something under a name that was to be given to something else."""
+
+
+class ObjectRetained(RepositoryError):
+    """The storage keeps an object from being removed until the time of its retention is over."""
 
 
 class ForeignObject(RepositoryError):

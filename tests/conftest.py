@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from hypothesis import settings
+from support.shared_bucket import stop_shared_bucket
 
 from pgwal.scan_choice import choose_scan
 
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if os.environ["PGWAL_SCAN"] == "interpreted":
             # It was asked for.
             config.addinivalue_line("filterwarnings", "ignore::pgwal.errors.SlowScanner")
+
+
+def pytest_unconfigure() -> None:
+    """Stop what tests of a process share."""
+    stop_shared_bucket()
 
 
 def pytest_report_header() -> str:

@@ -54,17 +54,24 @@ ONLY_UNDER = {
     "typer": {"pgwal_cli"},
     "rich": {"pgwal_cli"},
     "prometheus_client": {"pgwal_cli"},
+    "obstore": {"repository"},
 }
 
 LOCAL_ROOM = {
     "beneath", "data_directories", "local", "local_backup_data", "local_errors", "local_file", "local_leases",
-    "local_place", "local_spool", "ownership",
+    "local_place", "local_spool", "ownership", "spool_directory",
 }  # fmt: skip
 """Modules of ``repository`` that know that a repository is a directory."""
+CLOUD_ROOM = {
+    "cloud_errors", "cloud_lease_object", "cloud_leases", "cloud_place", "cloud_probe", "cloud_store",
+}  # fmt: skip
+"""Modules of ``repository`` that know that it is in an object store."""
+OF_THIS_MACHINE = {"lease_process"}
+"""Modules of ``repository`` that look at processes of the machine."""
 LOCAL_FAST_PATH = {"segment_part"}
 """Reads of whole segments by the compiled scanner: offered where the store has files."""
 MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
-MAY_ASK_FOR_RENAMES = {"catalogue", "staged_backup", "store"}
+MAY_ASK_FOR_RENAMES = {"backup_folders", "catalogue", "staged_backup", "store"}
 FILES_OF_NO_REPOSITORY = {
     "fetch_wal": "the file that a server wants",
     "prefetch_wal": "what waits for a server beside it",
@@ -76,7 +83,8 @@ FILES_OF_NO_REPOSITORY = {
 }
 """Use cases that touch files, and which; all others know a repository, or a source, and nothing below it."""
 TOUCHES_NO_FILE = {
-    "PRIO_PROCESS", "SEEK_CUR", "SEEK_END", "SEEK_SET", "cpu_count", "fsdecode", "fsencode", "setpriority", "strerror",
+    "PRIO_PROCESS", "SEEK_CUR", "SEEK_END", "SEEK_SET", "cpu_count", "environ", "fsdecode", "fsencode", "getpid",
+    "setpriority", "strerror",
 }  # fmt: skip
 FILE_MODULES = {"fcntl", "glob", "mmap", "shutil", "tempfile"}
 FILE_METHODS = {
@@ -175,7 +183,7 @@ def file_accesses(tree: ast.AST) -> Iterator[str]:
 
 def walled() -> list[Path]:
     """Return the sources that know a repository by its contracts alone."""
-    own = LOCAL_ROOM | LOCAL_FAST_PATH
+    own = LOCAL_ROOM | LOCAL_FAST_PATH | OF_THIS_MACHINE
     return [
         path
         for path in sources()
@@ -211,18 +219,19 @@ def test_short_ways_are_asked_for_where_that_is_known(path: Path) -> None:
             assert path.stem in MAY_ASK_FOR_RENAMES
         elif name == "LocalPlace":
             # Whoever reads the address of a repository makes a place of it.
-            assert part_of(path) == "pgwal_cli" or path.stem == "address"
+            assert part_of(path) == "pgwal_cli" or path.stem in ("address", "spooled_place")
         elif name == "LocalStore":
             assert path.stem == "recorded"
         elif room in LOCAL_ROOM:
-            assert path.stem in ("backup_data", "recorded"), f"{path.stem} must not import {module}"
+            may_import = ("spooled_place",) if room == "spool_directory" else ("backup_data", "recorded")
+            assert path.stem in may_import, f"{path.stem} must not import {module}"
         elif room in LOCAL_FAST_PATH:
             assert path.stem in ("wal_directory", "recorded")
 
 
 def test_the_tables_name_what_there_is() -> None:
     modules = {path.stem for path in sources() if part_of(path) == "repository"}
-    assert modules >= LOCAL_ROOM | LOCAL_FAST_PATH | MAY_ASK_FOR_FILES | MAY_ASK_FOR_RENAMES
+    assert modules >= CLOUD_ROOM | LOCAL_ROOM | LOCAL_FAST_PATH | MAY_ASK_FOR_FILES | MAY_ASK_FOR_RENAMES
     engine = {path.stem: path for path in sources() if part_of(path) == "engine"}
     for name in FILES_OF_NO_REPOSITORY:
         assert list(file_accesses(ast.parse(engine[name].read_text()))), f"{name} touches no file any more"

@@ -78,7 +78,7 @@ def test_an_unknown_method_is_a_usage_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [*SUFFIXES, "zstd:1", "gzip:1"])
 def test_a_compressed_segment_reads_as_before(tmp_path: Path, archive: WalArchive, method: str) -> None:
     resume_point = archive.resume_point()
-    assert compress_all(tmp_path, archive, method).compressed_count == 1
+    assert compress_all(tmp_path, archive, method).done_count == 1
     assert names(tmp_path) == {NAME + SUFFIXES[method.partition(":")[0]]}
     assert archive.read_file(NAME) == CONTENT
     assert archive.is_complete(1, 3)
@@ -195,7 +195,7 @@ def test_a_failed_segment_is_tried_again(tmp_path: Path, archive: WalArchive, mo
     monkeypatch.setattr(LocalStore, "put", full_once)
     with SegmentCompressor(LocalStore(tmp_path), archive, Compression()) as compressor:
         deadline = time.monotonic() + 10
-        while not compressor.compressed_count:
+        while not compressor.done_count:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert names(tmp_path) == {f"{NAME}.zst"}
@@ -206,7 +206,7 @@ def test_what_is_moved_away_while_it_pauses_does_not_come_back(tmp_path: Path, a
         (tmp_path / "wal" / f"00000001{number:016X}").write_bytes(CONTENT)
     (tmp_path / "aside").mkdir()
     with SegmentCompressor(LocalStore(tmp_path), archive, Compression.parse("gzip:9")) as compressor:
-        while not compressor.compressed_count:
+        while not compressor.done_count:
             time.sleep(0.001)
         with compressor.paused():
             plain = {name for name in names(tmp_path) if "." not in name}

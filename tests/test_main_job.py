@@ -35,7 +35,7 @@ def pgwal(*args: str | Path) -> str:
 
 
 @contextmanager
-def streaming(server: ThrowawayServer, repo: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+def streaming(server: ThrowawayServer, repo: Path | str, *args: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [*PGWAL, "stream", "--repo", str(repo), "-d", server.conninfo, *args], stderr=subprocess.PIPE, text=True
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pgwal.engine.start_point import NEW_HISTORY_HINT
 from pgwal.errors import BrokenInvariant, HistoryMismatch
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_magic
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
 from pgwal.segment import LONG_PAGE_HEADER_SIZE
@@ -205,3 +206,13 @@ def history_mismatch(timeline_id: int, lsn: Lsn, why: str) -> HistoryMismatch:
         lsn=lsn,
         hint=NEW_HISTORY_HINT,
     )
+
+
+def require_known_format(lsn: Lsn, page: memoryview) -> None:
+    """Raise UnsupportedVersion where the page that starts at ``lsn`` is whole and of no version that pgwal knows.
+
+    A release candidate has the version number of its release, and may have other WAL.
+    """
+    page_lsn = int.from_bytes(page[8:16], "little")
+    if page_lsn == lsn:
+        version_of_magic(int.from_bytes(page[:2], "little"), f"the server's WAL at {lsn}")

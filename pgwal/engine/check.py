@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.prepare_backup import require_data_directory, require_page_images, require_wal_level
-from pgwal.errors import PgwalError, ServerError, SettingRequired, UnsupportedVersion
+from pgwal.errors import PgwalError, RepositoryError, ServerError, SettingRequired, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
 from pgwal.postgres.server import ServerFacts, backup_function_signatures, read_server_facts
 from pgwal.postgres.server_condition import ServerCondition, read_server_condition
 from pgwal.postgres.slots import SlotFacts, read_slot
+from pgwal.repository.place import Place
 
 if TYPE_CHECKING:
     import psycopg
@@ -46,6 +47,8 @@ class CheckRequest:
     parameters: ConnectionParameters
     data_directory: Path | None = None
     slot: str | None = None
+    place: Place | None = None
+    """Where a repository is to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ def _findings(connection: psycopg.Connection, request: CheckRequest) -> Iterator
         yield _functions("file functions", "read files over SQL", rights, file_functions=True)
     else:
         yield _data_directory(request.data_directory, facts, connection)
+    if request.place is not None:
+        yield _repository(request.place)
     yield from _warnings(facts, condition)
 
 
@@ -100,6 +105,15 @@ def _findings(connection: psycopg.Connection, request: CheckRequest) -> Iterator
 
 def _lacking(name: str, error: PgwalError) -> Finding:
     return Finding(name, Status.LACKING, str(error), error.hint)
+
+
+def _repository(place: Place) -> Finding:
+    try:
+        place.require_suitable()
+        place.probe()
+    except RepositoryError as error:
+        return _lacking("repository", error)
+    return Finding("repository", Status.OK, str(place))
 
 
 def _wal_level(facts: ServerFacts) -> Finding:

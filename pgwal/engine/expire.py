@@ -8,8 +8,8 @@ that is still one can be restored, and the next run goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -17,14 +17,15 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.retention import WalRetention, decide_retention
 from pgwal.engine.coverage import read_recoverable_ranges
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, RepositoryLocked
+from pgwal.errors import FormatError, ObjectRetained, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.catalogue import UnreadableBackup
+from pgwal.repository.deletion import delete_what_can_go
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import StoredObject, objects_in
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import parse_summary_file_name
 from pgwal.timeline import TimelineHistory
@@ -89,21 +90,49 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
         # What that one has stored so far looks like something that was abandoned.
         return _plan(repository, request, [], only_named_packs=True)
     with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
-        report = _plan(repository, request, repository.catalogue.unfinished())
-        for entry in report.expired:
-            if repository.catalogue.is_held(entry.backup_id):
-                raise RepositoryLocked(
-                    f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
-                    hint="Run pgwal expire again when that has ended.",
-                    backup_id=entry.backup_id,
-                    holder="a restore or a verification",
-                )
-        _remove(repository, report, on_progress)
+        unfinished = repository.catalogue.give_up_unfinished()
+        removed, retained = list[BackupEntry](), list[BackupEntry]()
+        report = _plan(repository, request, unfinished)
+        _require_unread(repository, report.expired)
+        while (entry := _retire(repository, report.expired, removed)) is not None:
+            # It stays, and with it what it builds on, and the WAL that it needs.
+            retained.append(entry)
+            report = _plan(repository, request, unfinished, retained=retained)
+        report = replace(report, expired=removed)
+        _remove_unneeded(repository, report, on_progress)
     return report
 
 
+def _require_unread(repository: Repository, entries: Iterable[BackupEntry]) -> None:
+    for entry in entries:
+        if repository.catalogue.is_held(entry.backup_id):
+            raise RepositoryLocked(
+                f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
+                hint="Run pgwal expire again when that has ended.",
+                backup_id=entry.backup_id,
+                holder="a restore or a verification",
+            )
+
+
+def _retire(repository: Repository, entries: Iterable[BackupEntry], removed: list[BackupEntry]) -> BackupEntry | None:
+    """Have backups count no more, and note them; return one that the storage has to keep for some time, or None."""
+    for entry in entries:
+        try:
+            repository.catalogue.retire(entry.backup_id)
+        except ObjectRetained as error:
+            logger.warning("backup %s stays until its retention is over: %s", entry.backup_id, error)
+            return entry
+        removed.append(entry)
+    return None
+
+
 def _plan(
-    repository: Repository, request: ExpireRequest, unfinished: list[str], *, only_named_packs: bool = False
+    repository: Repository,
+    request: ExpireRequest,
+    unfinished: list[str],
+    *,
+    only_named_packs: bool = False,
+    retained: Collection[BackupEntry] = (),
 ) -> ExpireReport:
     histories = {history.timeline_id: history for history in repository.wal.histories()}
     current = _current_timelines(repository)
@@ -119,7 +148,10 @@ def _plan(
         keep_full=request.keep_full if judged else None,
         keep_since=request.keep_since if judged else None,
         unusable_ids={backup_id for backup_id, found in recoverable.items() if found is None},
-        built_on={label.incremental_from.lsn for label in known if label.incremental_from is not None},
+        built_on={
+            *(label.incremental_from.lsn for label in known if label.incremental_from is not None),
+            *(entry.start_lsn for entry in retained),
+        },
     )
     wal_retention = WalRetention(retention.kept, histories, current, [label.start_lsn for label in known])
     report = ExpireReport(
@@ -147,6 +179,8 @@ def _label(repository: Repository, backup: UnreadableBackup) -> BackupLabel | Li
     try:
         content = repository.catalogue.label(backup.backup_id)
         return "nothing" if content is None else BackupLabel.decode(content)
+    except StoreUnavailable:
+        raise
     except (FormatError, RepositoryError):
         return None
 
@@ -195,21 +229,22 @@ def _unneeded_summaries(repository: Repository, retention: WalRetention) -> list
     return [file for _, file in sorted(unneeded)]
 
 
-def _remove(repository: Repository, report: ExpireReport, on_progress: Callable[[int, int], None] | None) -> None:
-    total = report.backup_bytes + report.wal_bytes + report.summary_bytes
-    for entry in report.expired:
-        repository.catalogue.retire(entry.backup_id)
+def _remove_unneeded(
+    repository: Repository, report: ExpireReport, on_progress: Callable[[int, int], None] | None
+) -> None:
     # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
     repository.catalogue.remove_packs(report.packs)
     repository.catalogue.clear_unfinished()
+    total = report.backup_bytes + report.wal_bytes + report.summary_bytes
     done = report.backup_bytes
-    for directory, files in ((SUMMARY_DIRECTORY, report.summaries), (WAL_DIRECTORY, report.wal)):
-        for file in files:
-            try:
-                repository.store.delete(f"{directory}/{file.name}")
-            except ObjectNotFound:
-                # Compressed, completed or removed meanwhile: the next run sees it.
-                logger.info("%s is gone already", file.name)
-            done += file.size_bytes
-            if on_progress is not None:
-                on_progress(done, total)
+    sizes = {f"{SUMMARY_DIRECTORY}/{file.name}": file.size_bytes for file in report.summaries}
+    sizes |= {f"{WAL_DIRECTORY}/{file.name}": file.size_bytes for file in report.wal}
+
+    def on_done(name: str) -> None:
+        nonlocal done
+        done += sizes[name]
+        if on_progress is not None:
+            on_progress(done, total)
+
+    repository.place.leases.confirm()
+    delete_what_can_go(repository.store, sizes, on_done)

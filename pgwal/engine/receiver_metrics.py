@@ -31,7 +31,8 @@ class ReceiverMetrics:
     """Where a receiver is and what it has done since it was made.
 
     The receiver's thread alone writes; others may read at any time, and find each value right by itself.
-    ``level_at`` is the Unix time at which everything was here that the server had told of.
+    ``level_at`` is the Unix time at which everything was here that the server had told of.  ``spooled_bytes`` is how
+    much waits on this machine, None for a repository in a directory, where nothing does.
     """
 
     streaming: bool = False
@@ -45,6 +46,11 @@ class ReceiverMetrics:
     segments_completed: int = 0
     segments_compressed: int = 0
     segments_uncompressed: int = 0
+    spooled_bytes: int | None = None
+    segments_uploaded: int = 0
+    segments_waiting: int = 0
+    store_is_away: bool = False
+    spool_is_full: bool = False
     summaries_written: int = 0
     reconnects: int = 0
     errors: Counter[str] = field(

@@ -11,7 +11,7 @@ from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.stream_options import TICK_S
 from pgwal.errors import ReceivedByBackup, StandbyBehind, StorageFull
 from pgwal.lsn import Lsn
-from pgwal.repository.wal_compressor import SegmentCompressor
+from pgwal.repository.delivery import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class ReceiverProgress:
     def __init__(self, on_alive: Callable[[], None]) -> None:
         self._on_alive = on_alive
         self._last_alive_s = 0.0
-        self._compressor: SegmentCompressor | None = None
+        self._delivery: Delivery | None = None
         self._furthest_lsn = Lsn(0)
         self.metrics = ReceiverMetrics()
         self.is_connected = False
@@ -44,9 +44,9 @@ class ReceiverProgress:
         self.level_lsn = Lsn(0)
         """Up to where the server had WAL when the connection was made."""
 
-    def connected(self, compressor: SegmentCompressor, level_at: float | None) -> None:
+    def connected(self, delivery: Delivery, level_at: float | None) -> None:
         """Note that the repository is held, whose last receiver was level at a time."""
-        self._compressor = compressor
+        self._delivery = delivery
         self.metrics.level_at = level_at
         self.is_connected = True
 
@@ -95,16 +95,33 @@ class ReceiverProgress:
 
     def segment_completed(self, name: str) -> None:
         self.metrics.segments_completed += 1
-        if self._compressor is not None:
-            self._compressor.add(name)
+        if self._delivery is not None:
+            self._delivery.add(name)
 
     def wal_synced(self, seconds: float) -> None:
         self.metrics.sync.observe(seconds)
 
     def _show_alive(self, now: float) -> None:
         self._last_alive_s = now
-        if self._compressor is not None:
-            self.metrics.segments_compressed = self._compressor.compressed_count
-            self.metrics.segments_uncompressed = self._compressor.waiting_count
-            self.metrics.errors["compression"] = self._compressor.failed_count
+        if self._delivery is not None:
+            self._show_delivery(self._delivery)
         self._on_alive()
+
+    def _show_delivery(self, delivery: Delivery) -> None:
+        metrics = self.metrics
+        metrics.spooled_bytes = delivery.spooled_bytes
+        if metrics.spooled_bytes is None:
+            metrics.segments_compressed = delivery.done_count
+            metrics.segments_uncompressed = delivery.waiting_count
+            metrics.errors["compression"] = delivery.failed_count
+            return
+        metrics.segments_uploaded = delivery.done_count
+        metrics.segments_waiting = delivery.waiting_count
+        metrics.errors["upload"] = delivery.failed_count
+        if delivery.is_away != metrics.store_is_away:
+            if delivery.is_away:
+                why = delivery.trouble or "the store does not answer"
+                logger.warning("%s; WAL is received on into the spool", why)
+            else:
+                logger.info("the store takes WAL again")
+        metrics.store_is_away = delivery.is_away

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.001
+_POLL_S, _REMOTE_POLL_S = 0.001, 0.1
+"""Where the repository is reached over a network, each look is a few requests."""
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 _PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0
@@ -81,7 +82,7 @@ class ReceivedWal:
             if self._thread is None and time.monotonic() - proven_at_s > _PROOF_INTERVAL_S:
                 self._require_servers_wal(waits_since)
                 proven_at_s = time.monotonic()
-            time.sleep(_POLL_S)
+            time.sleep(_REMOTE_POLL_S if self._repository.place.is_remote else _POLL_S)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.

@@ -17,7 +17,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import move, objects_in
-from pgwal.repository.wal_directory import PARTIAL_SUFFIX, split_segment_name
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import summary_file_name
 from pgwal.timeline import history_file_name

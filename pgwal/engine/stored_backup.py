@@ -30,11 +30,20 @@ from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.ordered_map import ordered_map
 from pgwal.engine.stored_file import bad_pages_text, read_stored
-from pgwal.errors import ChainError, ForeignObject, FormatError, ObjectNotFound, PgwalError, RepositoryError
+from pgwal.errors import (
+    ChainError,
+    ForeignObject,
+    FormatError,
+    ObjectNotFound,
+    PgwalError,
+    RepositoryError,
+    StoreUnavailable,
+)
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.backup_data import chunks_of, start_of
 from pgwal.repository.layout import (
+    BACKUP_CLAIM_NAME,
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORIES_NAME,
     BACKUP_DIRECTORY,
@@ -213,7 +222,7 @@ class StoredBackup:
         listed = array("Q", sorted(self._listed))
         with self._noting(self._folder):
             for name in names_in(self._repository.store, self._folder):
-                if name not in (BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
+                if name not in (BACKUP_CLAIM_NAME, BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
                     self._note_at(f"{self._folder}/{name}", "it does not belong to the backup")
         for path in self._data.paths(lambda path, error: self._note(path, _reason(error))):
             digest = xxh3_64_intdigest(os.fsencode(path))
@@ -279,6 +288,8 @@ class StoredBackup:
                 needed = relied_on.pop(xxh3_64_intdigest(encode_path(file.path)), 0)
                 if file.size_bytes < needed * BLOCK_SIZE:
                     self._note(file.path, f"relies on {needed} blocks of {prior.backup_id}, which has fewer")
+        except StoreUnavailable:
+            raise
         except PgwalError:
             return  # Noted where that backup is verified.
         for file in self._repository.catalogue.files(self._backup_id) if relied_on else ():
@@ -292,6 +303,8 @@ class StoredBackup:
         """Note an error of the formats or of the storage instead of raising it."""
         try:
             yield
+        except StoreUnavailable:
+            raise
         except PgwalError as error:
             self._note_at(name, _reason(error))
 

@@ -13,12 +13,12 @@ import zstandard
 from pgwal.engine.record_chain import unlinked
 from pgwal.engine.stored_backup import Problem
 from pgwal.engine.summarize import wal_gap
-from pgwal.errors import FormatError, PgwalError
+from pgwal.errors import FormatError, PgwalError, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import summary_file_name
 from pgwal.summary.coverage import cover
@@ -132,6 +132,8 @@ class StoredWal:
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
         try:
             stored, stored_link = self._repository.summaries.read_linked(summary_range)
+        except StoreUnavailable:
+            raise
         except PgwalError as error:
             self._note(name, str(error))
             return

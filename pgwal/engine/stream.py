@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from pgwal.engine.delivering import deliver, deliver_left
 from pgwal.engine.parting import parting_of, proving_starts
 from pgwal.engine.receiver_progress import ReceiverProgress
 from pgwal.engine.reconnection import reconnecting
@@ -21,14 +22,24 @@ from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.streamed_server import ServerPosition, StreamedServer
 from pgwal.engine.timeline_stream import StreamTask, TimelineStream
-from pgwal.errors import HistoryMismatch, NoAnswer, OlderTimeline, PgwalError, WalRemoved
+from pgwal.errors import (
+    BrokenInvariant,
+    ConnectionFailed,
+    HistoryMismatch,
+    NoAnswer,
+    OlderTimeline,
+    PgwalError,
+    WalRemoved,
+)
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters, connect_replication
 from pgwal.postgres.walsender import WalSender
+from pgwal.repository.delivery import Delivery
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.wal_compressor import SegmentCompressor
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.wal.page_magic import wal_format_of_major
 
 logger = logging.getLogger(__name__)
@@ -71,7 +82,7 @@ class Receiver:
         self._stop = stop
         self._open_sender = opener
         self._repository: Repository | None = None
-        self._compressor: SegmentCompressor | None = None
+        self._delivery: Delivery | None = None
         self._slot_ensured = False
         self._set_aside_from: set[tuple[int, Lsn]] = set()
         self.progress = ReceiverProgress(on_alive or (lambda: None))
@@ -92,6 +103,8 @@ class Receiver:
                     except (HistoryMismatch, OlderTimeline) as error:
                         self._set_aside(error)
             except PgwalError as error:
+                if isinstance(error, ConnectionFailed) and self._repository is None and not self._options.for_backup:
+                    deliver_left(self._place, self._options)
                 if not (error.is_transient and self._stop.is_set()):
                     raise
                 if isinstance(error, NoAnswer):
@@ -99,7 +112,7 @@ class Receiver:
 
     def _set_aside(self, error: HistoryMismatch | OlderTimeline) -> None:
         """Move aside what stands against the server's history, where that was asked for; else raise the error."""
-        if not self._options.accept_new_history or self._repository is None or self._compressor is None:
+        if not self._options.accept_new_history or self._repository is None or self._delivery is None:
             raise error
         lsn = Lsn(error.lsn) if isinstance(error, HistoryMismatch) else Lsn(0)
         # What stands against the server again, when that has been moved, is not understood.
@@ -107,7 +120,7 @@ class Receiver:
             raise error
         self._set_aside_from.add((error.timeline_id, lsn))
         logger.warning("%s", error)
-        with self._compressor.paused():
+        with self._delivery.paused():
             moved = set_aside(self._repository, error.timeline_id, lsn)
         if not moved:
             raise error
@@ -173,12 +186,16 @@ class Receiver:
 
     def _stream_from(self, connection: _Connection, position: ServerPosition, start: StreamStart) -> Lsn | None:
         sender, server, repository, target = connection
+        delivery = self._delivery
+        if delivery is None:
+            raise BrokenInvariant("a stream belongs to a repository that is held")
         task = StreamTask(start, target, server.slot, server.reported_flush_lsn())
         try:
             return TimelineStream(
                 task,
                 sender,
                 repository,
+                delivery,
                 position,
                 self._options,
                 self._stop,
@@ -193,12 +210,9 @@ class Receiver:
         if self._repository is None:
             repository = Repository.open_or_create(self._place, identity)
             held.enter_context(repository.lock_receiver(for_backup=self._options.for_backup))
-            self._repository = repository
-            self._compressor = held.enter_context(
-                SegmentCompressor(repository.store, repository.wal, self._options.compression)
-            )
             before = repository.receiver_state()
-            self.progress.connected(self._compressor, before.level_at if before is not None else None)
+            self._repository, self._delivery = deliver(repository, self._options, held)
+            self.progress.connected(self._delivery, before.level_at if before is not None else None)
         self._repository.require(identity)
         return self._repository
 
@@ -209,7 +223,7 @@ class Receiver:
     def _starts(self, connection: _Connection, position: ServerPosition) -> list[StreamStart]:
         """Return where to receive from: what the archive has, else the slot, else the server."""
         archive, geometry, history = connection.repository.wal, connection.repository.geometry, position.history
-        segments = archive.segments()
+        segments = self._segments_to_prove(archive)
         starts = stream_starts(segments, history, geometry, position.flush_lsn)
         abandoned = abandoned_wal(segments, history, geometry)
         if abandoned is not None:
@@ -224,6 +238,18 @@ class Receiver:
         if starts:
             return proving_starts(archive, segments, history, starts, position.flush_lsn)
         return [self._new_start(connection, position)]
+
+    def _segments_to_prove(self, archive: WalArchive) -> list[WalSegmentFile]:
+        """Return the segments behind which to receive on.
+
+        What an earlier receiver left in a spool is received again, as far as the server still has it, and compared,
+        before any of it is stored: behind those that are stored.
+        """
+        if self._place.is_remote and self._delivery is not None and not self._delivery.is_proven:
+            stored = WalArchive(self._place.store, archive.geometry).segments()
+            if stored:
+                return stored
+        return archive.segments()
 
     def _new_start(self, connection: _Connection, position: ServerPosition) -> StreamStart:
         """Return where to begin when nothing goes on.

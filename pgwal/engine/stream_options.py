@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from pgwal.lsn import Lsn
@@ -11,6 +12,17 @@ DEFAULT_STATUS_INTERVAL_S = 10.0
 
 # How often a receiver shows that it is alive.
 TICK_S = 1.0
+
+
+class SpoolOptions(NamedTuple):
+    """Where received WAL waits to be stored, below ``directory``, or None for where that usually is.
+
+    ``most_bytes`` is how much may wait, ``partial_interval_s`` how long the open segment may grow before it is stored.
+    """
+
+    directory: Path | None = None
+    most_bytes: int = 4 << 30
+    partial_interval_s: float = 10.0
 
 
 class StreamOptions(NamedTuple):
@@ -23,6 +35,7 @@ class StreamOptions(NamedTuple):
     that the server has removed, until the receiver has been level for the first time: a backup may have started then.
     With ``from_restart_point``, where the archive has nothing to go on from, it begins at the slot, be that temporary:
     a backup of a server in recovery starts at its last restart point.
+    ``spool`` is for a repository that is reached over a network.
     """
 
     slot: str | None = None
@@ -40,3 +53,4 @@ class StreamOptions(NamedTuple):
     from_restart_point: bool = False
     accept_new_history: bool = False
     compression: Compression = DEFAULT_COMPRESSION
+    spool: SpoolOptions = SpoolOptions()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
+from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch, require_known_format
 from pgwal.engine.arriving_summaries import ArrivingSummaries
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
+from pgwal.engine.stream_events import StreamEvents
 from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, TICK_S, StreamOptions
 from pgwal.engine.streamed_server import ServerPosition
 from pgwal.errors import (
@@ -28,12 +29,12 @@ from pgwal.errors import (
 from pgwal.lsn import Lsn
 from pgwal.postgres.replication_answer import EndOfTimeline
 from pgwal.postgres.walsender import WalSender
-from pgwal.postgres_version import version_of_magic
 from pgwal.replication.messages import WalData
 from pgwal.replication.session import ReplicationSession
 from pgwal.repository.compression import CompressionMethod
+from pgwal.repository.delivery import Delivery
 from pgwal.repository.repository import ReceiverState, Repository
-from pgwal.repository.wal_writer import WalObserver, WalWriter
+from pgwal.repository.wal_writer import WalWriter
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -47,23 +48,13 @@ _MIN_SYNC_INTERVAL_S = 0.1
 _SYNC_INTERVAL_S = 1.0
 # A synchronous standby is waited for, however busy the server is otherwise.
 _SYNCHRONOUS_INTERVAL_S = 0.05
+# How soon it is noticed that more has been delivered, and how long a stop waits for the rest of it.
+_DELIVERED_S = 0.05
+_DELIVERY_S = 10.0
 # How old the state that the receiver leaves for others may get.
 _STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
 _SILENT_INTERVALS = 6
-
-
-class StreamEvents(WalObserver, Protocol):
-    """Who wants to know what becomes of a stream."""
-
-    def started(self, start: Lsn) -> None:
-        """Called when the server streams."""
-
-    def progressed(self, flushed_lsn: Lsn) -> None:
-        """Called when more has become durable, and now and then."""
-
-    def alive(self) -> None:
-        """Called as often as the stream looks at the time."""
 
 
 class StreamTask(NamedTuple):
@@ -89,6 +80,7 @@ class TimelineStream:
         task: StreamTask,
         sender: WalSender,
         repository: Repository,
+        delivery: Delivery,
         server: ServerPosition,
         options: StreamOptions,
         stop: StopRequest,
@@ -98,6 +90,7 @@ class TimelineStream:
         self._events = events
         self._sender = sender
         self._repository = repository
+        self._delivery = delivery
         self._timeline_id, self._start = task.start
         self._server = server
         self._target = task.target
@@ -112,6 +105,7 @@ class TimelineStream:
         self._summaries = ArrivingSummaries(
             repository, self._comparison.history, self._until, task.start, self._continued_from, metrics
         )
+        delivery.begin(self._timeline_id)
         self._summaries.catch_up(stop, events.alive)
         self._rest_is_cleared = False
         self._lost: Lsn | None = None
@@ -136,6 +130,7 @@ class TimelineStream:
         )
         self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
         self._reported_lsn: Lsn | None = None
+        self._noted: tuple[Lsn, Lsn] | None = None
         self._last_sync_s = time.monotonic()
         self._last_state_s = time.monotonic()
 
@@ -165,6 +160,7 @@ class TimelineStream:
             while ended is None:
                 if self._is_done() or self._has_left_the_history():
                     self._sync()
+                    self._deliver_rest()
                     self._sender.send(self._session.status_now(time.monotonic()))
                     self._sender.finish()
                     return self._until if self._has_left_the_history() else None
@@ -191,6 +187,10 @@ class TimelineStream:
 
     def _step(self) -> EndOfTimeline | None:
         """Take one message, or the passing of time."""
+        if not self._delivery.has_room():
+            self._pause(TICK_S)
+            return None
+        self._metrics.spool_is_full = False
         message = self._sender.receive(self._wait_s())
         now = time.monotonic()
         if isinstance(message, EndOfTimeline):
@@ -199,8 +199,11 @@ class TimelineStream:
             event = self._session.receive(message, now)
             if isinstance(event, WalData):
                 self._take(event)
-        elif self._is_unsynced():
+        elif self._is_unsynced() or self._delivery.is_behind:
             self._sync()
+        if self._session.reply_due:
+            # A server that shuts down waits until all is reported as flushed.
+            self._delivery.hurry()
         if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
             self._sync()
         status = self._session.status_now(now) if self._is_awaited() else self._session.status_due(now)
@@ -219,6 +222,8 @@ class TimelineStream:
         wait_s = min(wait_s, TICK_S)
         if self._is_unsynced():
             wait_s = min(wait_s, 0 if self._is_synchronous else self._pause_s())
+        elif self._delivery.is_behind:
+            wait_s = min(wait_s, _DELIVERED_S)
         return wait_s
 
     def _pause_s(self) -> float:
@@ -260,7 +265,7 @@ class TimelineStream:
     def _take(self, message: WalData) -> None:
         lsn, data = message.lsn, memoryview(message.data)
         if lsn == self._start:
-            _require_known_format(lsn, data)
+            require_known_format(lsn, data)
         if self._until is not None:
             data = data[: max(0, self._until - lsn)]
         if not self._comparison.is_over:
@@ -295,35 +300,85 @@ class TimelineStream:
 
     def _is_unsynced(self) -> bool:
         """Tell whether something was received and is not noted as durable."""
-        return self._session.flushed_lsn is None or self._session.flushed_lsn < self._session.received_lsn
+        return self._noted is None or self._noted[0] < self._session.received_lsn
 
     def _sync(self) -> None:
-        """Make what was received durable, then note it, then write the summaries that it completes."""
+        """Make what was received durable, then note it, then write the summaries that it completes.
+
+        What the server may forget is what outlives this machine, or with --synchronous what is durable on it.
+        """
         self._last_sync_s = time.monotonic()
         self._writer.sync()
         self._session.written(self._written_lsn)
-        if self._session.flushed_lsn == self._flushed_lsn:
+        flushed_lsn = self._flushed_lsn
+        self._delivery.grow(self._timeline_id, flushed_lsn)
+        if self._comparison.is_over:
+            self._delivery.compared()
+        received_lsn = self._session.received_lsn
+        self._delivery.prove(self._timeline_id, received_lsn, is_all=received_lsn >= self._continued_from)
+        safe_lsn = self._delivery.safe_lsn(self._timeline_id, flushed_lsn)
+        # While the store is away, a server that shuts down need not wait for it: its slot keeps what it has.
+        self._session.withholds_flush = self._delivery.is_away and not self._options.synchronous
+        if self._noted == (flushed_lsn, safe_lsn):
             return
-        self._session.flushed(self._flushed_lsn)
+        self._noted = flushed_lsn, safe_lsn
+        self._session.flushed(flushed_lsn if self._options.synchronous else safe_lsn)
         self._summaries.write_finished()
         self._note_state()
+
+    def _pause(self, seconds: float) -> None:
+        """Read nothing for a while, and keep the connection: the server takes silence for its end."""
+        is_full = not self._delivery.has_room()
+        if is_full and not self._metrics.spool_is_full:
+            logger.warning("the spool is full: receiving pauses until the store takes more")
+        self._metrics.spool_is_full = is_full
+        self._sync()
+        self._stop.wait(seconds)
+        now = time.monotonic()
+        self._session.passed_over(now)
+        if (status := self._session.status_due(now)) is not None:
+            self._reported_lsn = self._session.flushed_lsn
+            self._sender.send(status)
+        self._renew_state(now)
+        self._events.alive()
+
+    def _deliver_rest(self) -> None:
+        """Wait until all that was received is delivered; after a request to stop, not for long."""
+        self._delivery.hurry()
+        until_s = time.monotonic() + _DELIVERY_S
+        while self._delivery.is_behind:
+            trouble = self._delivery.trouble
+            if self._stop.is_set():
+                if trouble is not None or time.monotonic() > until_s:
+                    logger.warning("WAL from %s on is in the spool only: the next receiver stores it", self._safe_lsn)
+                    return
+            elif trouble is not None:
+                raise trouble
+            self._pause(_DELIVERED_S)
+        self._sync()
+
+    @property
+    def _safe_lsn(self) -> Lsn:
+        return self._delivery.safe_lsn(self._timeline_id, self._flushed_lsn)
 
     def _note_state(self) -> None:
         """Say where the receiver is, to the metrics and to other processes."""
         metrics = self._metrics
         metrics.timeline_id = self._timeline_id
-        metrics.written_lsn, metrics.flushed_lsn = self._written_lsn, self._flushed_lsn
+        safe_lsn = self._safe_lsn
+        metrics.written_lsn, metrics.flushed_lsn = self._written_lsn, safe_lsn
         metrics.summarised_lsn, metrics.server_lsn = self._summaries.position, self._session.server_end_lsn
-        if self._flushed_lsn >= max(self._session.server_end_lsn, self._server.flush_lsn):
+        if safe_lsn >= max(self._session.server_end_lsn, self._server.flush_lsn):
             metrics.level_at = time.time() - self._session.silence_s(time.monotonic())
         state = ReceiverState(
             self._timeline_id,
             self._written_lsn,
-            self._flushed_lsn,
+            safe_lsn,
             self._summaries.position,
             self._options.slot,
             updated_at=time.time(),
             level_at=metrics.level_at,
+            spooled_bytes=self._delivery.spooled_bytes,
         )
         self._last_state_s = time.monotonic()
         # Advisory: where there is no room for it, there still is in the segment, which was made at full size.
@@ -340,13 +395,3 @@ class TimelineStream:
         interval_s = self._options.status_interval_s
         if interval_s and self._session.silence_s(now) > _SILENT_INTERVALS * interval_s:
             raise ReplicationInterrupted(f"the server has been silent for {self._session.silence_s(now):.0f} s")
-
-
-def _require_known_format(lsn: Lsn, page: memoryview) -> None:
-    """Raise UnsupportedVersion where the page that starts at ``lsn`` is whole and of no version that pgwal knows.
-
-    A release candidate has the version number of its release, and may have other WAL.
-    """
-    page_lsn = int.from_bytes(page[8:16], "little")
-    if page_lsn == lsn:
-        version_of_magic(int.from_bytes(page[:2], "little"), f"the server's WAL at {lsn}")

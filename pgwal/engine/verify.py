@@ -14,7 +14,15 @@ from pgwal.engine.record_chain import next_record_position, read_record, require
 from pgwal.engine.stored_backup import Problem, StoredBackup
 from pgwal.engine.stored_wal import StoredWal
 from pgwal.engine.summarize import read_history, window
-from pgwal.errors import ChainError, FormatError, ObjectNotFound, PgwalError, RepositoryError, RepositoryLocked
+from pgwal.errors import (
+    ChainError,
+    FormatError,
+    ObjectNotFound,
+    PgwalError,
+    RepositoryError,
+    RepositoryLocked,
+    StoreUnavailable,
+)
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, STORAGE_FORMAT_NAME, WAL_DIRECTORY
 from pgwal.repository.place import Place
@@ -92,6 +100,8 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
         report.backup_ids.append(current)
         try:
             entry = repository.catalogue.entry(current)
+        except StoreUnavailable:
+            raise
         except PgwalError:
             continue  # Said when its files are read.
         report.entries[current] = entry
@@ -105,7 +115,7 @@ def _hold(repository: Repository, backup_id: str, held: ExitStack) -> None:
     """Keep a backup from being removed; what is missing, or cannot be opened, is said when its files are read."""
     try:
         held.enter_context(repository.catalogue.hold(backup_id))
-    except RepositoryLocked:
+    except (RepositoryLocked, StoreUnavailable):
         raise
     except RepositoryError:
         pass
@@ -153,6 +163,8 @@ class _Verification:
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
             try:
                 future.result()
+            except StoreUnavailable:
+                raise
             except RepositoryError as error:
                 # A directory that cannot be read; the rest is looked at all the same.
                 report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
@@ -187,6 +199,8 @@ class _Verification:
             found = StorageFormat.of(store)
             if store.exists(STORAGE_FORMAT_NAME) and store.get(STORAGE_FORMAT_NAME) != found.encode():
                 raise FormatError("it is not spelled as it was written")
+        except StoreUnavailable:
+            raise
         except PgwalError as error:
             message = str(error).removeprefix(f"{STORAGE_FORMAT_NAME} ")
             self._report.problems.append(Problem(None, STORAGE_FORMAT_NAME, message))
@@ -210,6 +224,8 @@ class _Verification:
                 require_linked_switch(self._repository.wal, wal_format, switch, follower_id)
             except ChainError as error:
                 self._report.problems.append(Problem(None, name, str(error)))
+            except StoreUnavailable:
+                raise
             except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
@@ -222,6 +238,8 @@ class _Verification:
                 self._require_checkpoint(self._backups[backup_id])
             except ChainError as error:
                 self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
+            except StoreUnavailable:
+                raise
             except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 

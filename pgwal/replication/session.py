@@ -62,6 +62,8 @@ class ReplicationSession:
         self._written_lsn = start_lsn
         self._flushed_lsn: Lsn | None = None
         self._server_end_lsn = start_lsn
+        self.withholds_flush = False
+        """Whether the flush position is sent as unknown for now."""
         self._reply_due = False
         self._last_status_s: float | None = None
         self._last_received_s: float | None = None
@@ -173,8 +175,14 @@ class ReplicationSession:
         """
         return 0.0 if self._last_received_s is None else max(0.0, now - self._last_received_s)
 
+    def passed_over(self, now: float) -> None:
+        """Note that the caller does not read for now, so that it cannot hear whether the server is silent."""
+        self._last_received_s = now
+
     def _flush_to_report(self) -> int:
-        if not self.report_flush or self._flushed_lsn is None or self._flushed_lsn < self._reported_lsn:
+        if not self.report_flush or self.withholds_flush:
+            return 0
+        if self._flushed_lsn is None or self._flushed_lsn < self._reported_lsn:
             return 0
         return self._flushed_lsn
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 from pgwal.backup.backup_file import BackupFile
-from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import decode_entry, decode_head, decode_pack_names
@@ -17,12 +17,15 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.errors import (
     FormatError,
     ObjectNotFound,
+    ObjectRetained,
     PgwalError,
     RepositoryError,
     RepositoryLocked,
+    StoreUnavailable,
     WrongCluster,
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
+from pgwal.repository.backup_folders import find_backup_folders, folder_of, give_up, remove_backup
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -34,13 +37,15 @@ from pgwal.repository.layout import (
 from pgwal.repository.object_reader import open_buffered
 from pgwal.repository.pack_pool import list_packs, remove_packs
 from pgwal.repository.place import Place
-from pgwal.repository.staged_backup import StagedBackup, folder_of, is_unfinished, remove_backup
+from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.store import StoredObject, as_renaming, folders_in, names_in
+from pgwal.repository.store import StoredObject, as_renaming, folders_in
 
 logger = logging.getLogger(__name__)
 
 _MAX_LINE_BYTES = 16 << 20
+_MOST_AT_A_TIME = 16
+"""Entries that are read at the same time where each is asked for over a network."""
 
 
 class UnreadableBackup(NamedTuple):
@@ -72,13 +77,25 @@ class Catalogue:
 
     def survey(self) -> Survey:
         """Read the entries of all backups; one that cannot be read does not keep the others from being so."""
-        entries, unreadable = [], []
-        for backup_id in self.ids():
-            try:
-                entries.append(self.entry(backup_id))
-            except (FormatError, RepositoryError) as error:
-                unreadable.append(UnreadableBackup(backup_id, error, isinstance(error, WrongCluster)))
-        return Survey(sorted(entries, key=place_of), unreadable)
+        found = list(self._read_all(self.ids()))
+        entries = [entry for entry in found if isinstance(entry, BackupEntry)]
+        return Survey(sorted(entries, key=place_of), [each for each in found if isinstance(each, UnreadableBackup)])
+
+    def _read_all(self, ids: Sequence[str]) -> Iterator[BackupEntry | UnreadableBackup]:
+        if as_renaming(self._store) is not None or len(ids) < _MOST_AT_A_TIME:
+            yield from map(self._read, ids)
+            return
+        # Over a network, most of the time is spent waiting.
+        with ThreadPoolExecutor(_MOST_AT_A_TIME, "read-entry") as readers:
+            yield from readers.map(self._read, ids)
+
+    def _read(self, backup_id: str) -> BackupEntry | UnreadableBackup:
+        try:
+            return self.entry(backup_id)
+        except StoreUnavailable:
+            raise
+        except (FormatError, RepositoryError) as error:
+            return UnreadableBackup(backup_id, error, isinstance(error, WrongCluster))
 
     def entries(self, wanted: str | None = None) -> list[BackupEntry]:
         """Return the finished backups, oldest first; those that cannot be read are left out, with a warning for each.
@@ -94,10 +111,7 @@ class Catalogue:
 
     def ids(self) -> list[str]:
         """Return the ids of the finished backups, in order, damaged ones among them."""
-        ids = [name for name in names_in(self._store, BACKUP_DIRECTORY) if is_backup_id(name)]
-        if as_renaming(self._store) is not None:
-            return ids
-        return [backup_id for backup_id in ids if self._store.exists(self._entry_name(backup_id))]
+        return find_backup_folders(self._store).finished
 
     def entry(self, backup_id: str) -> BackupEntry:
         """Return the entry of one backup.
@@ -169,6 +183,8 @@ class Catalogue:
         plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
         try:
             is_packed = self.entry(backup_id).packed_size_bytes is not None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             is_packed = self._format_is_packed()
         if not is_packed:
@@ -181,6 +197,8 @@ class Catalogue:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""
         try:
             return StorageFormat.of(self._store).files is FileFormat.PACKED
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError):
             return True
 
@@ -198,6 +216,8 @@ class Catalogue:
         try:
             needed = self._pack_names([*map(folder_of, ids.difference(expired)), *self._set_aside()])
             named = self._pack_names(map(folder_of, ids.intersection(expired))) if only_named else None
+        except StoreUnavailable:
+            raise
         except (FormatError, RepositoryError) as error:
             logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
             return []
@@ -242,12 +262,14 @@ class Catalogue:
         with self._place.leases.hold(self._entry_name(backup_id), exclusive=True):
             renaming = as_renaming(self._store)
             if renaming is None:
+                self._place.leases.confirm()
                 self._store.delete(self._entry_name(backup_id))
             else:
                 renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
     def remove_packs(self, packs: Iterable[StoredObject]) -> None:
         """Remove packs that no backup needs, and what killed writers left; only under the lock for backups."""
+        self._place.leases.confirm()
         remove_packs(self._store, [pack.name for pack in packs])
 
     def stage(self, backup_id: str, jobs: int = 1) -> StagedBackup:
@@ -259,26 +281,32 @@ class Catalogue:
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
-        folders = folders_in(self._store, BACKUP_DIRECTORY)
-        if as_renaming(self._store) is None:
-            finished = set(self.ids())
-            return [name for name in folders if is_backup_id(name) and name not in finished]
-        return [name for name in folders if is_unfinished(name)]
+        return find_backup_folders(self._store).unfinished
+
+    def give_up_unfinished(self) -> list[str]:
+        """Return what ``unfinished`` does, once none of these backups can be finished any more.
+
+        Only under the lock for backups.
+        """
+        return [name for name in self.unfinished() if give_up(self._store, f"{BACKUP_DIRECTORY}/{name}")]
 
     def clear_unfinished(self) -> list[str]:
         """Remove what abandoned backups left, and return their ids; only under the lock for backups.
 
         What pgwal does not put into a backup's directory stays, with a warning.
         """
-        unfinished = self.unfinished()
+        unfinished = self.give_up_unfinished()
         if unfinished:
             # Before the folders, which tell that there may be some.
             self.remove_packs(self.unneeded_packs())
-        return [
-            name.removesuffix(UNFINISHED_SUFFIX)
-            for name in unfinished
-            if remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
-        ]
+        return [name.removesuffix(UNFINISHED_SUFFIX) for name in unfinished if self._remove(name)]
+
+    def _remove(self, name: str) -> bool:
+        try:
+            return remove_backup(self._store, f"{BACKUP_DIRECTORY}/{name}")
+        except ObjectRetained as error:
+            logger.warning("the rest of %s stays until its retention is over: %s", name, error)
+            return False
 
     def _entry_name(self, backup_id: str) -> str:
         return f"{folder_of(backup_id)}/{BACKUP_ENTRY_NAME}"

@@ -52,8 +52,8 @@ class Compression(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What is added to a segment's name; not for NONE."""
-        return _SUFFIXES[self.method]
+        """What is added to a segment's name, nothing for NONE."""
+        return _SUFFIXES.get(self.method, "")
 
 
 DEFAULT_COMPRESSION = Compression()

@@ -24,6 +24,8 @@ BACKUP_DATA_DIRECTORY = "data"
 BACKUP_ENTRY_NAME = "backup.json"
 BACKUP_DIRECTORIES_NAME = "directories.json"
 """The directories of the data, where a store has none: a list of paths."""
+BACKUP_CLAIM_NAME = "unfinished.json"
+"""Of a backup that is being taken, or was abandoned, where folders cannot be renamed."""
 UNFINISHED_SUFFIX = ".unfinished"
 """Of a backup that is being taken, or was abandoned: such a directory is no backup."""
 

@@ -24,5 +24,11 @@ class Leases(Protocol):
         Raises ObjectNotFound when it is gone, RepositoryLocked when another stands against it.
         """
 
+    def confirm(self) -> None:
+        """Prove that what this process has is still its own, before something that cannot be taken back.
+
+        Raises LeaseLost where another has taken it over meanwhile, RepositoryError where that cannot be found out.
+        """
+
     def is_locked(self, name: str) -> bool:
         """Tell whether somebody has the lock of a name."""

@@ -14,6 +14,7 @@ from pgwal.repository.ownership import require_only_owner_writes, require_own
 if TYPE_CHECKING:
     from pgwal.repository.local_leases import LocalLeases
     from pgwal.repository.local_spool import LocalSpool
+    from pgwal.repository.storage_format import StorageFormat
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class LocalPlace:
     """See pgwal.repository.place.Place."""
 
     root: Path
+
+    @property
+    def is_remote(self) -> bool:
+        return False
 
     def __str__(self) -> str:
         return str(self.root)
@@ -46,6 +51,12 @@ class LocalPlace:
 
         return LocalSpool(self.root)
 
+    @property
+    def default_format(self) -> StorageFormat:
+        from pgwal.repository.storage_format import PLAIN_FORMAT
+
+        return PLAIN_FORMAT
+
     def require_trusted(self) -> None:
         require_only_owner_writes(self.store)
 
@@ -56,6 +67,9 @@ class LocalPlace:
         from pgwal.repository.data_directories import require_outside_data_directories
 
         require_outside_data_directories(self.root)
+
+    def probe(self) -> None:
+        pass
 
     def make(self, folders: Iterable[str] = ()) -> None:
         for folder in ("", *folders):

@@ -9,7 +9,8 @@ from threading import Lock
 from typing import IO
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, RepositoryLocked
-from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, StoredObject, StoreFeature, too_large
+from pgwal.repository.storage_format import PLAIN_FORMAT
+from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, ObjectStore, StoredObject, StoreFeature, too_large
 
 
 class MemoryStore:
@@ -130,6 +131,9 @@ class MemoryLeases:
             with self._lock:
                 self._held[name] = 0 if exclusive else self._held[name] - 1
 
+    def confirm(self) -> None:
+        pass  # They end with the process.
+
     def is_locked(self, name: str) -> bool:
         return name in self._holders
 
@@ -137,7 +141,7 @@ class MemoryLeases:
 class MemorySpool:
     """See pgwal.repository.spool.Spool; notes are no objects."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> MemoryAppender:  # noqa: ARG002
@@ -156,7 +160,7 @@ class MemorySpool:
 class MemoryAppender:
     """See pgwal.repository.spool.Appender; what is written is in the store when it is synced."""
 
-    def __init__(self, store: MemoryStore, name: str, size_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, name: str, size_bytes: int) -> None:
         self._store = store
         self._name = name
         self._content = bytearray(store.get(name, most_bytes=store.size(name)) if store.exists(name) else b"")
@@ -189,6 +193,8 @@ class MemoryPlace:
     """See pgwal.repository.place.Place."""
 
     directory = None
+    is_remote = False
+    default_format = PLAIN_FORMAT
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -205,6 +211,9 @@ class MemoryPlace:
         pass
 
     def require_suitable(self) -> None:
+        pass
+
+    def probe(self) -> None:
         pass
 
     def make(self, folders: Iterable[str] = ()) -> None:

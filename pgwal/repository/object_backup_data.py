@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from pgwal.checksum import ContentDigest, content_digest
-from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
+from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Spool
@@ -56,6 +56,8 @@ class ObjectBackupData:
         try:
             for name, _ in self._store.list(above):
                 yield name.removeprefix(above)
+        except StoreUnavailable:
+            raise
         except RepositoryError as error:
             on_error("", error)
 

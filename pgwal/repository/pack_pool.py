@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 
+from pgwal.repository.deletion import delete_what_can_go
 from pgwal.repository.layout import PACK_DIRECTORY
 from pgwal.repository.store import ObjectStore, StoredObject, folders_in, objects_in
 
@@ -36,8 +37,10 @@ def list_packs(store: ObjectStore) -> Iterator[StoredObject]:
 
 
 def remove_packs(store: ObjectStore, names: Iterable[str]) -> None:
-    """Remove packs, and what writers that were killed have left of some; only under the lock for backups."""
-    for name in names:
-        store.delete(pack_object(name))
+    """Remove packs, and what writers that were killed have left of some; only under the lock for backups.
+
+    What the store has to keep for some time stays, with one warning for all of it.
+    """
+    delete_what_can_go(store, map(pack_object, names))
     for folder in folders_in(store, PACK_DIRECTORY):
         store.recover(f"{PACK_DIRECTORY}/{folder}", is_pack_name)

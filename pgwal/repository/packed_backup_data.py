@@ -19,7 +19,7 @@ from pgwal.backup.entry_document import decode_contents
 from pgwal.backup.pack_table import Extent, Pack, PackedContents, check_extents
 from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
-from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.repository.frame_reader import FrameReader
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.packed_backup_writer import AS_THEY_ARE
@@ -94,6 +94,8 @@ class PackedBackupData:
                 self._check_object(pack, name)
                 for number in unused:
                     self._frames.content(pack, number)
+            except StoreUnavailable:
+                raise
             except (FormatError, RepositoryError) as error:
                 yield name, error
 

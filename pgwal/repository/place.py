@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pgwal.repository.lease import Leases
 from pgwal.repository.spool import Spool
 from pgwal.repository.store import ObjectStore
+
+if TYPE_CHECKING:
+    from pgwal.repository.storage_format import StorageFormat
 
 
 class Place(Protocol):
@@ -25,6 +28,14 @@ class Place(Protocol):
     def directory(self) -> Path | None:
         """The directory of this machine that it is, None for what is none."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is reached over a network, so that what is received waits on this machine to be stored."""
+
+    @property
+    def default_format(self) -> StorageFormat:
+        """How a new repository stores the files of backups there, unless it is told."""
+
     def require_trusted(self) -> None:
         """Raise RepositoryError where others than the repository's owner could have changed what it holds."""
 
@@ -33,6 +44,12 @@ class Place(Protocol):
 
     def require_suitable(self) -> None:
         """Raise RepositoryError for a place where no repository may be; nothing is made."""
+
+    def probe(self) -> None:
+        """Raise RepositoryError where what stores things there does not keep what ``store`` and ``leases`` promise.
+
+        For a new repository, and whoever wants to know: it puts and removes something.
+        """
 
     def make(self, folders: Iterable[str] = ()) -> None:
         """Have the place, and folders in it, be there, durably; they may be there already."""

@@ -32,10 +32,11 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.place import Place
+from pgwal.repository.storage_format import PLAIN_FORMAT
 from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import is_wal_file_name
+from pgwal.repository.wal_file_name import is_wal_file_name
 
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 
@@ -44,7 +45,8 @@ class ReceiverState(NamedTuple):
     """What the receiver last said of itself; advisory, for people and for whoever waits for WAL.
 
     Times are Unix times: ``updated_at`` of this state, ``level_at`` when the receiver was last known to have all WAL
-    that the server had.
+    that the server had.  ``flushed_lsn`` is up to where WAL is in the repository for good; ``spooled_bytes`` is how
+    much waits to be stored on the receiver's machine, None where nothing does.
     """
 
     timeline_id: int
@@ -54,6 +56,7 @@ class ReceiverState(NamedTuple):
     slot: str | None
     updated_at: float | None = None
     level_at: float | None = None
+    spooled_bytes: int | None = None
 
     def encode(self) -> bytes:
         return json.dumps({k: str(v) if isinstance(v, Lsn) else v for k, v in self._asdict().items()}).encode() + b"\n"
@@ -73,6 +76,7 @@ class ReceiverState(NamedTuple):
                 slot=slot,
                 updated_at=_time(document.get("updated_at")),
                 level_at=_time(document.get("level_at")),
+                spooled_bytes=_size(document.get("spooled_bytes")),
                 **{name: Lsn.parse(document[name]) for name in ("written_lsn", "flushed_lsn", "summarised_lsn")},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -91,6 +95,13 @@ def _time(value: object) -> float | None:
     if not isinstance(value, int | float) or not 0 <= value < _LATEST_TIME:
         raise ValueError("no time")
     return float(value)
+
+
+def _size(value: object) -> int | None:
+    """Return a number of bytes; raises ValueError for what is none."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63):
+        raise ValueError("no size")
+    return value
 
 
 class Repository:
@@ -136,6 +147,9 @@ class Repository:
         place = place_at(address)
         prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
+        if not place.store.exists(IDENTITY_NAME) and place.default_format != PLAIN_FORMAT:
+            with suppress(ObjectExists):
+                place.store.put(STORAGE_FORMAT_NAME, place.default_format.encode())
         # Two may make it at once: the first one says whose it is.
         with suppress(ObjectExists):
             place.store.put(IDENTITY_NAME, identity.encode())
@@ -219,13 +233,14 @@ def prepare(place: Place) -> None:
     place.make()
     place.require_trusted()
     place.require_own()
-    _require_nothing_else(place)
+    _require_fit_for_a_new_one(place)
 
 
-def _require_nothing_else(place: Place) -> None:
-    """Refuse to make a repository among files of something else, such as in a data directory."""
+def _require_fit_for_a_new_one(place: Place) -> None:
+    """Refuse to make a repository where none can be, or among files of something else, as in a data directory."""
     if place.store.exists(IDENTITY_NAME):
         return
+    place.probe()
     own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, PACK_DIRECTORY, STORAGE_FORMAT_NAME}
     names = set(names_in(place.store, ""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.

@@ -1,4 +1,4 @@
-"""A backup that is being taken, how it comes to count, and how what does not count is removed.
+"""A backup that is being taken, and how it comes to count: see also ``backup_folders``.
 
 Where a store renames folders, a backup is staged under another name than it will have, and published by the rename.
 Elsewhere a folder is a backup when it has an entry, which is stored last, and removed first.
@@ -6,30 +6,29 @@ Elsewhere a folder is a backup when it has an entry, which is stored last, and r
 
 from __future__ import annotations
 
+import json
 import logging
+import secrets
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Self
 
 from pgwal.backup.backup_file import BackupFile, encode_file
-from pgwal.backup.backup_id import is_backup_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
-from pgwal.errors import ObjectNotFound, RepositoryError
+from pgwal.errors import LeaseLost, ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.backup_data import create_backup_data
-from pgwal.repository.layout import (
-    BACKUP_DATA_DIRECTORY,
-    BACKUP_DIRECTORIES_NAME,
-    BACKUP_DIRECTORY,
-    BACKUP_ENTRY_NAME,
-    UNFINISHED_SUFFIX,
-)
+from pgwal.repository.backup_folders import NOTES_NAME, folder_of, remove_backup
+from pgwal.repository.layout import BACKUP_CLAIM_NAME, BACKUP_ENTRY_NAME, UNFINISHED_SUFFIX
 from pgwal.repository.place import Place
 from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
-from pgwal.repository.store import ObjectStore, as_renaming, folders_in, names_in, objects_in
+from pgwal.repository.store import as_renaming
 
 logger = logging.getLogger(__name__)
 
-_NOTES_NAME = "files.spool"
+_MOST_BYTES_AT_ONCE = 64 << 20
+"""Of an entry, some four hundred thousand files of a backup."""
 
 
 class StagedBackup:
@@ -43,10 +42,15 @@ class StagedBackup:
     ) -> None:
         self.backup_id = backup_id
         self._store = place.store
+        self._leases = place.leases
         self._spool = place.spool
         self._renaming = as_renaming(place.store)
         self._folder = folder_of(backup_id) + ("" if self._renaming is None else UNFINISHED_SUFFIX)
-        self._notes_name = f"{self._folder}/{_NOTES_NAME}"
+        self._notes_name = f"{self._folder}/{NOTES_NAME}"
+        if self._renaming is None:
+            # Packs lie elsewhere: nothing else would tell whoever comes after a crash that there may be some.
+            claim = json.dumps({"token": secrets.token_hex(16)}).encode() + b"\n"
+            self._store.put(f"{self._folder}/{BACKUP_CLAIM_NAME}", claim)
         self.data = create_backup_data(place, self._folder, storage_format, jobs)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = False
@@ -70,14 +74,29 @@ class StagedBackup:
         files = (line.rstrip(b"\n") for line in self._notes)
         contents = self.data.contents()
         if self._renaming is None:
-            self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files, contents))
-            self._is_published = True
-            self._spool.drop_notes(self._notes_name)
+            self._publish_by_entry(encode_entry(entry, files, contents))
             return
         self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", encode_entry(entry, files, contents))
         self._spool.drop_notes(self._notes_name)
         self._renaming.rename(self._folder, folder_of(self.backup_id))
         self._is_published = True
+
+    def _publish_by_entry(self, lines: Iterable[bytes]) -> None:
+        """Store the entry, which makes it a backup, unless another has given that up: see ``backup_folders``."""
+        content = _at_once(lines)
+        self._leases.confirm()
+        try:
+            self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", content)
+        except ObjectExists:
+            raise LeaseLost(
+                f"backup {self.backup_id} cannot be finished: another process took it for abandoned, and removed it",
+                hint="This process stood still for too long. Take another backup.",
+                backup_id=self.backup_id,
+            ) from None
+        self._is_published = True
+        self._spool.drop_notes(self._notes_name)
+        with suppress(RepositoryError):  # of a store where nothing may be deleted
+            self._store.delete(f"{self._folder}/{BACKUP_CLAIM_NAME}")
 
     def _discard(self) -> None:
         self.data.abandon()
@@ -96,26 +115,12 @@ class StagedBackup:
             logger.warning("%s", error)
 
 
-def folder_of(backup_id: str) -> str:
-    """Return the folder of a backup."""
-    return f"{BACKUP_DIRECTORY}/{backup_id}"
-
-
-def is_unfinished(name: str) -> bool:
-    """Tell whether a folder's name is that of a backup under another name than it had, or will have."""
-    return name.endswith(UNFINISHED_SUFFIX) and is_backup_id(name.removesuffix(UNFINISHED_SUFFIX))
-
-
-def remove_backup(store: ObjectStore, folder: str) -> bool:
-    """Remove what pgwal puts into a backup's folder, and the folder if nothing else is in it."""
-    if BACKUP_DATA_DIRECTORY in folders_in(store, folder):
-        store.delete_all(f"{folder}/{BACKUP_DATA_DIRECTORY}")
-    store.recover(folder, BACKUP_ENTRY_NAME.__eq__)
-    for name, _ in objects_in(store, folder):
-        if name in (BACKUP_ENTRY_NAME, BACKUP_DIRECTORIES_NAME, _NOTES_NAME):
-            store.delete(f"{folder}/{name}")
-    is_removed = store.remove_folder(folder)
-    if not is_removed:
-        others = ", ".join(names_in(store, folder)[:1]) or "something"
-        logger.warning("%s stays: it holds %s, which is not pgwal's", store.locate(folder), others)
-    return is_removed
+def _at_once(lines: Iterable[bytes]) -> bytes | Iterable[bytes]:
+    """Return what a store can put in one request, which alone keeps it from being put over something."""
+    first, size_bytes, rest = [], 0, iter(lines)
+    for line in rest:
+        first.append(line)
+        size_bytes += len(line)
+        if size_bytes > _MOST_BYTES_AT_ONCE:
+            return chain(first, rest)
+    return b"".join(first)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound, UnsupportedVersion
-from pgwal.repository.compression import Compression, CompressionMethod
+from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression, CompressionMethod
 from pgwal.repository.layout import STORAGE_FORMAT_NAME
 from pgwal.repository.store import ObjectStore
 
@@ -81,3 +81,4 @@ def _decode_compression(text: str) -> Compression:
 
 
 PLAIN_FORMAT = StorageFormat()
+DEFAULT_PACKED_FORMAT = StorageFormat(FileFormat.PACKED, DEFAULT_COMPRESSION)

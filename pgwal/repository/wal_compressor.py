@@ -14,20 +14,23 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Protocol, Self
+from functools import partial
+from typing import Protocol, Self
 
 import lz4.frame
 import zstandard
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, RepositoryError
+from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.store import ObjectStore
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, WalDirectory, is_wal_file_name
+from pgwal.repository.wal_directory import WalDirectory
+from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, is_wal_file_name
 from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ class _Encoder(Protocol):
     def flush(self) -> bytes: ...
 
 
-def _encoder(method: CompressionMethod, level: int, size_bytes: int) -> tuple[bytes, _Encoder]:
+def _encoder(method: CompressionMethod, level: int, size_bytes: int) -> tuple[bytes, _Encoder | None]:
     """Return the first bytes and the rest of a stream; every format ends with a checksum of what it holds."""
     if method is CompressionMethod.ZSTD:
         return b"", zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj(size=size_bytes)
@@ -60,16 +63,19 @@ def _encoder(method: CompressionMethod, level: int, size_bytes: int) -> tuple[by
     return encoder.begin(size_bytes), encoder
 
 
-def _compressed(file: BinaryIO, compression: Compression, size_bytes: int) -> Iterator[bytes]:
-    first, encoder = _encoder(compression.method, compression.level, size_bytes)
+def compressed_pieces(pieces: Iterable[bytes], compression: Compression, size_bytes: int) -> Iterator[bytes]:
+    """Yield the compressed form of ``size_bytes`` in pieces; raises RepositoryError unless they are as many."""
+    is_plain = compression.method is CompressionMethod.NONE
+    first, encoder = (b"", None) if is_plain else _encoder(compression.method, compression.level, size_bytes)
     yield first
     left = size_bytes
-    while data := file.read(_READ_SIZE):
-        left -= len(data)
-        yield encoder.compress(data)
+    for piece in pieces:
+        left -= len(piece)
+        yield piece if encoder is None else encoder.compress(piece)
     if left:
         raise RepositoryError(f"a segment has {size_bytes - left} bytes instead of {size_bytes}")
-    yield encoder.flush()
+    if encoder is not None:
+        yield encoder.flush()
 
 
 def compress_segment(store: ObjectStore, geometry: WalGeometry, name: str, compression: Compression) -> None:
@@ -80,7 +86,8 @@ def compress_segment(store: ObjectStore, geometry: WalGeometry, name: str, compr
     path = f"{WAL_DIRECTORY}/{name}"
     with open_object(store, path) as file:
         # One that is there under that name is damaged, or was compressed by another method before.
-        content = _compressed(file, compression, geometry.segment_size)
+        pieces = iter(partial(file.read, _READ_SIZE), b"")
+        content = compressed_pieces(pieces, compression, geometry.segment_size)
         store.put(path + compression.suffix, content, replace=True)
     store.delete(path)
 
@@ -116,15 +123,22 @@ def _yield_to_others() -> None:
 
 
 class SegmentCompressor:
-    """Compresses finished segments one after the other in a thread; a context, only under the receiver's lock.
+    """See pgwal.repository.delivery.Delivery: what a directory's segments need besides; only under the receiver's lock.
 
-    Entering it removes temporary files, and takes up plain segments that are left from before.  Leaving it ends the
-    thread: what is not compressed within seconds stays plain until the next start.  A segment that cannot be
-    compressed stays plain, is logged, and tried again later; nothing is ever raised in the receiver.
+    It compresses finished segments one after the other in a thread.  Entering it as a context removes temporary files,
+    and takes up plain segments that are left from before.  Leaving it ends the thread: what is not compressed within
+    seconds stays plain until the next start.  A segment that cannot be compressed stays plain, is logged, and tried
+    again later; nothing is ever raised in the receiver.
     """
 
+    spooled_bytes = None
+    trouble = None
+    is_away = False
+    is_behind = False
+    is_proven = True
+
     def __init__(self, store: ObjectStore, archive: WalArchive, compression: Compression) -> None:
-        self.compressed_count = 0
+        self.done_count = 0
         self.failed_count = 0
         self._store = store
         self._archive = archive
@@ -161,6 +175,30 @@ class SegmentCompressor:
         if self._thread is not None:
             self._queue.put(name)
 
+    def begin(self, timeline_id: int) -> None:
+        pass  # All is where it belongs when it is durable.
+
+    def compared(self) -> None:
+        pass
+
+    def require_continued(self) -> None:
+        pass
+
+    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+        pass
+
+    def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:
+        pass
+
+    def safe_lsn(self, timeline_id: int, flushed_lsn: Lsn) -> Lsn:  # noqa: ARG002
+        return flushed_lsn
+
+    def has_room(self) -> bool:
+        return True
+
+    def hurry(self) -> None:
+        pass
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Compress nothing for a while; waits for the segment that is at hand.
@@ -195,7 +233,7 @@ class SegmentCompressor:
                 self._store.delete(f"{WAL_DIRECTORY}/{name}")
                 return
             compress_segment(self._store, self._archive.geometry, name, self._compression)
-            self.compressed_count += 1
+            self.done_count += 1
             if twin not in (None, name + self._compression.suffix):
                 self._store.delete(f"{WAL_DIRECTORY}/{twin}")
         except ObjectNotFound:

@@ -1,15 +1,16 @@
 """A directory of WAL segments to read from: a repository's own, pg_receivewal's, or an archive's.
 
 Segments may be compressed, as ``<name>.gz``, ``.lz4`` or ``.zst``, and the one that is being received is named
-``.partial`` at the end; pg_receivewal preallocates it, so that it is as large as a whole one, and zeros or old WAL
-follow what is valid in it.  A compressed one ends where it was last flushed; zeros are read behind that.
+``.partial`` at the end (see ``wal_file_name``).  pg_receivewal preallocates it, so that it is as large as a whole one,
+and zeros or old WAL follow what is valid in it.  A compressed one ends where it was last flushed; zeros are read behind
+that.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
@@ -17,6 +18,7 @@ from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalErro
 from pgwal.lsn import Lsn
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.store import ObjectStore, as_files, objects_in
+from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, preference, split_segment_name
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pgwal.repository.segment_part import SegmentPart, SharedFile
-
-PARTIAL_SUFFIX = ".partial"
-COMPRESSION_SUFFIXES = ("", ".zst", ".lz4", ".gz")
 
 PART_BYTES = 2 << 20
 """Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
@@ -72,7 +71,7 @@ class WalDirectory:
             if not compression and size_bytes != self.geometry.segment_size and (complete or not size_bytes):
                 continue
             key = self.geometry.parse_file_name(base)
-            if key not in found or (complete and not found[key].complete):
+            if key not in found or preference(name)[:3] < preference(found[key].name)[:3]:
                 found[key] = WalSegmentFile(*key, complete, name)
         return [found[key] for key in sorted(found)]
 
@@ -100,8 +99,7 @@ class WalDirectory:
         return int(header.timeline_id) if is_its_own else None
 
     def is_complete(self, timeline_id: int, segment_no: int) -> bool:
-        name = self.geometry.file_name(timeline_id, segment_no)
-        return any(self._store.exists(self._path(name + suffix)) for suffix in COMPRESSION_SUFFIXES)
+        return bool(self._whole_files(self.geometry.file_name(timeline_id, segment_no)))
 
     def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
@@ -158,11 +156,12 @@ class WalDirectory:
         Raises ObjectNotFound when it is gone.
         """
         try:
-            if segment.complete:
-                self._require_agreement(self.geometry.file_name(segment.timeline_id, segment.segment_no))
+            name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
+            if segment.complete and name not in self._agreed:
+                self._require_agreement(name, self._whole_files(name))
             return self._open_file(segment.name)
         except ObjectNotFound:
-            return self._open(self.geometry.file_name(segment.timeline_id, segment.segment_no))
+            return self._open(name)
 
     def read_segment(self, name: str) -> bytes:
         """Return a whole segment, or a partial one where there is no whole one; raises ObjectNotFound, FormatError."""
@@ -195,7 +194,21 @@ class WalDirectory:
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
-    def _require_agreement(self, name: str) -> None:
+    def _whole_files(self, name: str) -> list[str]:
+        """Return the names of a segment's whole files, in the order in which they count."""
+        if as_files(self._store) is None:
+            return [found for found in self._stored_files(name) if split_segment_name(found)[2]]
+        # To ask for four names takes less than to list many thousands.
+        names = (name + suffix for suffix in COMPRESSION_SUFFIXES)
+        return [found for found in names if self._only in (None, found) and self._store.exists(self._path(found))]
+
+    def _stored_files(self, name: str) -> list[str]:
+        """Return the names of all files of a segment, in the order in which they count, by one listing."""
+        names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
+        own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
+        return sorted(own, key=preference)
+
+    def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
 
         Both are there for a moment when one has been compressed.  A damaged one counts for nothing where another is
@@ -203,12 +216,11 @@ class WalDirectory:
         """
         if self._only is not None or name in self._agreed:
             return
-        forms = [name + suffix for suffix in COMPRESSION_SUFFIXES if self._store.exists(self._path(name + suffix))]
-        for other in forms[1:]:
+        for other in whole[1:]:
             with suppress(ObjectNotFound, _Damaged):
-                if not self._are_same(forms[0], other):
+                if not self._are_same(whole[0], other):
                     raise FormatError(
-                        f"{self._path(forms[0])} and {self._path(other)} hold different WAL",
+                        f"{self._path(whole[0])} and {self._path(other)} hold different WAL",
                         hint="Compare them with another archive's, and move the wrong one away.",
                     )
         self._agreed.add(name)
@@ -227,16 +239,12 @@ class WalDirectory:
                 raise _Damaged from error
 
     def _open(self, name: str) -> SegmentReader:
-        self._require_agreement(name)
         for _ in range(2):  # a partial segment may be completed between two looks
-            for partial in ("", PARTIAL_SUFFIX):
-                for compression in COMPRESSION_SUFFIXES:
-                    file_name = name + compression + partial
-                    if self._only in (None, file_name) and self._store.exists(self._path(file_name)):
-                        try:
-                            return self._open_file(file_name)
-                        except ObjectNotFound:
-                            continue
+            whole = self._whole_files(name)
+            self._require_agreement(name, whole)
+            for file_name in whole or self._stored_files(name):
+                with suppress(ObjectNotFound):
+                    return self._open_file(file_name)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
     def _open_file(self, name: str) -> SegmentReader:
@@ -368,18 +376,3 @@ def _segment_part_module() -> ModuleType:
 def _broken(path: str, action: str, error: Exception) -> FormatError:
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
     return FormatError(f"{path} cannot be {action}: {reason}", hint=_HINT)
-
-
-def split_segment_name(name: str) -> tuple[str, str, bool]:
-    """Return (segment name, compression suffix, whether complete) of a file name; the first part may be no segment."""
-    base = name.removesuffix(PARTIAL_SUFFIX)
-    complete = base == name
-    for suffix in COMPRESSION_SUFFIXES[1:]:
-        if base.endswith(suffix):
-            return base.removesuffix(suffix), suffix, complete
-    return base, "", complete
-
-
-def is_wal_file_name(name: str) -> bool:
-    """Tell whether a name is that of a segment file, of any compression, or of a timeline history."""
-    return is_history_name(name) or is_segment_name(split_segment_name(name)[0])

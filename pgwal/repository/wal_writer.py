@@ -11,7 +11,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
-from pgwal.repository.wal_directory import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX
+from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX
 from pgwal.segment import WalGeometry
 
 _MAX_WAITING_BYTES = 16 << 20

@@ -64,7 +64,7 @@ from pgwal.repository.frame_codec import FrameDecoder, FrameEncoder
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.repository import ReceiverState
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.wal_directory import split_segment_name
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name, parse_segment_size
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import decode_link, decode_summary, encode_summary, parse_summary_file_name

@@ -23,7 +23,7 @@ from pgwal.engine.initialise import initialise
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
 from pgwal.repository.address import Address, place_at
-from pgwal.repository.layout import WAL_DIRECTORY, RepositoryIdentity
+from pgwal.repository.layout import STORAGE_FORMAT_NAME, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.summary.summarizer import Summarizer
@@ -53,8 +53,9 @@ class Stored:
 
 def build_repository(path: Address, segment_count: int = 3, *, storage_format: StorageFormat = PLAIN_FORMAT) -> Stored:
     """Build it with WAL segments from number 1 on; the backups are in the first three."""
-    if storage_format != PLAIN_FORMAT:
-        initialise(place_at(path), storage_format)
+    place = place_at(path)
+    if storage_format != place.default_format and not place.store.exists(STORAGE_FORMAT_NAME):
+        initialise(place, storage_format)
     repository = Repository.open_or_create(path, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
     wal = _build_wal(repository, segment_count)
     starts = [Lsn(number * MB + 40) for number in (1, 2, 3)]

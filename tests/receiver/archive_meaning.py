@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from core.wal_builder import RM_XACT, RM_XLOG, XLOG_SWITCH
@@ -12,10 +11,10 @@ from receiver.model_server import GEOMETRY, Life
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, WAL_DIRECTORY
-from pgwal.repository.local import LocalStore
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import folders_in, objects_in
-from pgwal.repository.wal_directory import WalDirectory, split_segment_name
+from pgwal.repository.store import ObjectStore, folders_in, objects_in
+from pgwal.repository.wal_directory import WalDirectory
+from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WAL_PAGE_SIZE, is_segment_name
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.timeline import TimelineHistory
@@ -173,9 +172,8 @@ def pages_of(content: bytes) -> Iterator[bytes]:
         yield content[at : at + WAL_PAGE_SIZE]
 
 
-def stored_copies(root: Path) -> dict[tuple[int, int], list[bytes]]:
+def stored_copies(store: ObjectStore) -> dict[tuple[int, int], list[bytes]]:
     """Return the contents of all files of each segment, in the archive and in what was set aside."""
-    store = LocalStore(root)
     found: dict[tuple[int, int], list[bytes]] = {}
     places = [WAL_DIRECTORY]
     places += [f"{SET_ASIDE_DIRECTORY}/{name}/{WAL_DIRECTORY}" for name in folders_in(store, SET_ASIDE_DIRECTORY)]
@@ -188,7 +186,7 @@ def stored_copies(root: Path) -> dict[tuple[int, int], list[bytes]]:
     return found
 
 
-def read_whole(store: LocalStore, place: str, name: str) -> Iterator[bytes]:
+def read_whole(store: ObjectStore, place: str, name: str) -> Iterator[bytes]:
     directory = WalDirectory(store, place, GEOMETRY, only=name)
     timeline_id, number = GEOMETRY.parse_file_name(split_segment_name(name)[0])
     yield from directory.read(timeline_id, GEOMETRY.segment_start(number))

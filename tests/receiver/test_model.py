@@ -58,6 +58,7 @@ from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY
+from pgwal.repository.local import LocalStore
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.wal_compressor import compress_segment
@@ -158,7 +159,7 @@ class OneHistory(RuleBasedStateMachine):
         """Byte for byte: in the archive, or where it was set aside."""
         if not self._has_changed:
             return
-        copies = stored_copies(self._repo)
+        copies = self._stored_copies()
         for key, reported in self._acknowledged.items():
             for passed, content in reported:
                 found = [copy[passed : len(content)] for copy in copies.get(key, [])]
@@ -166,6 +167,9 @@ class OneHistory(RuleBasedStateMachine):
                     f"of {GEOMETRY.file_name(*key)} bytes {passed} to {len(content)} were reported, and are not there:"
                     f" differences at {[_first_difference(content[passed:], copy) for copy in found]}"
                 )
+
+    def _stored_copies(self) -> dict[tuple[int, int], list[bytes]]:
+        return stored_copies(LocalStore(self._repo))
 
     @invariant()
     def the_archive_means_one_life(self) -> None:

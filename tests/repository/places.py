@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import obstore.store
 from support.faulty_store import Fate, FaultyStore
+from support.shared_bucket import shared_bucket
 
+from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.place import Place
@@ -25,7 +28,22 @@ def memory(_: Path) -> MemoryPlace:
     return MemoryPlace()
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {"local": local, "memory": memory}
+def cloud_memory(_: Path) -> CloudPlace:
+    """Return what an object store is, in memory: the client's own."""
+    return CloudPlace("s3://memory/repo", obstore.store.MemoryStore())
+
+
+def seaweedfs(_: Path) -> CloudPlace:
+    """Return a place of its own in a bucket of a server that all tests share."""
+    return shared_bucket().place()
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {
+    "local": local,
+    "memory": memory,
+    "cloud_memory": cloud_memory,
+    "seaweedfs": seaweedfs,
+}
 
 _Wrap: TypeAlias = Callable[[ObjectStore], ObjectStore]
 _WRAPPERS: dict[str, _Wrap] = {

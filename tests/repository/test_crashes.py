@@ -45,11 +45,12 @@ from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
-from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
 NEW = "20261122T131530Z_full"
+AGAIN = "20261122T131531Z_full"
+"""Who died with a backup takes the next one later."""
 LATER = "20261122T141530Z_full"
 FILES = {
     "PG_VERSION": b"16\n",
@@ -72,7 +73,7 @@ class Site:
             shutil.rmtree(self._directory / "copy", ignore_errors=True)
             shutil.copytree(self.origin.root, self._directory / "copy")
             return LocalPlace(self._directory / "copy")
-        place = MemoryPlace()
+        place = PLACES[self._kind](self._directory)
         for name, _ in self.origin.store.list():
             place.store.put(name, self.origin.store.get(name))
         return place
@@ -106,7 +107,7 @@ def dying(site: Site, act: Callable[[Place], None]) -> Iterator[Place]:
 def take_backup(place: Place, data_directory: Path, backup_id: str = NEW) -> None:
     """Copy a data directory as a full backup does, without the server."""
     repository = Repository.open(place)
-    start, stop = Lsn(2 * MB + 40), repository.catalogue.entry(FIRST if backup_id == NEW else NEW).stop_lsn
+    start, stop = Lsn(2 * MB + 40), repository.catalogue.entry(NEW if backup_id == LATER else FIRST).stop_lsn
     rules = CopyRules(frozenset(), "CRC32C", None, None)
     with repository.lock_backups():
         repository.catalogue.clear_unfinished()
@@ -144,9 +145,9 @@ def test_a_backup_is_there_whole_or_not_at_all(site: Site, tmp_path: Path) -> No
         if number % 4 == 0 or seen[-1]:
             assert verify(VerifyRequest(place)).problems == []
         if not seen[-1]:
-            take_backup(place, tmp_path / "data")
+            take_backup(place, tmp_path / "data", AGAIN)
             assert repository.catalogue.unfinished() == []
-            assert NEW in repository.catalogue.ids()
+            assert AGAIN in repository.catalogue.ids()
     assert seen == sorted(seen), "no earlier than with the last operations"
     assert 10 < seen.count(False) < len(seen)
     restore_backup(RestoreRequest(place, NEW, tmp_path / "restored", "false", wal_is_here=False))

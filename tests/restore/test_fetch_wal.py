@@ -22,6 +22,7 @@ from pgwal.engine.fetch_wal import fetch as fetch_in_process
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.repository import wal_directory
+from pgwal.repository.address import place_at
 from pgwal.repository.local_place import LocalPlace
 from pgwal_cli.restore_command import FATAL, NOT_FOUND, restore_command
 
@@ -228,7 +229,7 @@ def test_the_long_command_line_does_the_same(repo: Path) -> None:
 def test_restore_command_imports_no_more_than_it_needs(repo: Path) -> None:
     """A server waits for each segment: the whole command line would take several times as long."""
     (repo / "wal" / NAME).write_bytes(segment())
-    command = restore_command(repo).replace("%f", NAME).replace("%p", str(repo.parent / "x"))
+    command = restore_command(place_at(repo)).replace("%f", NAME).replace("%p", str(repo.parent / "x"))
     command = command.replace(f"{sys.executable} ", f"{sys.executable} -X importtime ", 1)
     finished = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
@@ -247,11 +248,11 @@ class ServerInRecovery:
         (self.directory / "pg_wal").mkdir(parents=True)
         self.spool = self.directory / "pg_wal" / "RECOVERYXLOG.pgwal"
         (self.directory / "recovery.signal").touch()
-        self._command = restore_command(repo)
+        self._command = restore_command(place_at(repo))
 
     def accept_gaps(self, repo: Path) -> None:
         """Ask as a server that was restored with --to-gap."""
-        self._command = restore_command(repo, to_gap=True)
+        self._command = restore_command(place_at(repo), to_gap=True)
 
     def ask(self, name: str, file_name: str = "RECOVERYXLOG", *, without_python: bool = False) -> tuple[int, bytes]:
         """Return the exit code, and what is there afterwards."""

@@ -10,6 +10,7 @@ from pgwal.errors import RepositoryError
 from pgwal.repository.lease import Leases
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
+from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import ObjectStore, StoreFeature, as_renaming
 from pgwal.repository.store_wrapper import StoreWrapper
 
@@ -111,6 +112,7 @@ class FaultyPlace:
     """Another place, whose store and spool have one fate; leases end with the process, and have none."""
 
     directory: Path | None = None
+    is_remote = False
 
     def __init__(self, place: Place, fate: Fate) -> None:
         self._place = place
@@ -120,6 +122,10 @@ class FaultyPlace:
 
     def __str__(self) -> str:
         return str(self._place)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        return self._place.default_format
 
     @property
     def leases(self) -> Leases:
@@ -133,6 +139,9 @@ class FaultyPlace:
 
     def require_suitable(self) -> None:
         self._place.require_suitable()
+
+    def probe(self) -> None:
+        self._place.probe()
 
     def make(self, folders: Iterable[str] = ()) -> None:
         names = list(folders)

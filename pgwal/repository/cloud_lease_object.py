@@ -1,0 +1,275 @@
+"""An object that says that a process has something, for as long as it is renewed.
+
+Only conditional puts change it: the first by there being none, each later one by what was there before.  So of two
+processes that both take it for their own one is refused, whatever either knows of the time.  What it holds differs at
+each put, for many stores make an ETag of that alone.
+
+Whether a lease has expired is judged by the store's clock; its holder goes by a clock of its own, from before it sent
+the last renewal, and gives up earlier.  No two machines need have the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
+from pgwal.repository.cloud_errors import translated_cloud_errors
+from pgwal.repository.lease_process import has_ended, this_process
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import ObjectStore as Client
+
+LEASE_FOLDER = ".leases"
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""It goes on while the machine sleeps."""
+
+
+class LeaseTimes(NamedTuple):
+    """``valid_s`` after it was renewed a holder takes its lease for expired, others ``grace_s`` later."""
+
+    valid_s: float = 45.0
+    grace_s: float = 20.0
+    renewed_every_s: float = 15.0
+
+
+class Found(NamedTuple):
+    """What a lease object said when it was read; ``holder`` is None when it was given back."""
+
+    holder: str | None
+    process: object
+    token: object
+    content: bytes
+    version: UpdateVersion
+    modified_at: datetime
+
+
+def now_s() -> float:
+    """Return the seconds of a clock that only goes forward."""
+    return time.clock_gettime(_CLOCK)
+
+
+class LeaseObjects:
+    """Reads and writes the objects of leases, past everything that waits for leases."""
+
+    def __init__(self, client: Client, address: str, times: LeaseTimes) -> None:
+        self.client = client
+        self.address = address
+        self.times = times
+        self._store_time: tuple[datetime, float] | None = None
+
+    def read(self, name: str) -> Found:
+        """Return what an object says; raises ObjectNotFound, RepositoryError."""
+        with translated_cloud_errors("read", self.address, name):
+            found = obstore.get(self.client, name)
+            content = found.bytes().to_bytes()
+        meta = found.meta
+        return Found(*_holder(content), content, version_of(meta["e_tag"], meta["version"]), meta["last_modified"])
+
+    def create(self, name: str, content: bytes) -> UpdateVersion:
+        """Store an object that is not there; raises RepositoryLocked where there is one, whoever put it."""
+        return self._put(name, content, None)
+
+    def swap(self, name: str, content: bytes, version: UpdateVersion) -> UpdateVersion:
+        """Store an object in place of that of a version; raises RepositoryLocked where there is another."""
+        return self._put(name, content, version)
+
+    def _put(self, name: str, content: bytes, version: UpdateVersion | None) -> UpdateVersion:
+        with translated_cloud_errors("lock", self.address, name):
+            try:
+                put = obstore.put(
+                    self.client, name, content, mode="create" if version is None else version, use_multipart=False
+                )
+                return version_of(put["e_tag"], put["version"])
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+                pass
+        # It may be our own, whose answer was lost.
+        holder = "another process"
+        with suppress(ObjectNotFound):
+            found = self.read(name)
+            if found.content == content:
+                return found.version
+            holder = found.holder or holder
+        raise held_by(self.address, name, holder)
+
+    def is_held(self, found: Found) -> bool:
+        """Tell whether somebody has a lease, who has not given it up and may be there still; raises RepositoryError."""
+        if found.holder is None or has_ended(found.process):
+            return False
+        return self.age(found.modified_at) <= self.times.valid_s + self.times.grace_s
+
+    def age(self, modified_at: datetime) -> float:
+        """Return the seconds since an object was stored, by the store's clock, or somewhat less."""
+        if self._store_time is None:
+            try:
+                self._store_time = self._ask_time()
+            except StoreUnavailable:
+                raise
+            except RepositoryError:
+                # Who may only read takes no lease either, and tells people what it finds by its own clock.
+                self._store_time = datetime.now(UTC), now_s()
+        then, at_s = self._store_time
+        return (then - modified_at + timedelta(seconds=now_s() - at_s)).total_seconds()
+
+    def _ask_time(self) -> tuple[datetime, float]:
+        name = f"{LEASE_FOLDER}/clock/{secrets.token_hex(8)}"
+        with translated_cloud_errors("write", self.address, name):
+            obstore.put(self.client, name, b"", use_multipart=False)
+            at_s = now_s()
+            found = obstore.head(self.client, name)["last_modified"], at_s
+            obstore.delete(self.client, name)
+        return found
+
+
+class LeaseObject:
+    """A lease that this process has, or wants."""
+
+    def __init__(self, objects: LeaseObjects, name: str, holder: str) -> None:
+        self.name = name
+        self._objects = objects
+        self._holder = f"{holder}, process {os.getpid()} on {socket.gethostname()}"
+        self._token = secrets.token_hex(16)
+        self._renewals = 0
+        self._version: UpdateVersion | None = None
+        self._renewed_at_s = 0.0
+        self._lost: RepositoryError | None = None
+        self._lock = Lock()
+
+    def take(self) -> None:
+        """Take the lease; raises RepositoryLocked, naming the holder, while another has it."""
+        content, at_s = self._content(), now_s()
+        try:
+            found = self._objects.read(self.name)
+        except ObjectNotFound:
+            self._version = self._objects.create(self.name, content)
+        else:
+            if self._objects.is_held(found):
+                raise held_by(self._objects.address, self.name, found.holder or "another process")
+            self._version = self._objects.swap(self.name, content, found.version)
+        self._renewed_at_s = at_s
+
+    def create(self) -> None:
+        """Take a lease that nobody else has the name of."""
+        at_s = now_s()
+        self._version = self._objects.create(self.name, self._content())
+        self._renewed_at_s = at_s
+
+    def _content(self, *, is_free: bool = False) -> bytes:
+        self._renewals += 1
+        document = {
+            "holder": None if is_free else self._holder,
+            "process": None if is_free else this_process(),
+            "token": self._token,
+            "renewal": self._renewals,
+        }
+        return json.dumps(document).encode() + b"\n"
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it is so by this process's clock."""
+        return self._lost is None and now_s() < self._renewed_at_s + self._objects.times.valid_s
+
+    def renew(self) -> None:
+        """Renew the lease, which proves that it is still this process's.
+
+        One that has expired is renewed as well, unless another process has had it since: then LeaseLost is raised, now
+        and ever after.  Raises RepositoryError where that cannot be found out.
+        """
+        with self._lock:
+            if self._lost is not None:
+                raise LeaseLost(str(self._lost), hint=self._lost.hint, **self._lost.facts)
+            if self._version is None:
+                return
+            content, at_s = self._content(), now_s()
+            try:
+                self._version = self._swap(content, self._version)
+            except RepositoryLocked as error:
+                self._lost = _lost(self._objects.address, self.name, error, now_s() - self._renewed_at_s)
+                raise self._lost from None
+            self._renewed_at_s = at_s
+
+    def _swap(self, content: bytes, version: UpdateVersion) -> UpdateVersion:
+        try:
+            return self._objects.swap(self.name, content, version)
+        except RepositoryLocked:
+            # An earlier renewal may have been stored though it failed: then it is the object's last version.
+            with suppress(ObjectNotFound):
+                found = self._objects.read(self.name)
+                if found.token == self._token:
+                    return self._objects.swap(self.name, content, found.version)
+            raise
+
+    def give_back(self) -> None:
+        """Let others have it at once; what is another's by now stays.  Raises RepositoryError."""
+        with self._lock:
+            version, self._version = self._version, None
+            if version is not None and self._lost is None:
+                with suppress(RepositoryLocked):
+                    self._swap(self._content(is_free=True), version)
+
+    def remove(self) -> None:
+        """Give back a lease whose name no other wants any more; one that may be another's stays.
+
+        Raises RepositoryError.
+        """
+        with self._lock:
+            self._version = None
+            if not self.is_valid:
+                return
+            with translated_cloud_errors("unlock", self._objects.address, self.name), suppress(FileNotFoundError):
+                obstore.delete(self._objects.client, self.name)
+
+
+def held_by(address: str, name: str, holder: str) -> RepositoryLocked:
+    """Return the error for a lock that another has."""
+    place = f"{address}/{name}"
+    return RepositoryLocked(
+        f"{place} is held by {holder}",
+        hint="Only one can work on a repository at a time: wait until that one has ended, or stop it. What was killed"
+        " loses it within a minute or so.",
+        path=place,
+        holder=holder,
+    )
+
+
+def _lost(address: str, name: str, error: RepositoryLocked, since_s: float) -> LeaseLost:
+    place, holder = f"{address}/{name}", error.facts["holder"]
+    return LeaseLost(
+        f"{place} was lost: for {since_s:.0f} s this process stood still, or could not reach the store, and {holder}"
+        " has taken it",
+        hint="Nothing was changed since then. Run it again when that one has ended.",
+        path=place,
+        holder=holder,
+    )
+
+
+def _holder(content: bytes) -> tuple[str | None, object, object]:
+    """Return who has a lease, which process that is, and its token; what cannot be read is somebody's."""
+    try:
+        document = json.loads(content)
+        holder, process, token = document["holder"], document.get("process"), document.get("token")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "something else", None, None
+    return None if holder is None else str(holder), process, token
+
+
+def version_of(e_tag: str | None, version: str | None) -> UpdateVersion:
+    """Return what of an answer tells one version of an object from others."""
+    # The library takes no key whose value is None.
+    found: UpdateVersion = {}
+    if e_tag is not None:
+        found["e_tag"] = e_tag
+    if version is not None:
+        found["version"] = version
+    return found

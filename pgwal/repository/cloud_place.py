@@ -1,0 +1,161 @@
+"""A bucket of an object store, or what lies there under a prefix, as a place for a repository."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+from pgwal.errors import FormatError, RepositoryError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+    from obstore.store import ObjectStore as Client
+
+    from pgwal.repository.cloud_leases import CloudLeases
+    from pgwal.repository.cloud_store import CloudStore
+    from pgwal.repository.memory import MemorySpool
+    from pgwal.repository.storage_format import StorageFormat
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
+_MOST_RETRIES, _FIRST_WAIT, _MOST_RETRYING = 10, timedelta(seconds=0.3), timedelta(seconds=60)
+"""Some ten seconds, for waits grow by half of the first one: nothing interrupts them, and people wait for the error."""
+_REQUEST_TIMEOUT = timedelta(seconds=120)
+"""Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_CLIENT_OPTIONS = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "proxy_url",
+    "proxy_excludes",
+    "timeout",
+)
+"""What the library has from variables of these names itself, as long as it is given nothing of the kind."""
+
+
+@dataclass(frozen=True)
+class CloudPlace:
+    """See pgwal.repository.place.Place.
+
+    ``address`` is a URL without anything secret, see ``parse``; ``given_client`` speaks to the store, where that is not
+    left to the variables of its provider.
+    """
+
+    address: str
+    given_client: Client | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> CloudPlace:
+        """Return the place of SCHEME://BUCKET[/PREFIX]; nothing is looked at.  Raises FormatError."""
+        scheme, _, rest = url.partition("://")
+        bucket, *folders = rest.rstrip("/").split("/")
+        if scheme not in _VARIABLES:
+            raise FormatError(
+                f"repositories are directories, or in {', '.join(f'{name}://' for name in _VARIABLES)}, not in {scheme}://"
+            )
+        if not _BUCKET.fullmatch(bucket):
+            raise FormatError(
+                f"{scheme}://BUCKET/PREFIX names no bucket of letters, digits, dots and hyphens",
+                hint="Credentials are no part of it: they come from the environment.",
+            )
+        if any(folder in ("", ".", "..") or set(folder) & set("?#%*\\") for folder in folders):
+            # It is not repeated: there may be something secret in what was taken for a part of it.
+            raise FormatError(
+                f"what follows {scheme}://{bucket}/ is no prefix for a repository: it is a path without ?, #, % and *"
+            )
+        return cls("/".join((f"{scheme}://{bucket}", *folders)))
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def directory(self) -> None:
+        return None
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    @cached_property
+    def client(self) -> Client:
+        """What speaks to the store."""
+        return _client(self.address) if self.given_client is None else self.given_client
+
+    @cached_property
+    def store(self) -> CloudStore:
+        client, leases = self.client, self.leases
+        from pgwal.repository.cloud_store import CloudStore
+
+        return CloudStore(client, self.address, leases.require)
+
+    @cached_property
+    def leases(self) -> CloudLeases:
+        client = self.client
+        from pgwal.repository.cloud_leases import CloudLeases
+
+        return CloudLeases(client, self.address)
+
+    @cached_property
+    def spool(self) -> MemorySpool:
+        from pgwal.repository.memory import MemorySpool
+
+        return MemorySpool(self.store)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        """Packs: a request for each file would take long, and cost."""
+        from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
+
+        return DEFAULT_PACKED_FORMAT
+
+    def require_trusted(self) -> None:
+        """Who may write there is what the bucket's policies say, and is not to be seen by a client."""
+
+    def require_own(self) -> None:
+        """As for ``require_trusted``: what is not allowed is refused when it is tried."""
+
+    def require_suitable(self) -> None:
+        """A bucket is no data directory; ``probe`` tells what else may be wrong with it."""
+
+    def probe(self) -> None:
+        client = self.client
+        from pgwal.repository.cloud_probe import require_conditional_puts
+
+        require_conditional_puts(client, self.address)
+
+    def make(self, folders: Iterable[str] = ()) -> None:
+        """Folders are there when something is in them, and the bucket is not pgwal's to make."""
+
+
+def _client_options(address: str) -> ClientConfig:
+    prefix = _VARIABLES[address.partition("://")[0]]
+    found = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
+    given = {name: value for name, value in found.items() if value is not None}
+    return cast("ClientConfig", {"timeout": _REQUEST_TIMEOUT} | given)
+
+
+def _client(address: str) -> Client:
+    """Return what speaks to a store, as the variables of its provider say; raises RepositoryError."""
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise RepositoryError(
+            f"{address} needs obstore, which is not installed", hint='Install it: pip install "pgwal[cloud]".'
+        ) from None
+    from pgwal.repository.cloud_errors import translated_cloud_errors
+
+    with translated_cloud_errors("use", address):
+        return from_url(
+            address,
+            client_options=_client_options(address),
+            retry_config={
+                "max_retries": _MOST_RETRIES,
+                "retry_timeout": _MOST_RETRYING,
+                "backoff": {"init_backoff": _FIRST_WAIT},
+            },
+        )

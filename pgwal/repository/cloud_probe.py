@@ -1,0 +1,66 @@
+"""Find out whether a store keeps the one promise that everything here stands on: puts with conditions."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+
+from pgwal.errors import RepositoryError
+from pgwal.repository.cloud_errors import translated_cloud_errors
+from pgwal.repository.cloud_lease_object import LEASE_FOLDER, version_of
+
+if TYPE_CHECKING:
+    from obstore import PutMode
+    from obstore.store import ObjectStore as Client
+
+_REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
+_HINT = (
+    "Use a store with conditional writes (If-None-Match and If-Match): Amazon S3, Google Cloud Storage, Azure Blob"
+    " Storage, and recent versions of MinIO, Ceph, SeaweedFS and others have them; gateways in front of them may not."
+)
+
+
+def require_conditional_puts(client: Client, address: str) -> None:
+    """Raise RepositoryError for a store that puts over what is there although it is told not to; also where it cannot
+    be reached, read or written at all.  What is put is removed again, where that is allowed."""
+    name = f"{LEASE_FOLDER}/probe/{secrets.token_hex(8)}"
+    try:
+        with translated_cloud_errors("write", address, name):
+            try:
+                first = obstore.put(client, name, b"first", mode="create")
+            except NotSupportedError as error:
+                raise _unfit(address, "takes no conditional puts") from error
+        version = version_of(first["e_tag"], first["version"])
+        if not version:
+            raise _unfit(address, "gives no ETags")
+        _require_refused(client, address, name, "create", "puts an object over one that is there, although told not to")
+        with translated_cloud_errors("write", address, name):
+            obstore.put(client, name, b"second", mode=version)
+        _require_refused(client, address, name, version, "puts an object over another one than it was told to")
+        with translated_cloud_errors("read", address, name):
+            if obstore.get(client, name).bytes() != b"second":
+                raise _unfit(address, "does not give back what was put last")
+    finally:
+        with suppress(BaseError, FileNotFoundError):
+            obstore.delete(client, name)
+
+
+def _require_refused(client: Client, address: str, name: str, mode: PutMode, what: str) -> None:
+    with translated_cloud_errors("write", address, name):
+        try:
+            obstore.put(client, name, b"refused", mode=mode)
+        except _REFUSED:
+            return
+    raise _unfit(address, what)
+
+
+def _unfit(address: str, what: str) -> RepositoryError:
+    return RepositoryError(
+        f"{address} cannot hold a repository: the store {what}, so that two processes could destroy each other's work",
+        hint=_HINT,
+        path=address,
+    )

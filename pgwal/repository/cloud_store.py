@@ -1,0 +1,254 @@
+"""The objects of a repository in an object store: Amazon S3 and what speaks like it, Google's, Azure's.
+
+A store has names and no folders, cannot append, and answers late.  What it has stored is whole and durable.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
+from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_errors
+from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, StoredObject, StoreFeature, too_large
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ObjectStore as Client
+
+_MOST_BYTES_AT_ONCE = 8 << 20
+"""What is not more goes in one request, which alone can be refused because something is there already."""
+_PART_SIZE, _PARTS_AT_A_TIME = 5 << 20, 2
+"""Of larger objects.  S3 takes no smaller parts, and each is kept until it has arrived: of each object that is under
+way, twenty megabytes are in memory."""
+_LISTED_AT_ONCE = 1000
+_MOST_TRIES, _MOST_TRYING_S, _LONGEST_WAIT_S = 5, 30.0, 5.0
+"""Of what the library does not try again by itself, for it might do harm."""
+
+
+_Bytes: TypeAlias = list[bytes]
+
+
+class CloudStore:
+    """See pgwal.repository.store.ObjectStore; ``address`` is how people know the place that ``client`` reaches."""
+
+    features = frozenset[StoreFeature]()
+
+    def __init__(self, client: Client, address: str, require_leases: Callable[[], None]) -> None:
+        """``require_leases`` is called before anything is changed, and raises when this process must not any more."""
+        self.client = client
+        self._address = address
+        self._require_leases = require_leases
+
+    def locate(self, name: str) -> str:
+        return f"{self._address}/{name}" if name else self._address
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
+        with translated_cloud_errors("read", self._address, name):
+            found = obstore.get(self.client, name)
+            if found.meta["size"] > most_bytes:
+                raise too_large(name, most_bytes)
+            return found.bytes().to_bytes()
+
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        if all(start >= 0 and end is not None and end > start for start, end in ranges) and ranges:
+            with translated_cloud_errors("read", self._address, name):
+                try:
+                    return self._get_ranges(name, [(start, end) for start, end in ranges if end is not None])
+                except BaseError as error:
+                    if not is_out_of_range(error):
+                        raise
+        return self._get_ranges_of_one(name, ranges)
+
+    def _get_ranges_of_one(self, name: str, ranges: Sequence[ByteRange]) -> _Bytes:
+        """Return ranges of which some are counted from the end, or lie behind it: all of one version of the object."""
+        with translated_cloud_errors("read", self._address, name):
+            while True:
+                found = obstore.head(self.client, name)
+                wanted = [slice(start, end).indices(found["size"])[:2] for start, end in ranges]
+                try:
+                    return [self._get_range(name, each, found["e_tag"]) for each in wanted]
+                except PreconditionError:
+                    continue
+
+    def _get_range(self, name: str, wanted: tuple[int, int], e_tag: str | None) -> bytes:
+        if wanted[0] >= wanted[1]:
+            return b""
+        options: GetOptions = {"range": wanted}
+        if e_tag is not None:
+            options["if_match"] = e_tag
+        return obstore.get(self.client, name, options=options).bytes().to_bytes()
+
+    def _get_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        starts, ends = zip(*ranges, strict=True)
+        return [found.to_bytes() for found in obstore.get_ranges(self.client, name, starts=starts, ends=ends)]
+
+    def size(self, name: str) -> int:
+        with translated_cloud_errors("read", self._address, name):
+            try:
+                return obstore.head(self.client, name)["size"]
+            except (PermissionDeniedError, UnauthenticatedError):
+                # Such an answer has no body that says why; this one has.
+                return obstore.get(self.client, name).meta["size"]
+
+    def exists(self, name: str) -> bool:
+        return self._has_object(name) or self._has_folder(name)
+
+    def _has_object(self, name: str) -> bool:
+        try:
+            self.size(name)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def _has_folder(self, name: str) -> bool:
+        return any(True for _ in self.list(f"{name}/"))
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        # The library's prefixes end where folders do.  What comes before one of ours in its folder is not asked for.
+        folder, _, last = prefix.rpartition("/")
+        offset = prefix[:-1] if len(last) > 1 else None
+        with translated_cloud_errors("list", self._address, folder):
+            for found in obstore.list(self.client, folder or None, offset=offset, chunk_size=_LISTED_AT_ONCE):
+                for each in found:
+                    if each["path"].startswith(prefix):
+                        yield StoredObject(each["path"], each["size"])
+
+    def children(self, folder: str = "") -> Iterator[Child]:
+        with translated_cloud_errors("list", self._address, folder):
+            found = obstore.list_with_delimiter(self.client, folder or None)
+        for name in found["common_prefixes"]:
+            yield Child(name.rpartition("/")[2], None, True)
+        for each in found["objects"]:
+            yield Child(each["path"].rpartition("/")[2], each["size"])
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        name: str,
+        content: bytes | Iterable[bytes],
+        *,
+        replace: bool = False,
+        durable: bool = True,  # noqa: ARG002
+    ) -> None:
+        self._require_leases()
+        pieces = iter((content,) if isinstance(content, bytes) else content)
+        first: list[bytes] = []
+        size_bytes = 0
+        for piece in pieces:
+            first.append(piece)
+            size_bytes += len(piece)
+            if size_bytes > _MOST_BYTES_AT_ONCE:
+                self._put_in_parts(name, first, pieces, replace=replace)
+                return
+        whole = content if isinstance(content, bytes) else b"".join(first)
+        if replace:
+            with translated_cloud_errors("write", self._address, name):
+                obstore.put(self.client, name, whole, use_multipart=False)
+        else:
+            self._create(name, whole)
+
+    def _create(self, name: str, content: bytes) -> None:
+        """Store an object if there is none of its name.
+
+        An answer may be lost after the object was stored, and whoever asks again, here or in the library, is told that
+        there is one: it is that one if it is the same.
+        """
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(StoreUnavailable),
+                stop=stop_after_attempt(_MOST_TRIES) | stop_after_delay(_MOST_TRYING_S),
+                wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
+                reraise=True,
+            ):
+                with attempt, translated_cloud_errors("write", self._address, name):
+                    obstore.put(self.client, name, content, mode="create", use_multipart=False)
+        except ObjectExists:
+            if not self._holds(name, content):
+                raise
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return self.size(name) == len(content) and self.get(name, most_bytes=len(content)) == content
+        except ObjectNotFound:
+            return False
+
+    def _put_in_parts(self, name: str, first: _Bytes, rest: Iterator[bytes], *, replace: bool) -> None:
+        """Store a large object; where two do so at once under one name, the store tells neither.
+
+        Such are packs and segments: the name of a pack is unique, and segments are stored under a lease.
+        """
+        if not replace and self._has_object(name):
+            raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
+        pieces = _Pieces(first, rest)
+        try:
+            with translated_cloud_errors("write", self._address, name):
+                obstore.put(
+                    self.client,
+                    name,
+                    pieces,
+                    use_multipart=True,
+                    chunk_size=_PART_SIZE,
+                    max_concurrency=_PARTS_AT_A_TIME,
+                )
+        except BaseException as error:
+            if pieces.error is not None:
+                raise pieces.error from None
+            # The last request may have been answered and the answer lost: then its upload has ended, and is not found.
+            if not isinstance(error, ObjectNotFound):
+                raise
+            if not self._has_object(name) or self.size(name) != pieces.size_bytes:
+                place = self.locate(name)
+                raise RepositoryError(f"cannot write {place}: the store lost what was sent", path=place) from None
+
+    def delete(self, name: str) -> None:
+        self._require_leases()
+        # Not each store says so of what is not there.
+        self.size(name)
+        with translated_cloud_errors("delete", self._address, name):
+            obstore.delete(self.client, name)
+
+    def delete_all(self, folder: str) -> None:
+        names = (name for name, _ in self.list(f"{folder}/"))
+        while some := list(itertools.islice(names, _LISTED_AT_ONCE)):
+            self._require_leases()
+            with translated_cloud_errors("delete", self._address, folder):
+                obstore.delete(self.client, some)
+
+    def remove_folder(self, folder: str) -> bool:
+        return not self._has_folder(folder)
+
+    def recover(self, folder: str, is_own: Callable[[str], bool]) -> None:
+        pass  # What is not whole is not there.
+
+
+class _Pieces:
+    """Yields pieces of an object, the first of which are not kept any longer then, and knows why there are no more."""
+
+    def __init__(self, first: list[bytes], rest: Iterator[bytes]) -> None:
+        self._first = first
+        self._rest = rest
+        self.size_bytes = 0
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            piece = self._first.pop(0) if self._first else next(self._rest)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        self.size_bytes += len(piece)
+        return piece

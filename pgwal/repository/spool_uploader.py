@@ -1,0 +1,349 @@
+"""Store what a receiver has in its spool, away from the loop that receives it: see ``upload_order``.
+
+Each round looks at what lies in the spool, so that a crash needs no repair.  A segment is deleted there when it is
+stored, except the last one: a stream that is taken up again begins with it, also while the store is away.  While a
+stream still compares what was there when it began, nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Self
+
+from pgwal.errors import ObjectNotFound, RepositoryError
+from pgwal.lsn import Lsn
+from pgwal.repository.compression import Compression
+from pgwal.repository.layout import RECEIVER_STATE_NAME, WAL_DIRECTORY
+from pgwal.repository.repository import ReceiverState
+from pgwal.repository.spooled_objects import SpooledObjects
+from pgwal.repository.spooled_place import SpooledPlace
+from pgwal.repository.spooled_store import SPOOLED_FOLDERS
+from pgwal.repository.store import objects_in
+from pgwal.repository.upload_order import Upload, next_upload
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_file_name import (
+    COMPRESSION_SUFFIXES,
+    PARTIAL_SUFFIX,
+    partial_end,
+    split_segment_name,
+)
+from pgwal.segment import WalGeometry, is_segment_name
+
+logger = logging.getLogger(__name__)
+
+_SPARE_SEGMENTS = 3
+"""The one that was stored last, the one that is received, and one that is full before anybody looks."""
+_ASK_S = 2.0
+"""How often it is asked whether somebody waits for the open segment, while that has grown."""
+_STATE_MIN_S, _STATE_S = 0.2, 5.0
+"""How old the state that others see may get when more is stored, and otherwise."""
+_LOOK_S = 0.25
+_MOST_BYTES_AT_ONCE = 64 << 20
+_SLOW_S = 10.0
+"""The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
+_RETRY_MIN_S, _RETRY_MAX_S = 0.5, 10.0
+_END_S = 5.0
+
+
+class SpoolUploader:
+    """See pgwal.repository.delivery.Delivery; a context, only within ``opened_spool``.
+
+    The open segment is stored when it has grown and ``partial_interval_s`` have passed, or ``is_awaited``, which may
+    ask the store, says that a backup runs.  ``most_bytes`` is how much room the spool may take.
+    """
+
+    def __init__(
+        self,
+        place: SpooledPlace,
+        geometry: WalGeometry,
+        compression: Compression,
+        *,
+        partial_interval_s: float,
+        most_bytes: int,
+        is_awaited: Callable[[], bool],
+    ) -> None:
+        if most_bytes < (_SPARE_SEGMENTS + 1) * geometry.segment_size:
+            raise RepositoryError(
+                f"a spool of {most_bytes} bytes has no room for {_SPARE_SEGMENTS + 1} WAL segments",
+                hint=f"Give it at least {(_SPARE_SEGMENTS + 1) * geometry.segment_size} bytes: --max-spool.",
+            )
+        self.done_count = 0
+        self.failed_count = 0
+        self.trouble: RepositoryError | None = None
+        self._store = place.store
+        self._place = place
+        self._geometry = geometry
+        self._objects = SpooledObjects(place, geometry, compression)
+        self._partial_interval_s = partial_interval_s
+        self._most_bytes = most_bytes
+        self._is_awaited = is_awaited
+        self._changed = threading.Condition()
+        self._at_work = threading.Lock()
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._changes = 0
+        self.is_proven = False
+        self._proven = 0, Lsn(0)
+        self._streamed_timeline_id = 0
+        self._growing: tuple[int, int] | None = None
+        self._waiting: set[tuple[int, int]] = set()
+        self._ends: dict[tuple[int, int], Lsn] = {}
+        self._stored: dict[tuple[int, int], Lsn] = {}
+        self._kept: str | None = None
+        self._deletable: list[str] = []
+        self._may_delete = False
+        self._is_idle = False
+        self._hurries = False
+        self._told_lsn: Lsn | None = None
+        self._began_s: float | None = None
+        self._partial_at_s = self._asked_at_s = self._state_at_s = time.monotonic() - partial_interval_s
+        self._look()
+        self._thread = threading.Thread(target=self._run, name="pgwal-uploader", daemon=True)
+
+    def _look(self) -> None:
+        """Find out what is in the spool, and what of the segments that are not whole is stored."""
+        parse = self._geometry.parse_file_name
+        names = [name for name, _ in objects_in(self._store.local, WAL_DIRECTORY)]
+        with self._changed:
+            self._waiting = {parse(name) for name in names if is_segment_name(name) and name != self._kept}
+            self._ends, self._stored = {}, {}
+            for name, _ in self._store.stored(WAL_DIRECTORY):
+                end, base = partial_end(name), split_segment_name(name)[0]
+                if end is not None and is_segment_name(base):
+                    self._stored[parse(base)] = max(end, self._stored.get(parse(base), end))
+        for segment in WalArchive(self._store.local, self._geometry).segments():
+            if not segment.complete:
+                # What is received again may be more, and that it is whole is known then.
+                end = WalArchive(self._store.local, self._geometry).end_of_records(segment)[0]
+                self._ends[segment.timeline_id, segment.segment_no] = end
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        # It may wait for a store that does not answer, and ends with the process then.
+        self._thread.join(_END_S)
+
+    # -- what the receiver asks and tells ----------------------------------------------------------------------
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def spooled_bytes(self) -> int:
+        return (len(self._waiting) + (self._growing is not None)) * self._geometry.segment_size
+
+    @property
+    def is_away(self) -> bool:
+        began_s = self._began_s
+        return self.trouble is not None or (began_s is not None and time.monotonic() - began_s > _SLOW_S)
+
+    @property
+    def is_behind(self) -> bool:
+        return not self._is_idle
+
+    def add(self, name: str) -> None:
+        with self._changed:
+            self._waiting.add(self._geometry.parse_file_name(name))
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changes += 1
+        self._is_idle = False
+        self._changed.notify_all()
+
+    def begin(self, timeline_id: int) -> None:
+        with self._changed:
+            self._streamed_timeline_id, self._growing, self._may_delete = timeline_id, None, False
+            # What was left of this timeline is going to be written again.
+            self._deletable = [path for path in self._deletable if not _is_partial_of(path, timeline_id)]
+
+    def compared(self) -> None:
+        with self._changed:
+            if not self._may_delete:
+                self._may_delete = True
+                self._wake()
+
+    def require_continued(self) -> None:
+        self._place.require_continued()
+
+    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+        with self._changed:
+            self.is_proven = self.is_proven or is_all
+            if (timeline_id, lsn) > self._proven:
+                self._proven = timeline_id, lsn
+                self._wake()
+
+    def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:
+        segment_no = self._geometry.segment_no(flushed_lsn)
+        key = (timeline_id, segment_no) if flushed_lsn % self._geometry.segment_size else None
+        with self._changed:
+            before = self._growing, key and self._ends.get(key)
+            self._growing = key
+            if key is not None:
+                self._ends[key] = max(flushed_lsn, self._ends.get(key, flushed_lsn))
+            if before != (key, key and self._ends[key]):
+                self._wake()
+
+    def safe_lsn(self, timeline_id: int, flushed_lsn: Lsn) -> Lsn:
+        start = self._geometry.segment_start
+        key = timeline_id, self._geometry.segment_no(flushed_lsn)
+        with self._changed:
+            # Those of timelines before as well: they come first.
+            first = min((start(segment_no) for _, segment_no in self._waiting), default=flushed_lsn)
+            if key == self._growing and not self._is_whole(self._geometry.file_name(*key)):
+                first = min(first, max(start(key[1]), self._stored.get(key, Lsn(0))))
+        return min(first, flushed_lsn)
+
+    def _is_whole(self, segment: str) -> bool:
+        return any(self._store.is_stored(f"{WAL_DIRECTORY}/{segment}{suffix}") for suffix in COMPRESSION_SUFFIXES)
+
+    def has_room(self) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        return (len(self._waiting) + _SPARE_SEGMENTS) * self._geometry.segment_size <= self._most_bytes
+
+    def hurry(self) -> None:
+        with self._changed:
+            self._hurries = True
+            self._wake()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._at_work:
+            yield
+            self._kept, self._deletable = None, []
+            self.is_proven, self._proven = False, (0, Lsn(0))
+            self._look()
+
+    # -- the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._upload_until_ended()
+        if self._failure is None and self.trouble is None:
+            with suppress(RepositoryError):
+                self._send_state(at_once=True)
+
+    def _upload_until_ended(self) -> None:
+        tries = 0
+        while not self._ended:
+            try:
+                self._began_s = time.monotonic()
+                with self._at_work:
+                    self._delete_what_is_stored()
+                    upload = self._next()
+                    if upload is not None:
+                        self._take(upload)
+                    self._send_state()
+                self._began_s, self.trouble, tries = None, None, 0
+            except BaseException as error:  # raised again in the receiver
+                if not isinstance(error, RepositoryError) or not error.is_transient:
+                    self._failure = error
+                    return
+                self.trouble = error
+                self.failed_count += 1
+                self._wait(min(_RETRY_MAX_S, _RETRY_MIN_S * 2**tries), is_retry=True)
+                tries = min(tries + 1, 10)
+                continue
+            if upload is None:
+                self._wait(_LOOK_S, is_retry=False)
+
+    def _wait(self, seconds: float, *, is_retry: bool) -> None:
+        with self._changed:
+            if is_retry or self._is_idle:
+                self._changed.wait_for(lambda: self._ended or not (is_retry or self._is_idle), seconds)
+
+    def _next(self) -> Upload | None:
+        local = self._store.local
+        changes = self._changes
+        names = [f"{folder}/{name}" for folder in SPOOLED_FOLDERS for name, _ in objects_in(local, folder)]
+        is_due = self._is_due()
+        with self._changed:
+            found = next_upload(
+                [name for name in names if name != f"{WAL_DIRECTORY}/{self._kept}" and name not in self._deletable],
+                self._geometry,
+                proven=self._proven,
+                streamed_timeline_id=self._streamed_timeline_id,
+                growing=self._growing,
+                ends=self._ends,
+                stored=self._stored,
+                is_due=is_due,
+            )
+            if found is None and changes == self._changes:
+                self._is_idle, self._hurries = True, False
+        return found
+
+    def _is_due(self) -> bool:
+        """Tell whether the open segment is to be stored: it has grown, and that is long ago or awaited."""
+        with self._changed:
+            key = self._growing
+            if key is None or self._ends.get(key, Lsn(0)) <= self._stored.get(key, Lsn(0)):
+                return False
+        now = time.monotonic()
+        if self._hurries or now - self._partial_at_s >= self._partial_interval_s:
+            return True
+        if now - self._asked_at_s < _ASK_S:
+            return False
+        self._asked_at_s = now
+        return self._is_awaited()
+
+    def _take(self, upload: Upload) -> None:
+        name = upload.name.rpartition("/")[2]
+        if upload.end is not None:
+            self._take_partial(split_segment_name(name)[0], upload.end)
+        elif is_segment_name(name):
+            self._objects.store_segment(name)
+            self.done_count += 1
+            with self._changed:
+                self._waiting.discard(self._geometry.parse_file_name(name))
+            kept, self._kept = self._kept, name
+            if kept is not None:
+                self._deletable.append(f"{WAL_DIRECTORY}/{kept}")
+        else:
+            self._objects.store_file(upload.name)
+
+    def _take_partial(self, segment: str, end: Lsn) -> None:
+        key = self._geometry.parse_file_name(segment)
+        if end > self._stored.get(key, self._geometry.segment_start(key[1])):
+            try:
+                self._objects.store_partial(segment, end)
+            except ObjectNotFound:
+                if self._store.local.exists(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"):
+                    raise
+                return  # It is whole by now, and is taken as such.
+            self._partial_at_s = time.monotonic()
+        with self._changed:
+            self._stored[key] = max(end, self._stored.get(key, end))
+            if key[0] < self._streamed_timeline_id:
+                self._deletable.append(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}")
+
+    def _delete_what_is_stored(self) -> None:
+        # Within the lock: a stream that begins may write some of it again.
+        with self._changed:
+            while self._may_delete and self._deletable:
+                self._store.local.delete(self._deletable.pop())
+
+    def _send_state(self, *, at_once: bool = False) -> None:
+        """Leave the receiver's state for others: soon when more is stored, else now and then."""
+        content, now = self._store.pending_state, time.monotonic()
+        if content is None or (now - self._state_at_s < _STATE_MIN_S and not at_once):
+            return
+        flushed_lsn = ReceiverState.decode(content).flushed_lsn
+        if at_once or flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:
+            self._store.pending_state = None
+            self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
+            self._told_lsn, self._state_at_s = flushed_lsn, now
+
+
+def _is_partial_of(path: str, timeline_id: int) -> bool:
+    name = path.rpartition("/")[2]
+    return name.endswith(PARTIAL_SUFFIX) and int(name[:8], 16) == timeline_id

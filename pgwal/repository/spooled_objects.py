@@ -1,0 +1,120 @@
+"""Store what waits in a spool, one thing at a time, over nothing that is there: see ``spool_uploader`` for when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from pgwal.errors import ObjectExists, RepositoryError
+from pgwal.lsn import Lsn
+from pgwal.repository.compression import Compression
+from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.spooled_place import SpooledPlace
+from pgwal.repository.store import ByteRange
+from pgwal.repository.wal_compressor import compressed_pieces
+from pgwal.repository.wal_directory import PART_BYTES, WalDirectory
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, partial_name, split_segment_name
+from pgwal.segment import WalGeometry
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES_AT_ONCE = 64 << 20
+_MOST_FILE_BYTES = 1 << 30
+
+
+class SpooledObjects:
+    """Stores files of a spool, WAL compressed; what is there already of a name must hold the same."""
+
+    def __init__(self, place: SpooledPlace, geometry: WalGeometry, compression: Compression) -> None:
+        self._place = place
+        self._store = place.store
+        self._geometry = geometry
+        self._compression = compression
+
+    def store_segment(self, name: str) -> None:
+        """Store a whole segment; its file stays."""
+        path = f"{WAL_DIRECTORY}/{name}"
+        self._put(path + self._compression.suffix, self._content(path, self._geometry.segment_size), name)
+        self._delete_partials(name)
+
+    def store_partial(self, segment: str, end: Lsn) -> None:
+        """Store a segment that is not whole up to where its WAL counts."""
+        path = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+        name = partial_name(segment, end, self._compression.suffix)
+        start = self._geometry.segment_start(self._geometry.parse_file_name(segment)[1])
+        self._put(f"{WAL_DIRECTORY}/{name}", self._content(path, end - start), segment)
+        self._delete_partials(segment, name)
+
+    def _content(self, path: str, size_bytes: int) -> Iterator[bytes]:
+        local = self._store.local
+        ranges = (ByteRange(at, min(at + PART_BYTES, size_bytes)) for at in range(0, size_bytes, PART_BYTES))
+        return compressed_pieces((local.get_ranges(path, [part])[0] for part in ranges), self._compression, size_bytes)
+
+    def _put(self, path: str, content: Iterator[bytes], segment: str) -> None:
+        """Store WAL that is not there; what is there of this name must be the same WAL."""
+        pieces = _Counted(content)
+        try:
+            # In one piece where that is not too large: only then two that do so at once are told apart.
+            self._store.remote.put(
+                path, pieces if self._geometry.segment_size > _MOST_BYTES_AT_ONCE else b"".join(pieces)
+            )
+        except ObjectExists:
+            self._require_same(path, segment)
+        self._store.note_stored(path, pieces.size_bytes)
+
+    def _require_same(self, path: str, segment: str) -> None:
+        """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says."""
+        name, local = path.rpartition("/")[2], self._store.local
+        timeline_id, segment_no = self._geometry.parse_file_name(segment)
+        start = position = self._geometry.segment_start(segment_no)
+        end = partial_end(name) or Lsn(start + self._geometry.segment_size)
+        own = f"{WAL_DIRECTORY}/{segment}{'' if local.exists(f'{WAL_DIRECTORY}/{segment}') else PARTIAL_SUFFIX}"
+        for piece in WalDirectory(self._store.remote, WAL_DIRECTORY, self._geometry, only=name).read(
+            timeline_id, start
+        ):
+            stored = piece[: end - position]
+            if local.get_ranges(own, [ByteRange(position - start, position - start + len(stored))]) != [stored]:
+                raise self._place.differs(segment)
+            position = Lsn(position + len(piece))
+            if position >= end:
+                return
+
+    def _delete_partials(self, segment: str, newest: str | None = None) -> None:
+        """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm."""
+        for name, _ in self._store.stored(WAL_DIRECTORY):
+            base, _, complete = split_segment_name(name)
+            if base != segment or complete or name == newest:
+                continue
+            try:
+                self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
+            except RepositoryError as error:
+                logger.debug("%s", error)
+            self._store.note_deleted(f"{WAL_DIRECTORY}/{name}")
+
+    def store_file(self, path: str) -> None:
+        """Store a history or a summary, and delete its file."""
+        content = self._store.local.get(path, most_bytes=_MOST_FILE_BYTES)
+        try:
+            self._store.remote.put(path, content)
+        except ObjectExists:
+            if self._store.remote.get(path, most_bytes=_MOST_FILE_BYTES) != content:
+                if not path.startswith(SUMMARY_DIRECTORY):
+                    raise self._place.differs(path) from None
+                # It was found damaged, or is of an older pgwal: it can be made again from WAL.
+                self._store.remote.delete(path)
+                self._store.remote.put(path, content)
+        self._store.note_stored(path, len(content))
+        self._store.local.delete(path)
+
+
+class _Counted:
+    """Pieces, and how many bytes they had together."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self.size_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self.size_bytes += len(piece)
+            yield piece

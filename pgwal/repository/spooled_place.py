@@ -1,0 +1,246 @@
+"""A place that is reached over a network, with the spool in which a receiver keeps what is not stored there yet.
+
+The spool is a directory of this machine, laid out as a repository's: ``wal/``, ``summaries/``, and ``spool.json``,
+which says whose it is.  What it holds of the same names as the store is compared when it is opened, so that nothing of
+another history is ever stored; the open segment is never shorter in it than in the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO
+
+from pgwal.errors import ObjectNotFound, RepositoryError
+from pgwal.lsn import Lsn
+from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
+from pgwal.repository.lease import Leases
+from pgwal.repository.local_place import LocalPlace
+from pgwal.repository.place import Place
+from pgwal.repository.spool import Appender
+from pgwal.repository.spool_directory import spool_directory
+from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
+from pgwal.repository.storage_format import StorageFormat
+from pgwal.repository.store import objects_in
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_directory import WalSegmentFile
+from pgwal.repository.wal_file_name import partial_end, split_segment_name
+from pgwal.segment import is_history_name
+
+_IDENTITY_NAME = "spool.json"
+_LOCK_NAME = "receiver.lock"
+_FORMAT_VERSION = 1
+
+
+class SpooledPlace:
+    """See pgwal.repository.place.Place; only for whoever has the receiver's lease, within ``opened_spool``."""
+
+    directory = None
+    is_remote = True
+
+    def __init__(self, place: Place, spool: LocalPlace, identity: RepositoryIdentity) -> None:
+        self.place = place
+        self.local = spool
+        self.store = SpooledStore(spool.store, place.store)
+        self._identity = identity
+        self._archive = WalArchive(place.store, identity.geometry)
+
+    @property
+    def default_format(self) -> StorageFormat:
+        return self.place.default_format
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def leases(self) -> Leases:
+        return self.place.leases
+
+    @property
+    def spool(self) -> SpooledPlace:
+        return self
+
+    def require_trusted(self) -> None:
+        self.place.require_trusted()
+
+    def require_own(self) -> None:
+        self.place.require_own()
+
+    def require_suitable(self) -> None:
+        self.place.require_suitable()
+
+    def probe(self) -> None:
+        self.place.probe()
+
+    def make(self, folders: Iterable[str] = ()) -> None:
+        self.place.make(folders)
+
+    # -- the spool ---------------------------------------------------------------------------------------------
+
+    def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> Appender:
+        """As Spool's: what is stored of a segment is there already."""
+        if not self.local.store.exists(name):
+            self._take_from_store(name.rpartition("/")[2])
+        return self.local.spool.preallocate(name, size_bytes, zeroed=zeroed)
+
+    def settle(self, folder: str) -> None:
+        self.local.spool.settle(folder)
+
+    def create_notes(self, name: str) -> IO[bytes]:
+        return self.local.spool.create_notes(name)
+
+    def drop_notes(self, name: str) -> None:
+        self.local.spool.drop_notes(name)
+
+    def _take_from_store(self, name: str) -> None:
+        """Have a partial segment here as far as it is stored, durably."""
+        segment = split_segment_name(name)[0]
+        stored = self._stored_partial(segment)
+        if stored is not None:
+            pieces = WalArchive(self.place.store, self._identity.geometry).segment_pieces(segment)
+            self.local.store.put(f"{WAL_DIRECTORY}/{name}", pieces, replace=True)
+
+    def _stored_partial(self, segment: str) -> Lsn | None:
+        """Return up to where a segment is stored that is not whole there, None where nothing is."""
+        names = (name for name, _ in self.store.stored(WAL_DIRECTORY))
+        own = [name for name in names if split_segment_name(name)[0] == segment]
+        if any(split_segment_name(name)[2] for name in own):
+            return None
+        return max((partial_end(name) or Lsn(0) for name in own), default=None)
+
+    # -- what an earlier receiver left -------------------------------------------------------------------------
+
+    def take_over(self) -> None:
+        """Compare what an earlier receiver left in the spool with the store, and keep what is not stored yet.
+
+        Raises RepositoryError where the two differ, or the spool is of another repository.
+        """
+        self._require_identity()
+        for folder in SPOOLED_FOLDERS:
+            self.local.store.recover(folder, lambda _: True)
+        for name, _ in objects_in(self.local.store, WAL_DIRECTORY):
+            if is_history_name(name):
+                self._settle_history(name)
+        for segment in WalArchive(self.local.store, self._identity.geometry).segments():
+            self._settle_segment(segment)
+        for name, _ in objects_in(self.local.store, SUMMARY_DIRECTORY):
+            if self.store.is_stored(f"{SUMMARY_DIRECTORY}/{name}"):
+                # Made from the same WAL.
+                self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
+
+    def _require_identity(self) -> None:
+        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}
+        content = json.dumps(document, indent=2).encode() + b"\n"
+        try:
+            found = self.local.store.get(_IDENTITY_NAME)
+        except ObjectNotFound:
+            self.local.store.put(_IDENTITY_NAME, content)
+            return
+        if found != content:
+            raise RepositoryError(
+                f"the spool {self.local} holds WAL of another repository or cluster; nothing of it was stored",
+                hint=f"See {_IDENTITY_NAME} there.  Move the directory away if nobody needs what it holds.",
+                path=str(self.local),
+            )
+
+    def _settle_history(self, name: str) -> None:
+        path = f"{WAL_DIRECTORY}/{name}"
+        if self.store.is_stored(path):
+            if self.local.store.get(path) != self.place.store.get(path):
+                raise self.differs(name)
+            self.local.store.delete(path)
+
+    def _settle_segment(self, segment: WalSegmentFile) -> None:
+        name = self._identity.geometry.file_name(segment.timeline_id, segment.segment_no)
+        is_whole_there = self._is_stored_whole(name)
+        stored_end = None if is_whole_there else self._stored_partial(name)
+        if not is_whole_there and stored_end is None:
+            return
+        start = self._identity.geometry.segment_start(segment.segment_no)
+        local = WalArchive(self.local.store, self._identity.geometry)
+        ends = [self._identity.geometry.segment_start(segment.segment_no + 1)]
+        if stored_end is not None:
+            ends.append(stored_end)
+        if not segment.complete:
+            # Behind its whole records a receiver that was killed may have left anything.
+            ends.append(local.end_of_records(segment)[0])
+        if not _are_same(local.segment_pieces(name), self._archive.segment_pieces(name), min(ends) - start):
+            raise self.differs(segment.name)
+        if is_whole_there:
+            self.local.store.delete(f"{WAL_DIRECTORY}/{segment.name}")
+        elif not segment.complete and stored_end is not None and stored_end >= ends[-1]:
+            self._take_from_store(segment.name)
+
+    def require_continued(self) -> None:
+        """Raise RepositoryError unless what is in the spool goes on, record by record, where the stored WAL ends."""
+        archive = WalArchive(self.store, self._identity.geometry)
+        local = WalArchive(self.local.store, self._identity.geometry).segments()
+        first = min(local, default=None)
+        stored = [segment for segment in self._archive.segments() if first and segment.timeline_id == first.timeline_id]
+        if first is None or not stored:
+            return
+        before = stored[-1] if stored[-1].segment_no < first.segment_no else None
+        if before is None:
+            return  # It was compared with the segment of the same number.
+        start = self._identity.geometry.segment_start(first.segment_no)
+        if before.segment_no + 1 == first.segment_no and before.complete:
+            end, is_invalid = archive.end_of_records(first, before)
+            if end > start or not is_invalid:
+                return
+        raise RepositoryError(
+            f"{first.name} in the spool {self.local} does not go on where the WAL in {self.place} ends, with"
+            f" {before.name}: nothing of it was stored",
+            hint="When the server can be reached, pgwal stream receives what lies between.",
+            path=str(self.local),
+        )
+
+    def _is_stored_whole(self, segment: str) -> bool:
+        parts = (split_segment_name(name) for name, _ in self.store.stored(WAL_DIRECTORY))
+        return any(base == segment and complete for base, _, complete in parts)
+
+    def differs(self, name: str) -> RepositoryError:
+        """Return the error for WAL that waits here and is stored otherwise."""
+        return RepositoryError(
+            f"{self.local}/{WAL_DIRECTORY}/{name} is not what {self.place} holds of the same name: nothing was"
+            " overwritten, there or here",
+            hint="Two servers, or one that was rolled back, were received from.  Keep what belongs to the present"
+            " server, and move the spool away if that is not it.",
+            path=str(self.local),
+        )
+
+
+def has_spooled_wal(place: Place, directory: Path | None) -> bool:
+    """Tell whether a receiver has left WAL in the spool of a repository."""
+    local = LocalPlace(spool_directory(str(place), directory))
+    return bool(objects_in(local.store, WAL_DIRECTORY))
+
+
+@contextmanager
+def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdentity) -> Iterator[SpooledPlace]:
+    """Hold the spool of a repository, which is made below a directory or where spools usually are.
+
+    Raises RepositoryLocked while another receiver of this machine has it, RepositoryError as ``take_over`` does.
+    """
+    local = LocalPlace(spool_directory(str(place), directory))
+    local.require_suitable()
+    local.make(SPOOLED_FOLDERS)
+    local.require_own()
+    local.require_trusted()
+    with local.leases.lock(_LOCK_NAME, "a receiver"):
+        spooled = SpooledPlace(place, local, identity)
+        spooled.take_over()
+        yield spooled
+
+
+def _are_same(pieces: Iterable[bytes], others: Iterable[bytes], size_bytes: int) -> bool:
+    """Tell whether the first bytes of two segments are the same; pieces of both are as long."""
+    for piece, other in zip_longest(pieces, others, fillvalue=b""):
+        if size_bytes <= 0:
+            break
+        if piece[:size_bytes] != other[:size_bytes]:
+            return False
+        size_bytes -= len(piece)
+    return True

@@ -1,0 +1,184 @@
+"""The objects of a repository that is reached over a network, with what waits on this machine to be stored there.
+
+Whoever receives WAL sees both as one: what waits hides what is stored of the same segment.  Names that are stored are
+remembered, for nobody but the receiver adds to them: while the store is away, all but the contents is still known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from threading import Lock
+
+from pgwal.errors import ObjectExists, ObjectNotFound
+from pgwal.repository.layout import RECEIVER_STATE_NAME, SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.store import (
+    MOST_BYTES_READ,
+    ByteRange,
+    Child,
+    ObjectStore,
+    StoredObject,
+    StoreFeature,
+    objects_in,
+)
+from pgwal.repository.wal_file_name import split_segment_name
+
+SPOOLED_FOLDERS = (WAL_DIRECTORY, SUMMARY_DIRECTORY)
+
+
+class SpooledStore:
+    """See pgwal.repository.store.ObjectStore.
+
+    WAL and summaries that are put wait in ``local``; all else goes to ``remote`` at once, but the receiver's own
+    state, which is left in ``pending_state`` for whoever stores what waits.
+    """
+
+    features = frozenset[StoreFeature]()
+
+    def __init__(self, local: ObjectStore, remote: ObjectStore) -> None:
+        self.local = local
+        self.remote = remote
+        self.pending_state: bytes | None = None
+        self._lock = Lock()
+        self._stored = self._listed()
+
+    def _listed(self) -> dict[str, int]:
+        return {
+            f"{folder}/{name}": size_bytes
+            for folder in SPOOLED_FOLDERS
+            for name, size_bytes in objects_in(self.remote, folder)
+        }
+
+    def locate(self, name: str) -> str:
+        return self.remote.locate(name)
+
+    # -- what is stored ----------------------------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Forget what is remembered of the store, and list it."""
+        stored = self._listed()
+        with self._lock:
+            self._stored = stored
+
+    def stored(self, folder: str) -> list[StoredObject]:
+        """Return the objects directly in a folder that are stored, whatever waits, by the last part of each name."""
+        with self._lock:
+            found = [(name.removeprefix(f"{folder}/"), size) for name, size in self._stored.items()]
+        return sorted(StoredObject(name, size) for name, size in found if "/" not in name)
+
+    def is_stored(self, name: str) -> bool:
+        with self._lock:
+            return name in self._stored
+
+    def note_stored(self, name: str, size_bytes: int) -> None:
+        with self._lock:
+            self._stored[name] = size_bytes
+
+    def note_deleted(self, name: str) -> None:
+        with self._lock:
+            self._stored.pop(name, None)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
+        if _is_spooled(name):
+            # It may be stored, and no longer wait, by now.
+            with suppress(ObjectNotFound):
+                return self.local.get(name, most_bytes=most_bytes)
+        return self.remote.get(name, most_bytes=most_bytes)
+
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        if _is_spooled(name):
+            with suppress(ObjectNotFound):
+                return self.local.get_ranges(name, ranges)
+        return self.remote.get_ranges(name, ranges)
+
+    def size(self, name: str) -> int:
+        if not _is_spooled(name):
+            return self.remote.size(name)
+        with suppress(ObjectNotFound):
+            return self.local.size(name)
+        with self._lock:
+            if name in self._stored:
+                return self._stored[name]
+        raise ObjectNotFound(f"cannot read {self.locate(name)}: it does not exist", path=self.locate(name))
+
+    def exists(self, name: str) -> bool:
+        if not _is_spooled(name):
+            return self.remote.exists(name)
+        return self.is_stored(name) or self.local.exists(name)
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        folder, slash, _ = prefix.partition("/")
+        if not slash or folder not in SPOOLED_FOLDERS:
+            yield from self.remote.list(prefix)
+            return
+        for name, size_bytes, _ in self.children(folder):
+            path = f"{folder}/{name}"
+            if size_bytes is not None and path.startswith(prefix):
+                yield StoredObject(path, size_bytes)
+
+    def children(self, folder: str = "") -> Iterator[Child]:
+        if folder not in SPOOLED_FOLDERS:
+            yield from self.remote.children(folder)
+            return
+        waiting = {child.name: child for child in self.local.children(folder)}
+        # Whether they are whole, by the names of segments.
+        hiding = {base: complete for base, _, complete in sorted(map(split_segment_name, waiting))}
+        yield from waiting.values()
+        for name, size_bytes in self.stored(folder):
+            base, _, complete = split_segment_name(name)
+            if name not in waiting and (base not in hiding or (complete and not hiding[base])):
+                yield Child(name, size_bytes)
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def put(self, name: str, content: bytes | Iterable[bytes], *, replace: bool = False, durable: bool = True) -> None:
+        if name == RECEIVER_STATE_NAME:
+            self.pending_state = content if isinstance(content, bytes) else b"".join(content)
+        elif not _is_spooled(name):
+            self.remote.put(name, content, replace=replace, durable=durable)
+        elif not replace and self.is_stored(name):
+            raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
+        else:
+            self.local.put(name, content, replace=replace, durable=durable)
+            self._delete_hidden(name)
+
+    def delete(self, name: str) -> None:
+        if not _is_spooled(name):
+            self.remote.delete(name)
+            return
+        try:
+            self.local.delete(name)
+        except ObjectNotFound:
+            self.remote.delete(name)
+            self.note_deleted(name)
+        else:
+            self._delete_hidden(name)
+
+    def _delete_hidden(self, name: str) -> None:
+        """Delete what is stored of a segment when its file here, which hides that, is deleted or replaced."""
+        folder, _, last = name.partition("/")
+        base, _, complete = split_segment_name(last)
+        for stored, _ in self.stored(folder):
+            other, _, is_whole = split_segment_name(stored)
+            if other == base and (complete or not is_whole):
+                self.remote.delete(f"{folder}/{stored}")
+                self.note_deleted(f"{folder}/{stored}")
+
+    def delete_all(self, folder: str) -> None:
+        if folder in SPOOLED_FOLDERS:
+            self.local.delete_all(folder)
+        self.remote.delete_all(folder)
+
+    def remove_folder(self, folder: str) -> bool:
+        return self.remote.remove_folder(folder)
+
+    def recover(self, folder: str, is_own: Callable[[str], bool]) -> None:
+        if folder in SPOOLED_FOLDERS:
+            self.local.recover(folder, is_own)
+        self.remote.recover(folder, is_own)
+
+
+def _is_spooled(name: str) -> bool:
+    return name.partition("/")[0] in SPOOLED_FOLDERS
