@@ -211,9 +211,9 @@ class CloudStore:
 
     def delete(self, name: str) -> None:
         self._require_leases()
-        # Not each store says so of what is not there.
-        self.size(name)
         with translated_cloud_errors("delete", self._address, name):
+            # Not each store says so of what is not there.
+            obstore.head(self.client, name)
             obstore.delete(self.client, name)
 
     def delete_all(self, folder: str) -> None:
