@@ -8,8 +8,9 @@ from typing import NamedTuple
 from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
+from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import ObjectStore
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalSegmentFile
+from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 

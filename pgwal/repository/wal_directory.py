@@ -9,33 +9,38 @@ that.
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.repository.object_reader import open_object
-from pgwal.repository.store import ObjectStore, as_files, objects_in
-from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, preference, split_segment_name
+from pgwal.repository.segment_reader import (
+    PART_BYTES,
+    REPLACE_HINT,
+    SegmentReader,
+    broken_segment,
+    segment_part_module,
+)
+from pgwal.repository.store import ObjectStore, StoredObject, as_files, objects_in
+from pgwal.repository.wal_file_name import (
+    COMPRESSION_SUFFIXES,
+    PARTIAL_SUFFIX,
+    partial_end,
+    preference,
+    split_segment_name,
+)
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from pgwal.repository.segment_part import SegmentPart, SharedFile
-
-PART_BYTES = 2 << 20
-"""Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
+    from pgwal.repository.segment_part import SegmentPart
 
 _FIRST_PART_BYTES = 64 << 10
 """Of a segment that is read from somewhere within: often but one record is wanted."""
 
 _LONG_HEADER_SIZE = 40
-_HINT = "Replace it by a whole copy, if another archive holds one."
-
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
 """Consecutive WAL; to be closed when not all of it is wanted."""
 
@@ -59,11 +64,13 @@ class WalDirectory:
         self._directory = directory
         self._only = only
         self._agreed: set[str] = set()
+        self._has_ends: bool | None = None
+        """Whether names of partial files tell up to where they count, None where nobody has looked."""
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
         found: dict[tuple[int, int], WalSegmentFile] = {}
-        for name, size_bytes in objects_in(self._store, self._directory):
+        for name, size_bytes in self._listed():
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
@@ -99,7 +106,7 @@ class WalDirectory:
         return int(header.timeline_id) if is_its_own else None
 
     def is_complete(self, timeline_id: int, segment_no: int) -> bool:
-        return bool(self._whole_files(self.geometry.file_name(timeline_id, segment_no)))
+        return any(self._whole_files(self.geometry.file_name(timeline_id, segment_no)))
 
     def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
@@ -114,7 +121,7 @@ class WalDirectory:
 
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
-        segment_part = _segment_part_module()
+        segment_part = segment_part_module()
         has_files = as_files(self._store) is not None
         for file, offset in self._opened_from(timeline_id, start):
             if file.is_compressed or not has_files:
@@ -130,7 +137,7 @@ class WalDirectory:
         if isinstance(part, bytes):
             return
         if part.error_number:
-            raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
+            raise broken_segment(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
         if part.end >= 0:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
         if part.left != 0:
@@ -158,7 +165,7 @@ class WalDirectory:
         try:
             name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
             if segment.complete and name not in self._agreed:
-                self._require_agreement(name, self._whole_files(name))
+                self._require_agreement(name, [*self._whole_files(name)])
             return self._open_file(segment.name)
         except ObjectNotFound:
             return self._open(name)
@@ -184,7 +191,7 @@ class WalDirectory:
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""
-        names = [name for name, _ in objects_in(self._store, self._directory) if is_history_name(name)]
+        names = [name for name, _ in self._listed() if is_history_name(name)]
         return [int(name[:8], 16) for name in names]
 
     def histories(self) -> list[TimelineHistory]:
@@ -194,13 +201,31 @@ class WalDirectory:
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
-    def _whole_files(self, name: str) -> list[str]:
-        """Return the names of a segment's whole files, in the order in which they count."""
-        if as_files(self._store) is None:
-            return [found for found in self._stored_files(name) if split_segment_name(found)[2]]
-        # To ask for four names takes less than to list many thousands.
-        names = (name + suffix for suffix in COMPRESSION_SUFFIXES)
-        return [found for found in names if self._only in (None, found) and self._store.exists(self._path(found))]
+    def _listed(self) -> list[StoredObject]:
+        found = objects_in(self._store, self._directory)
+        self._has_ends = any(name.endswith(PARTIAL_SUFFIX) and partial_end(name) is not None for name, _ in found)
+        return found
+
+    def _whole_files(self, name: str) -> Iterator[str]:
+        """Yield the names of a segment's whole files, in the order in which they count."""
+        if as_files(self._store) is not None:
+            # To ask for four names takes less than to list many thousands.
+            return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
+        return (found for found in self._stored_files(name) if split_segment_name(found)[2])
+
+    def _partial_files(self, name: str) -> list[str]:
+        """Return the names of a segment's partial files, in the order in which they count."""
+        if as_files(self._store) is not None:
+            found = [*self._those_there(name + suffix + PARTIAL_SUFFIX for suffix in COMPRESSION_SUFFIXES)]
+            if self._has_ends is None:
+                self._listed()
+            # What names tell of their ends was copied from an object store, if it is there.
+            if found or not self._has_ends:
+                return found
+        return [found for found in self._stored_files(name) if not split_segment_name(found)[2]]
+
+    def _those_there(self, names: Iterable[str]) -> Iterator[str]:
+        return (name for name in names if self._only in (None, name) and self._store.exists(self._path(name)))
 
     def _stored_files(self, name: str) -> list[str]:
         """Return the names of all files of a segment, in the order in which they count, by one listing."""
@@ -240,9 +265,9 @@ class WalDirectory:
 
     def _open(self, name: str) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
-            whole = self._whole_files(name)
+            whole = [*self._whole_files(name)]
             self._require_agreement(name, whole)
-            for file_name in whole or self._stored_files(name):
+            for file_name in whole or self._partial_files(name):
                 with suppress(ObjectNotFound):
                     return self._open_file(file_name)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
@@ -274,105 +299,9 @@ class WalDirectory:
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
-            hint=_HINT,
+            hint=REPLACE_HINT,
         )
 
 
 class _Damaged(Exception):
     """One of two files cannot be read."""
-
-
-class SegmentReader:
-    """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file.
-
-    One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
-    """
-
-    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
-        self.path = path
-        self.complete = complete
-        self._raw = raw
-        # Of these, read() would drop what it has when it then meets the end of a file that is cut off.
-        self._read: Callable[[int], bytes] = raw.read
-        self._errors: tuple[type[Exception], ...] = (OSError, RuntimeError, zlib.error)
-        if compression == ".gz":
-            import gzip
-
-            self._read = gzip.GzipFile(fileobj=raw).read1
-        elif compression == ".lz4":
-            import lz4.frame
-
-            self._read = lz4.frame.LZ4FrameFile(raw).read1
-        elif compression == ".zst":
-            import zstandard
-
-            self._errors = (OSError, zstandard.ZstdError)
-            self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
-        self.is_compressed = bool(compression)
-
-    def __enter__(self) -> SegmentReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._raw.close()
-
-    def share(self) -> SharedFile:
-        """Return the file for others to read, when this reader is closed too."""
-        try:
-            shared: SharedFile = _segment_part_module().SharedFile(self._raw.fileno())
-        except OSError as error:
-            raise self._broken(error) from error
-        return shared
-
-    def skip(self, count: int) -> None:
-        """Pass over ``count`` bytes: by seeking where nothing is compressed."""
-        if not self.is_compressed:
-            self._raw.seek(count)
-            return
-        while count and (data := self.read(min(PART_BYTES, count))):
-            count -= len(data)
-
-    def read(self, size: int) -> bytes:
-        """Return ``size`` bytes, less at the end."""
-        pieces = []
-        while size and (data := self._read_some(size)):
-            pieces.append(data)
-            size -= len(data)
-        return b"".join(pieces)
-
-    def _read_some(self, size: int) -> bytes:
-        try:
-            return self._read(size)
-        except EOFError as error:
-            if not self.complete:
-                return b""
-            raise self._broken(error) from error
-        except self._errors as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> FormatError:
-        return _broken(self.path, "decompressed" if self.is_compressed else "read", error)
-
-
-def _segment_part_module() -> ModuleType:
-    """Import what reads parts of segments; raises PgwalError when it is not of the form that the scanner is.
-
-    A compiled scanner would not see that an interpreted part reads anything.
-    """
-    from pgwal.wal import scan
-
-    try:
-        from pgwal.repository import segment_part
-    except ValueError:
-        # Compiled, it does not fit what it inherits from.
-        form = None
-    else:
-        form = segment_part.COMPILED
-    if form is not scan.COMPILED:
-        raise PgwalError("this installation of pgwal is compiled in part only", hint="Install it again.")
-    return segment_part
-
-
-def _broken(path: str, action: str, error: Exception) -> FormatError:
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-    return FormatError(f"{path} cannot be {action}: {reason}", hint=_HINT)
