@@ -70,7 +70,7 @@ class _Export:
         jobs = request.jobs or default_jobs()
         self.threads = WritingThreads(jobs, entry.totals.stored_size_bytes, on_progress)
         self._files = repository.catalogue.files(entry.backup_id)
-        self._data = repository.catalogue.data(entry.backup_id, jobs)
+        (self._data,) = repository.catalogue.data(entry.backup_id, jobs=jobs)
         self._writer = TreeWriter(request.output, durable=request.sync)
         self._sync = request.sync
 

@@ -100,7 +100,7 @@ class Rebuild:
         self._options = options
         self._threads = WritingThreads(options.jobs or default_jobs(), self._entry.totals.size_bytes, on_progress)
         self._catalogue = repository.catalogue
-        self._stored = [repository.catalogue.data(entry.backup_id, self._threads.jobs) for entry in chain]
+        self._stored = repository.catalogue.data(*(entry.backup_id for entry in chain), jobs=self._threads.jobs)
         if options.method is not CopyMethod.COPY:
             _require_files(self._stored, options.method)
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]

@@ -89,7 +89,7 @@ class StoredBackup:
         self._backup_id = backup_id
         self._folder = f"{BACKUP_DIRECTORY}/{backup_id}"
         self._entry_name = f"{self._folder}/{BACKUP_ENTRY_NAME}"
-        self._data = repository.catalogue.data(backup_id)
+        (self._data,) = repository.catalogue.data(backup_id)
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
         self._entry_is_whole = self._manifest_is_whole = False

@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 from pgwal.engine.delivering import deliver, deliver_left
-from pgwal.engine.parting import parting_of, proving_starts
 from pgwal.engine.receiver_progress import ReceiverProgress
 from pgwal.engine.reconnection import reconnecting
 from pgwal.engine.set_aside import set_aside
@@ -203,6 +202,9 @@ class Receiver:
                 self.progress,
             ).run()
         except HistoryMismatch as error:
+            # Not above: it takes long to import, and hardly ever is it needed.
+            from pgwal.engine.parting import parting_of
+
             raise parting_of(error, sender, repository.wal, position.history) from error
 
     def _hold_repository(self, identity: RepositoryIdentity, held: ExitStack) -> Repository:
@@ -236,6 +238,8 @@ class Receiver:
                 abandoned.timeline_id,
             )
         if starts:
+            from pgwal.engine.parting import proving_starts
+
             return proving_starts(archive, segments, history, starts, position.flush_lsn)
         return [self._new_start(connection, position)]
 

@@ -175,23 +175,31 @@ class Catalogue:
             return None
         return self._store.get(f"{data}/{BACKUP_LABEL_NAME}")
 
-    def data(self, backup_id: str, jobs: int = 1) -> BackupData:
-        """Return what a backup holds, to be read; where an entry cannot tell, the repository's format does.
+    def data(self, *backup_ids: str, jobs: int = 1) -> list[BackupData]:
+        """Return what backups hold, to be read; where an entry cannot tell, the repository's format does.
 
-        What is packed is read ahead in ``jobs`` threads.
+        What is packed is read ahead in ``jobs`` threads, which all of them share, as they do what is kept in memory.
         """
-        plain = open_backup_data(self._store, folder_of(backup_id), backup_id)
+        found = [open_backup_data(self._store, folder_of(backup_id), backup_id) for backup_id in backup_ids]
+        packed = [number for number, backup_id in enumerate(backup_ids) if self._is_packed(backup_id)]
+        if packed:
+            from pgwal.repository.frame_reader import FrameReader
+            from pgwal.repository.packed_backup_data import PackedBackupData
+
+            frames = FrameReader(self._store, jobs)
+            for number in packed:
+                backup_id = backup_ids[number]
+                lines = partial(self._lines, folder_of(backup_id))
+                found[number] = PackedBackupData(self._store, found[number], backup_id, lines, frames)
+        return found
+
+    def _is_packed(self, backup_id: str) -> bool:
         try:
-            is_packed = self.entry(backup_id).packed_size_bytes is not None
+            return self.entry(backup_id).packed_size_bytes is not None
         except StoreUnavailable:
             raise
         except (FormatError, RepositoryError):
-            is_packed = self._format_is_packed()
-        if not is_packed:
-            return plain
-        from pgwal.repository.packed_backup_data import PackedBackupData
-
-        return PackedBackupData(self._store, plain, backup_id, partial(self._lines, folder_of(backup_id)), jobs)
+            return self._format_is_packed()
 
     def _format_is_packed(self) -> bool:
         """Tell what the repository's format is, as far as that can be read: a plain one may have none written."""

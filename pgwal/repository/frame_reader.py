@@ -23,7 +23,7 @@ _ANOTHER_BACKUP = "Restore another backup."
 
 
 class FrameReader:
-    """Reads frames for any number of threads, and ahead of them in ``jobs`` threads of its own, which end with it.
+    """Reads frames of any backups for any number of threads, and ahead of them in ``jobs`` threads, which end with it.
 
     One file may be most of a database: whoever writes it would decode frame by frame, and the others have nothing to
     do.
@@ -60,34 +60,39 @@ class FrameReader:
                 return kept
             future = Future[bytes]() if kept is None else kept
             self._keep(key, future)
-            if last is not None and self._threads is not None:
-                for later in range(number + 1, min(number + self._ahead, last) + 1):
-                    if (pack.name, later) not in self._kept:
-                        self._keep((pack.name, later), self._threads.submit(self._read, pack, later))
         try:
+            if last is not None:
+                self._read_ahead(pack, number, last)
             if kept is None:
-                self._read_now(future, pack, number)
+                future.set_result(self._read(pack, number))
             content = future.result()
-        except (Exception, KeyboardInterrupt):
+        except BaseException as error:
             with self._lock:
                 self._kept.pop(key, None)
-            raise
+            if kept is None and not future.done():
+                # Others may wait for it.
+                future.set_exception(error)
+            if kept is None or not isinstance(error, Exception):
+                raise
+            # What failed when it was read ahead, or for another, is tried again.
+            content = self._read(pack, number)
         with self._lock:
             self._keep(key, content)
         return content
+
+    def _read_ahead(self, pack: Pack, number: int, last: int) -> None:
+        if self._threads is None:
+            return
+        with self._lock:
+            for later in range(number + 1, min(number + self._ahead, last) + 1):
+                if (pack.name, later) not in self._kept:
+                    self._keep((pack.name, later), self._threads.submit(self._read, pack, later))
 
     def _keep(self, key: tuple[str, int], content: Future[bytes] | bytes) -> None:
         self._kept[key] = content
         self._kept.move_to_end(key)
         while len(self._kept) > self._most_kept:
             self._kept.popitem(last=False)
-
-    def _read_now(self, future: Future[bytes], pack: Pack, number: int) -> None:
-        try:
-            future.set_result(self._read(pack, number))
-        except BaseException as error:
-            # Others may wait for it.
-            future.set_exception(error)
 
     def _read(self, pack: Pack, number: int) -> bytes:
         frame, name = pack[number], pack_object(pack.name)

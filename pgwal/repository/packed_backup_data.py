@@ -33,7 +33,7 @@ class PackedBackupData:
     """See pgwal.repository.backup_data.BackupData.
 
     ``plain`` has what is stored as it is; ``lines`` gives the lines of the backup's entry, and is asked when something
-    is read for the first time.  Frames are read ahead in ``jobs`` threads.
+    is read for the first time.  ``frames`` may be read for other backups, too.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PackedBackupData:
         plain: BackupData,
         backup_id: str,
         lines: Callable[[], AbstractContextManager[Iterable[bytes]]],
-        jobs: int = 1,
+        frames: FrameReader,
     ) -> None:
         self.backup_id = backup_id
         self._store = store
@@ -50,7 +50,7 @@ class PackedBackupData:
         self._lines = lines
         self._index_lock = Lock()
         self._damage: FormatError | None = None
-        self._frames = FrameReader(store, jobs)
+        self._frames = frames
 
     def require_places(self) -> None:
         _ = self._index
@@ -218,8 +218,8 @@ class _PackedContent:
             if offset >= self.size_bytes:
                 return memoryview(b"")
             part = self._part_at(offset)
-            # Whoever begins at the start, or comes from the frame before, is going to read on.
-            if offset == 0 or (self._part.pack, self._part.frame) == (part.pack, part.frame - 1):
+            # Whoever comes from the frame before is going to read on; at the start a header may be all that is wanted.
+            if (self._part.pack, self._part.frame) == (part.pack, part.frame - 1):
                 last = part.last
             self._part = part
         content = memoryview(self._frames.content(self._packs[part.pack], part.frame, last))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.errors import (
     FormatError,
@@ -18,7 +19,6 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn
 from pgwal.repository.address import Address, place_at
-from pgwal.repository.catalogue import Catalogue
 from pgwal.repository.layout import (
     BACKUP_DIRECTORY,
     BACKUP_LOCK_NAME,
@@ -37,6 +37,9 @@ from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_file_name import is_wal_file_name
+
+if TYPE_CHECKING:
+    from pgwal.repository.catalogue import Catalogue
 
 _RECEIVER_OF_BACKUP = "a backup's receiver"
 
@@ -114,7 +117,13 @@ class Repository:
         self.geometry = identity.geometry
         self.wal = WalArchive(place.store, identity.geometry)
         self.summaries = SummaryFiles(place.store)
-        self.catalogue = Catalogue(place, identity)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        # Not above: a receiver needs nothing of what backups are.
+        from pgwal.repository.catalogue import Catalogue
+
+        return Catalogue(self.place, self.identity)
 
     @classmethod
     def open(cls, address: Address) -> Repository:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -22,9 +22,10 @@ from pgwal.backup.pack_table import Pack
 from pgwal.checksum import content_digest
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
-from pgwal.repository import pack_stream
+from pgwal.repository import frame_reader, pack_stream
 from pgwal.repository.backup_data import open_backup_data
 from pgwal.repository.frame_codec import EncodedFrame, FrameEncoder
+from pgwal.repository.frame_reader import FrameReader
 from pgwal.repository.memory import MemoryPlace, MemoryStore
 from pgwal.repository.object_backup_data import ObjectBackupDataWriter
 from pgwal.repository.pack_pool import list_packs, new_pack_name, pack_object
@@ -35,7 +36,7 @@ from pgwal.repository.passage import Abandoned, Passage
 from pgwal.repository.place import Place
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.store import as_renaming
+from pgwal.repository.store import ByteRange, as_renaming
 
 FRAME = 64
 SOON_S = 20.0
@@ -88,7 +89,7 @@ def given_files(draw: st.DrawFn) -> list[Given]:
 
 def store_files(place: MemoryPlace, files: list[Given], *, level: int | None, threads: int) -> PackedBackupData:
     """Store files from several threads, publish their entry, and return what reads them."""
-    writer = PackedBackupDataWriter(place.store, ObjectBackupDataWriter(place, f"backups/{FULL}"), level)
+    writer = PackedBackupDataWriter(place.store, ObjectBackupDataWriter(place, f"backups/{FULL}"), level, threads)
 
     def store(file: Given) -> BackupFile | None:
         try:
@@ -116,7 +117,7 @@ def store_files(place: MemoryPlace, files: list[Given], *, level: int | None, th
     plain = open_backup_data(place.store, f"backups/{FULL}", FULL)
     for pack in decode_contents(lines)[1].packs:
         assert place.store.size(pack_object(pack.name)) == pack.size_bytes
-    return PackedBackupData(place.store, plain, FULL, given_lines)
+    return PackedBackupData(place.store, plain, FULL, given_lines, FrameReader(place.store, threads))
 
 
 @settings(deadline=None)
@@ -354,7 +355,8 @@ def test_a_damaged_entry_is_read_once_for_all_files() -> None:
         count += 1
         yield [b"nothing\n"]
 
-    data = PackedBackupData(place.store, open_backup_data(place.store, "backups/x", "x"), "x", damaged_lines)
+    plain = open_backup_data(place.store, "backups/x", "x")
+    data = PackedBackupData(place.store, plain, "x", damaged_lines, FrameReader(place.store))
     for number in range(5):
         with pytest.raises(FormatError):
             data.open(f"base/{number}")
@@ -371,3 +373,66 @@ def test_an_interruption_while_a_frame_is_made_is_passed_on(monkeypatch: pytest.
         stream.add([bytes(FRAME)])
         with pytest.raises(KeyboardInterrupt):
             stream.finish()
+
+
+class PackOfFrames:
+    """A pack of frames that are stored as they are, and a reader of them that reads ahead."""
+
+    def __init__(self, store: MemoryStore, jobs: int) -> None:
+        self.frames = [bytes([number]) * FRAME for number in range(20)]
+        with small_frames(pack_size=1 << 20), closing(FrameEncoder(None)) as encoder:
+            packs: list[Pack] = []
+            stream = PackStream(store, lambda: (0, packs.append(Pack(new_pack_name())) or packs[-1]), encoder)
+            stream.add(self.frames)
+            stream.finish()
+        (self.pack,) = packs
+        self.reader = FrameReader(store, jobs)
+
+    def read(self, number: int) -> bytes:
+        return self.reader.content(self.pack, number, len(self.frames) - 1)
+
+
+class ForgetfulStore(MemoryStore):
+    """Cannot read what it is asked for, as long as it is away."""
+
+    is_away = False
+
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        if self.is_away:
+            raise RepositoryError("the store is away")
+        return super().get_ranges(name, ranges)
+
+
+def test_what_failed_when_it_was_read_ahead_is_read_again() -> None:
+    store = ForgetfulStore()
+    given = PackOfFrames(store, jobs=2)
+    store.is_away = True
+    with pytest.raises(RepositoryError, match="away"):
+        given.read(0)
+    store.is_away = False
+    assert [given.read(number) for number in range(20)] == given.frames
+
+
+def test_nobody_waits_for_a_frame_of_which_the_reader_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = PackOfFrames(MemoryStore(), jobs=2)
+    is_waited_for = threading.Event()
+    outcomes: list[bytes] = []
+
+    class Awaited(Future[bytes]):
+        def result(self, timeout: float | None = None) -> bytes:
+            is_waited_for.set()
+            return super().result(timeout)
+
+    other = threading.Thread(target=lambda: outcomes.append(given.reader.content(given.pack, 0)), daemon=True)
+
+    def no_thread(*_: object) -> NoReturn:
+        other.start()
+        assert is_waited_for.wait(SOON_S)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(frame_reader, "Future", Awaited)
+    monkeypatch.setattr(given.reader, "_read_ahead", no_thread)
+    with pytest.raises(RuntimeError, match="new thread"):
+        given.read(0)
+    other.join(SOON_S)
+    assert outcomes == [given.frames[0]]

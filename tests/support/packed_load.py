@@ -164,7 +164,7 @@ def publish(staged: StagedBackup, totals: BackupTotals) -> None:
 def read(place: ZeroPlace, count: int) -> None:
     """Read the entry, and a part of some hundred files, from several threads."""
     catalogue = Catalogue(place)
-    data = catalogue.data(ID)
+    (data,) = catalogue.data(ID)
     assert sum(1 for _ in catalogue.files(ID)) == count
     assert all(content == bytes(len(content)) for content in parts(data, count))
 
