@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
@@ -59,6 +59,8 @@ class WalDirectory:
         self._directory = directory
         self._only = only
         self._agreed: set[str] = set()
+        self._whole: dict[str, list[str]] = {}
+        """What was found of whole segments where each look is a request: they stay what they are, until they go."""
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
@@ -197,7 +199,7 @@ class WalDirectory:
     def _whole_files(self, name: str) -> list[str]:
         """Return the names of a segment's whole files, in the order in which they count."""
         if as_files(self._store) is None:
-            return [found for found in self._stored_files(name) if split_segment_name(found)[2]]
+            return self._whole.get(name) or _whole_of(self._stored_files(name))
         # To ask for four names takes less than to list many thousands.
         names = (name + suffix for suffix in COMPRESSION_SUFFIXES)
         return [found for found in names if self._only in (None, found) and self._store.exists(self._path(found))]
@@ -206,7 +208,9 @@ class WalDirectory:
         """Return the names of all files of a segment, in the order in which they count, by one listing."""
         names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
         own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
-        return sorted(own, key=preference)
+        found = sorted(own, key=preference)
+        self._whole[name] = _whole_of(found)
+        return found
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
@@ -240,11 +244,17 @@ class WalDirectory:
 
     def _open(self, name: str) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
-            whole = self._whole_files(name)
+            stored = None
+            if as_files(self._store) is not None or self._whole.get(name):
+                whole = self._whole_files(name)
+            else:
+                stored = self._stored_files(name)
+                whole = _whole_of(stored)
             self._require_agreement(name, whole)
-            for file_name in whole or self._stored_files(name):
+            for file_name in whole or (self._stored_files(name) if stored is None else stored):
                 with suppress(ObjectNotFound):
                     return self._open_file(file_name)
+            self._whole.pop(name, None)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
     def _open_file(self, name: str) -> SegmentReader:
@@ -276,6 +286,10 @@ class WalDirectory:
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
             hint=_HINT,
         )
+
+
+def _whole_of(names: Iterable[str]) -> list[str]:
+    return [name for name in names if split_segment_name(name)[2]]
 
 
 class _Damaged(Exception):
