@@ -136,6 +136,8 @@ class CloudStore:
                 for each in found:
                     if each["path"].startswith(prefix):
                         yield StoredObject(each["path"], each["size"])
+                if offset is not None and _is_past(prefix, [each["path"] for each in found]):
+                    break
 
     def children(self, folder: str = "") -> Iterator[Child]:
         with translated_cloud_errors("list", self._address, folder):
@@ -244,6 +246,12 @@ class CloudStore:
 
     def recover(self, folder: str, is_own: Callable[[str], bool]) -> None:
         pass  # What is not whole is not there.
+
+
+def _is_past(prefix: str, names: Sequence[str]) -> bool:
+    """Tell whether names that a store lists, which it does in order, have come to those behind a prefix."""
+    last = names[-1] if names else ""
+    return last > prefix and not last.startswith(prefix) and all(a < b for a, b in itertools.pairwise(names))
 
 
 class _Pieces:

@@ -33,6 +33,8 @@ PART_BYTES = 2 << 20
 _FIRST_PART_BYTES = 64 << 10
 """Of a segment that is read from somewhere within: often but one record is wanted."""
 
+_LISTED_DIGITS = 2
+"""Of a segment's name, the last ones that a listing of it leaves open."""
 _LONG_HEADER_SIZE = 40
 _HINT = "Replace it by a whole copy, if another archive holds one."
 
@@ -171,7 +173,7 @@ class WalDirectory:
 
     def segment_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the same in pieces of PART_BYTES, or of a whole segment that is smaller."""
-        with self._open(name) as file:
+        with self._open(name, is_read_whole=True) as file:
             yield from self._read_segment(file, 0)
 
     def history(self, timeline_id: int) -> TimelineHistory:
@@ -205,12 +207,17 @@ class WalDirectory:
         return [found for found in names if self._only in (None, found) and self._store.exists(self._path(found))]
 
     def _stored_files(self, name: str) -> list[str]:
-        """Return the names of all files of a segment, in the order in which they count, by one listing."""
-        names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
-        own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
-        found = sorted(own, key=preference)
-        self._whole[name] = _whole_of(found)
-        return found
+        """Return the names of all files of a segment, in the order in which they count, by one listing.
+
+        It is one of those beside it, too: who reads one mostly reads the next."""
+        beside: dict[str, list[str]] = {name: []}
+        for path, _ in self._store.list(self._path(name[:-_LISTED_DIGITS])):
+            found = path.rpartition("/")[2]
+            if self._only in (None, found):
+                beside.setdefault(split_segment_name(found)[0], []).append(found)
+        for base, names in beside.items():
+            self._whole[base] = _whole_of(sorted(names, key=preference))
+        return sorted(beside[name], key=preference)
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
@@ -242,25 +249,23 @@ class WalDirectory:
             except FormatError as error:
                 raise _Damaged from error
 
-    def _open(self, name: str) -> SegmentReader:
+    def _open(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
-            stored = None
-            if as_files(self._store) is not None or self._whole.get(name):
-                whole = self._whole_files(name)
-            else:
-                stored = self._stored_files(name)
-                whole = _whole_of(stored)
+            is_known = as_files(self._store) is not None or self._whole.get(name)
+            stored = None if is_known else self._stored_files(name)
+            whole = self._whole_files(name) if stored is None else _whole_of(stored)
             self._require_agreement(name, whole)
             for file_name in whole or (self._stored_files(name) if stored is None else stored):
                 with suppress(ObjectNotFound):
-                    return self._open_file(file_name)
+                    return self._open_file(file_name, is_read_whole=is_read_whole)
             self._whole.pop(name, None)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
-    def _open_file(self, name: str) -> SegmentReader:
+    def _open_file(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
+        raw = open_object(self._store, path, is_read_whole=is_read_whole)
+        return SegmentReader(raw, compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
