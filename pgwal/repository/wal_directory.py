@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 _FIRST_PART_BYTES = 64 << 10
 """Of a segment that is read from somewhere within: often but one record is wanted."""
 
+_PARTIAL_SUFFIXES = tuple(suffix + PARTIAL_SUFFIX for suffix in COMPRESSION_SUFFIXES)
+
+_LISTED_DIGITS = 2
+"""Of a segment's name, the last ones that a listing of it leaves open."""
 _LONG_HEADER_SIZE = 40
+
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
 """Consecutive WAL; to be closed when not all of it is wanted."""
 
@@ -66,6 +71,8 @@ class WalDirectory:
         self._agreed: set[str] = set()
         self._has_ends: bool | None = None
         """Whether names of partial files tell up to where they count, None where nobody has looked."""
+        self._whole: dict[str, list[str]] = {}
+        """What was found of whole segments where each look is a request: they stay what they are, until they go."""
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
@@ -106,7 +113,7 @@ class WalDirectory:
         return int(header.timeline_id) if is_its_own else None
 
     def is_complete(self, timeline_id: int, segment_no: int) -> bool:
-        return any(self._whole_files(self.geometry.file_name(timeline_id, segment_no)))
+        return bool(self._whole_files(self.geometry.file_name(timeline_id, segment_no)))
 
     def read(self, timeline_id: int, start: Lsn) -> Iterator[bytes]:
         """Yield the bytes from the start of ``start``'s page on, to the end of the last consecutive segment.
@@ -165,7 +172,7 @@ class WalDirectory:
         try:
             name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
             if segment.complete and name not in self._agreed:
-                self._require_agreement(name, [*self._whole_files(name)])
+                self._require_agreement(name, self._whole_files(name))
             return self._open_file(segment.name)
         except ObjectNotFound:
             return self._open(name)
@@ -176,7 +183,7 @@ class WalDirectory:
 
     def segment_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the same in pieces of PART_BYTES, or of a whole segment that is smaller."""
-        with self._open(name) as file:
+        with self._open(name, is_read_whole=True) as file:
             yield from self._read_segment(file, 0)
 
     def history(self, timeline_id: int) -> TimelineHistory:
@@ -206,32 +213,37 @@ class WalDirectory:
         self._has_ends = any(name.endswith(PARTIAL_SUFFIX) and partial_end(name) is not None for name, _ in found)
         return found
 
-    def _whole_files(self, name: str) -> Iterator[str]:
-        """Yield the names of a segment's whole files, in the order in which they count."""
-        if as_files(self._store) is not None:
-            # To ask for four names takes less than to list many thousands.
-            return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
-        return (found for found in self._stored_files(name) if split_segment_name(found)[2])
+    def _files(self, name: str) -> list[str]:
+        """Return the names of a segment's files, in the order in which they count: of whole ones alone, where there are any."""
+        if as_files(self._store) is None:
+            return self._whole.get(name) or self._stored_files(name)
+        # To ask for a few names takes less than to list many thousands.
+        found = self._whole_files(name) or self._those_there(name + suffix for suffix in _PARTIAL_SUFFIXES)
+        if not found and self._has_ends is None:
+            self._listed()
+        # What names tell of their ends was copied from an object store, if it is there.
+        return found or (self._stored_files(name) if self._has_ends else [])
 
-    def _partial_files(self, name: str) -> list[str]:
-        """Return the names of a segment's partial files, in the order in which they count."""
-        if as_files(self._store) is not None:
-            found = [*self._those_there(name + suffix + PARTIAL_SUFFIX for suffix in COMPRESSION_SUFFIXES)]
-            if self._has_ends is None:
-                self._listed()
-            # What names tell of their ends was copied from an object store, if it is there.
-            if found or not self._has_ends:
-                return found
-        return [found for found in self._stored_files(name) if not split_segment_name(found)[2]]
+    def _whole_files(self, name: str) -> list[str]:
+        if as_files(self._store) is None:
+            return _whole_of(self._files(name))
+        return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
 
-    def _those_there(self, names: Iterable[str]) -> Iterator[str]:
-        return (name for name in names if self._only in (None, name) and self._store.exists(self._path(name)))
+    def _those_there(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self._only in (None, name) and self._store.exists(self._path(name))]
 
     def _stored_files(self, name: str) -> list[str]:
-        """Return the names of all files of a segment, in the order in which they count, by one listing."""
-        names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
-        own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
-        return sorted(own, key=preference)
+        """Return the names of all files of a segment, in the order in which they count, by one listing.
+
+        It is one of those beside it, too: who reads one mostly reads the next."""
+        beside: dict[str, list[str]] = {name: []}
+        for path, _ in self._store.list(self._path(name[:-_LISTED_DIGITS])):
+            found = path.rpartition("/")[2]
+            if self._only in (None, found):
+                beside.setdefault(split_segment_name(found)[0], []).append(found)
+        for base, names in beside.items():
+            self._whole[base] = _whole_of(sorted(names, key=preference))
+        return sorted(beside[name], key=preference)
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
@@ -263,19 +275,22 @@ class WalDirectory:
             except FormatError as error:
                 raise _Damaged from error
 
-    def _open(self, name: str) -> SegmentReader:
+    def _open(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
-            whole = [*self._whole_files(name)]
+            files = self._files(name)
+            whole = _whole_of(files)
             self._require_agreement(name, whole)
-            for file_name in whole or self._partial_files(name):
+            for file_name in whole or files:
                 with suppress(ObjectNotFound):
-                    return self._open_file(file_name)
+                    return self._open_file(file_name, is_read_whole=is_read_whole)
+            self._whole.pop(name, None)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
-    def _open_file(self, name: str) -> SegmentReader:
+    def _open_file(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
+        raw = open_object(self._store, path, is_read_whole=is_read_whole)
+        return SegmentReader(raw, compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
@@ -301,6 +316,10 @@ class WalDirectory:
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
             hint=REPLACE_HINT,
         )
+
+
+def _whole_of(names: Iterable[str]) -> list[str]:
+    return [name for name in names if split_segment_name(name)[2]]
 
 
 class _Damaged(Exception):
