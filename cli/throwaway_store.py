@@ -20,6 +20,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import tenacity
+
 from pgwal.errors import PgwalError
 from pgwal_cli.s3_request import signed_request
 
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+_STARTS = 5
 _START_S = 60.0
 _STOP_S = 20.0
 _LOOK_S = 0.1
 _LOG_TAIL = 4000
 _ALL_ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 _PARTS = ("master", "volume", "filer", "s3")
+
+
+class _PortTaken(PgwalError):
+    """Somebody has taken a port that was free."""
 
 
 class ThrowawayStore:
@@ -65,12 +72,19 @@ class ThrowawayStore:
         return {"name": name, "credentials": [{"accessKey": name, "secretKey": secret_key}], **rights}
 
     def __enter__(self) -> Self:
+        tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_PortTaken), stop=tenacity.stop_after_attempt(_STARTS), reraise=True
+        )(self._start_anywhere)
+        return self
+
+    def _start_anywhere(self) -> None:
+        """Start it at ports that nobody has; somebody may take one before it does."""
+        self._ports = {}
         try:
             self.start()
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,7 +114,7 @@ class ThrowawayStore:
             for name, port in self._ports.items()
             for argument in (f"-{name}.port={port}", f"-{name}.port.grpc={port + 1}")
         ]
-        with self._log_file.open("ab") as log:
+        with self._log_file.open("wb") as log:
             # In a session of its own, so that Ctrl-C reaches whoever started it first.
             self._process = subprocess.Popen(
                 [
@@ -124,7 +138,9 @@ class ThrowawayStore:
                 self.request("PUT", "/ready/ready", b"1")
                 return
             time.sleep(_LOOK_S)
-        raise PgwalError(f"the S3 server did not start\n{self._log_file.read_text()[-_LOG_TAIL:]}")
+        log = self._log_file.read_text()
+        kind = _PortTaken if "address already in use" in log else PgwalError
+        raise kind(f"the S3 server did not start\n{log[-_LOG_TAIL:]}")
 
     @property
     def _log_file(self) -> Path:
