@@ -214,7 +214,7 @@ class WalDirectory:
         return found
 
     def _files(self, name: str) -> list[str]:
-        """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are any."""
+        """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are."""
         if as_files(self._store) is None:
             return self._whole.get(name) or self._stored_files(name)
         # To ask for a few names takes less than to list many thousands.
