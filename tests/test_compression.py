@@ -236,8 +236,8 @@ def test_a_segment_that_changes_its_name_meanwhile_is_seen(
 
 def test_a_segment_is_read_on_when_it_is_compressed_meanwhile() -> None:
     """Elsewhere than in files, nothing holds on to what is read and removed."""
-    store, geometry = MemoryStore(), WalGeometry(8 << 20)
-    content = random.Random(2).randbytes(8 << 20)
+    store, geometry = MemoryStore(), WalGeometry(32 << 20)
+    content = random.Random(2).randbytes(32 << 20)
     archive = WalArchive(store, geometry)
     store.put(f"wal/{NAME}", content)
     pieces = archive.read(1, Lsn(geometry.segment_start(3) + (3 << 20)))

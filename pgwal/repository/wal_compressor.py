@@ -147,6 +147,8 @@ class SegmentCompressor:
         self._failed: list[str] = []
         self._deadline_s: float | None = None
         self._at_work = threading.Lock()
+        self._may_go_on = threading.Event()
+        self._may_go_on.set()
         self._thread: threading.Thread | None = None
 
     @property
@@ -205,8 +207,12 @@ class SegmentCompressor:
 
         A segment that is moved away while it is compressed would come back, and one that takes its name be removed.
         """
-        with self._at_work:
-            yield
+        self._may_go_on.clear()
+        try:
+            with self._at_work:
+                yield
+        finally:
+            self._may_go_on.set()
 
     def _run(self) -> None:
         _yield_to_others()
@@ -218,6 +224,8 @@ class SegmentCompressor:
                 continue
             if name is None or (self._deadline_s is not None and time.monotonic() > self._deadline_s):
                 return
+            # A lock alone would go to this thread again and again, as long as there is something to compress.
+            self._may_go_on.wait()
             with self._at_work:
                 self._take(name)
 
