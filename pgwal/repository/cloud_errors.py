@@ -49,6 +49,10 @@ _HINTS = {
     "AccessDenied": "Give the credentials the right to do this in the bucket, below the prefix.",
 }
 _UNREACHED_HINT = "Check the network, AWS_ENDPOINT_URL or its like for other stores, and that the store is running."
+_PANIC_HINT = (
+    "Look at the variables of the environment that the store is reached by: AWS_ENDPOINT_URL begins with https:// or"
+    " http://, and no key ends with a line break."
+)
 _NO_WHOLE_ANSWER = (" does not answer: ", "response body error")
 _BUSY_HINT = "It was asked again several times: try later."
 _NOT_WITHOUT_TLS = "its address is without TLS, which is not allowed"
@@ -89,6 +93,16 @@ def translated_cloud_errors(action: str, address: str, name: str = "") -> Iterat
     except BaseError as error:
         # Not as its cause: what the library tells at length may have addresses that grant access.
         raise _refused(action, address, name, _read(error)) from None
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # A panic of the library, which is no Exception: nobody expects one, and fetch-wal would seem to find no file.
+        place = _place(address, name)
+        raise RepositoryError(
+            f"cannot {action} {place}: the library that speaks to the store failed: {_way_there(str(error))}",
+            hint=_PANIC_HINT,
+            path=place,
+        ) from None
 
 
 def is_out_of_range(error: Exception) -> bool:

@@ -191,8 +191,9 @@ class CloudLeases:
             for lease in self._held_now():
                 try:
                     lease.renew()
-                except RepositoryError as error:
-                    # Whoever changes something is told; it may also be possible again by then.
+                except BaseException as error:
+                    # Whoever changes something is told; it may also be possible again by then.  Whatever it is: no
+                    # thread would renew any lease after this one.
                     logger.debug("%s", error)
 
     @staticmethod

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
 from pgwal.errors import RepositoryError
 from pgwal.repository.cloud_errors import translated_cloud_errors
@@ -45,7 +45,7 @@ def require_conditional_puts(client: Client, address: str) -> None:
             if obstore.get(client, name).bytes() != b"second":
                 raise _unfit(address, "does not give back what was put last")
     finally:
-        with suppress(BaseError, FileNotFoundError):
+        with suppress(RepositoryError), translated_cloud_errors("delete", address, name):
             obstore.delete(client, name)
 
 

@@ -16,6 +16,7 @@ from cloud.test_retention import THIRD_FULL, build
 from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 
+from pgwal.errors import RepositoryError
 from pgwal.repository.address import place_at
 
 READ_ONLY, READ_ONLY_SECRET = "reader", "reader-secret"
@@ -147,6 +148,32 @@ def test_a_name_that_is_nobodys(variables: pytest.MonkeyPatch) -> None:
 def test_a_store_without_tls_that_was_not_allowed(variables: pytest.MonkeyPatch) -> None:
     variables.delenv("AWS_ALLOW_HTTP")
     fails("list", "--repo", "s3://bucket/repo", code=1, message="without TLS", hint="AWS_ALLOW_HTTP")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_ENDPOINT_URL", "localhost:9"), ("AWS_ENDPOINT_URL", ""), ("AWS_ACCESS_KEY_ID", "key\n")],
+    ids=["no-scheme", "empty", "line-break"],
+)
+def test_what_makes_the_library_panic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str) -> None:
+    """A server takes 1 for the end of its WAL."""
+    without_server = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    }
+    for variable, given in (without_server | {name: value}).items():
+        monkeypatch.setenv(variable, given)
+    repo = ("--repo", "s3://bucket/repo")
+    fails("list", *repo, code=1, message="cannot read s3://bucket/repo", hint="variables of the environment")
+    with pytest.raises(RepositoryError, match="cannot write"):
+        place_at(repo[1]).probe()
+    wanted = ("000000010000000000000001", str(tmp_path / "RECOVERYXLOG"))
+    for arguments in ((*repo, *wanted), (*wanted, *repo)):
+        outcome = run_pgwal("fetch-wal", *arguments)
+        assert outcome.code == 126
+        assert "variables of the environment" in outcome.hints[0]
 
 
 @contextmanager

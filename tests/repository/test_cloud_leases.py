@@ -22,7 +22,7 @@ from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked, StoreUnavailable
 from pgwal.repository import cloud_lease_object
-from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseTimes
+from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseObject, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.cloud_store import CloudStore
@@ -248,6 +248,24 @@ def test_a_renewal_that_failed_though_it_was_stored_is_no_loss(
         party.leases.confirm()
         party.leases.confirm()
     assert takes(other.leases.lock("lock", "other"))
+
+
+def test_whatever_goes_wrong_with_a_renewal_others_follow(place: CloudPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    renew, failed = LeaseObject.renew, []
+
+    def renew_or_panic(lease: LeaseObject) -> None:
+        if lease.name == "first" and not failed:
+            failed.append(lease)
+            raise BaseException("a panic")
+        renew(lease)
+
+    party, other = Party(place), Party(place)
+    monkeypatch.setattr(LeaseObject, "renew", renew_or_panic)
+    with party.leases.lock("first", "one"), party.leases.lock("second", "one"):
+        await_true(lambda: bool(failed))
+        until_s = time.monotonic() + 2 * sum(SHORT[:2])
+        while time.monotonic() < until_s:
+            assert not takes(other.leases.lock("second", "other"))
 
 
 def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
