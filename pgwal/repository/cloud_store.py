@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
 
 _MOST_BYTES_AT_ONCE = 8 << 20
-"""What is not more goes in one request, which alone can be refused because something is there already."""
+"""Of pieces: what is not more goes in one request, which alone can be refused because something is there already.
+Whoever gives bytes has them in memory, and means that: stores take gigabytes in a request."""
 _PART_SIZE, _PARTS_AT_A_TIME = 5 << 20, 2
 """Of larger objects.  S3 takes no smaller parts, and each is kept until it has arrived: of each object that is under
 way, twenty megabytes are in memory."""
@@ -140,6 +141,9 @@ class CloudStore:
         durable: bool = True,  # noqa: ARG002
     ) -> None:
         self._require_leases()
+        if isinstance(content, bytes) and not replace:
+            self._create(name, content)
+            return
         pieces = iter((content,) if isinstance(content, bytes) else content)
         first: list[bytes] = []
         size_bytes = 0
@@ -184,7 +188,8 @@ class CloudStore:
     def _put_in_parts(self, name: str, first: _Bytes, rest: Iterator[bytes], *, replace: bool) -> None:
         """Store a large object; where two do so at once under one name, the store tells neither.
 
-        Such are packs and segments: the name of a pack is unique, and segments are stored under a lease.
+        Such are packs and segments: the name of a pack is unique, and segments are stored under a lease.  So is an
+        entry that is too large for one request.
         """
         if not replace and self._has_object(name):
             raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
