@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import obstore
 import pytest
+from keeping.stored_repository import FULL, entry_of
+from obstore.exceptions import AlreadyExistsError
 
-from pgwal.errors import ObjectExists
+from pgwal.backup.entry import BackupTotals
+from pgwal.errors import ObjectExists, StoreUnavailable
+from pgwal.lsn import Lsn
+from pgwal.repository import cloud_store
 from pgwal.repository.cloud_place import CloudPlace
+from pgwal.repository.layout import BACKUP_ENTRY_NAME, RepositoryIdentity
+from pgwal.repository.repository import Repository
 
 LARGE = bytes(9 << 20)
 
@@ -41,3 +49,44 @@ def test_bytes_are_put_over_nothing_however_many(place: CloudPlace, monkeypatch:
     place.store.put("other", LARGE)
     assert place.store.get("other") == LARGE
     place.store.put("other", LARGE)
+
+
+@pytest.mark.parametrize("arrives", ["never", "before", "before the place is kept", "late"])
+def test_an_entry_whose_answer_never_came(place: CloudPlace, monkeypatch: pytest.MonkeyPatch, arrives: str) -> None:
+    """The store may take it when the backup has failed: it then has its packs, or does not count."""
+    put = obstore.put
+    entry: list[tuple[Any, ...]] = []
+
+    def take_entry() -> None:
+        with contextlib.suppress(AlreadyExistsError):
+            put(*entry[0], mode="create")
+
+    def put_unanswered(client: Any, name: str, content: Any, **options: Any) -> Any:
+        if name.endswith(BACKUP_ENTRY_NAME) and content:
+            entry[:] = [(client, name, content)]
+            if arrives == "before":
+                take_entry()
+            raise StoreUnavailable("no answer came")
+        if name.endswith(BACKUP_ENTRY_NAME) and arrives == "before the place is kept":
+            take_entry()
+        return put(client, name, content, **options)
+
+    repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+    monkeypatch.setattr(cloud_store, "_MOST_TRIES", 1)
+    monkeypatch.setattr(obstore, "put", put_unanswered)
+
+    def take() -> None:
+        with repository.lock_backups(), repository.catalogue.stage(FULL) as staged:
+            staged.data.write("base/1/1", [b"content"])
+            staged.data.sync()
+            size_bytes = staged.data.contents().size_bytes
+            staged.publish(entry_of(FULL, None, Lsn(1), Lsn(2), BackupTotals(), size_bytes))
+
+    with pytest.raises(StoreUnavailable):
+        take()
+    if arrives == "late":
+        take_entry()
+    is_there = arrives == "before the place is kept"
+    assert repository.catalogue.ids() == ([FULL] if is_there else [])
+    assert len(list(place.store.list("packs/"))) == is_there
+    assert repository.catalogue.unfinished() == []
