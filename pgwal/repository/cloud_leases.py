@@ -70,7 +70,7 @@ class CloudLeases:
         except RepositoryError as error:
             # Who may only read can restore all the same; what is removed meanwhile is missed, and that is said.
             logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
-            self._require_not_removed(name, folder)
+            self._require_not_removed(name, folder, may_guess=True)
             yield
             return
         try:
@@ -80,10 +80,10 @@ class CloudLeases:
         finally:
             self._ending(lease.remove)
 
-    def _require_not_removed(self, name: str, folder: str) -> None:
+    def _require_not_removed(self, name: str, folder: str, *, may_guess: bool = False) -> None:
         with suppress(ObjectNotFound):
             found = self._objects.read(f"{folder}/{_REMOVER}")
-            if self._objects.is_held(found):
+            if self._objects.is_held(found, may_guess=may_guess):
                 raise self._in_use(name, "being removed", found.holder or "another process")
         self._require_there(name)
 
@@ -143,7 +143,7 @@ class CloudLeases:
             found = self._objects.read(name)
         except ObjectNotFound:
             return False
-        return self._objects.is_held(found)
+        return self._objects.is_held(found, may_guess=True)
 
     def require(self) -> None:
         """Raise LeaseLost when another has had one of the leases that this process has, as far as the clock can tell.

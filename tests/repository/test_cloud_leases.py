@@ -10,17 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
+from obstore.exceptions import PermissionDeniedError
 from repository.places import PLACES
 from support.shared_bucket import shared_bucket
 
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
-from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked, StoreUnavailable
+from pgwal.errors import (
+    LeaseLost,
+    ObjectNotFound,
+    ReceivedByBackup,
+    RepositoryError,
+    RepositoryLocked,
+    StoreUnavailable,
+)
 from pgwal.repository import cloud_lease_object
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseObject, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
@@ -273,6 +282,46 @@ def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
     party.store.put("lock", b"{")
     with pytest.raises(RepositoryLocked, match="something else"), party.leases.lock("lock", "one"):
         pytest.fail("it is not free")
+
+
+# ---- clocks
+
+
+class TwoMinutesAhead(datetime):
+    """What a machine with a wrong clock takes for the time."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> TwoMinutesAhead:
+        return super().now(tz) + timedelta(minutes=2)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, folder: str) -> None:
+    asked = getattr(obstore, operation)
+
+    def ask(client: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith(folder):
+            raise PermissionDeniedError("status code: 403 Forbidden: <Code>AccessDenied</Code>")
+        return asked(client, name, *arguments, **options)
+
+    monkeypatch.setattr(obstore, operation, ask)
+
+
+@pytest.mark.parametrize("operation", ["put", "delete"])
+def test_no_clock_but_the_stores_gives_a_lease_to_another(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Neither where nothing may be deleted, nor where the store cannot be asked for its time."""
+    one, other = Party(place, LeaseTimes()), Party(place, LeaseTimes())
+    one.store.put("folder/object", b"1")
+    refuse(monkeypatch, operation, f"{LEASE_FOLDER}/clock/")
+    monkeypatch.setattr(cloud_lease_object, "datetime", TwoMinutesAhead)
+    is_known = operation == "delete"
+    with one.leases.lock("lock", "one"), one.leases.hold("folder/object"):
+        assert other.leases.is_locked("lock") == is_known
+        for context in (other.leases.lock("lock", "other"), other.leases.hold("folder/object", exclusive=True)):
+            with pytest.raises(RepositoryError) as raised, context:
+                pytest.fail("two have it")
+            assert isinstance(raised.value, RepositoryLocked) == is_known
 
 
 # ---- who may not be there together
