@@ -15,6 +15,8 @@ _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
 _QUERY = re.compile(r"\?\S+")
 """Of an address: some stores take what grants access in there."""
+_USER = re.compile(r"//[^/\s]*@")
+"""Of an address, with a password: some people put what grants access in there."""
 _CAUSES = (
     "dns error",
     "Connection refused",
@@ -111,7 +113,7 @@ def is_out_of_range(error: Exception) -> bool:
 
 
 def _read(error: Exception) -> _Answer:
-    text = str(error)
+    text = _USER.sub("//", str(error))
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
     if code is not None:
         words = f"{code[1]}: {message[1]}" if message is not None else code[1]
@@ -124,7 +126,7 @@ def _read(error: Exception) -> _Answer:
 
 def _way_there(text: str) -> str:
     """Return what is known of a request that got no answer."""
-    first = _QUERY.sub("", text.partition("\n")[0])
+    first = _QUERY.sub("", _USER.sub("//", text.partition("\n")[0]))
     server = _SERVER.search(first)
     if "builder error" in text and server is not None and server[0].startswith("http://"):
         return _NOT_WITHOUT_TLS

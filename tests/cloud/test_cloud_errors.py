@@ -17,6 +17,7 @@ from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 
 from pgwal.errors import RepositoryError
+from pgwal.repository import cloud_place
 from pgwal.repository.address import place_at
 
 READ_ONLY, READ_ONLY_SECRET = "reader", "reader-secret"
@@ -131,6 +132,24 @@ def test_a_store_that_is_not_there(variables: pytest.MonkeyPatch) -> None:
             message="cannot read s3://bucket/repo",
             hint="AWS_ENDPOINT_URL",
         )
+
+
+@pytest.mark.parametrize("word", ["secret", "half@secret"])
+@pytest.mark.parametrize(("start", "end"), [("http://user:", ""), ("https://user:", "/x?sig=secret"), ("htp://u:", "")])
+def test_a_password_in_the_address(monkeypatch: pytest.MonkeyPatch, start: str, end: str, word: str) -> None:
+    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"{start}{word}@127.0.0.1:{free.getsockname()[1]}{end}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RepositoryError) as raised:
+            place_at("s3://bucket/repo").store.get("pgwal.json")
+    assert not any(part in str(raised.value) for part in ("secret", "half", "user"))
 
 
 def test_a_name_that_is_nobodys(variables: pytest.MonkeyPatch) -> None:
