@@ -131,9 +131,10 @@ def _way_there(text: str) -> str:
     if "builder error" in text and server is not None and server[0].startswith("http://"):
         return _NOT_WITHOUT_TLS
     why = next((cause for cause in _CAUSES if cause in text), None)
-    if server is None or why is None:
+    if why is None:
         return first
-    return f"{server[0]} does not answer: {why}"
+    # An address that may hold what grants access is not repeated to us.
+    return f"{'the store' if server is None else server[0]} does not answer: {why}"
 
 
 def _refused(action: str, address: str, name: str, answer: _Answer) -> RepositoryError:

@@ -16,7 +16,7 @@ from cloud.test_retention import THIRD_FULL, build
 from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 
-from pgwal.errors import RepositoryError
+from pgwal.errors import RepositoryError, StoreUnavailable
 from pgwal.repository import cloud_place
 from pgwal.repository.address import place_at
 
@@ -150,6 +150,25 @@ def test_a_password_in_the_address(monkeypatch: pytest.MonkeyPatch, start: str, 
         with pytest.raises(RepositoryError) as raised:
             place_at("s3://bucket/repo").store.get("pgwal.json")
     assert not any(part in str(raised.value) for part in ("secret", "half", "user"))
+
+
+@pytest.mark.parametrize("access", ["SAS_KEY", "ACCESS_KEY"])
+def test_a_store_that_is_not_there_whose_address_is_kept_back(monkeypatch: pytest.MonkeyPatch, access: str) -> None:
+    """The library does not repeat an address that grants access, whatever it is wrong with."""
+    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in {
+            "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{free.getsockname()[1]}",
+            "AZURE_ALLOW_HTTP": "true",
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            f"AZURE_STORAGE_{access}": {"SAS_KEY": "sv=1&sig=secret", "ACCESS_KEY": "c2VjcmV0"}[access],
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StoreUnavailable, match=r"does not answer: (Connection refused|error sending)") as raised:
+            place_at("az://container/repo").store.get("pgwal.json")
+    assert raised.value.hint is not None
+    assert "secret" not in str(raised.value)
 
 
 def test_a_name_that_is_nobodys(variables: pytest.MonkeyPatch) -> None:
