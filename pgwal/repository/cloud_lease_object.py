@@ -85,6 +85,11 @@ class LeaseObjects:
         """Store an object in place of that of a version; raises RepositoryLocked where there is another."""
         return self._put(name, content, version)
 
+    def free(self, name: str, version: UpdateVersion) -> None:
+        """Take an expired lease from its holder, who is told when it renews it; raises RepositoryLocked as ``swap``."""
+        document = {"holder": None, "process": None, "token": secrets.token_hex(16)}
+        self.swap(name, json.dumps(document).encode() + b"\n", version)
+
     def _put(self, name: str, content: bytes, version: UpdateVersion | None) -> UpdateVersion:
         with translated_cloud_errors("lock", self.address, name):
             try:

@@ -69,7 +69,7 @@ class CloudLeases:
             raise
         except RepositoryError as error:
             # Who may only read can restore all the same; what is removed meanwhile is missed, and that is said.
-            logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
+            self._warn(name, error)
             self._require_not_removed(name, folder, may_guess=True)
             yield
             return
@@ -80,11 +80,27 @@ class CloudLeases:
         finally:
             self._ending(lease.remove)
 
+    def _warn(self, name: str, error: RepositoryError) -> None:
+        logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
+
     def _require_not_removed(self, name: str, folder: str, *, may_guess: bool = False) -> None:
+        """Raise RepositoryLocked while an object is being removed; who stood still while removing it has lost that."""
+        remover = f"{folder}/{_REMOVER}"
         with suppress(ObjectNotFound):
-            found = self._objects.read(f"{folder}/{_REMOVER}")
-            if self._objects.is_held(found, may_guess=may_guess):
-                raise self._in_use(name, "being removed", found.holder or "another process")
+            while (found := self._objects.read(remover)).holder is not None:
+                if self._objects.is_held(found, may_guess=may_guess):
+                    raise self._in_use(name, "being removed", found.holder)
+                if may_guess:
+                    break
+                try:
+                    self._objects.free(remover, found.version)
+                except RepositoryLocked:
+                    continue  # Another reader was quicker, or it has been renewed.
+                except StoreUnavailable:
+                    raise
+                except RepositoryError as error:
+                    self._warn(name, error)
+                    break
         self._require_there(name)
 
     def _place(self, name: str) -> str:

@@ -205,6 +205,29 @@ def test_a_reader_that_died_does_not_stand_in_the_way_for_ever(place: CloudPlace
             dead.leases.confirm()
 
 
+def test_who_stood_still_removes_nothing_that_somebody_reads(place: CloudPlace) -> None:
+    still, reader, another = Party(place, NEVER), Party(place), Party(place)
+    still.store.put("folder/object", b"1")
+    with still.leases.hold("folder/object", exclusive=True):
+        await_true(lambda: takes(reader.leases.hold("folder/object")))
+        with reader.leases.hold("folder/object"), another.leases.hold("folder/object"):
+            for remove in (still.leases.confirm, lambda: still.store.delete("folder/object")):
+                with pytest.raises(LeaseLost):
+                    remove()
+    assert takes(another.leases.hold("folder/object", exclusive=True))
+
+
+def test_a_reader_goes_on_where_it_cannot_tell_who_stood_still(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    still, reader = Party(place, NEVER), Party(place)
+    still.store.put("folder/object", b"1")
+    with still.leases.hold("folder/object", exclusive=True):
+        refuse(monkeypatch, "put", f"{LEASE_FOLDER}/folder/object/remover")
+        await_true(lambda: takes(reader.leases.hold("folder/object")))
+    assert "nothing keeps s3://" in caplog.text
+
+
 def test_nothing_stays_of_leases_on_what_is_gone(place: CloudPlace) -> None:
     one = Party(place)
     one.store.put("folder/object", b"1")
