@@ -284,19 +284,22 @@ def test_other_refusals(
     [
         ("ftp://host/x", "not in ftp://"),
         ("s3://", "names no bucket"),
+        ("s3:/bucket/x", "It is s3://BUCKET/PREFIX"),
+        ("gs:bucket", "It is gs://BUCKET/PREFIX"),
         ("s3://key:word@bucket/x", "names no bucket"),
         ("s3://bucket/a//b", "is no prefix"),
         ("s3://bucket/../b", "is no prefix"),
         ("s3://bucket/a?sig=word", "is no prefix"),
     ],
 )
-def test_what_is_no_address(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_address(address: str, message: str) -> None:
     outcome = run_pgwal("list", "--repo", address)
     assert outcome.code == 2
     assert message in " ".join(outcome.stderr.split())
     assert "word" not in outcome.stderr
-    monkeypatch.setenv("PGWAL_REPO", address)
-    assert run_pgwal("list").code == 2
+    outcome = run_pgwal("list", env={"PGWAL_REPO": address})
+    assert outcome.code == 2
+    assert message in " ".join(outcome.stderr.split())
 
 
 def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
