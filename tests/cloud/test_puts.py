@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import obstore
@@ -12,12 +13,19 @@ from keeping.stored_repository import FULL, entry_of
 from obstore.exceptions import AlreadyExistsError
 
 from pgwal.backup.entry import BackupTotals
-from pgwal.errors import ObjectExists, StoreUnavailable
+from pgwal.errors import LeaseLost, ObjectExists, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository import cloud_store
+from pgwal.repository.cloud_lease_object import LeaseTimes
+from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
-from pgwal.repository.layout import BACKUP_ENTRY_NAME, RepositoryIdentity
+from pgwal.repository.compression import Compression, CompressionMethod
+from pgwal.repository.layout import BACKUP_ENTRY_NAME, RECEIVER_LOCK_NAME, WAL_DIRECTORY, RepositoryIdentity
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.spooled_objects import SpooledObjects
+from pgwal.repository.spooled_place import SpooledPlace
+from pgwal.repository.wal_file_name import partial_name
 
 LARGE = bytes(9 << 20)
 
@@ -90,3 +98,27 @@ def test_an_entry_whose_answer_never_came(place: CloudPlace, monkeypatch: pytest
     assert repository.catalogue.ids() == ([FULL] if is_there else [])
     assert len(list(place.store.list("packs/"))) == is_there
     assert repository.catalogue.unfinished() == []
+
+
+def test_who_does_not_receive_any_more_deletes_no_partial(place: CloudPlace, tmp_path: Path) -> None:
+    """A machine was stopped, and its clock with it: another receiver goes on from the partial."""
+    by_its_clock = LeaseTimes(1000.0, 0.0, 1000.0)
+    place.__dict__["leases"] = CloudLeases(place.client, place.address, by_its_clock)
+    other = CloudLeases(place.client, place.address, LeaseTimes(0.0, 0.0, 1000.0))
+    spool = LocalPlace(tmp_path)
+    spool.make([WAL_DIRECTORY])
+    identity = RepositoryIdentity(7_000_000_000_000_000_001, 1 << 20, 18)
+    segment = "000000010000000000000001"
+    partial = f"{WAL_DIRECTORY}/{partial_name(segment, Lsn((1 << 20) + 4096), '')}"
+    place.store.put(partial, bytes(4096))
+    spool.store.put(f"{WAL_DIRECTORY}/{segment}", bytes(1 << 20))
+    objects = SpooledObjects(
+        SpooledPlace(place, spool, identity), identity.geometry, Compression(CompressionMethod.NONE)
+    )
+    with place.leases.lock(RECEIVER_LOCK_NAME, "a receiver"):
+        with other.lock(RECEIVER_LOCK_NAME, "another"), pytest.raises(LeaseLost):
+            objects.store_segment(segment)
+        assert place.store.exists(partial)
+    # The segment is the same, whoever stores it.
+    objects.store_segment(segment)
+    assert not place.store.exists(partial)
