@@ -18,6 +18,8 @@ from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_erro
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, StoredObject, StoreFeature, too_large
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from obstore import GetOptions
     from obstore.store import ObjectStore as Client
 
@@ -193,6 +195,7 @@ class CloudStore:
         """
         if not replace and self._has_object(name):
             raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
+        before = self._version(name) if replace else None
         pieces = _Pieces(first, rest)
         try:
             with translated_cloud_errors("write", self._address, name):
@@ -210,9 +213,20 @@ class CloudStore:
             # The last request may have been answered and the answer lost: then its upload has ended, and is not found.
             if not isinstance(error, ObjectNotFound):
                 raise
-            if not self._has_object(name) or self.size(name) != pieces.size_bytes:
+            # What is there may be what should have been replaced, which may have as many bytes.
+            found = self._version(name)
+            if found is None or found == before or found[0] != pieces.size_bytes:
                 place = self.locate(name)
                 raise RepositoryError(f"cannot write {place}: the store lost what was sent", path=place) from None
+
+    def _version(self, name: str) -> tuple[int, str | None, datetime] | None:
+        """Return size, ETag and time of an object, None where there is none."""
+        try:
+            with translated_cloud_errors("read", self._address, name):
+                found = obstore.head(self.client, name)
+        except ObjectNotFound:
+            return None
+        return found["size"], found["e_tag"], found["last_modified"]
 
     def delete(self, name: str) -> None:
         self._require_leases()

@@ -13,7 +13,7 @@ from keeping.stored_repository import FULL, entry_of
 from obstore.exceptions import AlreadyExistsError
 
 from pgwal.backup.entry import BackupTotals
-from pgwal.errors import LeaseLost, ObjectExists, StoreUnavailable
+from pgwal.errors import LeaseLost, ObjectExists, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository import cloud_store
 from pgwal.repository.cloud_lease_object import LeaseTimes
@@ -57,6 +57,31 @@ def test_bytes_are_put_over_nothing_however_many(place: CloudPlace, monkeypatch:
     place.store.put("other", LARGE)
     assert place.store.get("other") == LARGE
     place.store.put("other", LARGE)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_large_object_whose_last_answer_was_lost(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    """An upload that has ended is not found when its end is asked for again, be it stored, or lost."""
+    put = obstore.put
+
+    def put_unanswered(client: Any, name: str, content: Any, **options: Any) -> Any:
+        pieces = list(content)
+        if is_stored:
+            put(client, name, iter(pieces), **options)
+        raise FileNotFoundError("NoSuchUpload")
+
+    place.store.put("object", iter([LARGE]))
+    monkeypatch.setattr(obstore, "put", put_unanswered)
+    content = bytes([1]) * len(LARGE)
+    if is_stored:
+        place.store.put("object", iter([content]), replace=True)
+        assert place.store.get("object") == content
+        return
+    with pytest.raises(RepositoryError, match="lost what was sent"):
+        place.store.put("object", iter([content]), replace=True)
+    assert place.store.get("object") == LARGE
 
 
 @pytest.mark.parametrize("arrives", ["never", "before", "before the place is kept", "late"])
