@@ -94,6 +94,9 @@ class StagedBackup:
                 hint="This process stood still for too long. Take another backup.",
                 backup_id=self.backup_id,
             ) from None
+        if not isinstance(content, bytes):
+            # It went in parts, over anything: who has lost its leases meanwhile must not call that a backup.
+            self._leases.confirm()
         self._is_published = True
         self._spool.drop_notes(self._notes_name)
         with suppress(RepositoryError):  # of a store where nothing may be deleted

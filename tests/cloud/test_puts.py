@@ -15,12 +15,18 @@ from obstore.exceptions import AlreadyExistsError
 from pgwal.backup.entry import BackupTotals
 from pgwal.errors import LeaseLost, ObjectExists, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
-from pgwal.repository import cloud_store
+from pgwal.repository import cloud_store, staged_backup
 from pgwal.repository.cloud_lease_object import LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.compression import Compression, CompressionMethod
-from pgwal.repository.layout import BACKUP_ENTRY_NAME, RECEIVER_LOCK_NAME, WAL_DIRECTORY, RepositoryIdentity
+from pgwal.repository.layout import (
+    BACKUP_ENTRY_NAME,
+    BACKUP_LOCK_NAME,
+    RECEIVER_LOCK_NAME,
+    WAL_DIRECTORY,
+    RepositoryIdentity,
+)
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal.repository.spooled_objects import SpooledObjects
@@ -123,6 +129,33 @@ def test_an_entry_whose_answer_never_came(place: CloudPlace, monkeypatch: pytest
     assert repository.catalogue.ids() == ([FULL] if is_there else [])
     assert len(list(place.store.list("packs/"))) == is_there
     assert repository.catalogue.unfinished() == []
+
+
+def test_who_lost_its_lease_while_a_huge_entry_was_stored_has_no_backup(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts are put without a condition."""
+    place.__dict__["leases"] = CloudLeases(place.client, place.address, LeaseTimes(1000.0, 0.0, 1000.0))
+    other = CloudLeases(place.client, place.address, LeaseTimes(0.0, 0.0, 1000.0))
+    repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
+    monkeypatch.setattr(staged_backup, "_MOST_BYTES_AT_ONCE", 0)
+    monkeypatch.setattr(cloud_store, "_MOST_BYTES_AT_ONCE", 0)
+    put = obstore.put
+
+    def put_slowly(client: Any, name: str, content: Any, **options: Any) -> Any:
+        if name.endswith(BACKUP_ENTRY_NAME):
+            with other.lock(BACKUP_LOCK_NAME, "another"):
+                pass
+        return put(client, name, content, **options)
+
+    def take() -> None:
+        with repository.lock_backups(), repository.catalogue.stage(FULL) as staged:
+            staged.data.sync()
+            monkeypatch.setattr(obstore, "put", put_slowly)
+            staged.publish(entry_of(FULL, None, Lsn(1), Lsn(2), BackupTotals(), 0))
+
+    with pytest.raises(LeaseLost):
+        take()
 
 
 def test_who_does_not_receive_any_more_deletes_no_partial(place: CloudPlace, tmp_path: Path) -> None:
