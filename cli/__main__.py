@@ -10,7 +10,10 @@ try:
         from pgwal_cli.start import main
 
         main()
-except Exception as error:
+except (SystemExit, KeyboardInterrupt):
+    # The command line ends with its code, and what interrupts it by the signal.
+    raise
+except BaseException as error:
     if sys.argv[1:2] != ["fetch-wal"]:
         raise
     # As FATAL of restore_command, which may be what is missing: a package that is being replaced, for example.

@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except PgwalError as error:
         print_error(error, as_json=as_json)
-        return error.exit_code
+        return _failed(arguments, error.exit_code)
     except TyperException as error:
         return _report_misuse(error, arguments, as_json=as_json)
     except OSError as error:
@@ -126,23 +126,31 @@ def run(arguments: list[str]) -> int:
             _drop_output()
         else:
             print_error(_refusal(error), as_json=as_json)
-        return FAILED
+        return _failed(arguments)
     except MemoryError:
         refusal = PgwalError("there is not enough memory", hint="Use fewer jobs (-j), or free some memory.")
         print_error(refusal, as_json=as_json)
-        return FAILED
-    except RuntimeError as error:
-        # Python has no kind of its own for this one.
-        if "can't start new thread" not in str(error):
-            raise
-        refusal = PgwalError(
-            "the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u)."
-        )
-        print_error(refusal, as_json=as_json)
-        return FAILED
+        return _failed(arguments)
     except KeyboardInterrupt:
-        return FAILED
+        return _failed(arguments)
+    except Exception as error:
+        # Python has no kind of its own for this one.
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            refusal = PgwalError(
+                "the system refuses another thread", hint="Use fewer jobs (-j), or raise the limit (ulimit -u)."
+            )
+        elif _failed(arguments) == FATAL:
+            refusal = PgwalError(f"{type(error).__name__}: {error}")
+        else:
+            raise
+        print_error(refusal, as_json=as_json)
+        return _failed(arguments)
     return code
+
+
+def _failed(arguments: list[str], code: int = FAILED) -> int:
+    """Return the exit code of what failed: a server takes one below 126 of fetch-wal for "there is no such file"."""
+    return FATAL if arguments[:1] == ["fetch-wal"] else code
 
 
 def _refusal(error: OSError) -> PgwalError:
@@ -160,8 +168,7 @@ def _report_misuse(error: TyperException, arguments: list[str], *, as_json: bool
         print(error.format_message(), file=sys.stderr)
     else:
         print_error(UsageError(error.format_message(), hint="See --help."), as_json=as_json)
-    # A server takes an exit code below 126 of its restore_command for "there is no such file".
-    return FATAL if arguments[:1] == ["fetch-wal"] else error.exit_code
+    return _failed(arguments, error.exit_code)
 
 
 def _drop_output() -> None:

@@ -78,7 +78,10 @@ def fetch_or_explain(
 
             print_error(error)
             return FATAL
-    except Exception as error:
+    except KeyboardInterrupt:
+        # The process ends by the signal, which is as good as FATAL.
+        raise
+    except BaseException as error:
         # Whatever it is: an exit code below 126 would tell the server that its WAL ends here.
         print(f"pgwal: error: {type(error).__name__}: {error}", file=sys.stderr)
         return FATAL

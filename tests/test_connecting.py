@@ -70,3 +70,20 @@ def test_check_says_why_a_slot_is_of_no_use_and_who_waits_for_pgwal(server: Thro
     assert found["slot pgwal"]["message"] == "was invalidated by the server: idle_timeout"
     assert "lost" not in found["slot pgwal"]["message"]
     assert found["synchronous_standby_names"]["status"] == "warning"
+
+
+@pytest.mark.postgres(18)
+def test_check_of_a_store_that_does_not_answer_is_no_connection(
+    server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free.getsockname()[1]}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "word",
+        }.items():
+            monkeypatch.setenv(name, value)
+        outcome = run_pgwal("check", "-d", server.conninfo, env={"PGWAL_REPO": "s3://bucket/repo"})
+        assert_failed(outcome, 3, "does not answer", "AWS_ENDPOINT_URL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_misuse_of_fetch_wal_is_fatal_for_the_server(tmp_path: Path) -> None:
     # The server takes 2 for "there is no such file", ends recovery and goes on without the rest of its WAL.
     assert_failed(run_pgwal("fetch-wal", "000000010000000000000001", tmp_path / "to"), FATAL, "--repo")
     assert_failed(run_pgwal("fetch-wal", "--repo", tmp_path), FATAL, "Missing argument")
+    assert run_pgwal("fetch-wal", "0" * 24, tmp_path / "to", "--repo", tmp_path, env={"PGWAL_SCAN": "no"}).code == FATAL
+
+
+@pytest.mark.parametrize("error", ["BaseException('a panic')", "SystemExit(1)", "RuntimeError('a mistake')"])
+def test_whatever_ends_fetch_wal_is_fatal_for_the_server(repo: Path, tmp_path: Path, error: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"from pgwal.repository import address\ndef place_at(_):\n    raise {error}\naddress.place_at = place_at\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [*PGWAL, "fetch-wal", "--repo", repo, "0" * 24, tmp_path / "to"]
+    finished = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False)
+    assert finished.returncode == FATAL
+    assert finished.stderr.startswith(b"pgwal: error: " + error.partition("(")[0].encode())
 
 
 def test_fetch_wal_tells_what_is_absent_from_what_failed(repo: Path, tmp_path: Path) -> None:

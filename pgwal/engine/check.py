@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.prepare_backup import require_data_directory, require_page_images, require_wal_level
-from pgwal.errors import PgwalError, RepositoryError, ServerError, SettingRequired, UnsupportedVersion
+from pgwal.errors import PgwalError, RepositoryError, ServerError, SettingRequired, StoreUnavailable, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
 from pgwal.postgres.server import ServerFacts, backup_function_signatures, read_server_facts
@@ -65,7 +65,8 @@ class CheckReport:
 def check_server(request: CheckRequest) -> CheckReport:
     """Look at settings and privileges, and change nothing.
 
-    Raises ConnectionFailed when there is no connection for SQL; everything else that is wrong is a finding.
+    Raises ConnectionFailed when there is no connection for SQL, StoreUnavailable when the store of the repository does
+    not answer; everything else that is wrong is a finding.
     """
     with connect_sql(request.parameters) as connection:
         info = connection.info
@@ -111,6 +112,8 @@ def _repository(place: Place) -> Finding:
     try:
         place.require_suitable()
         place.probe()
+    except StoreUnavailable:
+        raise
     except RepositoryError as error:
         return _lacking("repository", error)
     return Finding("repository", Status.OK, str(place))

@@ -5,7 +5,9 @@ when it has an entry, which is stored last, and removed first.
 
 There, whoever takes a backup may stand still before it stores the entry, and go on when another has removed what it had
 stored as that of an abandoned backup.  So that one stores an empty entry first, which is none: it keeps the place, for
-nothing is stored over it.  It stays, and is needed only where a backup has said that it begins, and not that it ended.
+nothing is stored over it.  Whoever took the backup does so as well when it failed, for what a store was asked it may do
+when nobody waits for it any more.  The empty entry stays, and is needed only where a backup has said that it begins,
+and not that it ended.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
 _QUERY = re.compile(r"\?\S+")
 """Of an address: some stores take what grants access in there."""
+_USER = re.compile(r"//[^/\s]*@")
+"""Of an address, with a password: some people put what grants access in there."""
 _CAUSES = (
     "dns error",
     "Connection refused",
@@ -49,6 +51,10 @@ _HINTS = {
     "AccessDenied": "Give the credentials the right to do this in the bucket, below the prefix.",
 }
 _UNREACHED_HINT = "Check the network, AWS_ENDPOINT_URL or its like for other stores, and that the store is running."
+_PANIC_HINT = (
+    "Look at the variables of the environment that the store is reached by: AWS_ENDPOINT_URL begins with https:// or"
+    " http://, and no key ends with a line break."
+)
 _NO_WHOLE_ANSWER = (" does not answer: ", "response body error")
 _BUSY_HINT = "It was asked again several times: try later."
 _NOT_WITHOUT_TLS = "its address is without TLS, which is not allowed"
@@ -89,6 +95,16 @@ def translated_cloud_errors(action: str, address: str, name: str = "") -> Iterat
     except BaseError as error:
         # Not as its cause: what the library tells at length may have addresses that grant access.
         raise _refused(action, address, name, _read(error)) from None
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # A panic of the library, which is no Exception: nobody expects one, and fetch-wal would seem to find no file.
+        place = _place(address, name)
+        raise RepositoryError(
+            f"cannot {action} {place}: the library that speaks to the store failed: {_way_there(str(error))}",
+            hint=_PANIC_HINT,
+            path=place,
+        ) from None
 
 
 def is_out_of_range(error: Exception) -> bool:
@@ -97,7 +113,7 @@ def is_out_of_range(error: Exception) -> bool:
 
 
 def _read(error: Exception) -> _Answer:
-    text = str(error)
+    text = _USER.sub("//", str(error))
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
     if code is not None:
         words = f"{code[1]}: {message[1]}" if message is not None else code[1]
@@ -110,14 +126,15 @@ def _read(error: Exception) -> _Answer:
 
 def _way_there(text: str) -> str:
     """Return what is known of a request that got no answer."""
-    first = _QUERY.sub("", text.partition("\n")[0])
+    first = _QUERY.sub("", _USER.sub("//", text.partition("\n")[0]))
     server = _SERVER.search(first)
     if "builder error" in text and server is not None and server[0].startswith("http://"):
         return _NOT_WITHOUT_TLS
     why = next((cause for cause in _CAUSES if cause in text), None)
-    if server is None or why is None:
+    if why is None:
         return first
-    return f"{server[0]} does not answer: {why}"
+    # An address that may hold what grants access is not repeated to us.
+    return f"{'the store' if server is None else server[0]} does not answer: {why}"
 
 
 def _refused(action: str, address: str, name: str, answer: _Answer) -> RepositoryError:

@@ -86,6 +86,11 @@ class LeaseObjects:
         """Store an object in place of that of a version; raises RepositoryLocked where there is another."""
         return self._put(name, content, version)
 
+    def free(self, name: str, version: UpdateVersion) -> None:
+        """Take an expired lease from its holder, who is told when it renews it; raises RepositoryLocked as ``swap``."""
+        document = {"holder": None, "process": None, "token": secrets.token_hex(16)}
+        self.swap(name, json.dumps(document).encode() + b"\n", version)
+
     def _put(self, name: str, content: bytes, version: UpdateVersion | None) -> UpdateVersion:
         with translated_cloud_errors("lock", self.address, name):
             try:
@@ -105,13 +110,16 @@ class LeaseObjects:
             holder = found.holder or holder
         raise held_by(self.address, name, holder)
 
-    def is_held(self, found: Found) -> bool:
-        """Tell whether somebody has a lease, who has not given it up and may be there still; raises RepositoryError."""
+    def is_held(self, found: Found, *, may_guess: bool = False) -> bool:
+        """Tell whether somebody has a lease, who has not given it up and may be there still; raises RepositoryError.
+
+        Who takes nothing from anybody upon the answer ``may_guess`` by a clock of its own, where it may only read.
+        """
         if found.holder is None or has_ended(found.process):
             return False
-        return self.age(found.modified_at) <= self.times.valid_s + self.times.grace_s
+        return self._age_s(found.modified_at, may_guess=may_guess) <= self.times.valid_s + self.times.grace_s
 
-    def age(self, modified_at: datetime) -> float:
+    def _age_s(self, modified_at: datetime, *, may_guess: bool) -> float:
         """Return the seconds since an object was stored, by the store's clock, or somewhat less."""
         if self._store_time is None:
             try:
@@ -119,8 +127,9 @@ class LeaseObjects:
             except StoreUnavailable:
                 raise
             except RepositoryError:
-                # Who may only read takes no lease either, and tells people what it finds by its own clock.
-                self._store_time = datetime.now(UTC), now_s()
+                if not may_guess:
+                    raise
+                return (datetime.now(UTC) - modified_at).total_seconds()
         then, at_s = self._store_time
         return (then - modified_at + timedelta(seconds=now_s() - at_s)).total_seconds()
 
@@ -138,6 +147,8 @@ class LeaseObjects:
             obstore.put(self.client, name, b"", use_multipart=False)
             at_s = now_s()
             found = obstore.head(self.client, name)["last_modified"], at_s
+        # The time is known, also where nothing may be deleted.
+        with suppress(RepositoryError), translated_cloud_errors("delete", self.address, name):
             obstore.delete(self.client, name)
         return found
 

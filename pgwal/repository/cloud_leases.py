@@ -69,8 +69,8 @@ class CloudLeases:
             raise
         except RepositoryError as error:
             # Who may only read can restore all the same; what is removed meanwhile is missed, and that is said.
-            logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
-            self._require_not_removed(name, folder)
+            self._warn(name, error)
+            self._require_not_removed(name, folder, may_guess=True)
             yield
             return
         try:
@@ -80,11 +80,27 @@ class CloudLeases:
         finally:
             self._ending(lease.remove)
 
-    def _require_not_removed(self, name: str, folder: str) -> None:
+    def _warn(self, name: str, error: RepositoryError) -> None:
+        logger.warning("nothing keeps %s from being removed meanwhile: %s", self._place(name), error)
+
+    def _require_not_removed(self, name: str, folder: str, *, may_guess: bool = False) -> None:
+        """Raise RepositoryLocked while an object is being removed; who stood still while removing it has lost that."""
+        remover = f"{folder}/{_REMOVER}"
         with suppress(ObjectNotFound):
-            found = self._objects.read(f"{folder}/{_REMOVER}")
-            if self._objects.is_held(found):
-                raise self._in_use(name, "being removed", found.holder or "another process")
+            while (found := self._objects.read(remover)).holder is not None:
+                if self._objects.is_held(found, may_guess=may_guess):
+                    raise self._in_use(name, "being removed", found.holder)
+                if may_guess:
+                    break
+                try:
+                    self._objects.free(remover, found.version)
+                except RepositoryLocked:
+                    continue  # Another reader was quicker, or it has been renewed.
+                except StoreUnavailable:
+                    raise
+                except RepositoryError as error:
+                    self._warn(name, error)
+                    break
         self._require_there(name)
 
     def _place(self, name: str) -> str:
@@ -143,7 +159,7 @@ class CloudLeases:
             found = self._objects.read(name)
         except ObjectNotFound:
             return False
-        return self._objects.is_held(found)
+        return self._objects.is_held(found, may_guess=True)
 
     def require(self) -> None:
         """Raise LeaseLost when another has had one of the leases that this process has, as far as the clock can tell.
@@ -191,8 +207,9 @@ class CloudLeases:
             for lease in self._held_now():
                 try:
                     lease.renew()
-                except RepositoryError as error:
-                    # Whoever changes something is told; it may also be possible again by then.
+                except BaseException as error:
+                    # Whoever changes something is told; it may also be possible again by then.  Whatever it is: no
+                    # thread would renew any lease after this one.
                     logger.debug("%s", error)
 
     @staticmethod

@@ -7,14 +7,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
 from pgwal.errors import RepositoryError
 from pgwal.repository.cloud_errors import translated_cloud_errors
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, version_of
 
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from obstore import PutMode, UpdateVersion
     from obstore.store import ObjectStore as Client
 
 _REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
@@ -29,24 +29,34 @@ def require_conditional_puts(client: Client, address: str) -> None:
     be reached, read or written at all.  What is put is removed again, where that is allowed."""
     name = f"{LEASE_FOLDER}/probe/{secrets.token_hex(8)}"
     try:
-        with translated_cloud_errors("write", address, name):
-            try:
-                first = obstore.put(client, name, b"first", mode="create")
-            except NotSupportedError as error:
-                raise _unfit(address, "takes no conditional puts") from error
-        version = version_of(first["e_tag"], first["version"])
+        version = _put(client, address, name, b"first", "create")
         if not version:
             raise _unfit(address, "gives no ETags")
         _require_refused(client, address, name, "create", "puts an object over one that is there, although told not to")
-        with translated_cloud_errors("write", address, name):
-            obstore.put(client, name, b"second", mode=version)
+        _put(client, address, name, b"second", version)
         _require_refused(client, address, name, version, "puts an object over another one than it was told to")
         with translated_cloud_errors("read", address, name):
             if obstore.get(client, name).bytes() != b"second":
                 raise _unfit(address, "does not give back what was put last")
     finally:
-        with suppress(BaseError, FileNotFoundError):
+        with suppress(RepositoryError), translated_cloud_errors("delete", address, name):
             obstore.delete(client, name)
+
+
+def _put(client: Client, address: str, name: str, content: bytes, mode: PutMode) -> UpdateVersion:
+    """Put an object whose condition holds; what is there already is that one, if the answer was lost, and it is the
+    same: nobody else knows its name."""
+    with translated_cloud_errors("write", address, name):
+        try:
+            put = obstore.put(client, name, content, mode=mode)
+            return version_of(put["e_tag"], put["version"])
+        except NotSupportedError as error:
+            raise _unfit(address, "takes no conditional puts") from error
+        except (AlreadyExistsError, PreconditionError):
+            found = obstore.get(client, name)
+            if found.bytes() != content:
+                raise
+            return version_of(found.meta["e_tag"], found.meta["version"])
 
 
 def _require_refused(client: Client, address: str, name: str, mode: PutMode, what: str) -> None:

@@ -24,11 +24,14 @@ from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_erro
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, StoredObject, StoreFeature, too_large
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from obstore import GetOptions
     from obstore.store import ObjectStore as Client
 
 _MOST_BYTES_AT_ONCE = 8 << 20
-"""What is not more goes in one request, which alone can be refused because something is there already."""
+"""Of pieces: what is not more goes in one request, which alone can be refused because something is there already.
+Whoever gives bytes has them in memory, and means that: stores take gigabytes in a request."""
 _PART_SIZE, _PARTS_AT_A_TIME = 5 << 20, 2
 """Of larger objects.  S3 takes no smaller parts, and each is kept until it has arrived: of each object that is under
 way, twenty megabytes are in memory."""
@@ -158,6 +161,9 @@ class CloudStore:
         durable: bool = True,  # noqa: ARG002
     ) -> None:
         self._require_leases()
+        if isinstance(content, bytes) and not replace:
+            self._create(name, content)
+            return
         pieces = iter((content,) if isinstance(content, bytes) else content)
         first: list[bytes] = []
         size_bytes = 0
@@ -202,10 +208,12 @@ class CloudStore:
     def _put_in_parts(self, name: str, first: _Bytes, rest: Iterator[bytes], *, replace: bool) -> None:
         """Store a large object; where two do so at once under one name, the store tells neither.
 
-        Such are packs and segments: the name of a pack is unique, and segments are stored under a lease.
+        Such are packs and segments: the name of a pack is unique, and segments are stored under a lease.  So is an
+        entry that is too large for one request.
         """
         if not replace and self._has_object(name):
             raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
+        before = self._version(name) if replace else None
         pieces = _Pieces(first, rest)
         try:
             with translated_cloud_errors("write", self._address, name):
@@ -223,9 +231,20 @@ class CloudStore:
             # The last request may have been answered and the answer lost: then its upload has ended, and is not found.
             if not isinstance(error, ObjectNotFound):
                 raise
-            if not self._has_object(name) or self.size(name) != pieces.size_bytes:
+            # What is there may be what should have been replaced, which may have as many bytes.
+            found = self._version(name)
+            if found is None or found == before or found[0] != pieces.size_bytes:
                 place = self.locate(name)
                 raise RepositoryError(f"cannot write {place}: the store lost what was sent", path=place) from None
+
+    def _version(self, name: str) -> tuple[int, str | None, datetime] | None:
+        """Return size, ETag and time of an object, None where there is none."""
+        try:
+            with translated_cloud_errors("read", self._address, name):
+                found = obstore.head(self.client, name)
+        except ObjectNotFound:
+            return None
+        return found["size"], found["e_tag"], found["last_modified"]
 
     def delete(self, name: str) -> None:
         self._require_leases()

@@ -81,11 +81,19 @@ class SpooledObjects:
                 return
 
     def _delete_partials(self, segment: str, newest: str | None = None) -> None:
-        """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm."""
+        """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm.
+
+        Raises LeaseLost where another receives by now: it may go on from what would be deleted.
+        """
+        is_confirmed = False
         for name, _ in self._store.stored(WAL_DIRECTORY):
             base, _, complete = split_segment_name(name)
             if base != segment or complete or name == newest:
                 continue
+            if not is_confirmed:
+                # Not by the clock alone, which may have stood still with the machine.
+                self._place.leases.confirm()
+                is_confirmed = True
             try:
                 self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
             except RepositoryError as error:

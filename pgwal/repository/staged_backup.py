@@ -19,7 +19,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
 from pgwal.errors import LeaseLost, ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.backup_data import create_backup_data
-from pgwal.repository.backup_folders import NOTES_NAME, folder_of, remove_backup
+from pgwal.repository.backup_folders import NOTES_NAME, folder_of, give_up, remove_backup
 from pgwal.repository.layout import BACKUP_CLAIM_NAME, BACKUP_ENTRY_NAME, UNFINISHED_SUFFIX
 from pgwal.repository.place import Place
 from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
@@ -53,7 +53,7 @@ class StagedBackup:
             self._store.put(f"{self._folder}/{BACKUP_CLAIM_NAME}", claim)
         self.data = create_backup_data(place, self._folder, storage_format, jobs)
         self._notes = place.spool.create_notes(self._notes_name)
-        self._is_published = False
+        self._is_published = self._is_entry_sent = False
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +85,7 @@ class StagedBackup:
         """Store the entry, which makes it a backup, unless another has given that up: see ``backup_folders``."""
         content = _at_once(lines)
         self._leases.confirm()
+        self._is_entry_sent = True
         try:
             self._store.put(f"{self._folder}/{BACKUP_ENTRY_NAME}", content)
         except ObjectExists:
@@ -93,6 +94,9 @@ class StagedBackup:
                 hint="This process stood still for too long. Take another backup.",
                 backup_id=self.backup_id,
             ) from None
+        if not isinstance(content, bytes):
+            # It went in parts, over anything: who has lost its leases meanwhile must not call that a backup.
+            self._leases.confirm()
         self._is_published = True
         self._spool.drop_notes(self._notes_name)
         with suppress(RepositoryError):  # of a store where nothing may be deleted
@@ -105,14 +109,24 @@ class StagedBackup:
             if self._renaming is not None and not self._store.exists(self._folder):
                 return
             # The entry goes before the packs that it names: it may be there although storing it failed.
-            with suppress(ObjectNotFound):
-                self._store.delete(f"{self._folder}/{BACKUP_ENTRY_NAME}")
+            if not self._take_back_entry():
+                logger.warning("backup %s is there all the same: the store took its entry later", self.backup_id)
+                return
             self.data.discard()
             if self._store.exists(self._folder):
                 remove_backup(self._store, self._folder)
         except RepositoryError as error:
             # Why the backup failed is what must be seen; the next backup removes what is left.
             logger.warning("%s", error)
+
+    def _take_back_entry(self) -> bool:
+        """Remove the entry, and keep one that is still on its way from being stored; False when it has come since."""
+        name = f"{self._folder}/{BACKUP_ENTRY_NAME}"
+        with suppress(ObjectNotFound):
+            # One that is empty keeps the place for whoever took this backup for abandoned.
+            if self._renaming is not None or self._store.size(name) > 0:
+                self._store.delete(name)
+        return not self._is_entry_sent or give_up(self._store, self._folder)
 
 
 def _at_once(lines: Iterable[bytes]) -> bytes | Iterable[bytes]:

@@ -16,6 +16,8 @@ from cloud.test_retention import THIRD_FULL, build
 from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 
+from pgwal.errors import RepositoryError, StoreUnavailable
+from pgwal.repository import cloud_place
 from pgwal.repository.address import place_at
 
 READ_ONLY, READ_ONLY_SECRET = "reader", "reader-secret"
@@ -132,6 +134,43 @@ def test_a_store_that_is_not_there(variables: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.parametrize("word", ["secret", "half@secret"])
+@pytest.mark.parametrize(("start", "end"), [("http://user:", ""), ("https://user:", "/x?sig=secret"), ("htp://u:", "")])
+def test_a_password_in_the_address(monkeypatch: pytest.MonkeyPatch, start: str, end: str, word: str) -> None:
+    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"{start}{word}@127.0.0.1:{free.getsockname()[1]}{end}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RepositoryError) as raised:
+            place_at("s3://bucket/repo").store.get("pgwal.json")
+    assert not any(part in str(raised.value) for part in ("secret", "half", "user"))
+
+
+@pytest.mark.parametrize("access", ["SAS_KEY", "ACCESS_KEY"])
+def test_a_store_that_is_not_there_whose_address_is_kept_back(monkeypatch: pytest.MonkeyPatch, access: str) -> None:
+    """The library does not repeat an address that grants access, whatever it is wrong with."""
+    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in {
+            "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{free.getsockname()[1]}",
+            "AZURE_ALLOW_HTTP": "true",
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            f"AZURE_STORAGE_{access}": {"SAS_KEY": "sv=1&sig=secret", "ACCESS_KEY": "c2VjcmV0"}[access],
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StoreUnavailable, match=r"does not answer: (Connection refused|error sending)") as raised:
+            place_at("az://container/repo").store.get("pgwal.json")
+    assert raised.value.hint is not None
+    assert "secret" not in str(raised.value)
+
+
 def test_a_name_that_is_nobodys(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("AWS_ENDPOINT_URL", "http://nothing.invalid:9")
     fails(
@@ -147,6 +186,32 @@ def test_a_name_that_is_nobodys(variables: pytest.MonkeyPatch) -> None:
 def test_a_store_without_tls_that_was_not_allowed(variables: pytest.MonkeyPatch) -> None:
     variables.delenv("AWS_ALLOW_HTTP")
     fails("list", "--repo", "s3://bucket/repo", code=1, message="without TLS", hint="AWS_ALLOW_HTTP")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_ENDPOINT_URL", "localhost:9"), ("AWS_ENDPOINT_URL", ""), ("AWS_ACCESS_KEY_ID", "key\n")],
+    ids=["no-scheme", "empty", "line-break"],
+)
+def test_what_makes_the_library_panic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str) -> None:
+    """A server takes 1 for the end of its WAL."""
+    without_server = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    }
+    for variable, given in (without_server | {name: value}).items():
+        monkeypatch.setenv(variable, given)
+    repo = ("--repo", "s3://bucket/repo")
+    fails("list", *repo, code=1, message="cannot read s3://bucket/repo", hint="variables of the environment")
+    with pytest.raises(RepositoryError, match="cannot write"):
+        place_at(repo[1]).probe()
+    wanted = ("000000010000000000000001", str(tmp_path / "RECOVERYXLOG"))
+    for arguments in ((*repo, *wanted), (*wanted, *repo)):
+        outcome = run_pgwal("fetch-wal", *arguments)
+        assert outcome.code == 126
+        assert "variables of the environment" in outcome.hints[0]
 
 
 @contextmanager
@@ -219,19 +284,22 @@ def test_other_refusals(
     [
         ("ftp://host/x", "not in ftp://"),
         ("s3://", "names no bucket"),
+        ("s3:/bucket/x", "It is s3://BUCKET/PREFIX"),
+        ("gs:bucket", "It is gs://BUCKET/PREFIX"),
         ("s3://key:word@bucket/x", "names no bucket"),
         ("s3://bucket/a//b", "is no prefix"),
         ("s3://bucket/../b", "is no prefix"),
         ("s3://bucket/a?sig=word", "is no prefix"),
     ],
 )
-def test_what_is_no_address(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_address(address: str, message: str) -> None:
     outcome = run_pgwal("list", "--repo", address)
     assert outcome.code == 2
     assert message in " ".join(outcome.stderr.split())
     assert "word" not in outcome.stderr
-    monkeypatch.setenv("PGWAL_REPO", address)
-    assert run_pgwal("list").code == 2
+    outcome = run_pgwal("list", env={"PGWAL_REPO": address})
+    assert outcome.code == 2
+    assert message in " ".join(outcome.stderr.split())
 
 
 def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

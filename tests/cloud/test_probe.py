@@ -48,3 +48,19 @@ def test_a_probe_leaves_nothing() -> None:
     client = obstore.store.MemoryStore()
     CloudPlace("s3://memory/repo", client).probe()
     assert obstore.list(client).collect() == []
+
+
+@pytest.mark.parametrize("lost", ["first", "second"])
+def test_a_probe_whose_answer_was_lost_finds_its_own_object(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    """The library asks again, and is told that its own is there."""
+    put = obstore.put
+
+    def put_twice(client: Any, name: str, content: bytes, **options: Any) -> Any:
+        if content == lost.encode():
+            put(client, name, content, **options)
+        return put(client, name, content, **options)
+
+    monkeypatch.setattr(cloud_probe.obstore, "put", put_twice)
+    client = obstore.store.MemoryStore()
+    CloudPlace("s3://memory/repo", client).probe()
+    assert obstore.list(client).collect() == []

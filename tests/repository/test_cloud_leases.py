@@ -10,19 +10,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
+from obstore.exceptions import PermissionDeniedError
 from repository.places import PLACES
 from support.shared_bucket import shared_bucket
 
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
-from pgwal.errors import LeaseLost, ObjectNotFound, ReceivedByBackup, RepositoryLocked, StoreUnavailable
+from pgwal.errors import (
+    LeaseLost,
+    ObjectNotFound,
+    ReceivedByBackup,
+    RepositoryError,
+    RepositoryLocked,
+    StoreUnavailable,
+)
 from pgwal.repository import cloud_lease_object
-from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseTimes
+from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseObject, LeaseTimes
 from pgwal.repository.cloud_leases import CloudLeases
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.cloud_store import CloudStore
@@ -196,6 +205,29 @@ def test_a_reader_that_died_does_not_stand_in_the_way_for_ever(place: CloudPlace
             dead.leases.confirm()
 
 
+def test_who_stood_still_removes_nothing_that_somebody_reads(place: CloudPlace) -> None:
+    still, reader, another = Party(place, NEVER), Party(place), Party(place)
+    still.store.put("folder/object", b"1")
+    with still.leases.hold("folder/object", exclusive=True):
+        await_true(lambda: takes(reader.leases.hold("folder/object")))
+        with reader.leases.hold("folder/object"), another.leases.hold("folder/object"):
+            for remove in (still.leases.confirm, lambda: still.store.delete("folder/object")):
+                with pytest.raises(LeaseLost):
+                    remove()
+    assert takes(another.leases.hold("folder/object", exclusive=True))
+
+
+def test_a_reader_goes_on_where_it_cannot_tell_who_stood_still(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    still, reader = Party(place, NEVER), Party(place)
+    still.store.put("folder/object", b"1")
+    with still.leases.hold("folder/object", exclusive=True):
+        refuse(monkeypatch, "put", f"{LEASE_FOLDER}/folder/object/remover")
+        await_true(lambda: takes(reader.leases.hold("folder/object")))
+    assert "nothing keeps s3://" in caplog.text
+
+
 def test_nothing_stays_of_leases_on_what_is_gone(place: CloudPlace) -> None:
     one = Party(place)
     one.store.put("folder/object", b"1")
@@ -250,11 +282,69 @@ def test_a_renewal_that_failed_though_it_was_stored_is_no_loss(
     assert takes(other.leases.lock("lock", "other"))
 
 
+def test_whatever_goes_wrong_with_a_renewal_others_follow(place: CloudPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    renew, failed = LeaseObject.renew, []
+
+    def renew_or_panic(lease: LeaseObject) -> None:
+        if lease.name == "first" and not failed:
+            failed.append(lease)
+            raise BaseException("a panic")
+        renew(lease)
+
+    party, other = Party(place), Party(place)
+    monkeypatch.setattr(LeaseObject, "renew", renew_or_panic)
+    with party.leases.lock("first", "one"), party.leases.lock("second", "one"):
+        await_true(lambda: bool(failed))
+        until_s = time.monotonic() + 2 * sum(SHORT[:2])
+        while time.monotonic() < until_s:
+            assert not takes(other.leases.lock("second", "other"))
+
+
 def test_what_cannot_be_read_is_somebodys(place: CloudPlace) -> None:
     party = Party(place, NEVER)
     party.store.put("lock", b"{")
     with pytest.raises(RepositoryLocked, match="something else"), party.leases.lock("lock", "one"):
         pytest.fail("it is not free")
+
+
+# ---- clocks
+
+
+class TwoMinutesAhead(datetime):
+    """What a machine with a wrong clock takes for the time."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> TwoMinutesAhead:
+        return super().now(tz) + timedelta(minutes=2)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, folder: str) -> None:
+    asked = getattr(obstore, operation)
+
+    def ask(client: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith(folder):
+            raise PermissionDeniedError("status code: 403 Forbidden: <Code>AccessDenied</Code>")
+        return asked(client, name, *arguments, **options)
+
+    monkeypatch.setattr(obstore, operation, ask)
+
+
+@pytest.mark.parametrize("operation", ["put", "delete"])
+def test_no_clock_but_the_stores_gives_a_lease_to_another(
+    place: CloudPlace, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Neither where nothing may be deleted, nor where the store cannot be asked for its time."""
+    one, other = Party(place, LeaseTimes()), Party(place, LeaseTimes())
+    one.store.put("folder/object", b"1")
+    refuse(monkeypatch, operation, f"{LEASE_FOLDER}/clock/")
+    monkeypatch.setattr(cloud_lease_object, "datetime", TwoMinutesAhead)
+    is_known = operation == "delete"
+    with one.leases.lock("lock", "one"), one.leases.hold("folder/object"):
+        assert other.leases.is_locked("lock") == is_known
+        for context in (other.leases.lock("lock", "other"), other.leases.hold("folder/object", exclusive=True)):
+            with pytest.raises(RepositoryError) as raised, context:
+                pytest.fail("two have it")
+            assert isinstance(raised.value, RepositoryLocked) == is_known
 
 
 # ---- who may not be there together
