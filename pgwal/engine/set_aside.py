@@ -55,7 +55,7 @@ def _segment_at(repository: Repository, timeline_id: int, lsn: Lsn) -> str:
 
 
 def _divide(repository: Repository, names: Sequence[str], place: str, lsn: Lsn) -> None:
-    """Move a segment's files aside whole, and leave what it holds from before ``lsn``; a crash in between loses nothing.
+    """Move a segment's files aside whole, and leave what it holds from before ``lsn``; no crash loses any of it.
 
     The server may have less than that: WAL that it has removed is in the archive alone.
     """

@@ -315,7 +315,8 @@ class TimelineStream:
         if self._comparison.is_over:
             self._delivery.compared()
         received_lsn = self._session.received_lsn
-        self._delivery.prove(self._timeline_id, received_lsn, is_all=received_lsn >= self._continued_from)
+        is_all = received_lsn >= self._continued_from
+        self._delivery.prove(self._timeline_id, self._start, received_lsn, is_all=is_all)
         safe_lsn = self._delivery.safe_lsn(self._timeline_id, flushed_lsn)
         # While the store is away, a server that shuts down need not wait for it: its slot keeps what it has.
         self._session.withholds_flush = self._delivery.is_away and not self._options.synchronous

@@ -181,10 +181,7 @@ class SegmentCompressor:
     def compared(self) -> None:
         pass
 
-    def require_continued(self) -> None:
-        pass
-
-    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+    def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
         pass
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from receiver.model_server import GEOMETRY
+from core.wal_builder import WalBuilder
+from receiver.model_server import GEOMETRY, change
 
+from pgwal.engine.delivering import deliver_left
 from pgwal.engine.set_aside import set_aside
+from pgwal.engine.stream_options import SpoolOptions, StreamOptions
+from pgwal.errors import RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, RepositoryIdentity
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.spool_uploader import SpoolUploader
 from pgwal.repository.spooled_place import SpooledPlace, opened_spool
 
 IDENTITY = RepositoryIdentity(7000000000000000000, GEOMETRY.segment_size, 17)
@@ -30,6 +35,21 @@ class Store(MemoryPlace):
 
     def names(self) -> list[str]:
         return sorted(name.removeprefix("wal/") for name, _ in self.store.list("wal/"))
+
+
+def wal() -> WalBuilder:
+    """WAL of segments 1 to 13."""
+    built = WalBuilder()
+    while built.end_lsn < GEOMETRY.segment_start(14):
+        built.append(change(1, 50000, 7))
+    return built
+
+
+def segment(number: int) -> bytes:
+    return WAL.wal_between(GEOMETRY.segment_start(number), GEOMETRY.segment_start(number + 1))
+
+
+WAL = wal()
 
 
 @pytest.fixture
@@ -63,3 +83,86 @@ def test_an_open_segment_of_a_lost_history_is_moved_aside(store: Store, tmp_path
     assert store.names() == []
     found = {name.rpartition("/")[2]: store.store.get(name) for name, _ in store.store.list(SET_ASIDE_DIRECTORY)}
     assert found == held
+
+
+def uploader_of(place: SpooledPlace, most_segments: int = 100) -> SpoolUploader:
+    return SpoolUploader(
+        place,
+        GEOMETRY,
+        PLAIN,
+        partial_interval_s=10,
+        most_bytes=most_segments * SIZE,
+        is_awaited=lambda: False,
+    )
+
+
+def put(place: MemoryPlace | SpooledPlace, *numbers: int) -> None:
+    found = place.local.store if isinstance(place, SpooledPlace) else place.store
+    for number in numbers:
+        found.put(f"wal/{GEOMETRY.file_name(1, number)}", segment(number))
+
+
+def names(*numbers: int) -> list[str]:
+    return [GEOMETRY.file_name(1, number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("stored", "waiting", "is_taken"),
+    [
+        ([], [10, 11], True),
+        ([9], [10, 11], True),
+        ([9, 13], [10, 11], True),
+        ([9], [10, 12], False),
+        ([9, 13], [10, 12], False),
+        ([8, 13], [10, 11], False),
+        ([13], [10, 11], False),
+        ([], [10, 12], False),
+    ],
+)
+def test_what_is_left_in_a_spool_must_go_on_with_what_is_stored(
+    store: Store, tmp_path: Path, stored: list[int], waiting: list[int], is_taken: bool
+) -> None:
+    put(store, *stored)
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        put(place, *waiting)
+    options = StreamOptions(spool=SpoolOptions(tmp_path), compression=PLAIN)
+    if is_taken:
+        deliver_left(store, options)
+        assert store.names() == names(*sorted(stored + waiting))
+        return
+    with pytest.raises(RepositoryError, match="does not go on"):
+        deliver_left(store, options)
+    assert store.names() == names(*stored)
+
+
+def test_wal_from_below_the_stream_is_not_proven_by_it(store: Store, spooled: SpooledPlace) -> None:
+    put(store, 9, 13)
+    spooled.store.look_again()
+    spooled.local.store.put(f"wal/{GEOMETRY.file_name(1, 10)}", bytes(reversed(segment(10))))
+    start = GEOMETRY.segment_start(13)
+    with pytest.raises(RepositoryError, match="does not go on"):
+        uploader_of(spooled).prove(1, start, start, is_all=False)
+
+
+def test_what_goes_on_with_the_stored_wal_waits_until_the_rest_is_compared(store: Store, spooled: SpooledPlace) -> None:
+    put(store, 9)
+    spooled.store.look_again()
+    put(spooled, 10, 11)
+    start = GEOMETRY.segment_start(11)
+    uploader = uploader_of(spooled)
+    uploader.prove(1, start, start, is_all=False)
+    assert uploader._next() is None
+    uploader.prove(1, start, GEOMETRY.segment_start(12), is_all=True)
+    found = uploader._next()
+    assert found is not None
+    assert found.name == f"wal/{GEOMETRY.file_name(1, 10)}"
+
+
+def test_a_spool_that_is_full_has_room_until_it_was_compared(spooled: SpooledPlace) -> None:
+    """Nothing of it may be stored before, and nothing is written."""
+    put(spooled, 10, 11, 12, 13)
+    uploader = uploader_of(spooled, most_segments=4)
+    assert uploader.has_room()
+    start = GEOMETRY.segment_start(10)
+    uploader.prove(1, start, GEOMETRY.segment_start(14), is_all=True)
+    assert not uploader.has_room()
