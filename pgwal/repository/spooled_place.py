@@ -27,7 +27,7 @@ from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
-from pgwal.repository.wal_file_name import partial_end, split_segment_name
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
 from pgwal.segment import is_history_name, is_segment_name
 
 _IDENTITY_NAME = "spool.json"
@@ -121,6 +121,7 @@ class SpooledPlace:
         self._require_identity()
         for folder in SPOOLED_FOLDERS:
             self.local.store.recover(folder, lambda _: True)
+        self._drop_empty()
         for name, _ in objects_in(self.local.store, WAL_DIRECTORY):
             if is_history_name(name):
                 self._settle_history(name)
@@ -130,6 +131,12 @@ class SpooledPlace:
             if self.store.is_stored(f"{SUMMARY_DIRECTORY}/{name}"):
                 # Made from the same WAL.
                 self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
+
+    def _drop_empty(self) -> None:
+        """Delete what has no WAL, as a crash leaves it while room is taken: it would hide what is stored."""
+        for name, size_bytes in objects_in(self.local.store, WAL_DIRECTORY):
+            if name.endswith(PARTIAL_SUFFIX) and not size_bytes:
+                self.local.store.delete(f"{WAL_DIRECTORY}/{name}")
 
     def _require_identity(self) -> None:
         document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}

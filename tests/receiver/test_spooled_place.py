@@ -166,3 +166,14 @@ def test_a_spool_that_is_full_has_room_until_it_was_compared(spooled: SpooledPla
     start = GEOMETRY.segment_start(10)
     uploader.prove(1, start, GEOMETRY.segment_start(14), is_all=True)
     assert not uploader.has_room()
+
+
+def test_an_empty_file_does_not_hide_what_is_stored(store: Store, tmp_path: Path) -> None:
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        place.local.store.put(f"wal/{NAME}.partial", b"")
+    content = b"\x11" * 500000
+    store.store.put(f"wal/{partial(500000)}", content)
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        assert [found.name for found in Repository(place, IDENTITY).wal.segments()] == [partial(500000)]
+        place.preallocate(f"wal/{NAME}.partial", SIZE).close()
+        assert place.local.store.get(f"wal/{NAME}.partial") == content.ljust(SIZE, b"\0")
