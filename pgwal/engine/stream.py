@@ -215,6 +215,8 @@ class Receiver:
             before = repository.receiver_state()
             self._repository, self._delivery = deliver(repository, self._options, held)
             self.progress.connected(self._delivery, before.level_at if before is not None else None)
+        elif self._delivery is not None:
+            self._delivery.look_again()
         self._repository.require(identity)
         return self._repository
 

@@ -56,6 +56,9 @@ class Delivery(Protocol):
     def compared(self) -> None:
         """Note that what the archive held when the stream began is no longer read."""
 
+    def look_again(self) -> None:
+        """Learn what others have deleted meanwhile from where it goes, if that answers."""
+
     def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
         """Take what is here from a position to another for the server's, as it was received again and compared.
 

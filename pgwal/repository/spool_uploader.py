@@ -174,6 +174,16 @@ class SpoolUploader:
                 self._may_delete = True
                 self._wake()
 
+    def look_again(self) -> None:
+        if self.is_away:
+            return
+        try:
+            self._store.look_again()
+        except RepositoryError as error:
+            if not error.is_transient:
+                raise
+            logger.debug("%s", error)
+
     def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
         begin = timeline_id, start
         if begin > max(self._proven, self._examined):
@@ -228,6 +238,7 @@ class SpoolUploader:
     @contextmanager
     def paused(self) -> Iterator[None]:
         with self._at_work:
+            self._store.look_again()
             yield
             self._kept, self._deletable = None, []
             self.is_proven, self._proven = False, (0, Lsn(0))

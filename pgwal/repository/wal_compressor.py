@@ -181,6 +181,9 @@ class SegmentCompressor:
     def compared(self) -> None:
         pass
 
+    def look_again(self) -> None:
+        pass
+
     def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from receiver.model_server import GEOMETRY, change
 
 from pgwal.engine.delivering import deliver_left
 from pgwal.engine.set_aside import set_aside
+from pgwal.engine.stop import StopRequest
+from pgwal.engine.stream import Receiver
 from pgwal.engine.stream_options import SpoolOptions, StreamOptions
 from pgwal.errors import RepositoryError
 from pgwal.lsn import Lsn
+from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, RepositoryIdentity
 from pgwal.repository.memory import MemoryPlace
@@ -177,3 +181,28 @@ def test_an_empty_file_does_not_hide_what_is_stored(store: Store, tmp_path: Path
         assert [found.name for found in Repository(place, IDENTITY).wal.segments()] == [partial(500000)]
         place.preallocate(f"wal/{NAME}.partial", SIZE).close()
         assert place.local.store.get(f"wal/{NAME}.partial") == content.ljust(SIZE, b"\0")
+
+
+def test_what_another_process_has_deleted_is_forgotten(store: Store, spooled: SpooledPlace) -> None:
+    put(store, 9, 10)
+    spooled.store.look_again()
+    archive, uploader = Repository(spooled, IDENTITY).wal, uploader_of(spooled)
+    store.store.delete(f"wal/{GEOMETRY.file_name(1, 9)}")
+    uploader.look_again()
+    assert [found.segment_no for found in archive.segments()] == [10]
+    store.store.delete(f"wal/{GEOMETRY.file_name(1, 10)}")
+    with uploader.paused():
+        assert set_aside(Repository(spooled, IDENTITY), 1, Lsn(0)) == []
+
+
+def test_each_connection_looks_what_is_stored(store: Store, tmp_path: Path) -> None:
+    """A receiver may run for months, and others expire what it has stored."""
+    put(store, 9, 10)
+    stop = StopRequest()
+    options = StreamOptions(spool=SpoolOptions(tmp_path), compression=PLAIN)
+    receiver = Receiver(store, ConnectionParameters(""), options, stop)
+    with closing(stop), ExitStack() as held:
+        receiver._hold_repository(IDENTITY, held)
+        store.store.delete(f"wal/{GEOMETRY.file_name(1, 9)}")
+        found = receiver._hold_repository(IDENTITY, held)
+        assert [segment.segment_no for segment in found.wal.segments()] == [10]
