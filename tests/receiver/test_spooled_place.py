@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -15,15 +15,17 @@ from pgwal.engine.set_aside import set_aside
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream import Receiver
 from pgwal.engine.stream_options import SpoolOptions, StreamOptions
-from pgwal.errors import RepositoryError
+from pgwal.errors import ObjectExists, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, RepositoryIdentity
-from pgwal.repository.memory import MemoryPlace
+from pgwal.repository.memory import MemoryPlace, MemoryStore
 from pgwal.repository.repository import Repository
 from pgwal.repository.spool_uploader import SpoolUploader
+from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace, opened_spool
+from pgwal.repository.wal_compressor import compressed_pieces
 
 IDENTITY = RepositoryIdentity(7000000000000000000, GEOMETRY.segment_size, 17)
 PLAIN = Compression(CompressionMethod.NONE, 0)
@@ -206,3 +208,33 @@ def test_each_connection_looks_what_is_stored(store: Store, tmp_path: Path) -> N
         store.store.delete(f"wal/{GEOMETRY.file_name(1, 9)}")
         found = receiver._hold_repository(IDENTITY, held)
         assert [segment.segment_no for segment in found.wal.segments()] == [10]
+
+
+class Racing(MemoryStore):
+    """A store in which somebody else is the first to store a segment, whose object nobody can read at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: bytes | None = None
+
+    def put(self, name: str, content: bytes | Iterable[bytes], *, replace: bool = False, durable: bool = True) -> None:
+        if not name.startswith("wal/"):
+            super().put(name, content, replace=replace, durable=durable)
+            return
+        if self.first is not None and not self.exists(name):
+            super().put(name, self.first)
+        raise ObjectExists(f"{name} is there")
+
+
+def test_what_cannot_be_read_is_not_taken_for_the_same(store: Store, spooled: SpooledPlace) -> None:
+    racing = Racing()
+    put(spooled, 10)
+    spooled.store.remote = racing
+    name = GEOMETRY.file_name(1, 10)
+    objects = SpooledObjects(spooled, GEOMETRY, Compression())
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        objects.store_segment(name)
+    assert not spooled.store.is_stored(f"wal/{name}.zst")
+    racing.first = b"".join(compressed_pieces(iter([segment(10)]), Compression(level=9), SIZE))
+    objects.store_segment(name)
+    assert dict(spooled.store.stored("wal")) == {f"{name}.zst": len(racing.first)}
