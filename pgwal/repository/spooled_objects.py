@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
-from pgwal.errors import ObjectExists, RepositoryError, StoreUnavailable
+from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -96,9 +97,12 @@ class SpooledObjects:
             if base != segment or complete or name == newest:
                 continue
             try:
-                self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
+                with suppress(ObjectNotFound):
+                    self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
             except RepositoryError as error:
+                # It is there, and must be moved aside, or compared, with the rest.
                 logger.debug("%s", error)
+                continue
             self._store.note_deleted(f"{WAL_DIRECTORY}/{name}")
 
     def store_file(self, path: str) -> None:

@@ -226,7 +226,7 @@ class Racing(MemoryStore):
         raise ObjectExists(f"{name} is there")
 
 
-def test_what_cannot_be_read_is_not_taken_for_the_same(store: Store, spooled: SpooledPlace) -> None:
+def test_what_cannot_be_read_is_not_taken_for_the_same(spooled: SpooledPlace) -> None:
     racing = Racing()
     put(spooled, 10)
     spooled.store.remote = racing
@@ -238,3 +238,34 @@ def test_what_cannot_be_read_is_not_taken_for_the_same(store: Store, spooled: Sp
     racing.first = b"".join(compressed_pieces(iter([segment(10)]), Compression(level=9), SIZE))
     objects.store_segment(name)
     assert dict(spooled.store.stored("wal")) == {f"{name}.zst": len(racing.first)}
+
+
+class Undeletable(MemoryStore):
+    """A store that deletes nothing of a segment until it is allowed."""
+
+    refuses = True
+
+    def delete(self, name: str) -> None:
+        if self.refuses:
+            raise RepositoryError(f"{name} is retained")
+        super().delete(name)
+
+
+def test_what_may_not_be_deleted_is_not_forgotten(spooled: SpooledPlace) -> None:
+    kept = Undeletable()
+    spooled.store.remote = kept
+    spooled.local.store.put(f"wal/{NAME}.partial", segment(5))
+    objects = SpooledObjects(spooled, GEOMETRY, PLAIN)
+    objects.store_partial(NAME, Lsn(START + 1000))
+    objects.store_partial(NAME, Lsn(START + 2000))
+    assert spooled.store.is_stored(f"wal/{partial(1000)}")
+    kept.refuses = False
+    objects.store_partial(NAME, Lsn(START + 3000))
+    assert [name for name, _ in spooled.store.stored("wal")] == [partial(3000)]
+    assert [name for name, _ in kept.list("wal/")] == [f"wal/{partial(3000)}"]
+    # Somebody else may have deleted it.
+    kept.put(f"wal/{partial(4000)}", b"")
+    spooled.store.note_stored(f"wal/{partial(4000)}", 0)
+    kept.delete(f"wal/{partial(4000)}")
+    objects.store_partial(NAME, Lsn(START + 5000))
+    assert [name for name, _ in spooled.store.stored("wal")] == [partial(5000)]
