@@ -127,10 +127,9 @@ class SpooledPlace:
                 self._settle_history(name)
         for segment in WalArchive(self.local.store, self._identity.geometry).segments():
             self._settle_segment(segment)
+        # Nothing shows of which WAL they were made; whoever receives makes them again.
         for name, _ in objects_in(self.local.store, SUMMARY_DIRECTORY):
-            if self.store.is_stored(f"{SUMMARY_DIRECTORY}/{name}"):
-                # Made from the same WAL.
-                self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
+            self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
 
     def _drop_empty(self) -> None:
         """Delete what has no WAL, as a crash leaves it while room is taken: it would hide what is stored."""

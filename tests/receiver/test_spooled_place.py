@@ -26,6 +26,7 @@ from pgwal.repository.spool_uploader import SpoolUploader
 from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace, opened_spool
 from pgwal.repository.wal_compressor import compressed_pieces
+from pgwal.summary.codec import LsnRange, summary_file_name
 
 IDENTITY = RepositoryIdentity(7000000000000000000, GEOMETRY.segment_size, 17)
 PLAIN = Compression(CompressionMethod.NONE, 0)
@@ -269,3 +270,12 @@ def test_what_may_not_be_deleted_is_not_forgotten(spooled: SpooledPlace) -> None
     kept.delete(f"wal/{partial(4000)}")
     objects.store_partial(NAME, Lsn(START + 5000))
     assert [name for name, _ in spooled.store.stored("wal")] == [partial(5000)]
+
+
+def test_summaries_that_were_left_in_a_spool_are_dropped(store: Store, tmp_path: Path) -> None:
+    """They may be of WAL of another history, and a backup would miss blocks."""
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        name = f"summaries/{summary_file_name(LsnRange(1, START, Lsn(START + 1000)))}"
+        place.local.store.put(name, b"of whatever")
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        assert not place.local.store.exists(name)
