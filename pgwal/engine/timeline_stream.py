@@ -129,7 +129,6 @@ class TimelineStream:
             unix_time_offset_s=time.time() - time.monotonic(),
         )
         self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
-        self._reported_lsn: Lsn | None = None
         self._noted: tuple[Lsn, Lsn] | None = None
         self._last_sync_s = time.monotonic()
         self._last_state_s = time.monotonic()
@@ -206,9 +205,10 @@ class TimelineStream:
             self._delivery.hurry()
         if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
             self._sync()
-        status = self._session.status_now(now) if self._is_awaited() else self._session.status_due(now)
+        # Commits may wait to hear of it: the server may have come to count this as a synchronous standby.
+        is_awaited = self._session.has_flush_to_tell
+        status = self._session.status_now(now) if is_awaited else self._session.status_due(now)
         if status is not None:
-            self._reported_lsn = self._session.flushed_lsn
             self._sender.send(status)
         self._check_silence(now)
         self._renew_state(now)
@@ -229,13 +229,6 @@ class TimelineStream:
     def _pause_s(self) -> float:
         """Return after how much silence what was received is to be synced."""
         return max(_PAUSE_S, self._last_sync_s + _MIN_SYNC_INTERVAL_S - time.monotonic())
-
-    def _is_awaited(self) -> bool:
-        """Tell whether commits may wait to hear of what was synced since the last status.
-
-        The server may have come to count this as a synchronous standby since the stream began.
-        """
-        return self._session.report_flush and self._session.flushed_lsn != self._reported_lsn
 
     # -- what arrives ------------------------------------------------------------------------------------------
 
@@ -338,7 +331,6 @@ class TimelineStream:
         now = time.monotonic()
         self._session.passed_over(now)
         if (status := self._session.status_due(now)) is not None:
-            self._reported_lsn = self._session.flushed_lsn
             self._sender.send(status)
         self._renew_state(now)
         self._events.alive()
