@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
@@ -59,6 +60,7 @@ class WalDirectory:
         self._directory = directory
         self._only = only
         self._agreed: set[str] = set()
+        self._preference = partial(preference, is_in_files=as_files(store) is not None)
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
@@ -71,7 +73,7 @@ class WalDirectory:
             if not compression and size_bytes != self.geometry.segment_size and (complete or not size_bytes):
                 continue
             key = self.geometry.parse_file_name(base)
-            if key not in found or preference(name)[:3] < preference(found[key].name)[:3]:
+            if key not in found or self._preference(name)[:3] < self._preference(found[key].name)[:3]:
                 found[key] = WalSegmentFile(*key, complete, name)
         return [found[key] for key in sorted(found)]
 
@@ -206,7 +208,7 @@ class WalDirectory:
         """Return the names of all files of a segment, in the order in which they count, by one listing."""
         names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
         own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
-        return sorted(own, key=preference)
+        return sorted(own, key=self._preference)
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.

@@ -279,3 +279,15 @@ def test_summaries_that_were_left_in_a_spool_are_dropped(store: Store, tmp_path:
         place.local.store.put(name, b"of whatever")
     with opened_spool(store, tmp_path, IDENTITY) as place:
         assert not place.local.store.exists(name)
+
+
+def test_a_name_without_an_end_hides_nothing_in_a_store(store: Store) -> None:
+    """A repository in a directory that was copied into a store has one."""
+    content = b"\x11" * 500000
+    store.store.put(f"wal/{NAME}.partial", content[:1000].ljust(SIZE, b"\0"))
+    archive = Repository(store, IDENTITY).wal
+    assert [found.name for found in archive.segments()] == [f"{NAME}.partial"]
+    store.store.put(f"wal/{partial(500000)}", content)
+    store.store.put(f"wal/{partial(400000)}", content[:400000])
+    assert [found.name for found in archive.segments()] == [partial(500000)]
+    assert archive.read_segment(NAME) == content.ljust(SIZE, b"\0")
