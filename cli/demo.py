@@ -9,6 +9,7 @@ import typer
 
 from pgwal.repository.storage_format import FileFormat
 from pgwal_cli import options
+from pgwal_cli.demo_repository import DemoRepository
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.output import print_json
 
@@ -24,9 +25,18 @@ def demo(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Leave repository and data directories in DIR for a look."),
     ] = None,
+    repo: Annotated[
+        DemoRepository,
+        typer.Option("--repo", help="What the repository is in; for s3, a SeaweedFS is started."),
+    ] = DemoRepository.DIRECTORY,
     file_format: Annotated[
-        FileFormat, typer.Option("--format", help="How the repository stores the files of backups.")
-    ] = FileFormat.PLAIN,
+        FileFormat | None,
+        typer.Option(
+            "--format",
+            help="How the repository stores the files of backups.",
+            show_default="plain, or packed in an object store",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show the main job on a throw-away PostgreSQL 18.
@@ -36,7 +46,8 @@ def demo(
     """
     from pgwal_cli.demo_steps import run_demo
 
-    report = run_demo(keep, pgdata_size, rounds, file_format=file_format.value, quiet=json)
+    chosen = None if file_format is None else file_format.value
+    report = run_demo(keep, pgdata_size, rounds, kind=repo, file_format=chosen, quiet=json)
     if json:
         print_json(report.document())
     else:

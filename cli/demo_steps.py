@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pgwal.errors import PgwalError, TargetError
 from pgwal_cli.demo_load import WriteLoad, create_tables, table_checksums
+from pgwal_cli.demo_repository import DemoRepository, opened_repository
 from pgwal_cli.output import size_text, table_lines
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
@@ -32,16 +33,19 @@ _TIMEOUT_S = 300.0
 _HEADER = ("STEP", "SECONDS", "READ", "WRITTEN", "BLOCKS COPIED", "OF BLOCKS")
 
 
-def run_demo(keep: Path | None, size_mb: int, rounds: int, *, file_format: str, quiet: bool) -> DemoReport:
+def run_demo(
+    keep: Path | None, size_mb: int, rounds: int, *, kind: DemoRepository, file_format: str | None, quiet: bool
+) -> DemoReport:
     """Run the demo below ``keep``, or in a temporary directory that is removed however it ends; prints its steps.
 
-    ``file_format`` is that of the repository, as ``pgwal init`` takes it.
+    ``file_format`` is that of the repository, as ``pgwal init`` takes it, None for what that takes by itself.
 
     Raises PgwalError when a step fails; that the restored server differs is in the report.
     """
     installation = embedded_installation()
-    with _workplace(keep) as directory, ExitStack() as opened:
-        return _Demo(installation, directory, opened, quiet=quiet).run(size_mb, rounds, file_format)
+    with _workplace(keep) as directory, opened_repository(kind, directory) as repository, ExitStack() as opened:
+        demo = _Demo(installation, directory, repository, opened, quiet=quiet)
+        return demo.run(size_mb, rounds, file_format)
 
 
 @contextmanager
@@ -126,9 +130,11 @@ class DemoReport:
 class _Demo:
     """The steps; each prints a line when it begins."""
 
-    def __init__(self, installation: ServerInstallation, directory: Path, opened: ExitStack, *, quiet: bool) -> None:
+    def __init__(
+        self, installation: ServerInstallation, directory: Path, repository: str, opened: ExitStack, *, quiet: bool
+    ) -> None:
         self._directory = directory
-        self._repository = directory / "repository"
+        self._repository = repository
         self._target = directory / "restored"
         self._opened = opened
         self._quiet = quiet
@@ -137,9 +143,9 @@ class _Demo:
         self._installation = make_reachable(installation, self._scratch())
         self._server = ThrowawayServer(self._installation, directory / "source")
 
-    def run(self, size_mb: int, rounds: int, file_format: str) -> DemoReport:
-        self._say(f"making a {file_format} repository")
-        self._pgwal("init", "--format", file_format)
+    def run(self, size_mb: int, rounds: int, file_format: str | None) -> DemoReport:
+        self._say(" ".join(filter(None, ("making a", file_format, "repository in", self._repository))))
+        self._pgwal("init", *([] if file_format is None else ["--format", file_format]))
         self._step(f"creating a PostgreSQL {self._installation.version} with {size_mb} MB", self._create, size_mb)
         receiver = self._step("streaming WAL in the background", self._start_receiver)
         with WriteLoad(self._server) as load:
@@ -171,7 +177,7 @@ class _Demo:
 
     def _start_receiver(self) -> subprocess.Popen[str]:
         log = self._opened.enter_context((self._directory / "stream.log").open("w"))
-        command = ["stream", "--repo", str(self._repository), "-d", self._server.conninfo, "-S", _SLOT]
+        command = ["stream", "--repo", self._repository, "-d", self._server.conninfo, "-S", _SLOT]
         # In a session of its own, so that Ctrl-C reaches it from here alone, in order.
         receiver = subprocess.Popen(
             [*_PGWAL, *command, "--create-slot"], stdout=log, stderr=log, text=True, start_new_session=True
@@ -212,7 +218,7 @@ class _Demo:
         command: list[str] = []
         if server_account() is not None:
             # The server's user may not be able to run this Python, nor to read the repository of root.
-            fetch = [*_PGWAL, "fetch-wal", "--repo", str(self._repository)]
+            fetch = [*_PGWAL, "fetch-wal", "--repo", self._repository]
             relay = self._opened.enter_context(RestoreCommandRelay(fetch, self._directory / "relay"))
             command = ["--restore-command", relay.restore_command]
         output = json_codec.loads(self._pgwal("restore", backup_id, "-D", str(self._target), *command, "--json"))
@@ -244,9 +250,7 @@ class _Demo:
 
     def _pgwal(self, command: str, *args: str) -> str:
         """Run a pgwal command and return what it prints; raises PgwalError with its messages when it fails."""
-        finished = subprocess.run(
-            [*_PGWAL, command, "--repo", str(self._repository), *args], capture_output=True, text=True
-        )
+        finished = subprocess.run([*_PGWAL, command, "--repo", self._repository, *args], capture_output=True, text=True)
         if finished.returncode != 0:
             raise PgwalError(f"pgwal {command} ended with exit code {finished.returncode}\n{finished.stderr.strip()}")
         return finished.stdout

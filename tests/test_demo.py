@@ -30,9 +30,9 @@ def processes_below(directory: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(directory) in line]
 
 
-@pytest.mark.parametrize("file_format", ["plain", "packed"])
-def test_the_restored_server_equals_the_source(guarded_scratch: Path, file_format: str) -> None:
-    demo = start_demo(guarded_scratch, "--json", "--format", file_format)
+@pytest.mark.parametrize("options", [["--format", "plain"], ["--format", "packed"], ["--repo", "s3"]], ids=" ".join)
+def test_the_restored_server_equals_the_source(guarded_scratch: Path, options: list[str]) -> None:
+    demo = start_demo(guarded_scratch, "--json", *options)
     output, messages = demo.communicate(timeout=300)
     assert demo.returncode == 0, messages
     report = json.loads(output)
@@ -41,10 +41,12 @@ def test_the_restored_server_equals_the_source(guarded_scratch: Path, file_forma
     assert [step["step"].split(",")[0] for step in backups] == ["full backup", "incremental 1", "incremental 2"]
     assert all(0 < step["copied_blocks"] < step["blocks"] for step in backups[1:])
     assert list(guarded_scratch.iterdir()) == []
+    assert processes_below(guarded_scratch) == []
 
 
-def test_an_interrupted_demo_cleans_up(guarded_scratch: Path) -> None:
-    demo = start_demo(guarded_scratch)
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_an_interrupted_demo_cleans_up(guarded_scratch: Path, kind: str) -> None:
+    demo = start_demo(guarded_scratch, "--repo", kind)
     assert demo.stdout is not None
     for line in demo.stdout:
         if "incremental 1" in line:

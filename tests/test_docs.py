@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import BaseError, UnknownConfigurationKeyError
+from obstore.store import AzureStore, GCSStore, S3Store
 from typer.main import get_command
 
+from pgwal.repository.cloud_place import _CLIENT_OPTIONS
 from pgwal_cli.main import make_app
 
 ROOT = Path(__file__).parent.parent
+OBJECT_STORAGE = ROOT / "docs" / "object-storage.md"
 COMMANDS = get_command(make_app()).commands  # type: ignore[attr-defined]
 CONNECTION_OPTIONS = {"-d", "-h", "-p", "-U", "-w", "-W"}
 
@@ -40,3 +45,34 @@ def test_readme_links_lead_somewhere() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+STORES_OF_VARIABLES = {"AWS": S3Store, "GOOGLE": GCSStore, "AZURE": AzureStore}
+NEEDED = {"AZURE": {"azure_storage_account_name": "account"}}
+NOT_READ = {"AWS_PROFILE", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY"}
+
+
+def object_store_variables() -> set[str]:
+    return set(re.findall(r"\b(?:AWS|GOOGLE|AZURE)_[A-Z0-9_]*[A-Z0-9]\b", OBJECT_STORAGE.read_text()))
+
+
+@pytest.mark.parametrize("name", sorted(object_store_variables()))
+def test_variables_of_object_stores_are_read(name: str) -> None:
+    """The library takes each name, in small letters, as an option; what it does not know it refuses."""
+    provider, _, rest = name.partition("_")
+    if rest.lower() in _CLIENT_OPTIONS:
+        return  # It is for all three.
+    config = {**NEEDED.get(provider, {}), name.lower(): "name"}
+    try:
+        STORES_OF_VARIABLES[provider]("bucket", config=config)  # type: ignore[arg-type]
+    except UnknownConfigurationKeyError:
+        assert name in NOT_READ
+    except BaseError:
+        pass  # It knows the name, and does not like the value.
+    else:
+        assert name not in NOT_READ
+
+
+def test_policies_are_json() -> None:
+    blocks = re.findall(r"```json\n(.*?)```", OBJECT_STORAGE.read_text(), re.DOTALL)
+    assert [next(iter(json.loads(block))) for block in blocks] == ["Version", "Version", "Rules"]

@@ -14,8 +14,9 @@ from pgwal.engine.start_point import NEW_HISTORY_HINT
 from pgwal.errors import BrokenInvariant, HistoryMismatch
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_magic
+from pgwal.repository.segment_reader import SegmentReader
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import SegmentReader, WalSegmentFile
+from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.segment import LONG_PAGE_HEADER_SIZE
 from pgwal.segment import WAL_PAGE_SIZE as _PAGE
 from pgwal.timeline import TimelineHistory

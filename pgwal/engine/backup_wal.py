@@ -102,16 +102,16 @@ class BackupWal:
     def _require_segments(self, start: Lsn, end: int, hint: str) -> None:
         """Raise WalGap, which names the first segment that is missing; a summary says what changed, and is no WAL."""
         geometry, timeline_id = self._repository.geometry, self._facts.timeline_id
-        there = {s.segment_no for s in self._repository.wal.segments() if s.timeline_id == timeline_id}
-        for number in range(geometry.segment_no(start), geometry.last_segment_no(end) + 1):
-            if number not in there:
-                raise WalGap(
-                    f"{_NOT_PUBLISHED}: segment {geometry.file_name(timeline_id, number)} is not in the archive",
-                    hint=hint,
-                    timeline_id=timeline_id,
-                    lsn=geometry.segment_start(number),
-                    end_lsn=geometry.segment_start(number + 1),
-                )
+        numbers = range(geometry.segment_no(start), geometry.last_segment_no(end) + 1)
+        number = self._repository.wal.first_missing(timeline_id, numbers)
+        if number is not None:
+            raise WalGap(
+                f"{_NOT_PUBLISHED}: segment {geometry.file_name(timeline_id, number)} is not in the archive",
+                hint=hint,
+                timeline_id=timeline_id,
+                lsn=geometry.segment_start(number),
+                end_lsn=geometry.segment_start(number + 1),
+            )
 
 
 def _record_that_ends_at(repository: Repository, timeline_id: int, lsn: Lsn, start: Lsn) -> WalRecord | None:

@@ -88,5 +88,11 @@ def require_received(repository: Repository, prior: BackupEntry, timeline_id: in
     receiver = repository.receiver_state()
     if receiver is None or receiver.timeline_id != timeline_id:
         return
+    # Mostly one look tells: all segments are there, and summaries need not be asked for.
+    geometry, end = repository.geometry, max(receiver.flushed_lsn, prior.start_lsn)
+    if prior.start_timeline_id == timeline_id:
+        numbers = range(geometry.segment_no(prior.start_lsn), geometry.last_segment_no(end) + 1)
+        if repository.wal.first_missing(timeline_id, numbers, whole=numbers[:-1]) is None:
+            return
     for hole in missing_since(repository, prior, receiver, read_coverage(repository, receiver)):
         raise wal_gap(repository, hole)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
-from pgwal.errors import FormatError, ObjectNotFound
+from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.segment import WalGeometry
@@ -34,7 +33,8 @@ class TimelineCoverage(NamedTuple):
 def read_coverage(repository: Repository, receiver: ReceiverState | None) -> list[TimelineCoverage]:
     """Return what there is of each timeline, oldest first."""
     geometry = repository.geometry
-    links = _summary_links(repository)
+    # Of those that an older pgwal wrote, and damaged ones, there is none.
+    links = repository.summaries.links()
     summaries, wal = sorted(links), archived_ranges(repository, receiver)
     history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
     broken = seams(links, geometry)
@@ -83,26 +83,20 @@ def seams(links: Mapping[LsnRange, Link], geometry: WalGeometry) -> set[Seam]:
     }
 
 
-def _summary_links(repository: Repository) -> dict[LsnRange, Link]:
-    """Return the links of the summaries that count: not of those that an older pgwal wrote, nor of damaged ones."""
-    found = {}
-    for part in repository.summaries.ranges():
-        with suppress(FormatError, ObjectNotFound):
-            link = repository.summaries.link(part)
-            if link is not None:
-                found[part] = link
-    return found
-
-
-def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> list[LsnRange]:
+def archived_ranges(
+    repository: Repository, receiver: ReceiverState | None, histories: Sequence[TimelineHistory] | None = None
+) -> list[LsnRange]:
     """Return the range of each segment; of one that is not complete, what is known to be valid of it.
 
+    ``histories`` are those of the archive, if they were read.
     A timeline that was begun within a segment begins with a copy of its ancestors' WAL: that is theirs as well.
     """
     geometry = repository.geometry
-    histories = {history.timeline_id: history for history in repository.wal.histories()}
+    if histories is None:
+        histories = repository.wal.histories()
+    by_id = {history.timeline_id: history for history in histories}
     # A timeline ends where the next one of some history begins, wherever that is in a segment.
-    ends: set[tuple[int, Lsn]] = {switch for history in histories.values() for switch in history.switches}
+    ends: set[tuple[int, Lsn]] = {switch for history in histories for switch in history.switches}
     if receiver is not None:
         ends |= {(receiver.timeline_id, receiver.flushed_lsn)}
     found = []
@@ -113,8 +107,8 @@ def archived_ranges(repository: Repository, receiver: ReceiverState | None) -> l
             end = max(known, default=start)
         if start < end:
             found.append(LsnRange(segment.timeline_id, start, end))
-            if segment.timeline_id in histories:
-                parts = histories[segment.timeline_id].ranges_between(start, end)
+            if segment.timeline_id in by_id:
+                parts = by_id[segment.timeline_id].ranges_between(start, end)
                 found += [part for part in parts if part.timeline_id != segment.timeline_id]
     return found
 
@@ -245,7 +239,8 @@ def read_recoverable_ranges(
     repository: Repository, entries: Iterable[BackupEntry]
 ) -> dict[str, RecoverableRange | None]:
     """Return what can be recovered from each backup, by id; raises FormatError for a damaged history file."""
-    wal = archived_ranges(repository, repository.receiver_state())
+    receiver = repository.receiver_state()
     histories, geometry = repository.wal.histories(), repository.geometry
-    broken = seams(_summary_links(repository), geometry)
+    wal = archived_ranges(repository, receiver, histories)
+    broken = seams(repository.summaries.links(), geometry)
     return {entry.backup_id: recoverable_range(entry, wal, histories, geometry, broken) for entry in entries}

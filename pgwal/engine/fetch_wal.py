@@ -37,10 +37,10 @@ def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False,
             Spool(destination).clear_leftovers()
         content: Iterable[bytes] = [_Segments(place).history(name)]
     elif is_segment_name(name):
-        segments = _Segments(place)
         if prefetch:
-            Spool(destination).fill_behind(name, segments.geometry, segments.whole)
-        content = segments.whole_or_partial(name, to_gap=to_gap)
+            # First: what speaks to an object store has threads, which are not there behind a fork.
+            Spool(destination).fill_behind(name, lambda: _Segments(place), is_remote=place.is_remote)
+        content = _Segments(place).whole_or_partial(name, to_gap=to_gap)
     else:
         # Backup history files and the like: the server asks for them and goes on without.
         raise ObjectNotFound(f"{name} is neither a WAL segment nor a history file")

@@ -19,9 +19,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from pgwal.errors import PgwalError
 from pgwal.segment import WalGeometry, is_segment_name
@@ -36,8 +37,19 @@ _SPARE_FACTOR = 4
 _IDLE_S = 10.0
 _POLL_S = 0.01
 
-WholeSegment = Callable[[str], Iterable[bytes] | None]
-"""Returns the content of a segment in pieces, each checked; None when there is no whole one."""
+_REMOTE_AT_A_TIME = 4
+"""Segments that are fetched at the same time over a network."""
+_REMOTE_RETRY_S = 1.0
+"""When a segment that was not there is looked for again over a network: each look is a request."""
+
+
+class WholeSegments(Protocol):
+    """The WAL of a repository; may be read by several threads."""
+
+    geometry: WalGeometry
+
+    def whole(self, name: str) -> Iterable[bytes] | None:
+        """Return the content of a segment in pieces, each checked; None when there is no whole one."""
 
 
 class Spool:
@@ -53,17 +65,27 @@ class Spool:
         with suppress(OSError):
             self._lock_and(lambda _: self.remove())
 
-    def fill_behind(self, name: str, geometry: WalGeometry, whole_segment: WholeSegment) -> None:
+    def fill_behind(self, name: str, open_wal: Callable[[], WholeSegments], *, is_remote: bool) -> None:
         """See to it that what follows a segment is fetched ahead, by a process that may run already.
 
+        It is that process which calls ``open_wal``.
         Failures are nobody's: without a spool, each segment is fetched when the server asks for it.
         """
-        if not self._is_looked_into or geometry.segment_size > _AHEAD_BYTES:
+        if not self._is_looked_into:
             return
         with suppress(OSError):
             self.path.mkdir(mode=0o700, exist_ok=True)
-            prefetching = _Prefetching(self, name, geometry, whole_segment)
-            if not self._lock_and(lambda lock: _leave_behind(prefetching.run, lock)):
+            signs = _signs_of_recovery()
+
+            def fill() -> None:
+                try:
+                    wal = open_wal()
+                    if wal.geometry.segment_size <= _AHEAD_BYTES:
+                        _Prefetching(self, name, wal, signs, is_remote=is_remote).run()
+                finally:
+                    self.remove()
+
+            if not self._lock_and(lambda lock: _leave_behind(fill, lock)):
                 self.write(_ASKED, [name.encode()])
 
     def asked(self) -> str | None:
@@ -116,39 +138,38 @@ class Spool:
 class _Prefetching:
     """Keeps a spool filled with what follows the last segment that was asked for."""
 
-    def __init__(self, spool: Spool, name: str, geometry: WalGeometry, whole_segment: WholeSegment) -> None:
+    def __init__(self, spool: Spool, name: str, wal: WholeSegments, signs: Sequence[Path], *, is_remote: bool) -> None:
+        """``signs`` go when recovery ends, or the server does."""
         self._spool = spool
-        self._geometry = geometry
-        self._whole_segment = whole_segment
+        self._wal = wal
+        self._geometry = geometry = wal.geometry
         self._max_depth = _AHEAD_BYTES // geometry.segment_size
+        self._most_at_a_time = _REMOTE_AT_A_TIME if is_remote else 1
+        self._retry_s = _REMOTE_RETRY_S if is_remote else 0.0
+        self._missed_at_s = -_REMOTE_RETRY_S
         # More with each one that is taken: a server that replays slowly, or waits, needs no more.
         self._depth = 1
         self._timeline_id, self._asked_no = geometry.parse_file_name(name)
         self._next_no = self._asked_no + 1
-        # They go when recovery ends, or the server does.
-        signs = (Path("postmaster.pid"), Path("recovery.signal"), Path("standby.signal"))
-        self._signs_of_recovery = [sign for sign in signs if sign.exists()]
+        self._signs = signs
 
     def run(self) -> None:
-        try:
-            self._spool.clear()
-            seen: list[str] = []
-            last_change_s = time.monotonic()
-            while time.monotonic() - last_change_s < _IDLE_S and all(s.exists() for s in self._signs_of_recovery):
-                self._follow_what_is_asked()
-                waiting = self._spool.segments()
-                if waiting != seen:
-                    taken = sum(name not in waiting for name in seen)
-                    self._depth = min(self._depth << taken, self._max_depth)
-                    seen, last_change_s = waiting, time.monotonic()
-                if len(waiting) < self._depth and self._has_room():
-                    if self._fetch_next():
-                        continue
-                    if not waiting:
-                        return
-                time.sleep(_POLL_S)
-        finally:
-            self._spool.remove()
+        self._spool.clear()
+        seen: list[str] = []
+        last_change_s = time.monotonic()
+        while time.monotonic() - last_change_s < _IDLE_S and all(sign.exists() for sign in self._signs):
+            self._follow_what_is_asked()
+            waiting = self._spool.segments()
+            if waiting != seen:
+                taken = sum(name not in waiting for name in seen)
+                self._depth = min(self._depth << taken, self._max_depth)
+                seen, last_change_s = waiting, time.monotonic()
+            if len(waiting) < self._depth and self._has_room():
+                if self._fetch_next(self._depth - len(waiting)):
+                    continue
+                if not waiting:
+                    return
+            time.sleep(_POLL_S)
 
     def _follow_what_is_asked(self) -> None:
         """Go on behind a segment that the server asked for before it was there, or on another timeline."""
@@ -159,6 +180,8 @@ class _Prefetching:
         timeline_id, asked_no = self._geometry.parse_file_name(name)
         is_close = timeline_id == self._timeline_id and self._asked_no < asked_no <= self._next_no + self._depth
         self._timeline_id, self._asked_no = timeline_id, asked_no
+        if not is_close:
+            self._missed_at_s = -_REMOTE_RETRY_S
         self._next_no = max(self._next_no, asked_no + 1) if is_close else asked_no + 1
         for waiting in self._spool.segments():
             if not is_close or waiting <= name:
@@ -168,14 +191,42 @@ class _Prefetching:
         status = os.statvfs(self._spool.path)
         return status.f_bavail * status.f_frsize >= _SPARE_FACTOR * self._depth * self._geometry.segment_size
 
-    def _fetch_next(self) -> bool:
-        name = self._geometry.file_name(self._timeline_id, self._next_no)
-        content = self._whole_segment(name)
+    def _fetch_next(self, count: int) -> bool:
+        """Fetch what comes next, ``count`` segments at most; False when the first one is not there."""
+        if time.monotonic() - self._missed_at_s < self._retry_s:
+            return False
+        numbers = range(self._next_no, self._next_no + min(count, self._most_at_a_time))
+        names = [self._geometry.file_name(self._timeline_id, number) for number in numbers]
+        fetched = self._fetch_all(names)
+        if not all(fetched):
+            self._missed_at_s = time.monotonic()
+            # What is behind a gap is not wanted yet.
+            for name in names[fetched.index(False) :]:
+                self._spool.drop(name)
+            fetched = fetched[: fetched.index(False)]
+        self._next_no += len(fetched)
+        return bool(fetched)
+
+    def _fetch_all(self, names: Sequence[str]) -> list[bool]:
+        if len(names) == 1:
+            return [self._fetch(names[0])]
+        # Late: from a directory they come one by one.
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(names), "fetch-wal") as threads:
+            return list(threads.map(self._fetch, names))
+
+    def _fetch(self, name: str) -> bool:
+        content = self._wal.whole(name)
         if content is None:
             return False
         self._spool.write(name, content, durable=True)
-        self._next_no += 1
         return True
+
+
+def _signs_of_recovery() -> list[Path]:
+    signs = (Path("postmaster.pid"), Path("recovery.signal"), Path("standby.signal"))
+    return [sign for sign in signs if sign.exists()]
 
 
 def _leave_behind(work: Callable[[], None], lock: int) -> None:

@@ -9,7 +9,8 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING
 
 from pgwal.aligned_buffer import aligned_buffer
-from pgwal.repository.wal_directory import PART_BYTES, WalParts
+from pgwal.repository.segment_reader import PART_BYTES
+from pgwal.repository.wal_directory import WalParts
 
 if TYPE_CHECKING:
     from pgwal.repository.segment_part import SegmentPart

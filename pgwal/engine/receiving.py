@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL_S, _REMOTE_POLL_S = 0.001, 0.1
-"""Where the repository is reached over a network, each look is a few requests."""
+_POLL_S = 0.001
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.1, 1.0
+"""Where the repository is reached over a network, each look is a request or two: the first waits double."""
+_LISTED_EVERY = 8
+"""The receiver says there how far it is; only now and then it is looked whether it has got further."""
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 _PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0
@@ -71,9 +75,18 @@ class ReceivedWal:
         last_position, last_progress_s = Lsn(0), time.monotonic()
         proven_at_s = last_progress_s + _PROOF_AFTER_S - _PROOF_INTERVAL_S
         waits_since = time.time()
+        is_remote = self._repository.place.is_remote
+        poll_s = _REMOTE_POLL_S if is_remote else _POLL_S
         self.check()
-        while not self._has(timeline_id, lsn, complete=complete):
-            state = self._repository.receiver_state()
+        for look in itertools.count():
+            state = None if complete else self._repository.receiver_state()
+            if state is not None and state.timeline_id == timeline_id and state.flushed_lsn >= lsn:
+                return
+            is_said = is_remote and state is not None and state.timeline_id == timeline_id
+            if (not is_said or look % _LISTED_EVERY == _LISTED_EVERY - 1) and self._is_whole(timeline_id, lsn):
+                return
+            if complete:
+                state = self._repository.receiver_state()
             position = state.written_lsn if state is not None else Lsn(0)
             if position != last_position and state is not None and state.timeline_id <= timeline_id:
                 last_position, last_progress_s = position, time.monotonic()
@@ -82,7 +95,9 @@ class ReceivedWal:
             if self._thread is None and time.monotonic() - proven_at_s > _PROOF_INTERVAL_S:
                 self._require_servers_wal(waits_since)
                 proven_at_s = time.monotonic()
-            time.sleep(_REMOTE_POLL_S if self._repository.place.is_remote else _POLL_S)
+            time.sleep(poll_s)
+            if is_remote:
+                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.
@@ -90,12 +105,9 @@ class ReceivedWal:
 
         require_servers_wal(self._repository, self._parameters, waits_since)
 
-    def _has(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> bool:
-        repository = self._repository
-        if repository.wal.is_complete(timeline_id, repository.geometry.last_segment_no(lsn)):
-            return True
-        state = repository.receiver_state()
-        return not complete and state is not None and state.timeline_id == timeline_id and state.flushed_lsn >= lsn
+    def _is_whole(self, timeline_id: int, lsn: Lsn) -> bool:
+        """Tell whether there is the whole segment that ends at, or behind, a position."""
+        return self._repository.wal.is_complete(timeline_id, self._repository.geometry.last_segment_no(lsn))
 
     def _check_stalled(self, lsn: Lsn, position: Lsn, last_progress_s: float) -> None:
         if time.monotonic() - last_progress_s <= STALLED_S:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -40,12 +39,11 @@ from pgwal.repository.place import Place
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal.repository.store import StoredObject, as_renaming, folders_in
+from pgwal.repository.waiting_threads import ask_for_each
 
 logger = logging.getLogger(__name__)
 
 _MAX_LINE_BYTES = 16 << 20
-_MOST_AT_A_TIME = 16
-"""Entries that are read at the same time where each is asked for over a network."""
 
 
 class UnreadableBackup(NamedTuple):
@@ -77,17 +75,9 @@ class Catalogue:
 
     def survey(self) -> Survey:
         """Read the entries of all backups; one that cannot be read does not keep the others from being so."""
-        found = list(self._read_all(self.ids()))
+        found = list(ask_for_each(self._store, self._read, self.ids()))
         entries = [entry for entry in found if isinstance(entry, BackupEntry)]
         return Survey(sorted(entries, key=place_of), [each for each in found if isinstance(each, UnreadableBackup)])
-
-    def _read_all(self, ids: Sequence[str]) -> Iterator[BackupEntry | UnreadableBackup]:
-        if as_renaming(self._store) is not None or len(ids) < _MOST_AT_A_TIME:
-            yield from map(self._read, ids)
-            return
-        # Over a network, most of the time is spent waiting.
-        with ThreadPoolExecutor(_MOST_AT_A_TIME, "read-entry") as readers:
-            yield from readers.map(self._read, ids)
 
     def _read(self, backup_id: str) -> BackupEntry | UnreadableBackup:
         try:
@@ -153,15 +143,17 @@ class Catalogue:
 
         Raises ObjectNotFound, and FormatError or ChecksumMismatch for a damaged entry.
         """
-        if not self._store.exists(self._entry_name(backup_id)):
-            raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
-        with self._lines(folder_of(backup_id)) as lines:
-            yield from decode_entry(lines)[1]
+        try:
+            with self._lines(folder_of(backup_id)) as lines:
+                yield from decode_entry(lines)[1]
+        except ObjectNotFound:
+            raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.") from None
 
     @contextmanager
     def _lines(self, folder: str) -> Iterator[Iterator[bytes]]:
         """Give the lines of an entry; what is found wrong with them within the context says which one it is."""
-        with self._naming_damage(folder), open_buffered(self._store, f"{folder}/{BACKUP_ENTRY_NAME}") as file:
+        name = f"{folder}/{BACKUP_ENTRY_NAME}"
+        with self._naming_damage(folder), open_buffered(self._store, name, is_read_whole=True) as file:
             # A longer line comes in pieces, of which none is one.
             yield iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 

@@ -68,6 +68,7 @@ class LeaseObjects:
         self.address = address
         self.times = times
         self._store_time: tuple[datetime, float] | None = None
+        self._last_put: tuple[str, str | None, float] | None = None
 
     def read(self, name: str) -> Found:
         """Return what an object says; raises ObjectNotFound, RepositoryError."""
@@ -91,6 +92,7 @@ class LeaseObjects:
                 put = obstore.put(
                     self.client, name, content, mode="create" if version is None else version, use_multipart=False
                 )
+                self._last_put = name, put["e_tag"], now_s()
                 return version_of(put["e_tag"], put["version"])
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
                 pass
@@ -123,6 +125,14 @@ class LeaseObjects:
         return (then - modified_at + timedelta(seconds=now_s() - at_s)).total_seconds()
 
     def _ask_time(self) -> tuple[datetime, float]:
+        """Return the store's time, and when that was by this process's clock, or somewhat later."""
+        if self._last_put is not None:
+            # When a lease was stored tells as well, as long as it is that of this process.
+            name, e_tag, at_s = self._last_put
+            with translated_cloud_errors("read", self.address, name), suppress(FileNotFoundError):
+                meta = obstore.head(self.client, name)
+                if meta["e_tag"] is not None and meta["e_tag"] == e_tag:
+                    return meta["last_modified"], at_s
         name = f"{LEASE_FOLDER}/clock/{secrets.token_hex(8)}"
         with translated_cloud_errors("write", self.address, name):
             obstore.put(self.client, name, b"", use_multipart=False)

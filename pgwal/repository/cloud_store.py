@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
@@ -70,6 +76,13 @@ class CloudStore:
     def _get_ranges_of_one(self, name: str, ranges: Sequence[ByteRange]) -> _Bytes:
         """Return ranges of which some are counted from the end, or lie behind it: all of one version of the object."""
         with translated_cloud_errors("read", self._address, name):
+            if len(ranges) == 1 and ranges[0].start < 0 and ranges[0].end is None:
+                try:
+                    return [self._get_end(name, -ranges[0].start)]
+                except BaseError as error:
+                    # Azure knows no such ranges; of an empty object, some stores give none.
+                    if not isinstance(error, NotSupportedError) and not is_out_of_range(error):
+                        raise
             while True:
                 found = obstore.head(self.client, name)
                 wanted = [slice(start, end).indices(found["size"])[:2] for start, end in ranges]
@@ -77,6 +90,9 @@ class CloudStore:
                     return [self._get_range(name, each, found["e_tag"]) for each in wanted]
                 except PreconditionError:
                     continue
+
+    def _get_end(self, name: str, length: int) -> bytes:
+        return obstore.get(self.client, name, options={"range": {"suffix": length}}).bytes().to_bytes()
 
     def _get_range(self, name: str, wanted: tuple[int, int], e_tag: str | None) -> bytes:
         if wanted[0] >= wanted[1]:
@@ -120,6 +136,8 @@ class CloudStore:
                 for each in found:
                     if each["path"].startswith(prefix):
                         yield StoredObject(each["path"], each["size"])
+                if offset is not None and _is_past(prefix, [each["path"] for each in found]):
+                    break
 
     def children(self, folder: str = "") -> Iterator[Child]:
         with translated_cloud_errors("list", self._address, folder):
@@ -228,6 +246,12 @@ class CloudStore:
 
     def recover(self, folder: str, is_own: Callable[[str], bool]) -> None:
         pass  # What is not whole is not there.
+
+
+def _is_past(prefix: str, names: Sequence[str]) -> bool:
+    """Tell whether names that a store lists, which it does in order, have come to those behind a prefix."""
+    last = names[-1] if names else ""
+    return last > prefix and not last.startswith(prefix) and all(a < b for a, b in itertools.pairwise(names))
 
 
 class _Pieces:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.repository.object_reader import open_object
+from pgwal.repository.segment_reader import SegmentReader
 from pgwal.repository.store import ObjectStore, objects_in
-from pgwal.repository.wal_directory import SegmentReader, WalDirectory
+from pgwal.repository.wal_directory import WalDirectory
 from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import LONG_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.wal.layout import PAGE_LONG_HEADER, LongPageHeader

@@ -10,10 +10,11 @@ from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUna
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.store import ByteRange
 from pgwal.repository.wal_compressor import compressed_pieces
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory
+from pgwal.repository.wal_directory import WalDirectory
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, partial_name, split_segment_name
 from pgwal.segment import WalGeometry
 

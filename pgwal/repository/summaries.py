@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pgwal.errors import FormatError
+from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.lsn import LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
 from pgwal.repository.store import ByteRange, ObjectStore, objects_in
+from pgwal.repository.waiting_threads import ask_for_each
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
     LINK_TAIL_SIZE,
@@ -50,6 +51,18 @@ class SummaryFiles:
         (tail,) = self._store.get_ranges(name, [ByteRange(-LINK_TAIL_SIZE)])
         with _named_remedy():
             return decode_link(tail, name)
+
+    def links(self) -> dict[LsnRange, Link]:
+        """Return the links of all summaries that have one and can be read; the others count for nothing."""
+        ranges = self.ranges()
+        found = ask_for_each(self._store, self._link_or_none, ranges)
+        return {part: link for part, link in zip(ranges, found, strict=True) if link is not None}
+
+    def _link_or_none(self, summary_range: LsnRange) -> Link | None:
+        try:
+            return self.link(summary_range)
+        except (FormatError, ObjectNotFound):
+            return None
 
     def write(self, summary_range: LsnRange, block_map: BlockMap, link: Link | None) -> None:
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"

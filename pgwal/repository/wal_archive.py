@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
+from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import ObjectStore
-from pgwal.repository.wal_directory import PART_BYTES, WalDirectory, WalSegmentFile
+from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
@@ -38,6 +39,21 @@ class WalArchive(WalDirectory):
         first, second = super().segments(), super().segments()
         found = {(segment.timeline_id, segment.segment_no): segment for segment in (*first, *second)}
         return [found[key] for key in sorted(found)]
+
+    def first_missing(self, timeline_id: int, numbers: Sequence[int], *, whole: Collection[int] = ()) -> int | None:
+        """Return the first of some segments of a timeline that is not there, or not whole though it is to be.
+
+        Looks again where one is missing, for the same reason as ``segments``.
+        """
+        there = set[int]()
+        for _ in range(2):
+            for segment in super().segments():
+                if segment.timeline_id == timeline_id and (segment.complete or segment.segment_no not in whole):
+                    there.add(segment.segment_no)
+            missing = next((number for number in numbers if number not in there), None)
+            if missing is None:
+                break
+        return missing
 
     def resume_point(self) -> tuple[int, Lsn] | None:
         """Return (timeline, LSN) from which to receive on: behind the newest whole segment of the newest timeline."""

@@ -9,33 +9,43 @@ that.
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.repository.object_reader import open_object
-from pgwal.repository.store import ObjectStore, as_files, objects_in
-from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, preference, split_segment_name
+from pgwal.repository.segment_reader import (
+    PART_BYTES,
+    REPLACE_HINT,
+    SegmentReader,
+    broken_segment,
+    segment_part_module,
+)
+from pgwal.repository.store import ObjectStore, StoredObject, as_files, objects_in
+from pgwal.repository.wal_file_name import (
+    COMPRESSION_SUFFIXES,
+    PARTIAL_SUFFIX,
+    partial_end,
+    preference,
+    split_segment_name,
+)
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from pgwal.repository.segment_part import SegmentPart, SharedFile
-
-PART_BYTES = 2 << 20
-"""Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
+    from pgwal.repository.segment_part import SegmentPart
 
 _FIRST_PART_BYTES = 64 << 10
 """Of a segment that is read from somewhere within: often but one record is wanted."""
 
+_PARTIAL_SUFFIXES = tuple(suffix + PARTIAL_SUFFIX for suffix in COMPRESSION_SUFFIXES)
+
+_LISTED_DIGITS = 2
+"""Of a segment's name, the last ones that a listing of it leaves open."""
 _LONG_HEADER_SIZE = 40
-_HINT = "Replace it by a whole copy, if another archive holds one."
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
 """Consecutive WAL; to be closed when not all of it is wanted."""
@@ -61,11 +71,15 @@ class WalDirectory:
         self._only = only
         self._agreed: set[str] = set()
         self._preference = partial(preference, is_in_files=as_files(store) is not None)
+        self._has_ends: bool | None = None
+        """Whether names of partial files tell up to where they count, None where nobody has looked."""
+        self._whole: dict[str, list[str]] = {}
+        """What was found of whole segments where each look is a request: they stay what they are, until they go."""
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
         found: dict[tuple[int, int], WalSegmentFile] = {}
-        for name, size_bytes in objects_in(self._store, self._directory):
+        for name, size_bytes in self._listed():
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
@@ -116,7 +130,7 @@ class WalDirectory:
 
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
-        segment_part = _segment_part_module()
+        segment_part = segment_part_module()
         has_files = as_files(self._store) is not None
         for file, offset in self._opened_from(timeline_id, start):
             if file.is_compressed or not has_files:
@@ -132,7 +146,7 @@ class WalDirectory:
         if isinstance(part, bytes):
             return
         if part.error_number:
-            raise _broken(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
+            raise broken_segment(part.path, "read", OSError(part.error_number, os.strerror(part.error_number)))
         if part.end >= 0:
             raise self._too_short(part.path, self.geometry.segment_size - part.end)
         if part.left != 0:
@@ -171,7 +185,7 @@ class WalDirectory:
 
     def segment_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the same in pieces of PART_BYTES, or of a whole segment that is smaller."""
-        with self._open(name) as file:
+        with self._open(name, is_read_whole=True) as file:
             yield from self._read_segment(file, 0)
 
     def history(self, timeline_id: int) -> TimelineHistory:
@@ -186,7 +200,7 @@ class WalDirectory:
 
     def history_timelines(self) -> list[int]:
         """Return the timelines whose history files are there."""
-        names = [name for name, _ in objects_in(self._store, self._directory) if is_history_name(name)]
+        names = [name for name, _ in self._listed() if is_history_name(name)]
         return [int(name[:8], 16) for name in names]
 
     def histories(self) -> list[TimelineHistory]:
@@ -196,19 +210,42 @@ class WalDirectory:
     def _path(self, name: str) -> str:
         return f"{self._directory}/{name}" if self._directory else name
 
-    def _whole_files(self, name: str) -> list[str]:
-        """Return the names of a segment's whole files, in the order in which they count."""
+    def _listed(self) -> list[StoredObject]:
+        found = objects_in(self._store, self._directory)
+        self._has_ends = any(name.endswith(PARTIAL_SUFFIX) and partial_end(name) is not None for name, _ in found)
+        return found
+
+    def _files(self, name: str) -> list[str]:
+        """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are."""
         if as_files(self._store) is None:
-            return [found for found in self._stored_files(name) if split_segment_name(found)[2]]
-        # To ask for four names takes less than to list many thousands.
-        names = (name + suffix for suffix in COMPRESSION_SUFFIXES)
-        return [found for found in names if self._only in (None, found) and self._store.exists(self._path(found))]
+            return self._whole.get(name) or self._stored_files(name)
+        # To ask for a few names takes less than to list many thousands.
+        found = self._whole_files(name) or self._those_there(name + suffix for suffix in _PARTIAL_SUFFIXES)
+        if not found and self._has_ends is None:
+            self._listed()
+        # What names tell of their ends was copied from an object store, if it is there.
+        return found or (self._stored_files(name) if self._has_ends else [])
+
+    def _whole_files(self, name: str) -> list[str]:
+        if as_files(self._store) is None:
+            return _whole_of(self._files(name))
+        return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
+
+    def _those_there(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self._only in (None, name) and self._store.exists(self._path(name))]
 
     def _stored_files(self, name: str) -> list[str]:
-        """Return the names of all files of a segment, in the order in which they count, by one listing."""
-        names = (path.rpartition("/")[2] for path, _ in self._store.list(self._path(name)))
-        own = (found for found in names if split_segment_name(found)[0] == name and self._only in (None, found))
-        return sorted(own, key=self._preference)
+        """Return the names of all files of a segment, in the order in which they count, by one listing.
+
+        It is one of those beside it, too: who reads one mostly reads the next."""
+        beside: dict[str, list[str]] = {name: []}
+        for path, _ in self._store.list(self._path(name[:-_LISTED_DIGITS])):
+            found = path.rpartition("/")[2]
+            if self._only in (None, found):
+                beside.setdefault(split_segment_name(found)[0], []).append(found)
+        for base, names in beside.items():
+            self._whole[base] = _whole_of(sorted(names, key=self._preference))
+        return sorted(beside[name], key=self._preference)
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.
@@ -240,19 +277,22 @@ class WalDirectory:
             except FormatError as error:
                 raise _Damaged from error
 
-    def _open(self, name: str) -> SegmentReader:
+    def _open(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         for _ in range(2):  # a partial segment may be completed between two looks
-            whole = self._whole_files(name)
+            files = self._files(name)
+            whole = _whole_of(files)
             self._require_agreement(name, whole)
-            for file_name in whole or self._stored_files(name):
+            for file_name in whole or files:
                 with suppress(ObjectNotFound):
-                    return self._open_file(file_name)
+                    return self._open_file(file_name, is_read_whole=is_read_whole)
+            self._whole.pop(name, None)
         raise ObjectNotFound(f"WAL segment {name} is not in {self._directory or 'the directory'}")
 
-    def _open_file(self, name: str) -> SegmentReader:
+    def _open_file(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        return SegmentReader(open_object(self._store, path), compression, path, complete=complete)
+        raw = open_object(self._store, path, is_read_whole=is_read_whole)
+        return SegmentReader(raw, compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
@@ -276,105 +316,13 @@ class WalDirectory:
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(
             f"{path} ends {missing_bytes} bytes before the end of a segment of {self.geometry.segment_size}",
-            hint=_HINT,
+            hint=REPLACE_HINT,
         )
+
+
+def _whole_of(names: Iterable[str]) -> list[str]:
+    return [name for name in names if split_segment_name(name)[2]]
 
 
 class _Damaged(Exception):
     """One of two files cannot be read."""
-
-
-class SegmentReader:
-    """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file.
-
-    One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
-    """
-
-    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
-        self.path = path
-        self.complete = complete
-        self._raw = raw
-        # Of these, read() would drop what it has when it then meets the end of a file that is cut off.
-        self._read: Callable[[int], bytes] = raw.read
-        self._errors: tuple[type[Exception], ...] = (OSError, RuntimeError, zlib.error)
-        if compression == ".gz":
-            import gzip
-
-            self._read = gzip.GzipFile(fileobj=raw).read1
-        elif compression == ".lz4":
-            import lz4.frame
-
-            self._read = lz4.frame.LZ4FrameFile(raw).read1
-        elif compression == ".zst":
-            import zstandard
-
-            self._errors = (OSError, zstandard.ZstdError)
-            self._read = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False, read_across_frames=True).read
-        self.is_compressed = bool(compression)
-
-    def __enter__(self) -> SegmentReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._raw.close()
-
-    def share(self) -> SharedFile:
-        """Return the file for others to read, when this reader is closed too."""
-        try:
-            shared: SharedFile = _segment_part_module().SharedFile(self._raw.fileno())
-        except OSError as error:
-            raise self._broken(error) from error
-        return shared
-
-    def skip(self, count: int) -> None:
-        """Pass over ``count`` bytes: by seeking where nothing is compressed."""
-        if not self.is_compressed:
-            self._raw.seek(count)
-            return
-        while count and (data := self.read(min(PART_BYTES, count))):
-            count -= len(data)
-
-    def read(self, size: int) -> bytes:
-        """Return ``size`` bytes, less at the end."""
-        pieces = []
-        while size and (data := self._read_some(size)):
-            pieces.append(data)
-            size -= len(data)
-        return b"".join(pieces)
-
-    def _read_some(self, size: int) -> bytes:
-        try:
-            return self._read(size)
-        except EOFError as error:
-            if not self.complete:
-                return b""
-            raise self._broken(error) from error
-        except self._errors as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> FormatError:
-        return _broken(self.path, "decompressed" if self.is_compressed else "read", error)
-
-
-def _segment_part_module() -> ModuleType:
-    """Import what reads parts of segments; raises PgwalError when it is not of the form that the scanner is.
-
-    A compiled scanner would not see that an interpreted part reads anything.
-    """
-    from pgwal.wal import scan
-
-    try:
-        from pgwal.repository import segment_part
-    except ValueError:
-        # Compiled, it does not fit what it inherits from.
-        form = None
-    else:
-        form = segment_part.COMPILED
-    if form is not scan.COMPILED:
-        raise PgwalError("this installation of pgwal is compiled in part only", hint="Install it again.")
-    return segment_part
-
-
-def _broken(path: str, action: str, error: Exception) -> FormatError:
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-    return FormatError(f"{path} cannot be {action}: {reason}", hint=_HINT)

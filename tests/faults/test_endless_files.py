@@ -19,8 +19,8 @@ from pgwal.datadir.postmaster_file import read_postmaster_file
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FormatError, ServerError
 from pgwal.repository.local import LocalStore
+from pgwal.repository.segment_reader import SegmentReader
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_directory import SegmentReader
 from pgwal.segment import WalGeometry
 
 VERIFICATION_FAILED, FATAL = 5, 126

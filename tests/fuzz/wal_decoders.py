@@ -17,7 +17,7 @@ from fuzz.fuzz_scan import INTERPRETED, Input, check_decoder, scan, scanned_form
 from pgwal.checksum import crc32c
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
-from pgwal.repository.wal_directory import SegmentReader
+from pgwal.repository.segment_reader import SegmentReader
 from pgwal.segment import WAL_PAGE_SIZE, WalGeometry
 from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal import layout

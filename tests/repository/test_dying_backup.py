@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from random import Random
 
 import pytest
 from fix_servers import ServerFactory, Templates
-from repository.places import PLACES
+from repository.places import local, memory
 from support.faulty_store import Died, Fate, FaultyPlace
 
 from pgwal.engine.backup import take_backup
@@ -40,6 +40,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
+PLACES: dict[str, Callable[[Path], Place]] = {"local": local, "memory": memory}
+"""In an object store, the leases of what died in this process are waited for until they expire."""
 SEED = 18
 VERIFIED_EVERY = 5
 IS_EXHAUSTIVE = "PGWAL_LARGE_TESTS" in os.environ

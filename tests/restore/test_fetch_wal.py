@@ -22,7 +22,7 @@ from pgwal.engine.fetch_wal import fetch as fetch_in_process
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.repository import wal_directory
-from pgwal.repository.address import place_at
+from pgwal.repository.address import Address, place_at
 from pgwal.repository.local_place import LocalPlace
 from pgwal_cli.restore_command import FATAL, NOT_FOUND, restore_command
 
@@ -243,12 +243,13 @@ def test_restore_command_imports_no_more_than_it_needs(repo: Path) -> None:
 class ServerInRecovery:
     """Asks for segments as a server does: through a shell, in its data directory, for pg_wal/RECOVERYXLOG."""
 
-    def __init__(self, repo: Path) -> None:
+    def __init__(self, repo: Path, address: Address | None = None) -> None:
+        """``repo`` is where the data directory is put beside, ``address`` where WAL comes from, if not from there."""
         self.directory = repo.parent / "data"
         (self.directory / "pg_wal").mkdir(parents=True)
         self.spool = self.directory / "pg_wal" / "RECOVERYXLOG.pgwal"
         (self.directory / "recovery.signal").touch()
-        self._command = restore_command(place_at(repo))
+        self._command = restore_command(place_at(repo if address is None else address))
 
     def accept_gaps(self, repo: Path) -> None:
         """Ask as a server that was restored with --to-gap."""

@@ -23,12 +23,13 @@ class StoreProxy:
     """Passes requests to 127.0.0.1:``port`` on, as a context; of ``trouble`` of 1 each meets another fate than that.
 
     ``delay_s`` is slept before each request.  While ``is_away`` is set all connections are closed.  ``counts`` are the
-    requests by their methods, ``met`` the fates.
+    requests by their methods, ``asked`` their first lines, ``met`` the fates.
     """
 
     def __init__(self, port: int, random: Random | None = None, *, trouble: float = 0.0, delay_s: float = 0.0) -> None:
         self.counts = Counter[str]()
         self.met = Counter[str]()
+        self.asked: list[str] = []
         self.trouble = trouble
         self.delay_s = delay_s
         self.is_away = False
@@ -81,6 +82,7 @@ class StoreProxy:
             return False
         method = head.split(b" ", 1)[0]
         self.counts[method.decode()] += 1
+        self.asked.append(head.partition(b" HTTP/")[0].decode())
         fate = self.random.choice(FATES) if self.random.random() < self.trouble else PASS
         self.met[fate] += 1
         await asyncio.sleep(self.delay_s + (self.random.uniform(0, 0.5) if fate == DELAY else 0))
