@@ -51,6 +51,8 @@ _SYNCHRONOUS_INTERVAL_S = 0.05
 # How soon it is noticed that more has been delivered, and how long a stop waits for the rest of it.
 _DELIVERED_S = 0.05
 _DELIVERY_S = 10.0
+# How long the connection is kept while the spool is full: a server that shuts down waits until all is received.
+_FULL_S = 10.0
 # How old the state that the receiver leaves for others may get.
 _STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
@@ -108,6 +110,7 @@ class TimelineStream:
         delivery.begin(self._timeline_id)
         self._summaries.catch_up(stop, events.alive)
         self._rest_is_cleared = False
+        self._full_s = 0.0
         self._lost: Lsn | None = None
         self._writer = WalWriter(
             repository.place,
@@ -188,8 +191,11 @@ class TimelineStream:
         """Take one message, or the passing of time."""
         if not self._delivery.has_room():
             self._pause(TICK_S)
+            self._full_s += TICK_S
+            if self._full_s > _FULL_S and self._options.reconnect:
+                raise ReplicationInterrupted("the spool is full: the connection is closed until the store takes more")
             return None
-        self._metrics.spool_is_full = False
+        self._full_s, self._metrics.spool_is_full = 0.0, False
         message = self._sender.receive(self._wait_s())
         now = time.monotonic()
         if isinstance(message, EndOfTimeline):
