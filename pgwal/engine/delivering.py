@@ -65,9 +65,8 @@ def deliver_left(place: Place, options: StreamOptions) -> None:
         _, delivery = deliver(repository, options, held)
         # No timeline is streamed: each is as it was left.
         delivery.begin(_BEHIND_ALL_TIMELINES)
-        delivery.require_continued()
         delivery.compared()
-        delivery.prove(_BEHIND_ALL_TIMELINES, Lsn(0), is_all=True)
+        delivery.prove(_BEHIND_ALL_TIMELINES, Lsn(0), Lsn(0), is_all=True)
         while delivery.is_behind:
             delivery.has_room()
             if delivery.trouble is not None:

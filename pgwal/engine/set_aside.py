@@ -8,7 +8,7 @@ on other things goes first, and the newest WAL before older.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 
@@ -35,12 +35,14 @@ def set_aside(repository: Repository, timeline_id: int, lsn: Lsn) -> list[str]:
         lost = {timeline_id: lsn, **dict.fromkeys(_descendants(repository, timeline_id, lsn), Lsn(0))}
         names = list(_names(repository, lost))
         place = _place(repository, timeline_id, lsn)
+        divided = [name for name in names if _segment_of(name) == _segment_at(repository, timeline_id, lsn)]
         for name in names:
             logger.warning("moving %s to %s", name, place)
-            if _segment_of(name) == repository.geometry.file_name(timeline_id, repository.geometry.segment_no(lsn)):
-                _divide(repository, name, f"{place}/{name}", lsn)
-            else:
+            if name not in divided:
                 move(repository.store, name, f"{place}/{name}")
+            elif name == divided[0]:
+                # With all files that there are of it: to change one may delete another, in a spool's store.
+                _divide(repository, divided, place, lsn)
     return names
 
 
@@ -48,23 +50,34 @@ def _segment_of(name: str) -> str:
     return split_segment_name(name.removeprefix(f"{WAL_DIRECTORY}/"))[0]
 
 
-def _divide(repository: Repository, name: str, new_name: str, lsn: Lsn) -> None:
-    """Move a segment file aside whole, and leave what it holds from before ``lsn``; a crash in between loses nothing.
+def _segment_at(repository: Repository, timeline_id: int, lsn: Lsn) -> str:
+    return repository.geometry.file_name(timeline_id, repository.geometry.segment_no(lsn))
+
+
+def _divide(repository: Repository, names: Sequence[str], place: str, lsn: Lsn) -> None:
+    """Move a segment's files aside whole, and leave what it holds from before ``lsn``; no crash loses any of it.
 
     The server may have less than that: WAL that it has removed is in the archive alone.
     """
-    store, segment = repository.store, _segment_of(name)
+    store, segment = repository.store, _segment_of(names[0])
     common = repository.wal.read_segment(segment)[: lsn % repository.geometry.segment_size]
-    partial = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
     if not common:
-        move(store, name, new_name)
-    elif name == partial:
-        store.put(new_name, store.get(name, most_bytes=repository.geometry.segment_size))
-        store.put(partial, common, replace=True)
-    else:
-        # Beside the whole one it does not count.
-        store.put(partial, common, replace=True)
-        move(store, name, new_name)
+        for name in names:
+            move(store, name, f"{place}/{name}")
+        return
+    partial = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+    whole = [name for name in names if split_segment_name(name)[2]]
+    copied = [name for name in names if name not in whole]
+    # Before anything takes their place.
+    for name in copied:
+        store.put(f"{place}/{name}", store.get(name, most_bytes=store.size(name)))
+    # Beside a whole one it does not count.
+    store.put(partial, common, replace=True)
+    for name in whole:
+        move(store, name, f"{place}/{name}")
+    for name in copied:
+        if name != partial and store.exists(name):
+            store.delete(name)
 
 
 def _place(repository: Repository, timeline_id: int, lsn: Lsn) -> str:

@@ -18,7 +18,7 @@ from pgwal.engine.reconnection import reconnecting
 from pgwal.engine.set_aside import set_aside
 from pgwal.engine.start_point import StreamStart, abandoned_wal, new_start, segment_start, starts_behind, stream_starts
 from pgwal.engine.stop import StopRequest
-from pgwal.engine.stream_options import StreamOptions
+from pgwal.engine.stream_options import TICK_S, StreamOptions
 from pgwal.engine.streamed_server import ServerPosition, StreamedServer
 from pgwal.engine.timeline_stream import StreamTask, TimelineStream
 from pgwal.errors import (
@@ -125,6 +125,10 @@ class Receiver:
             raise error
 
     def _receive_once(self, held: ExitStack) -> None:
+        # Whoever connects and does not read keeps a server from shutting down.
+        while self._delivery is not None and not self._delivery.has_room() and not self._stop.is_set():
+            self._stop.wait(TICK_S)
+            self.progress.alive()
         with self._stop.outlast(lambda: self._open_sender(self._parameters, self._stop.fd)) as sender:
             self._receive_from(sender, held)
 
@@ -215,6 +219,8 @@ class Receiver:
             before = repository.receiver_state()
             self._repository, self._delivery = deliver(repository, self._options, held)
             self.progress.connected(self._delivery, before.level_at if before is not None else None)
+        elif self._delivery is not None:
+            self._delivery.look_again()
         self._repository.require(identity)
         return self._repository
 

@@ -51,6 +51,8 @@ _SYNCHRONOUS_INTERVAL_S = 0.05
 # How soon it is noticed that more has been delivered, and how long a stop waits for the rest of it.
 _DELIVERED_S = 0.05
 _DELIVERY_S = 10.0
+# How long the connection is kept while the spool is full: a server that shuts down waits until all is received.
+_FULL_S = 10.0
 # How old the state that the receiver leaves for others may get.
 _STATE_INTERVAL_S = 5.0
 # A server that lives answers every second status; this many intervals of silence mean a dead connection.
@@ -108,6 +110,7 @@ class TimelineStream:
         delivery.begin(self._timeline_id)
         self._summaries.catch_up(stop, events.alive)
         self._rest_is_cleared = False
+        self._full_s = 0.0
         self._lost: Lsn | None = None
         self._writer = WalWriter(
             repository.place,
@@ -129,7 +132,6 @@ class TimelineStream:
             unix_time_offset_s=time.time() - time.monotonic(),
         )
         self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
-        self._reported_lsn: Lsn | None = None
         self._noted: tuple[Lsn, Lsn] | None = None
         self._last_sync_s = time.monotonic()
         self._last_state_s = time.monotonic()
@@ -189,8 +191,11 @@ class TimelineStream:
         """Take one message, or the passing of time."""
         if not self._delivery.has_room():
             self._pause(TICK_S)
+            self._full_s += TICK_S
+            if self._full_s > _FULL_S and self._options.reconnect:
+                raise ReplicationInterrupted("the spool is full: the connection is closed until the store takes more")
             return None
-        self._metrics.spool_is_full = False
+        self._full_s, self._metrics.spool_is_full = 0.0, False
         message = self._sender.receive(self._wait_s())
         now = time.monotonic()
         if isinstance(message, EndOfTimeline):
@@ -206,9 +211,10 @@ class TimelineStream:
             self._delivery.hurry()
         if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
             self._sync()
-        status = self._session.status_now(now) if self._is_awaited() else self._session.status_due(now)
+        # Commits may wait to hear of it: the server may have come to count this as a synchronous standby.
+        is_awaited = self._session.has_flush_to_tell
+        status = self._session.status_now(now) if is_awaited else self._session.status_due(now)
         if status is not None:
-            self._reported_lsn = self._session.flushed_lsn
             self._sender.send(status)
         self._check_silence(now)
         self._renew_state(now)
@@ -229,13 +235,6 @@ class TimelineStream:
     def _pause_s(self) -> float:
         """Return after how much silence what was received is to be synced."""
         return max(_PAUSE_S, self._last_sync_s + _MIN_SYNC_INTERVAL_S - time.monotonic())
-
-    def _is_awaited(self) -> bool:
-        """Tell whether commits may wait to hear of what was synced since the last status.
-
-        The server may have come to count this as a synchronous standby since the stream began.
-        """
-        return self._session.report_flush and self._session.flushed_lsn != self._reported_lsn
 
     # -- what arrives ------------------------------------------------------------------------------------------
 
@@ -315,7 +314,8 @@ class TimelineStream:
         if self._comparison.is_over:
             self._delivery.compared()
         received_lsn = self._session.received_lsn
-        self._delivery.prove(self._timeline_id, received_lsn, is_all=received_lsn >= self._continued_from)
+        is_all = received_lsn >= self._continued_from
+        self._delivery.prove(self._timeline_id, self._start, received_lsn, is_all=is_all)
         safe_lsn = self._delivery.safe_lsn(self._timeline_id, flushed_lsn)
         # While the store is away, a server that shuts down need not wait for it: its slot keeps what it has.
         self._session.withholds_flush = self._delivery.is_away and not self._options.synchronous
@@ -337,7 +337,6 @@ class TimelineStream:
         now = time.monotonic()
         self._session.passed_over(now)
         if (status := self._session.status_due(now)) is not None:
-            self._reported_lsn = self._session.flushed_lsn
             self._sender.send(status)
         self._renew_state(now)
         self._events.alive()

@@ -65,6 +65,7 @@ class ReplicationSession:
         self.withholds_flush = False
         """Whether the flush position is sent as unknown for now."""
         self._reply_due = False
+        self._sent_flush_lsn = 0
         self._last_status_s: float | None = None
         self._last_received_s: float | None = None
 
@@ -91,6 +92,11 @@ class ReplicationSession:
     def reply_due(self) -> bool:
         """Whether the server waits for an answer: sync, call ``flushed``, then ``status_due``."""
         return self._reply_due
+
+    @property
+    def has_flush_to_tell(self) -> bool:
+        """Whether the flush position that is to be reported is not the one that the server was sent last."""
+        return self._flush_to_report() not in (0, self._sent_flush_lsn)
 
     def receive(self, payload: bytes | memoryview, now: float) -> WalData | Keepalive:
         """Take one CopyData payload and return what it says.
@@ -162,6 +168,7 @@ class ReplicationSession:
             reply_requested=self._heard_nothing_since_last_status(),
         )
         self._reply_due = False
+        self._sent_flush_lsn = status.flushed_lsn
         self._last_status_s = now
         if self._last_received_s is None:
             self._last_received_s = now

@@ -56,13 +56,14 @@ class Delivery(Protocol):
     def compared(self) -> None:
         """Note that what the archive held when the stream began is no longer read."""
 
-    def require_continued(self) -> None:
-        """Raise RepositoryError unless what an earlier receiver left goes on with what was delivered."""
+    def look_again(self) -> None:
+        """Learn what others have deleted meanwhile from where it goes, if that answers."""
 
-    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
-        """Take what is here up to a position for the server's, as it was received again and compared.
+    def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
+        """Take what is here from a position to another for the server's, as it was received again and compared.
 
-        ``is_all`` says that nothing more was left by an earlier receiver.
+        ``is_all`` says that nothing more was left by an earlier receiver.  What that left in front of ``start``, and
+        nobody has compared, must go on with what was delivered, else it raises RepositoryError.
         """
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:

@@ -88,6 +88,7 @@ class SpoolUploader:
         self._changes = 0
         self.is_proven = False
         self._proven = 0, Lsn(0)
+        self._examined, self._has_left = self._proven, False
         self._streamed_timeline_id = 0
         self._growing: tuple[int, int] | None = None
         self._waiting: set[tuple[int, int]] = set()
@@ -173,12 +174,26 @@ class SpoolUploader:
                 self._may_delete = True
                 self._wake()
 
-    def require_continued(self) -> None:
-        self._place.require_continued()
+    def look_again(self) -> None:
+        if self.is_away:
+            return
+        try:
+            self._store.look_again()
+        except RepositoryError as error:
+            if not error.is_transient:
+                raise
+            logger.debug("%s", error)
 
-    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+    def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
+        begin = timeline_id, start
+        if begin > max(self._proven, self._examined):
+            self._has_left = self._place.require_continued(self._proven, begin)
+            self._examined = begin
         with self._changed:
             self.is_proven = self.is_proven or is_all
+            if begin > self._proven and self._has_left and not is_all:
+                # It goes on with what is still to be compared.
+                return
             if (timeline_id, lsn) > self._proven:
                 self._proven = timeline_id, lsn
                 self._wake()
@@ -210,6 +225,9 @@ class SpoolUploader:
     def has_room(self) -> bool:
         if self._failure is not None:
             raise self._failure
+        if not self.is_proven:
+            # What is compared takes none; and before it is, nothing leaves a spool that is full.
+            return True
         return (len(self._waiting) + _SPARE_SEGMENTS) * self._geometry.segment_size <= self._most_bytes
 
     def hurry(self) -> None:
@@ -220,9 +238,11 @@ class SpoolUploader:
     @contextmanager
     def paused(self) -> Iterator[None]:
         with self._at_work:
+            self._store.look_again()
             yield
             self._kept, self._deletable = None, []
             self.is_proven, self._proven = False, (0, Lsn(0))
+            self._examined, self._has_left = self._proven, False
             self._look()
 
     # -- the thread --------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
-from pgwal.errors import ObjectExists, RepositoryError
+from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -61,10 +62,16 @@ class SpooledObjects:
             )
         except ObjectExists:
             self._require_same(path, segment)
-        self._store.note_stored(path, pieces.size_bytes)
+            # It may have been compressed otherwise.
+            self._store.note_stored(path, self._store.remote.size(path))
+        else:
+            self._store.note_stored(path, pieces.size_bytes)
 
     def _require_same(self, path: str, segment: str) -> None:
-        """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says."""
+        """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says.
+
+        What cannot be read is StoreUnavailable: it is tried again.
+        """
         name, local = path.rpartition("/")[2], self._store.local
         timeline_id, segment_no = self._geometry.parse_file_name(segment)
         start = position = self._geometry.segment_start(segment_no)
@@ -79,6 +86,10 @@ class SpooledObjects:
             position = Lsn(position + len(piece))
             if position >= end:
                 return
+        raise StoreUnavailable(
+            f"{self._store.locate(path)} was there when it was to be stored, and cannot be read to compare it",
+            path=path,
+        )
 
     def _delete_partials(self, segment: str, newest: str | None = None) -> None:
         """Delete what is stored of a segment that is stored further by now; where that is refused, it does no harm.
@@ -95,9 +106,12 @@ class SpooledObjects:
                 self._place.leases.confirm()
                 is_confirmed = True
             try:
-                self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
+                with suppress(ObjectNotFound):
+                    self._store.remote.delete(f"{WAL_DIRECTORY}/{name}")
             except RepositoryError as error:
+                # It is there, and must be moved aside, or compared, with the rest.
                 logger.debug("%s", error)
+                continue
             self._store.note_deleted(f"{WAL_DIRECTORY}/{name}")
 
     def store_file(self, path: str) -> None:

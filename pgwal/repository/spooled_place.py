@@ -8,8 +8,8 @@ another history is ever stored; the open segment is never shorter in it than in 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO
@@ -27,8 +27,8 @@ from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
-from pgwal.repository.wal_file_name import partial_end, split_segment_name
-from pgwal.segment import is_history_name
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
+from pgwal.segment import is_history_name, is_segment_name
 
 _IDENTITY_NAME = "spool.json"
 _LOCK_NAME = "receiver.lock"
@@ -121,15 +121,21 @@ class SpooledPlace:
         self._require_identity()
         for folder in SPOOLED_FOLDERS:
             self.local.store.recover(folder, lambda _: True)
+        self._drop_empty()
         for name, _ in objects_in(self.local.store, WAL_DIRECTORY):
             if is_history_name(name):
                 self._settle_history(name)
         for segment in WalArchive(self.local.store, self._identity.geometry).segments():
             self._settle_segment(segment)
+        # Nothing shows of which WAL they were made; whoever receives makes them again.
         for name, _ in objects_in(self.local.store, SUMMARY_DIRECTORY):
-            if self.store.is_stored(f"{SUMMARY_DIRECTORY}/{name}"):
-                # Made from the same WAL.
-                self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
+            self.local.store.delete(f"{SUMMARY_DIRECTORY}/{name}")
+
+    def _drop_empty(self) -> None:
+        """Delete what has no WAL, as a crash leaves it while room is taken: it would hide what is stored."""
+        for name, size_bytes in objects_in(self.local.store, WAL_DIRECTORY):
+            if name.endswith(PARTIAL_SUFFIX) and not size_bytes:
+                self.local.store.delete(f"{WAL_DIRECTORY}/{name}")
 
     def _require_identity(self) -> None:
         document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}
@@ -174,28 +180,52 @@ class SpooledPlace:
         elif not segment.complete and stored_end is not None and stored_end >= ends[-1]:
             self._take_from_store(segment.name)
 
-    def require_continued(self) -> None:
-        """Raise RepositoryError unless what is in the spool goes on, record by record, where the stored WAL ends."""
+    def require_continued(self, after: tuple[int, Lsn], before: tuple[int, Lsn]) -> bool:
+        """Tell whether the spool has WAL between two positions, on timelines, that is not stored in part either.
+
+        Raises RepositoryError unless all of that goes on, record by record, with the WAL in front of it.
+        """
+        start = self._identity.geometry.segment_start
         archive = WalArchive(self.store, self._identity.geometry)
-        local = WalArchive(self.local.store, self._identity.geometry).segments()
-        first = min(local, default=None)
-        stored = [segment for segment in self._archive.segments() if first and segment.timeline_id == first.timeline_id]
-        if first is None or not stored:
-            return
-        before = stored[-1] if stored[-1].segment_no < first.segment_no else None
-        if before is None:
-            return  # It was compared with the segment of the same number.
-        start = self._identity.geometry.segment_start(first.segment_no)
-        if before.segment_no + 1 == first.segment_no and before.complete:
-            end, is_invalid = archive.end_of_records(first, before)
-            if end > start or not is_invalid:
-                return
-        raise RepositoryError(
-            f"{first.name} in the spool {self.local} does not go on where the WAL in {self.place} ends, with"
-            f" {before.name}: nothing of it was stored",
-            hint="When the server can be reached, pgwal stream receives what lies between.",
-            path=str(self.local),
-        )
+        segments = {(segment.timeline_id, segment.segment_no): segment for segment in archive.segments()}
+        stored = {split_segment_name(name)[0] for name, _ in self.store.stored(WAL_DIRECTORY)}
+        left = [
+            segment
+            for segment in WalArchive(self.local.store, self._identity.geometry).segments()
+            if after <= (segment.timeline_id, start(segment.segment_no)) < before
+            # Others were compared.
+            and split_segment_name(segment.name)[0] not in stored
+        ]
+        # Before anything was stored nothing can stand against what waits.
+        has_first = not any(map(is_segment_name, stored))
+        for segment in left[has_first:]:
+            in_front = self._in_front(archive, segment, segments)
+            if in_front is None or not self._goes_on(archive, in_front, segment):
+                raise RepositoryError(
+                    f"{segment.name} in the spool {self.local} does not go on with the WAL in front of it, there or in"
+                    f" {self.place}: it was not stored, nor what follows",
+                    hint="When the server can be reached, pgwal stream receives what lies between, if the server still"
+                    " has it.  Move the directory away if nobody needs what it holds.",
+                    path=str(self.local),
+                )
+        return bool(left)
+
+    def _in_front(
+        self, archive: WalArchive, segment: WalSegmentFile, segments: Mapping[tuple[int, int], WalSegmentFile]
+    ) -> WalSegmentFile | None:
+        """Return the segment before one, of its timeline or of that which it came from."""
+        found = segments.get((segment.timeline_id, segment.segment_no - 1))
+        if found is None:
+            with suppress(ObjectNotFound):
+                last = Lsn(self._identity.geometry.segment_start(segment.segment_no) - 1)
+                timeline_id = archive.history(segment.timeline_id).timeline_at(last)
+                found = segments.get((timeline_id, segment.segment_no - 1))
+        return found
+
+    def _goes_on(self, archive: WalArchive, before: WalSegmentFile, segment: WalSegmentFile) -> bool:
+        end, is_invalid = archive.end_of_records(segment, before)
+        # A record may reach through the whole of it.
+        return end > self._identity.geometry.segment_start(segment.segment_no) or (before.complete and not is_invalid)
 
     def _is_stored_whole(self, segment: str) -> bool:
         parts = (split_segment_name(name) for name, _ in self.store.stored(WAL_DIRECTORY))

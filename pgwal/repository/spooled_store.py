@@ -55,10 +55,15 @@ class SpooledStore:
     # -- what is stored ----------------------------------------------------------------------------------------
 
     def look_again(self) -> None:
-        """Forget what is remembered of the store, and list it."""
-        stored = self._listed()
+        """List the store again: another process may have deleted some of what is remembered."""
         with self._lock:
-            self._stored = stored
+            before = set(self._stored)
+        found = self._listed()
+        with self._lock:
+            # What is stored or deleted meanwhile by the receiver's own thread is known better here.
+            for name in before - found.keys():
+                self._stored.pop(name, None)
+            self._stored.update({name: size for name, size in found.items() if name not in before})
 
     def stored(self, folder: str) -> list[StoredObject]:
         """Return the objects directly in a folder that are stored, whatever waits, by the last part of each name."""

@@ -183,10 +183,10 @@ class SegmentCompressor:
     def compared(self) -> None:
         pass
 
-    def require_continued(self) -> None:
+    def look_again(self) -> None:
         pass
 
-    def prove(self, timeline_id: int, lsn: Lsn, *, is_all: bool) -> None:
+    def prove(self, timeline_id: int, start: Lsn, lsn: Lsn, *, is_all: bool) -> None:
         pass
 
     def grow(self, timeline_id: int, flushed_lsn: Lsn) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
@@ -69,6 +70,7 @@ class WalDirectory:
         self._directory = directory
         self._only = only
         self._agreed: set[str] = set()
+        self._preference = partial(preference, is_in_files=as_files(store) is not None)
         self._has_ends: bool | None = None
         """Whether names of partial files tell up to where they count, None where nobody has looked."""
         self._whole: dict[str, list[str]] = {}
@@ -85,7 +87,7 @@ class WalDirectory:
             if not compression and size_bytes != self.geometry.segment_size and (complete or not size_bytes):
                 continue
             key = self.geometry.parse_file_name(base)
-            if key not in found or preference(name)[:3] < preference(found[key].name)[:3]:
+            if key not in found or self._preference(name)[:3] < self._preference(found[key].name)[:3]:
                 found[key] = WalSegmentFile(*key, complete, name)
         return [found[key] for key in sorted(found)]
 
@@ -242,8 +244,8 @@ class WalDirectory:
             if self._only in (None, found):
                 beside.setdefault(split_segment_name(found)[0], []).append(found)
         for base, names in beside.items():
-            self._whole[base] = _whole_of(sorted(names, key=preference))
-        return sorted(beside[name], key=preference)
+            self._whole[base] = _whole_of(sorted(names, key=self._preference))
+        return sorted(beside[name], key=self._preference)
 
     def _require_agreement(self, name: str, whole: Sequence[str]) -> None:
         """Raise FormatError when a whole segment is there in two forms that differ, and nobody can tell which is right.

@@ -45,8 +45,12 @@ def is_wal_file_name(name: str) -> bool:
     return is_history_name(name) or is_segment_name(split_segment_name(name)[0])
 
 
-def preference(name: str) -> tuple[bool, bool, int, int]:
-    """Return what sorts the files of one segment, the one that counts first: whole, being written, furthest."""
+def preference(name: str, *, is_in_files: bool) -> tuple[bool, bool, int, int]:
+    """Return what sorts the files of one segment, the one that counts first: whole, being written, furthest.
+
+    Only a file is written: where objects are no files, one whose name does not tell its end was copied from some, and
+    holds less than the furthest, or nobody knows how much.
+    """
     _, compression, complete = split_segment_name(name)
     end = partial_end(name)
-    return not complete, end is not None, -(end or 0), COMPRESSION_SUFFIXES.index(compression)
+    return not complete, (end is not None) == is_in_files, -(end or 0), COMPRESSION_SUFFIXES.index(compression)

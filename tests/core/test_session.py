@@ -139,6 +139,22 @@ def test_a_server_that_never_said_anything_is_silent_since_the_first_status() ->
 # ---- what a status says
 
 
+def test_a_flush_that_was_withheld_is_to_be_told_afterwards() -> None:
+    """Commits may wait for it, and no other status is due for long."""
+    receiver = session(reported=START)
+    assert not receiver.has_flush_to_tell
+    receiver.receive(wal_data(START, b"received"), 0)
+    receiver.written(Lsn(START + 8))
+    receiver.flushed(Lsn(START + 8))
+    receiver.withholds_flush = True
+    assert not receiver.has_flush_to_tell
+    assert status_of(receiver.status_now(0)).flushed_lsn == 0
+    receiver.withholds_flush = False
+    assert receiver.has_flush_to_tell
+    assert status_of(receiver.status_now(0)).flushed_lsn == START + 8
+    assert not receiver.has_flush_to_tell
+
+
 def test_status_reports_what_is_written_and_flushed() -> None:
     receiver = session()
     receiver.receive(wal_data(START, b"12345678"), 0)
