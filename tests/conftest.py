@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -26,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Where spools lie: what one test leaves must be met by no other one, nor by whoever runs the tests.
+    state = tempfile.mkdtemp(prefix="pgwal-state-")
+    config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
+    os.environ["XDG_STATE_HOME"] = state
     if "PGWAL_SCAN" in os.environ:
         choose_scan(os.environ["PGWAL_SCAN"])
         if os.environ["PGWAL_SCAN"] == "interpreted":

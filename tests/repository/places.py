@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
+from uuid import uuid4
 
 import obstore.store
 from support.faulty_store import Fate, FaultyStore
@@ -30,7 +31,8 @@ def memory(_: Path) -> MemoryPlace:
 
 def cloud_memory(_: Path) -> CloudPlace:
     """Return what an object store is, in memory: the client's own."""
-    return CloudPlace("s3://memory/repo", obstore.store.MemoryStore())
+    # Of an address of its own, by which its spool is named.
+    return CloudPlace(f"s3://memory/{uuid4().hex}", obstore.store.MemoryStore())
 
 
 def seaweedfs(_: Path) -> CloudPlace:
