@@ -160,8 +160,8 @@ OneHistoryInAStore.TestCase.settings = settings(OneHistory.TestCase.settings, ph
 
 @pytest.mark.xfail(
     strict=False,
-    reason="after a death a summary may be in the store whose WAL is not, or is up to a page's start only: no reader"
-    " uses it without that WAL, and it is not settled yet where it comes from",
+    reason="after a death a summary may be in the store whose WAL is not, or is up to a page's start only: where it comes"
+    " from is not settled yet",
 )
 class TestOneHistoryInAStore(OneHistoryInAStore.TestCase):
     """The machine as a test."""
