@@ -285,7 +285,8 @@ class SpoolUploader:
     def _next(self) -> Upload | None:
         local = self._store.local
         changes = self._changes
-        names = [f"{folder}/{name}" for folder in SPOOLED_FOLDERS for name, _ in objects_in(local, folder)]
+        # Summaries first: what is seen of them was written after their WAL, which is seen then as well.
+        names = [f"{folder}/{name}" for folder in reversed(SPOOLED_FOLDERS) for name, _ in objects_in(local, folder)]
         is_due = self._is_due()
         with self._changed:
             found = next_upload(
