@@ -59,6 +59,7 @@ from pgwal.postgres.connection import ConnectionParameters
 from pgwal.postgres.replication_answer import AnswerRow
 from pgwal.relation import BLOCK_SIZE, parse_database_directory, parse_relation_path
 from pgwal.replication.messages import decode_server_message, decode_status_update
+from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.compression import Compression
 from pgwal.repository.frame_codec import FrameDecoder, FrameEncoder
 from pgwal.repository.layout import RepositoryIdentity
@@ -71,7 +72,15 @@ from pgwal.summary.codec import decode_link, decode_summary, encode_summary, par
 from pgwal.timeline import TimelineHistory
 from pgwal_cli.init import _parse_compression as _parse_compression_of_packs
 from pgwal_cli.inspect_wal import _parse_relation
-from pgwal_cli.options import parse_compression, parse_label, parse_lsn, parse_rate, parse_timeline
+from pgwal_cli.options import (
+    parse_compression,
+    parse_label,
+    parse_lsn,
+    parse_place,
+    parse_rate,
+    parse_size,
+    parse_timeline,
+)
 from pgwal_cli.rebuilding import parse_tablespaces
 from pgwal_cli.stream import _parse_address
 
@@ -325,8 +334,10 @@ STATE = (
 SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
 TEXTS: tuple[Callable[[str], object], ...] = (
     Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id, parse_label, parse_lsn, parse_rate,
-    parse_timeline, _parse_address, parse_compression, _parse_compression_of_packs, _parse_relation,
+    parse_timeline, parse_place, parse_size, _parse_address, parse_compression, _parse_compression_of_packs,
+    _parse_relation,
     lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
+    lambda text: CloudPlace.parse(f"s3://{text}"),
 )  # fmt: skip
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "head of an entry": (read_head, None),

@@ -22,7 +22,7 @@ def contents_of(place: MemoryPlace) -> tuple[list[Pack], list[str], list[BackupF
 
 
 def read(place: MemoryPlace) -> dict[str, bytes]:
-    data = Catalogue(place).data(FIRST)
+    (data,) = Catalogue(place).data(FIRST)
     assert list(data.damage()) == []
     _, _, files = contents_of(place)
     found = {}
