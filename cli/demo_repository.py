@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -29,6 +28,9 @@ def opened_repository(kind: DemoRepository, directory: Path) -> Iterator[str]:
     if kind is DemoRepository.DIRECTORY:
         yield str(directory / "repository")
         return
+    # Not above: with what it brings along it is a part of each start of the command line.
+    import secrets
+
     from pgwal_cli.throwaway_store import ThrowawayStore
 
     with ThrowawayStore(directory / "store", "pgwal-demo", secrets.token_hex(16)) as store:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pgwal.repository.lease import Leases
-from pgwal.repository.spool import Spool
-from pgwal.repository.store import ObjectStore
-
+# Nothing at run time: every start of the command line reads this contract, for it takes addresses.
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pgwal.repository.lease import Leases
+    from pgwal.repository.spool import Spool
     from pgwal.repository.storage_format import StorageFormat
+    from pgwal.repository.store import ObjectStore
 
 
 class Place(Protocol):
