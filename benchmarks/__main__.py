@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -50,6 +51,8 @@ def main(
     ] = None,
 ) -> None:
     """Measure pgwal beside its peers."""
+    # As an installed program has its bytecode, so that the runs that warm up leave it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     scratch = Path(tempfile.mkdtemp(prefix="pgwal-benchmark-"))
     try:
         scratch.chmod(0o755)

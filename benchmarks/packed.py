@@ -90,7 +90,7 @@ class _Packed:
             "full backup",
             {
                 "pg_basebackup -Ft --compress=client-zstd:1": self._basebackup,
-                "pgbackrest --type=full, zst, bundle": partial(self._pgbackrest.backup, "full"),
+                "pgbackrest --type=full, zst, bundle, block": partial(self._pgbackrest.backup, "full"),
                 "pgwal full, packed": self._full_backup,
             },
             bytes_processed=size,
@@ -100,7 +100,7 @@ class _Packed:
         return self._compare(
             f"incremental backup, {percent} % changed",
             {
-                "pgbackrest --type=diff, zst, bundle": partial(self._pgbackrest.backup, "diff"),
+                "pgbackrest --type=diff, zst, bundle, block": partial(self._pgbackrest.backup, "diff"),
                 "pgwal incremental, packed": partial(self._incremental_backup, prior),
             },
         )

@@ -33,7 +33,7 @@ archive-check=n
 expire-auto=n
 compress-type={compression}
 repo1-bundle={bundle}
-process-max={jobs}
+{beta}process-max={jobs}
 
 [measured]
 pg1-path={data_directory}
@@ -41,11 +41,19 @@ pg1-socket-path={socket_directory}
 pg1-port={port}
 pg1-user={user}
 """
+# Debian's, 2.45, takes storing by block for a trial yet.
+_BLOCKS = """\
+repo1-block=y
+beta=y
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PgBackRest:
-    """Its repository below ``path``, for one server; with a ``compression``, small files are bundled."""
+    """Its repository below ``path``, for one server.
+
+    With a ``compression``, small files are bundled, and large ones stored by block.
+    """
 
     program: str
     path: Path
@@ -60,6 +68,7 @@ class PgBackRest:
                 jobs=JOBS,
                 compression=self.compression,
                 bundle="n" if self.compression == "none" else "y",
+                beta="" if self.compression == "none" else _BLOCKS,
                 data_directory=self.server.data_directory,
                 socket_directory=self.server.socket_directory,
                 port=self.server.port,

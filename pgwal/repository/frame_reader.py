@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from threading import Lock
+from typing import NamedTuple
 
 from pgwal.backup.pack_table import Pack
 from pgwal.errors import FormatError, ObjectNotFound
@@ -16,10 +16,21 @@ from pgwal.repository.frame_codec import FrameDecoder
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.store import ByteRange, ObjectStore
 
-_FEWEST_KEPT = 32
+_MOST_KEPT = 32
 _MOST_AHEAD = 24
 _MOST_AHEAD_OF_ONE = 8
+_FORGOTTEN_AFTER = 256
+"""So many frames later nobody is going to ask for one that was read ahead: its file was given up."""
 _ANOTHER_BACKUP = "Restore another backup."
+
+_Key = tuple[str, int]
+
+
+class _Ahead(NamedTuple):
+    """A frame that nobody has asked for yet; ``since`` counts the frames that had been asked for before."""
+
+    content: Future[bytes]
+    since: int
 
 
 class FrameReader:
@@ -33,10 +44,13 @@ class FrameReader:
         self._store = store
         self._decoder = FrameDecoder()
         self._threads = ThreadPoolExecutor(jobs, "read-frame") if jobs > 1 else None
-        # What was read ahead must not make room for itself before it is used.
-        self._most_kept = max(_FEWEST_KEPT, 3 * jobs)
-        self._ahead = max(1, min(_MOST_AHEAD_OF_ONE, _MOST_AHEAD // jobs))
-        self._kept = OrderedDict[tuple[str, int], Future[bytes] | bytes]()
+        self._most_kept = max(_MOST_KEPT, 4 * jobs)
+        self._ahead_of_one = max(1, min(_MOST_AHEAD_OF_ONE, _MOST_AHEAD // jobs))
+        self._kept = OrderedDict[_Key, Future[bytes] | bytes]()
+        # Apart, so that frames which are in use never make room for those that will be, nor those for each other: each
+        # would have to be read, and decoded, again.
+        self._ahead = OrderedDict[_Key, _Ahead]()
+        self._asked_count = 0
         self._lock = Lock()
 
     def content(self, pack: Pack, number: int, last: int | None = None) -> bytes:
@@ -48,16 +62,21 @@ class FrameReader:
         kept = self._kept.get(key)
         if isinstance(kept, bytes):
             # Without the lock, for there may be a call for each block.
-            with suppress(KeyError):
+            try:  # noqa: SIM105 (which takes as long as all of this)
                 self._kept.move_to_end(key)
+            except KeyError:
+                pass
             return kept
         return self._awaited(key, pack, number, last)
 
-    def _awaited(self, key: tuple[str, int], pack: Pack, number: int, last: int | None) -> bytes:
+    def _awaited(self, key: _Key, pack: Pack, number: int, last: int | None) -> bytes:
         with self._lock:
             kept = self._kept.get(key)
             if isinstance(kept, bytes):
                 return kept
+            self._asked_count += 1
+            if kept is None and key in self._ahead:
+                kept = self._ahead.pop(key).content
             future = Future[bytes]() if kept is None else kept
             self._keep(key, future)
         try:
@@ -84,11 +103,16 @@ class FrameReader:
         if self._threads is None:
             return
         with self._lock:
-            for later in range(number + 1, min(number + self._ahead, last) + 1):
-                if (pack.name, later) not in self._kept:
-                    self._keep((pack.name, later), self._threads.submit(self._read, pack, later))
+            while self._ahead and self._asked_count - next(iter(self._ahead.values())).since > _FORGOTTEN_AFTER:
+                self._ahead.popitem(last=False)
+            for later in range(number + 1, min(number + self._ahead_of_one, last) + 1):
+                if len(self._ahead) >= _MOST_AHEAD:
+                    return
+                key = (pack.name, later)
+                if key not in self._kept and key not in self._ahead:
+                    self._ahead[key] = _Ahead(self._threads.submit(self._read, pack, later), self._asked_count)
 
-    def _keep(self, key: tuple[str, int], content: Future[bytes] | bytes) -> None:
+    def _keep(self, key: _Key, content: Future[bytes] | bytes) -> None:
         self._kept[key] = content
         self._kept.move_to_end(key)
         while len(self._kept) > self._most_kept:

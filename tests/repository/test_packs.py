@@ -36,7 +36,8 @@ from pgwal.repository.passage import Abandoned, Passage
 from pgwal.repository.place import Place
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.store import ByteRange, as_renaming
+from pgwal.repository.store import ByteRange, ObjectStore, as_renaming
+from pgwal.repository.store_wrapper import CountingStore
 
 FRAME = 64
 SOON_S = 20.0
@@ -384,8 +385,8 @@ def test_an_interruption_while_a_frame_is_made_is_passed_on(monkeypatch: pytest.
 class PackOfFrames:
     """A pack of frames that are stored as they are, and a reader of them that reads ahead."""
 
-    def __init__(self, store: MemoryStore, jobs: int) -> None:
-        self.frames = [bytes([number]) * FRAME for number in range(20)]
+    def __init__(self, store: ObjectStore, jobs: int, count: int = 20) -> None:
+        self.frames = [bytes([number]) * FRAME for number in range(count)]
         with small_frames(pack_size=1 << 20), closing(FrameEncoder(None)) as encoder:
             packs: list[Pack] = []
             stream = PackStream(store, lambda: (0, packs.append(Pack(new_pack_name())) or packs[-1]), encoder)
@@ -396,6 +397,45 @@ class PackOfFrames:
 
     def read(self, number: int) -> bytes:
         return self.reader.content(self.pack, number, len(self.frames) - 1)
+
+
+def test_no_frame_is_read_twice_when_several_files_are_read_at_once() -> None:
+    """Two threads, two backups: four places from which each of them reads on, and reads ahead."""
+    store = CountingStore(MemoryStore())
+    pack = PackOfFrames(store, jobs=2, count=240)
+    store.counts.clear()
+    for step in range(60):
+        for first in range(0, 240, 60):
+            content = pack.reader.content(pack.pack, first + step, first + 59)
+            assert content == pack.frames[first + step]
+    assert store.counts["get_ranges"] == 240
+
+
+class StoreWithReaders(MemoryStore):
+    """Knows which thread has read from which byte on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[tuple[str, int]] = []
+
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        self.reads += [(threading.current_thread().name, start) for start, _ in ranges]
+        return super().get_ranges(name, ranges)
+
+
+def test_what_is_read_ahead_for_nobody_is_forgotten() -> None:
+    """Or the files of a restore after one that was given up would be read frame by frame."""
+    store = StoreWithReaders()
+    given = PackOfFrames(store, jobs=2, count=250)
+    for abandoned in range(0, 40, 10):
+        given.reader.content(given.pack, abandoned, 249)
+    for _ in range(2):
+        for number in range(50, 250):
+            given.reader.content(given.pack, number)
+    given.reader.content(given.pack, 50, 249)
+    assert given.reader.content(given.pack, 58) == given.frames[58]
+    readers = [name for name, start in store.reads if start == given.pack[58].offset]
+    assert readers[-1].startswith("read-frame")
 
 
 class ForgetfulStore(MemoryStore):
