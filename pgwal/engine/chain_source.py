@@ -1,7 +1,8 @@
 """What the backups of a chain store of a file, opened and checked where it lies.
 
 Of the newest backup of a chain all that is stored is used, and its digest tells whether it is right.  Of an older one
-some blocks are used: its header has a digest of its own, and pages have their checksums.
+some blocks are used: its header has a digest of its own, and pages have their checksums, unless they come out of packs,
+of which each frame has a digest.
 """
 
 from __future__ import annotations

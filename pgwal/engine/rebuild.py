@@ -77,9 +77,9 @@ class Rebuild:
     """Writes the files of the newest backup of a chain, all of them incremental or whole, below a directory.
 
     The digests of all bytes that belong to the newest backup are checked, and of those of an older one where all of a
-    file is read; of other files of an older one, the headers, and data pages where the cluster has checksums.  Nothing
-    that a backup says leads out of the target.  pg_control comes last, by a rename of what marks the directory as
-    incomplete.
+    file is read; of other files of an older one, the headers, and pages where the cluster has checksums, unless what
+    comes out of packs is proven already.  Nothing that a backup says leads out of the target.  pg_control comes last,
+    by a rename of what marks the directory as incomplete.
     """
 
     def __init__(
@@ -343,7 +343,8 @@ class Rebuild:
         digest, newest = ContentDigest(), sources[0]
         assert isinstance(newest.header, IncrementalHeader)
         digest.update(newest.header.encode())
-        older = OlderPages(file.path, sources) if self._entry.data_checksums else None
+        are_proven = all(source.content.is_proven for source in sources[1:])
+        older = OlderPages(file.path, sources) if self._entry.data_checksums and not are_proven else None
         buffer = self.writer.buffer()
         for offset, pieces in grouped_pieces(plan.runs, len(buffer)):
             written = read_pieces(pieces, sources, buffer)

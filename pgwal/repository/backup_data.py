@@ -34,6 +34,10 @@ class StoredContent(Protocol):
     def descriptor(self) -> int | None:
         """An open file of the operating system to read from, None where there is none."""
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether each part of it is compared with a digest of what was stored before it is given out."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return what lies at an offset, less than ``length`` bytes at the end alone."""
 

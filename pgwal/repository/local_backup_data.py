@@ -107,6 +107,8 @@ class LocalBackupData:
 class LocalContent:
     """See pgwal.repository.backup_data.StoredContent."""
 
+    is_proven = False
+
     def __init__(self, descriptor: int, size_bytes: int, path: Path) -> None:
         self.descriptor = descriptor
         self.size_bytes = size_bytes

@@ -73,6 +73,7 @@ class ObjectBackupData:
 
 class _ObjectContent:
     descriptor = None
+    is_proven = False
 
     def __init__(self, store: ObjectStore, name: str) -> None:
         self.size_bytes = store.size(name)

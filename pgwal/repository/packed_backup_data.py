@@ -184,6 +184,7 @@ class _PackedContent:
     """See pgwal.repository.backup_data.StoredContent; for one thread."""
 
     descriptor = None
+    is_proven = True
 
     def __init__(self, frames: FrameReader, packs: Sequence[Pack], extents: Sequence[Extent]) -> None:
         self._frames = frames
