@@ -89,6 +89,9 @@ def _print_report(report: BackupReport) -> None:
         f" {size_text(report.bytes_read)} read, {size_text(report.bytes_written)} written"
     )
     print(f"  {', '.join(f'{name} {seconds:.2f} s' for name, seconds in report.seconds.items())}")
+    if report.requests is not None:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.requests.items())
+        print(f"  {sum(report.requests.values())} requests to the store: {kinds}")
 
 
 def _document(report: BackupReport) -> dict[str, object]:
@@ -110,4 +113,5 @@ def _document(report: BackupReport) -> dict[str, object]:
         "bytes_written": report.bytes_written,
         "checksum_failures": entry.checksum_failures,
         "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
+        "requests": report.requests,
     }

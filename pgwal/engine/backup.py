@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,7 +39,6 @@ from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.prepare_backup import directories_to_empty, prepare_backup, servers_data_directory
 from pgwal.engine.receiving import ReceivedWal, receiving
 from pgwal.engine.servers_directory import require_servers_directory
-from pgwal.engine.summarize import read_changes
 from pgwal.errors import (
     ChainError,
     ServerError,
@@ -55,10 +54,8 @@ from pgwal.postgres.server import (
     ServerFacts,
     read_clock,
 )
-from pgwal.repository.layout import BACKUP_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.staged_backup import StagedBackup
-from pgwal.repository.store import names_in
 from pgwal.summary.block_map import BlockMap
 
 if TYPE_CHECKING:
@@ -74,7 +71,10 @@ _CROWDED_S = 60
 
 @dataclass(slots=True)
 class BackupReport:
-    """What a backup did; sizes in bytes, times in seconds."""
+    """What a backup did; sizes in bytes, times in seconds.
+
+    ``requests`` are how often an object store was asked, by kinds, None where there is none.
+    """
 
     entry: BackupEntry
     window: list[LsnRange]
@@ -84,6 +84,7 @@ class BackupReport:
     bytes_read: int
     bytes_written: int
     seconds: dict[str, float] = field(default_factory=dict)
+    requests: Mapping[str, int] | None = None
 
 
 def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] | None = None) -> BackupReport:
@@ -93,18 +94,28 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
     refuses, ChainError where an incremental backup cannot be right, VerificationFailed for bad pages where that is
     asked for, RepositoryError; a backup that failed leaves nothing that counts.
     """
+    report = _take(request, on_progress)
+    # Those with which the locks were given back are among them.
+    report.requests = request.place.request_counts
+    return report
+
+
+def _take(request: BackupRequest, on_progress: Callable[[int, int], None] | None) -> BackupReport:
     connection = connect_sql(request.parameters)
     with BackupSession(connection) as session, ExitStack() as resources:
         # Everything that can be refused is refused before anything is made.
         facts, sources = resources.enter_context(prepare_backup(request, connection))
         repository = _open_repository(request, facts)
         with repository.lock_backups():
-            for abandoned in repository.catalogue.clear_unfinished():
-                logger.info("removed what was left of the unfinished backup %s", abandoned)
+            folders = repository.catalogue.folders()
+            if folders.unfinished:
+                for abandoned in repository.catalogue.clear_unfinished():
+                    logger.info("removed what was left of the unfinished backup %s", abandoned)
+                folders = repository.catalogue.folders()
             prior = None
             # Refused before anything else is done where there is nothing to build on.
             with suppress(WalGap):
-                prior = choose_prior_entry(repository, request, facts)
+                prior = choose_prior_entry(repository, request, facts, folders.finished)
             # A full backup needs nothing from before, so that a gap in WAL does not stand in its way.
             with receiving(
                 repository,
@@ -117,11 +128,11 @@ def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] 
             ) as wal:
                 if prior is None:
                     # After a promotion, the history of the server's timeline comes with its WAL.
-                    prior = choose_prior_entry(repository, request, facts)
+                    prior = choose_prior_entry(repository, request, facts, folders.finished)
                 if prior is not None:
                     # Before the checkpoint, and again after it, when all of the window is known.
-                    require_received(repository, prior, facts.timeline_id)
-                backup = _Backup(request, repository, facts, connection, sources, prior, wal)
+                    require_received(repository, prior, facts.timeline_id, wal.receiver_state())
+                backup = _Backup(request, repository, facts, connection, sources, prior, wal, folders.names)
                 try:
                     return backup.run(session, on_progress)
                 except ServerError:
@@ -155,7 +166,9 @@ class _Backup:
         sources: Sequence[BlockSource],
         prior: BackupEntry | None,
         wal: ReceivedWal,
+        taken_names: Sequence[str],
     ) -> None:
+        """``taken_names`` are those that backups, or what is left of some, have."""
         self._request = request
         self._repository = repository
         self._facts = facts
@@ -163,6 +176,7 @@ class _Backup:
         self._sources = sources
         self._prior = prior
         self._wal = wal
+        self._taken_names = taken_names
         # Not by this machine's clock: a recovery target is compared with them.
         self._started_at = self._finished_at = read_clock(connection)
         self._seconds: dict[str, float] = {}
@@ -174,17 +188,18 @@ class _Backup:
         logger.info("backup starts at %s on timeline %d", start_lsn, self._facts.timeline_id)
         self._check_directory()
         self._require_later_start(start_lsn)
-        backup_wal = BackupWal(self._repository, self._facts, self._wal)
+        control = ControlFile.decode(self._sources[0].read_control_file())
+        backup_wal = BackupWal(self._repository, self._facts, self._wal, start_lsn, control)
         with _timed(self._seconds, "wait for the checkpoint's WAL"):
-            backup_wal.require_servers(start_lsn, ControlFile.decode(self._sources[0].read_control_file()))
+            backup_wal.begin()
         parts = read_cluster_parts(
             self._connection,
             self._sources[0],
             self._facts.major,
             servers_data_directory(self._facts, self._request.data_directory),
         )
-        changes = self._changes_until(start_lsn)
-        with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, on_progress) as copy:
+        changes = self._changes_until(start_lsn, backup_wal)
+        with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, backup_wal, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
             for oid in parts.linked_tablespaces:
                 copy.data.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
@@ -246,16 +261,16 @@ class _Backup:
             " another one from now on.",
         )
 
-    def _changes_until(self, start_lsn: Lsn) -> BlockMap | None:
+    def _changes_until(self, start_lsn: Lsn, backup_wal: BackupWal) -> BlockMap | None:
         """Return the block map of the window, proven complete; None for a full backup."""
         prior, timeline_id = self._prior, self._facts.timeline_id
         if prior is None:
             return None
         with _timed(self._seconds, "wait for the window's WAL"):
-            self._wal.wait_until_written(timeline_id, start_lsn)
+            backup_wal.wait_for_window()
         self._window = window_since(self._repository, prior, timeline_id, start_lsn)
         with _timed(self._seconds, "block map"):
-            changes = read_changes(self._repository, self._window)
+            changes = backup_wal.read_window(self._window)
         logger.info(
             "%d blocks changed since backup %s started at %s", changes.block_count(), prior.backup_id, prior.start_lsn
         )
@@ -270,6 +285,7 @@ class _Backup:
         start_lsn: Lsn,
         changes: BlockMap | None,
         parts: ClusterParts,
+        backup_wal: BackupWal,
         on_progress: Callable[[int, int], None] | None,
     ) -> Copy:
         facts, request = self._facts, self._request
@@ -282,11 +298,11 @@ class _Backup:
             file_mode=GROUP_FILE_MODE if facts.group_access else FILE_MODE,
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
-        return Copy(self._sources, changes, staged, manifest, rules, on_progress, self._wal.check)
+        return Copy(self._sources, changes, staged, manifest, rules, on_progress, backup_wal.check)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
-        taken = names_in(self._repository.store, BACKUP_DIRECTORY)
+        taken = self._taken_names
         started_s = int(self._started_at.timestamp())
         # Several backups may start within a second, and some of them be gone; ids still sort by time.
         times_s = [int(parse_backup_id(name)[0].timestamp()) for name in taken if is_backup_id(name)]

@@ -5,6 +5,7 @@ A segment's name, and that of a timeline, says nothing about whose WAL it is.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from pgwal.backup.label import BackupLabel
@@ -15,6 +16,7 @@ from pgwal.engine.summarize import read_changes
 from pgwal.errors import TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.server import ServerFacts
+from pgwal.repository.layout import SET_ASIDE_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _LONGEST_BACKUP_END = 128
 """Bytes from the start of the record that ends a backup to its end, page header included, are fewer."""
+
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 5.0, 60.0
+"""When, and how often, it is looked during a backup whether the archive has its start: each look is a request."""
 
 _NOT_PUBLISHED = "the backup is not published, for WAL that it needs is missing"
 _AGAIN_HINT = "Take it again. With a slot, the server keeps WAL until it is received."
@@ -35,27 +40,97 @@ _RESTART_POINT_HINT = (
 class BackupWal:
     """The WAL of one backup, which begins and ends on the timeline of ``facts``."""
 
-    def __init__(self, repository: Repository, facts: ServerFacts, wal: ReceivedWal) -> None:
+    def __init__(
+        self, repository: Repository, facts: ServerFacts, wal: ReceivedWal, start_lsn: Lsn, control: ControlFile
+    ) -> None:
+        """``control`` is the server's, read after the backup has started at ``start_lsn``."""
         self._repository = repository
         self._facts = facts
         self._wal = wal
+        self._start_lsn = start_lsn
+        self._start_control = control
+        self._is_servers = False
+        """Whether the archive has been seen to have the server's checkpoint."""
+        self._changes: BlockMap | None = None
+        self._unproven: list[LsnRange] = []
+        """What was read before that."""
+        self._look_s = _FIRST_LOOK_S
+        self._looks_at_s = time.monotonic() + _FIRST_LOOK_S
 
-    def require_servers(self, start_lsn: Lsn, control: ControlFile) -> None:
+    @property
+    def _waits_for_partial(self) -> bool:
+        """Whether WAL of the segment in which the backup starts is waited for before that is whole.
+
+        In an object store that takes seconds, and some requests, and a primary begins a segment for the backup: nothing
+        of it belongs to what came before, so that only the proof is wanted, which the end brings at the latest.
+        """
+        return self._facts.in_recovery or not self._repository.place.is_remote
+
+    def begin(self) -> None:
         """Wait for the checkpoint that pg_control names, and return when the archive has that very record.
 
-        ``control`` is the server's, read after the backup has started.  Raises TimelineMismatch where the archive has
-        something else, WalGap where it does not begin at the backup's start.
+        In an object store that may be left to ``check`` and to ``require_whole``.
+        Raises TimelineMismatch where the archive has something else, WalGap where it does not begin at the backup's
+        start.
         """
-        # Here, and not above: it takes as long to import as the record takes to arrive.
-        from pgwal.wal.checkpoint import checkpoint_record_end, require_pg_controls_checkpoint
+        self._require_timeline(self._start_control)
+        if self._waits_for_partial:
+            self._wal.wait_until_written(self._start_control.timeline_id, self._checkpoint_end)
+            self._require_servers()
 
-        self._require_timeline(control)
-        lsn, timeline_id = control.checkpoint_lsn, control.timeline_id
-        self._wal.wait_until_written(
-            timeline_id, checkpoint_record_end(lsn, self._repository.geometry, self._repository.identity.major)
-        )
-        self._require_segments(start_lsn, lsn + 1, _RESTART_POINT_HINT if self._facts.in_recovery else _AGAIN_HINT)
-        require_pg_controls_checkpoint(control, read_record(self._repository, timeline_id, lsn))
+    def wait_for_window(self) -> None:
+        """Wait until WAL from before the backup's start can be read."""
+        self._wal.wait_until_written(self._facts.timeline_id, self._end_before)
+
+    @property
+    def _end_before(self) -> Lsn:
+        """Up to where there is WAL before the backup's start, which may follow the header of a segment."""
+        geometry = self._repository.geometry
+        segment = geometry.segment_start(geometry.segment_no(self._start_lsn))
+        is_first = geometry.first_record_position(segment) == self._start_lsn
+        return segment if is_first and not self._waits_for_partial else self._start_lsn
+
+    def read_window(self, window: list[LsnRange]) -> BlockMap:
+        """Return what WAL before the backup's start changes, in ranges that end there, proven complete.
+
+        Raises as ``read_changes``.
+        """
+        last = window[-1]
+        ranges = [*window[:-1], last._replace(end=max(last.start, min(last.end, self._end_before)))]
+        self._changes = read_changes(self._repository, ranges)
+        if not self._is_servers:
+            self._unproven = ranges
+        return self._changes
+
+    def check(self) -> None:
+        """Raise what makes the backup of no use, the receiver's own error among it, as soon as that can be seen."""
+        self._wal.check()
+        if self._is_servers or time.monotonic() < self._looks_at_s:
+            return
+        state = self._wal.receiver_state()
+        if state is not None and state.flushed_lsn >= self._checkpoint_end:
+            self._require_servers()
+        self._look_s = min(2 * self._look_s, _LONGEST_LOOK_S)
+        self._looks_at_s = time.monotonic() + self._look_s
+
+    @property
+    def _checkpoint_end(self) -> Lsn:
+        # Here, and not above: it takes as long to import as the record takes to arrive.
+        from pgwal.wal.checkpoint import checkpoint_record_end
+
+        geometry, major = self._repository.geometry, self._repository.identity.major
+        return checkpoint_record_end(self._start_control.checkpoint_lsn, geometry, major)
+
+    def _require_servers(self, until: int = 0) -> None:
+        """Raise as ``begin`` does; WAL must be there up to the checkpoint, and up to ``until``."""
+        from pgwal.wal.checkpoint import require_pg_controls_checkpoint
+
+        control = self._start_control
+        hint = _RESTART_POINT_HINT if self._facts.in_recovery else _AGAIN_HINT
+        self._require_segments(self._start_lsn, max(control.checkpoint_lsn + 1, until), hint)
+        found = read_record(self._repository, control.timeline_id, control.checkpoint_lsn)
+        require_pg_controls_checkpoint(control, found)
+        self._is_servers = True
 
     def require_whole(self, label: BackupLabel, stop_lsn: Lsn, control: ControlFile) -> BlockMap:
         """Wait until WAL up to the stop is durable, prove by reading it that all is there, and return what it changes.
@@ -66,6 +141,7 @@ class BackupWal:
         from pgwal.wal.checkpoint import require_backup_end, require_labels_checkpoint
 
         facts, repository = self._facts, self._repository
+        segment_no = repository.geometry.segment_no
         if facts.in_recovery and control.min_recovery_timeline_id != facts.timeline_id:
             raise TimelineMismatch(
                 f"while the backup was taken, the standby went from timeline {facts.timeline_id} to"
@@ -73,20 +149,44 @@ class BackupWal:
                 hint="Take it again, when the standby has made a restart point on its new timeline.",
             )
         self._wal.wait_until_safe(facts.timeline_id, stop_lsn, whole_segment=not facts.in_recovery)
-        self._require_segments(label.start_lsn, stop_lsn, _AGAIN_HINT)
-        found = read_record(repository, label.start_timeline_id, label.checkpoint_lsn)
-        require_labels_checkpoint(label.checkpoint_lsn, label.start_lsn, label.start_timeline_id, facts.major, found)
-        if not facts.in_recovery:
-            begin = max(label.start_lsn, Lsn(stop_lsn - _LONGEST_BACKUP_END))
-            last = _record_that_ends_at(repository, facts.timeline_id, stop_lsn, begin)
-            require_backup_end(label.start_lsn, stop_lsn, last)
-        try:
-            changes = read_changes(repository, [LsnRange(facts.timeline_id, label.start_lsn, stop_lsn)])
-        except WalGap as error:
-            error.restate(f"{_NOT_PUBLISHED}: {error}", hint=_AGAIN_HINT)
-            raise
+        with repository.wal.reading_again():
+            if self._is_servers:
+                self._require_segments(label.start_lsn, stop_lsn, _AGAIN_HINT)
+            else:
+                self._require_servers(stop_lsn)
+            found = read_record(repository, label.start_timeline_id, label.checkpoint_lsn)
+            require_labels_checkpoint(
+                label.checkpoint_lsn, label.start_lsn, label.start_timeline_id, facts.major, found
+            )
+            if not facts.in_recovery:
+                begin = max(label.start_lsn, Lsn(stop_lsn - _LONGEST_BACKUP_END))
+                last = _record_that_ends_at(repository, facts.timeline_id, stop_lsn, begin)
+                require_backup_end(label.start_lsn, stop_lsn, last)
+            try:
+                during = LsnRange(facts.timeline_id, label.start_lsn, stop_lsn)
+                # What was just read of one segment is not asked for again, a summary of it would be.
+                is_one = segment_no(stop_lsn - 1) == segment_no(label.start_lsn)
+                changes = read_changes(repository, [during], from_wal=is_one and repository.place.is_remote)
+            except WalGap as error:
+                error.restate(f"{_NOT_PUBLISHED}: {error}", hint=_AGAIN_HINT)
+                raise
+        self._require_unmoved()
         self._wal.check()
         return changes
+
+    def _require_unmoved(self) -> None:
+        """Raise TimelineMismatch where the window was read before the archive was known to be the server's, and that
+        may have been another's then: a receiver has moved WAL out of the way since.
+        """
+        repository = self._repository
+        if not self._unproven or not any(True for _ in repository.store.list(f"{SET_ASIDE_DIRECTORY}/")):
+            return
+        if read_changes(repository, self._unproven) != self._changes:
+            raise TimelineMismatch(
+                "while the backup was taken, WAL was set aside that the server has lost, and the backup was to build on"
+                " it",
+                hint="Take it again.",
+            )
 
     def _require_timeline(self, control: ControlFile) -> None:
         if control.timeline_id == self._facts.timeline_id:

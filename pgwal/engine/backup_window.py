@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pgwal.backup.chain import choose_prior, require_same_cluster
 from pgwal.backup.entry import BackupEntry
@@ -38,11 +38,16 @@ def open_prior_repository(request: BackupRequest, facts: ServerFacts) -> Reposit
     return repository
 
 
-def choose_prior_entry(repository: Repository, request: BackupRequest, facts: ServerFacts) -> BackupEntry | None:
-    """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot."""
+def choose_prior_entry(
+    repository: Repository, request: BackupRequest, facts: ServerFacts, ids: Sequence[str] | None = None
+) -> BackupEntry | None:
+    """Return what an incremental backup builds on, None for a full one; raises ChainError where it cannot.
+
+    ``ids`` are those of all backups, where they are known.
+    """
     if request.since is None:
         return None
-    entries = repository.catalogue.entries(request.since if isinstance(request.since, str) else None)
+    entries = repository.catalogue.entries(request.since if isinstance(request.since, str) else None, ids=ids)
     history = TimelineHistory(facts.timeline_id)
     if entries and any(entry.start_timeline_id != facts.timeline_id for entry in entries):
         history = read_history(repository, facts.timeline_id)
@@ -79,13 +84,14 @@ def missing_since(
     ]
 
 
-def require_received(repository: Repository, prior: BackupEntry, timeline_id: int) -> None:
-    """Raise WalGap when WAL since a backup started, and before what was received last, is not there.
+def require_received(
+    repository: Repository, prior: BackupEntry, timeline_id: int, receiver: ReceiverState | None
+) -> None:
+    """Raise WalGap when WAL since a backup started, and before what ``receiver`` received last, is not there.
 
     Other kinds of ChainError when the positions do not lie on one history.  Damage shows only when the WAL is read,
     and nothing does while the receiver has not come to the timeline.
     """
-    receiver = repository.receiver_state()
     if receiver is None or receiver.timeline_id != timeline_id:
         return
     # Mostly one look tells: all segments are there, and summaries need not be asked for.

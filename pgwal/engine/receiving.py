@@ -14,7 +14,7 @@ from pgwal.engine.stop import StopRequest
 from pgwal.errors import PgwalError, RepositoryLocked, WalGap, WalRemoved
 from pgwal.lsn import Lsn
 from pgwal.postgres.connection import ConnectionParameters
-from pgwal.repository.repository import Repository
+from pgwal.repository.repository import ReceiverState, Repository
 
 if TYPE_CHECKING:
     from pgwal.engine.stream import Receiver
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.1, 1.0
-"""Where the repository is reached over a network, each look is a request or two: the first waits double."""
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.2, 2.0
+"""Where the repository is reached over a network, each look is a request: the first waits double."""
 _LISTED_EVERY = 8
 """The receiver says there how far it is; only now and then it is looked whether it has got further."""
 STALLED_S = 60.0
@@ -41,6 +41,12 @@ class ReceivedWal:
         self._repository = repository
         self._thread = thread
         self._parameters = parameters
+        self._seen: ReceiverState | None = None
+
+    def receiver_state(self) -> ReceiverState | None:
+        """Return what the receiver says now."""
+        self._seen = self._repository.receiver_state()
+        return self._seen
 
     def wait_until_written(self, timeline_id: int, lsn: Lsn) -> None:
         """Return when WAL of a timeline can be read up to ``lsn``.
@@ -77,16 +83,23 @@ class ReceivedWal:
         waits_since = time.time()
         is_remote = self._repository.place.is_remote
         poll_s = _REMOTE_POLL_S if is_remote else _POLL_S
+        geometry = self._repository.geometry
+        wanted = geometry.segment_start(geometry.last_segment_no(lsn) + 1) if complete else lsn
         self.check()
+        if is_remote and not complete and _has(self._seen, timeline_id, wanted):
+            # What is flushed stays so.
+            return
         for look in itertools.count():
-            state = None if complete else self._repository.receiver_state()
-            if state is not None and state.timeline_id == timeline_id and state.flushed_lsn >= lsn:
+            if is_remote and complete and not look:
+                # It cannot be there yet.
+                time.sleep(poll_s)
+            state = self.receiver_state()
+            has_all = _has(state, timeline_id, wanted)
+            if has_all and not complete:
                 return
-            is_said = is_remote and state is not None and state.timeline_id == timeline_id
+            is_said = is_remote and state is not None and state.timeline_id == timeline_id and not has_all
             if (not is_said or look % _LISTED_EVERY == _LISTED_EVERY - 1) and self._is_whole(timeline_id, lsn):
                 return
-            if complete:
-                state = self._repository.receiver_state()
             position = state.written_lsn if state is not None else Lsn(0)
             if position != last_position and state is not None and state.timeline_id <= timeline_id:
                 last_position, last_progress_s = position, time.monotonic()
@@ -118,6 +131,10 @@ class ReceivedWal:
             + ("" if running else ", and no longer runs"),
             hint="See what pgwal stream says, and whether it is connected to this server.",
         )
+
+
+def _has(state: ReceiverState | None, timeline_id: int, lsn: Lsn) -> bool:
+    return state is not None and state.timeline_id == timeline_id and state.flushed_lsn >= lsn
 
 
 class _ReceiverThread(threading.Thread):

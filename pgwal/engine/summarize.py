@@ -43,15 +43,16 @@ def read_history(repository: Repository, timeline_id: int) -> TimelineHistory:
         ) from error
 
 
-def read_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
+def read_changes(repository: Repository, ranges: Sequence[LsnRange], *, from_wal: bool = False) -> BlockMap:
     """Return the exact map of consecutive ranges, one for each timeline, merged strictly in LSN order.
 
-    It is proven that each record in them follows the one before, over all that WAL and summaries are cut into.
+    It is proven that each record in them follows the one before, over all that WAL and summaries are cut into.  With
+    ``from_wal``, nothing is taken from summaries.
     Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive, TimelineMismatch
     when a part does not follow the one before it, or a range does not begin and end where records do, WalLevelMinimal
     when a part was written with wal_level = minimal, FormatError when something is damaged.
     """
-    return _read_changes(repository, ranges, to_any_end=False)[0]
+    return _read_changes(repository, ranges, to_any_end=False, from_wal=from_wal)[0]
 
 
 def read_received_changes(repository: Repository, ranges: Sequence[LsnRange]) -> tuple[BlockMap, list[LsnRange]]:
@@ -63,10 +64,12 @@ def read_received_changes(repository: Repository, ranges: Sequence[LsnRange]) ->
     return block_map, [*ranges[:-1], ranges[-1]._replace(end=end)]
 
 
-def _read_changes(repository: Repository, ranges: Sequence[LsnRange], *, to_any_end: bool) -> tuple[BlockMap, Lsn]:
+def _read_changes(
+    repository: Repository, ranges: Sequence[LsnRange], *, to_any_end: bool, from_wal: bool = False
+) -> tuple[BlockMap, Lsn]:
     block_map, chain = BlockMap(), Chain()
     end = ranges[-1].end
-    summaries = repository.summaries.ranges()
+    summaries = [] if from_wal else repository.summaries.ranges_from(ranges[0].timeline_id, ranges[0].start)
     for wanted in ranges:
         for part, summary in _parts(repository, cover(wanted, summaries, repository.geometry)):
             if summary is not None:

@@ -142,14 +142,15 @@ def create_backup_data(
     data = f"{folder}/{BACKUP_DATA_DIRECTORY}"
     files = as_files(place.store)
     plain: BackupDataWriter
+    is_plain = storage_format.files is FileFormat.PLAIN
     if files is None:
         from pgwal.repository.object_backup_data import ObjectBackupDataWriter
 
-        plain = ObjectBackupDataWriter(place, folder)
+        plain = ObjectBackupDataWriter(place, folder, keeps_directories=is_plain)
     else:
         place.make([data])
         plain = LocalBackupDataWriter(files.path(data))
-    if storage_format.files is FileFormat.PLAIN:
+    if is_plain:
         return plain
     from pgwal.repository.packed_backup_writer import PackedBackupDataWriter
 

@@ -34,29 +34,33 @@ NOTES_NAME = "files.spool"
 
 class BackupFolders(NamedTuple):
     """Names of folders in ``backups/``, in order: the ids of backups, damaged ones among them, and what is left of
-    abandoned and removed ones, or of the one that is being taken."""
+    abandoned and removed ones, or of the one that is being taken; ``names`` are all that are taken there."""
 
     finished: list[str]
     unfinished: list[str]
+    names: list[str]
 
 
 def find_backup_folders(store: ObjectStore) -> BackupFolders:
     """Look at the names alone; what is there besides, under names that no backup has, is passed over."""
     if as_renaming(store) is not None:
+        names = names_in(store, BACKUP_DIRECTORY)
         return BackupFolders(
-            [name for name in names_in(store, BACKUP_DIRECTORY) if is_backup_id(name)],
+            [name for name in names if is_backup_id(name)],
             [name for name in folders_in(store, BACKUP_DIRECTORY) if _is_unfinished(name)],
+            names,
         )
-    finished, others = set[str](), set[str]()
+    finished, others, taken = set[str](), set[str](), set[str]()
     # All at once: a request for each backup takes longer.
     for name, size_bytes in store.list(f"{BACKUP_DIRECTORY}/"):
         backup_id, _, rest = name.removeprefix(f"{BACKUP_DIRECTORY}/").partition("/")
+        taken.add(backup_id)
         if is_backup_id(backup_id) and rest:
             if rest != BACKUP_ENTRY_NAME:
                 others.add(backup_id)
             elif size_bytes:
                 finished.add(backup_id)
-    return BackupFolders(sorted(finished), sorted(others - finished))
+    return BackupFolders(sorted(finished), sorted(others - finished), sorted(taken))
 
 
 def folder_of(backup_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from pgwal.errors import (
     WrongCluster,
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
-from pgwal.repository.backup_folders import find_backup_folders, folder_of, give_up, remove_backup
+from pgwal.repository.backup_folders import BackupFolders, find_backup_folders, folder_of, give_up, remove_backup
 from pgwal.repository.layout import (
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
@@ -73,9 +73,10 @@ class Catalogue:
         self._store = place.store
         self._identity = identity
 
-    def survey(self) -> Survey:
-        """Read the entries of all backups; one that cannot be read does not keep the others from being so."""
-        found = list(ask_for_each(self._store, self._read, self.ids()))
+    def survey(self, ids: Sequence[str] | None = None) -> Survey:
+        """Read the entries of all backups, whose ``ids`` may be known; one that cannot be read does not keep the others
+        from being so."""
+        found = list(ask_for_each(self._store, self._read, self.ids() if ids is None else ids))
         entries = [entry for entry in found if isinstance(entry, BackupEntry)]
         return Survey(sorted(entries, key=place_of), [each for each in found if isinstance(each, UnreadableBackup)])
 
@@ -87,21 +88,25 @@ class Catalogue:
         except (FormatError, RepositoryError) as error:
             return UnreadableBackup(backup_id, error, isinstance(error, WrongCluster))
 
-    def entries(self, wanted: str | None = None) -> list[BackupEntry]:
+    def entries(self, wanted: str | None = None, *, ids: Sequence[str] | None = None) -> list[BackupEntry]:
         """Return the finished backups, oldest first; those that cannot be read are left out, with a warning for each.
 
         Raises the FormatError or RepositoryError of the one that is ``wanted``.
         """
-        found = self.survey()
+        found = self.survey(ids)
         for backup in found.unreadable:
             if backup.backup_id == wanted:
                 raise backup.error
             logger.warning("backup %s is left out: %s", backup.backup_id, backup.error)
         return found.entries
 
+    def folders(self) -> BackupFolders:
+        """Return what there is by names alone; only whoever has the lock for backups adds to it."""
+        return find_backup_folders(self._store)
+
     def ids(self) -> list[str]:
         """Return the ids of the finished backups, in order, damaged ones among them."""
-        return find_backup_folders(self._store).finished
+        return self.folders().finished
 
     def entry(self, backup_id: str) -> BackupEntry:
         """Return the entry of one backup.
@@ -281,7 +286,7 @@ class Catalogue:
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""
-        return find_backup_folders(self._store).unfinished
+        return self.folders().unfinished
 
     def give_up_unfinished(self) -> list[str]:
         """Return what ``unfinished`` does, once none of these backups can be finished any more.

@@ -20,16 +20,15 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.repository.cloud_errors import translated_cloud_errors
+from pgwal.repository.cloud_requests import CloudRequests
 from pgwal.repository.lease_process import has_ended, this_process
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
-    from obstore.store import ObjectStore as Client
 
 LEASE_FOLDER = ".leases"
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -63,8 +62,8 @@ def now_s() -> float:
 class LeaseObjects:
     """Reads and writes the objects of leases, past everything that waits for leases."""
 
-    def __init__(self, client: Client, address: str, times: LeaseTimes) -> None:
-        self.client = client
+    def __init__(self, requests: CloudRequests, address: str, times: LeaseTimes) -> None:
+        self.requests = requests
         self.address = address
         self.times = times
         self._store_time: tuple[datetime, float] | None = None
@@ -73,7 +72,7 @@ class LeaseObjects:
     def read(self, name: str) -> Found:
         """Return what an object says; raises ObjectNotFound, RepositoryError."""
         with translated_cloud_errors("read", self.address, name):
-            found = obstore.get(self.client, name)
+            found = self.requests.get(name)
             content = found.bytes().to_bytes()
         meta = found.meta
         return Found(*_holder(content), content, version_of(meta["e_tag"], meta["version"]), meta["last_modified"])
@@ -94,9 +93,7 @@ class LeaseObjects:
     def _put(self, name: str, content: bytes, version: UpdateVersion | None) -> UpdateVersion:
         with translated_cloud_errors("lock", self.address, name):
             try:
-                put = obstore.put(
-                    self.client, name, content, mode="create" if version is None else version, use_multipart=False
-                )
+                put = self.requests.put(name, content, "create" if version is None else version)
                 self._last_put = name, put["e_tag"], now_s()
                 return version_of(put["e_tag"], put["version"])
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
@@ -139,17 +136,17 @@ class LeaseObjects:
             # When a lease was stored tells as well, as long as it is that of this process.
             name, e_tag, at_s = self._last_put
             with translated_cloud_errors("read", self.address, name), suppress(FileNotFoundError):
-                meta = obstore.head(self.client, name)
+                meta = self.requests.head(name)
                 if meta["e_tag"] is not None and meta["e_tag"] == e_tag:
                     return meta["last_modified"], at_s
         name = f"{LEASE_FOLDER}/clock/{secrets.token_hex(8)}"
         with translated_cloud_errors("write", self.address, name):
-            obstore.put(self.client, name, b"", use_multipart=False)
+            self.requests.put(name, b"")
             at_s = now_s()
-            found = obstore.head(self.client, name)["last_modified"], at_s
+            found = self.requests.head(name)["last_modified"], at_s
         # The time is known, also where nothing may be deleted.
         with suppress(RepositoryError), translated_cloud_errors("delete", self.address, name):
-            obstore.delete(self.client, name)
+            self.requests.delete(name)
         return found
 
 
@@ -249,7 +246,7 @@ class LeaseObject:
             if not self.is_valid:
                 return
             with translated_cloud_errors("unlock", self._objects.address, self.name), suppress(FileNotFoundError):
-                obstore.delete(self._objects.client, self.name)
+                self._objects.requests.delete(self.name)
 
 
 def held_by(address: str, name: str, holder: str) -> RepositoryLocked:

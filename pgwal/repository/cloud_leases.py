@@ -14,11 +14,10 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import TYPE_CHECKING
 
-import obstore
-
 from pgwal.errors import ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.repository.cloud_errors import translated_cloud_errors
 from pgwal.repository.cloud_lease_object import LEASE_FOLDER, LeaseObject, LeaseObjects, LeaseTimes, now_s
+from pgwal.repository.cloud_requests import CloudRequests, RequestCounts
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
@@ -32,9 +31,15 @@ _REMOVER = "remover"
 class CloudLeases:
     """See pgwal.repository.lease.Leases."""
 
-    def __init__(self, client: Client, address: str, times: LeaseTimes = LeaseTimes()) -> None:  # noqa: B008
-        self._objects = LeaseObjects(client, address, times)
-        self._client = client
+    def __init__(
+        self,
+        client: Client,
+        address: str,
+        times: LeaseTimes = LeaseTimes(),  # noqa: B008
+        counts: RequestCounts | None = None,
+    ) -> None:
+        self._requests = CloudRequests(client, counts or RequestCounts())
+        self._objects = LeaseObjects(self._requests, address, times)
         self._address = address
         self._held: list[LeaseObject] = []
         self._changed = Condition()
@@ -126,7 +131,7 @@ class CloudLeases:
                             by = found.holder or "another process"
                             raise self._in_use(name, "being read by a restore or a verification", by)
                     with translated_cloud_errors("unlock", self._address, reader), suppress(FileNotFoundError):
-                        obstore.delete(self._client, reader)
+                        self._requests.delete(reader)
                 self._require_there(name)
                 yield
                 is_there = self._is_there(name)
@@ -136,7 +141,7 @@ class CloudLeases:
 
     def _readers(self, folder: str) -> Iterator[str]:
         with translated_cloud_errors("list", self._address, folder):
-            for found in obstore.list(self._client, f"{folder}/{_READERS}"):
+            for found in self._requests.list(f"{folder}/{_READERS}"):
                 yield from (each["path"] for each in found)
 
     def _in_use(self, name: str, how: str, holder: str) -> RepositoryLocked:
@@ -145,7 +150,7 @@ class CloudLeases:
 
     def _require_there(self, name: str) -> None:
         with translated_cloud_errors("lock", self._address, name):
-            obstore.head(self._client, name)
+            self._requests.head(name)
 
     def _is_there(self, name: str) -> bool:
         try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
 
     from pgwal.repository.cloud_leases import CloudLeases
+    from pgwal.repository.cloud_requests import RequestCounts
     from pgwal.repository.cloud_store import CloudStore
     from pgwal.repository.memory import MemorySpool
     from pgwal.repository.storage_format import StorageFormat
@@ -87,18 +88,28 @@ class CloudPlace:
         return _client(self.address) if self.given_client is None else self.given_client
 
     @cached_property
+    def _counts(self) -> RequestCounts:
+        from pgwal.repository.cloud_requests import RequestCounts
+
+        return RequestCounts()
+
+    @property
+    def request_counts(self) -> dict[str, int]:
+        return self._counts.by_kind()
+
+    @cached_property
     def store(self) -> CloudStore:
         client, leases = self.client, self.leases
         from pgwal.repository.cloud_store import CloudStore
 
-        return CloudStore(client, self.address, leases.require)
+        return CloudStore(client, self.address, leases.require, self._counts)
 
     @cached_property
     def leases(self) -> CloudLeases:
         client = self.client
         from pgwal.repository.cloud_leases import CloudLeases
 
-        return CloudLeases(client, self.address)
+        return CloudLeases(client, self.address, counts=self._counts)
 
     @cached_property
     def spool(self) -> MemorySpool:
@@ -125,8 +136,9 @@ class CloudPlace:
     def probe(self) -> None:
         client = self.client
         from pgwal.repository.cloud_probe import require_conditional_puts
+        from pgwal.repository.cloud_requests import CloudRequests
 
-        require_conditional_puts(client, self.address)
+        require_conditional_puts(CloudRequests(client, self._counts), self.address)
 
     def make(self, folders: Iterable[str] = ()) -> None:
         """Folders are there when something is in them, and the bucket is not pgwal's to make."""

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-import obstore
 from obstore.exceptions import (
     BaseError,
     NotSupportedError,
@@ -21,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_errors
+from pgwal.repository.cloud_requests import CloudRequests, RequestCounts
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, StoredObject, StoreFeature, too_large
 
 if TYPE_CHECKING:
@@ -48,9 +48,12 @@ class CloudStore:
 
     features = frozenset[StoreFeature]()
 
-    def __init__(self, client: Client, address: str, require_leases: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Client, address: str, require_leases: Callable[[], None], counts: RequestCounts | None = None
+    ) -> None:
         """``require_leases`` is called before anything is changed, and raises when this process must not any more."""
         self.client = client
+        self._requests = CloudRequests(client, counts or RequestCounts())
         self._address = address
         self._require_leases = require_leases
 
@@ -61,7 +64,7 @@ class CloudStore:
 
     def get(self, name: str, *, most_bytes: int = MOST_BYTES_READ) -> bytes:
         with translated_cloud_errors("read", self._address, name):
-            found = obstore.get(self.client, name)
+            found = self._requests.get(name)
             if found.meta["size"] > most_bytes:
                 raise too_large(name, most_bytes)
             return found.bytes().to_bytes()
@@ -70,7 +73,7 @@ class CloudStore:
         if all(start >= 0 and end is not None and end > start for start, end in ranges) and ranges:
             with translated_cloud_errors("read", self._address, name):
                 try:
-                    return self._get_ranges(name, [(start, end) for start, end in ranges if end is not None])
+                    return self._requests.get_ranges(name, [(start, end) for start, end in ranges if end is not None])
                 except BaseError as error:
                     if not is_out_of_range(error):
                         raise
@@ -87,7 +90,7 @@ class CloudStore:
                     if not isinstance(error, NotSupportedError) and not is_out_of_range(error):
                         raise
             while True:
-                found = obstore.head(self.client, name)
+                found = self._requests.head(name)
                 wanted = [slice(start, end).indices(found["size"])[:2] for start, end in ranges]
                 try:
                     return [self._get_range(name, each, found["e_tag"]) for each in wanted]
@@ -95,7 +98,7 @@ class CloudStore:
                     continue
 
     def _get_end(self, name: str, length: int) -> bytes:
-        return obstore.get(self.client, name, options={"range": {"suffix": length}}).bytes().to_bytes()
+        return self._requests.get(name, {"range": {"suffix": length}}).bytes().to_bytes()
 
     def _get_range(self, name: str, wanted: tuple[int, int], e_tag: str | None) -> bytes:
         if wanted[0] >= wanted[1]:
@@ -103,19 +106,15 @@ class CloudStore:
         options: GetOptions = {"range": wanted}
         if e_tag is not None:
             options["if_match"] = e_tag
-        return obstore.get(self.client, name, options=options).bytes().to_bytes()
-
-    def _get_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        starts, ends = zip(*ranges, strict=True)
-        return [found.to_bytes() for found in obstore.get_ranges(self.client, name, starts=starts, ends=ends)]
+        return self._requests.get(name, options).bytes().to_bytes()
 
     def size(self, name: str) -> int:
         with translated_cloud_errors("read", self._address, name):
             try:
-                return obstore.head(self.client, name)["size"]
+                return self._requests.head(name)["size"]
             except (PermissionDeniedError, UnauthenticatedError):
                 # Such an answer has no body that says why; this one has.
-                return obstore.get(self.client, name).meta["size"]
+                return self._requests.get(name).meta["size"]
 
     def exists(self, name: str) -> bool:
         return self._has_object(name) or self._has_folder(name)
@@ -130,21 +129,21 @@ class CloudStore:
     def _has_folder(self, name: str) -> bool:
         return any(True for _ in self.list(f"{name}/"))
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
         # The library's prefixes end where folders do.  What comes before one of ours in its folder is not asked for.
         folder, _, last = prefix.rpartition("/")
-        offset = prefix[:-1] if len(last) > 1 else None
+        offset = max(prefix[:-1] if len(last) > 1 else "", after) or None
         with translated_cloud_errors("list", self._address, folder):
-            for found in obstore.list(self.client, folder or None, offset=offset, chunk_size=_LISTED_AT_ONCE):
+            for found in self._requests.list(folder, offset, _LISTED_AT_ONCE):
                 for each in found:
-                    if each["path"].startswith(prefix):
+                    if each["path"].startswith(prefix) and each["path"] > after:
                         yield StoredObject(each["path"], each["size"])
-                if offset is not None and _is_past(prefix, [each["path"] for each in found]):
+                if offset is not None and last and _is_past(prefix, [each["path"] for each in found]):
                     break
 
     def children(self, folder: str = "") -> Iterator[Child]:
         with translated_cloud_errors("list", self._address, folder):
-            found = obstore.list_with_delimiter(self.client, folder or None)
+            found = self._requests.list_children(folder)
         for name in found["common_prefixes"]:
             yield Child(name.rpartition("/")[2], None, True)
         for each in found["objects"]:
@@ -176,7 +175,7 @@ class CloudStore:
         whole = content if isinstance(content, bytes) else b"".join(first)
         if replace:
             with translated_cloud_errors("write", self._address, name):
-                obstore.put(self.client, name, whole, use_multipart=False)
+                self._requests.put(name, whole)
         else:
             self._create(name, whole)
 
@@ -194,7 +193,7 @@ class CloudStore:
                 reraise=True,
             ):
                 with attempt, translated_cloud_errors("write", self._address, name):
-                    obstore.put(self.client, name, content, mode="create", use_multipart=False)
+                    self._requests.put(name, content, "create")
         except ObjectExists:
             if not self._holds(name, content):
                 raise
@@ -217,14 +216,7 @@ class CloudStore:
         pieces = _Pieces(first, rest)
         try:
             with translated_cloud_errors("write", self._address, name):
-                obstore.put(
-                    self.client,
-                    name,
-                    pieces,
-                    use_multipart=True,
-                    chunk_size=_PART_SIZE,
-                    max_concurrency=_PARTS_AT_A_TIME,
-                )
+                self._requests.put_in_parts(name, pieces, _PART_SIZE, _PARTS_AT_A_TIME)
         except BaseException as error:
             if pieces.error is not None:
                 raise pieces.error from None
@@ -241,7 +233,7 @@ class CloudStore:
         """Return size, ETag and time of an object, None where there is none."""
         try:
             with translated_cloud_errors("read", self._address, name):
-                found = obstore.head(self.client, name)
+                found = self._requests.head(name)
         except ObjectNotFound:
             return None
         return found["size"], found["e_tag"], found["last_modified"]
@@ -249,16 +241,14 @@ class CloudStore:
     def delete(self, name: str) -> None:
         self._require_leases()
         with translated_cloud_errors("delete", self._address, name):
-            # Not each store says so of what is not there.
-            obstore.head(self.client, name)
-            obstore.delete(self.client, name)
+            self._requests.delete(name)
 
     def delete_all(self, folder: str) -> None:
         names = (name for name, _ in self.list(f"{folder}/"))
         while some := list(itertools.islice(names, _LISTED_AT_ONCE)):
             self._require_leases()
             with translated_cloud_errors("delete", self._address, folder):
-                obstore.delete(self.client, some)
+                self._requests.delete(some)
 
     def remove_folder(self, folder: str) -> bool:
         return not self._has_folder(folder)

@@ -80,14 +80,14 @@ class LocalStore:
                 return False
             return True
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
         folder, slash, _ = prefix.rpartition("/")
         for child in self.children(folder):
             name = f"{folder}{slash}{child.name}"
-            if child.size_bytes is not None and name.startswith(prefix):
+            if child.size_bytes is not None and name.startswith(prefix) and name > after:
                 yield StoredObject(name, child.size_bytes)
             elif child.is_folder and name.startswith(prefix):
-                yield from self.list(f"{name}/")
+                yield from self.list(f"{name}/", after=after)
 
     def children(self, folder: str = "") -> Iterator[Child]:
         path = self.path(folder)

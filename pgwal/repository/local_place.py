@@ -27,6 +27,10 @@ class LocalPlace:
     def is_remote(self) -> bool:
         return False
 
+    @property
+    def request_counts(self) -> None:
+        return None
+
     def __str__(self) -> str:
         return str(self.root)
 

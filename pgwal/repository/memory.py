@@ -75,9 +75,9 @@ class MemoryStore:
     def remove_folder(self, folder: str) -> bool:
         return not any(True for _ in self.children(folder))
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
         with self._lock:
-            found = [StoredObject(*item) for item in self._sizes() if item[0].startswith(prefix)]
+            found = [StoredObject(*item) for item in self._sizes() if item[0].startswith(prefix) and item[0] > after]
         yield from found
 
     def children(self, folder: str = "") -> Iterator[Child]:
@@ -194,6 +194,7 @@ class MemoryPlace:
 
     directory = None
     is_remote = False
+    request_counts = None
     default_format = PLAIN_FORMAT
 
     def __init__(self) -> None:

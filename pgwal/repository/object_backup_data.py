@@ -96,10 +96,12 @@ class _ObjectContent:
 class ObjectBackupDataWriter:
     """See pgwal.repository.backup_data.BackupDataWriter."""
 
-    def __init__(self, place: Place, folder: str) -> None:
+    def __init__(self, place: Place, folder: str, *, keeps_directories: bool = True) -> None:
+        """Without ``keeps_directories``, the entry of the backup tells of them."""
         self._place = place
         self._store = place.store
         self._folder = folder
+        self._keeps_directories = keeps_directories
         self._directories = set[str]()
 
     def _name(self, path: str) -> str:
@@ -141,8 +143,9 @@ class ObjectBackupDataWriter:
     def sync(self) -> None:
         """Store the directories, too: an empty one is no part of any name, and not everywhere a folder."""
         self._place.make(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}" for path in sorted(self._directories))
-        content = json.dumps(sorted(self._directories)).encode()
-        self._store.put(f"{self._folder}/{BACKUP_DIRECTORIES_NAME}", content, replace=True)
+        if self._keeps_directories:
+            content = json.dumps(sorted(self._directories)).encode()
+            self._store.put(f"{self._folder}/{BACKUP_DIRECTORIES_NAME}", content, replace=True)
 
     def contents(self) -> None:
         return None

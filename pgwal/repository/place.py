@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 # Nothing at run time: every start of the command line reads this contract, for it takes addresses.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from pgwal.repository.lease import Leases
@@ -32,6 +32,13 @@ class Place(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether it is reached over a network, so that what is received waits on this machine to be stored."""
+
+    @property
+    def request_counts(self) -> Mapping[str, int] | None:
+        """How often an object store was asked by this process, by kinds of requests; None where there is none.
+
+        See RequestCounts in ``cloud_requests``.
+        """
 
     @property
     def default_format(self) -> StorageFormat:

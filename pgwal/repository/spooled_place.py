@@ -52,6 +52,10 @@ class SpooledPlace:
     def default_format(self) -> StorageFormat:
         return self.place.default_format
 
+    @property
+    def request_counts(self) -> Mapping[str, int] | None:
+        return self.place.request_counts
+
     def __str__(self) -> str:
         return str(self.place)
 

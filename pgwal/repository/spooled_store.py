@@ -113,14 +113,14 @@ class SpooledStore:
             return self.remote.exists(name)
         return self.is_stored(name) or self.local.exists(name)
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
         folder, slash, _ = prefix.partition("/")
         if not slash or folder not in SPOOLED_FOLDERS:
-            yield from self.remote.list(prefix)
+            yield from self.remote.list(prefix, after=after)
             return
         for name, size_bytes, _ in self.children(folder):
             path = f"{folder}/{name}"
-            if size_bytes is not None and path.startswith(prefix):
+            if size_bytes is not None and path.startswith(prefix) and path > after:
                 yield StoredObject(path, size_bytes)
 
     def children(self, folder: str = "") -> Iterator[Child]:

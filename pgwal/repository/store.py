@@ -78,7 +78,10 @@ class ObjectStore(Protocol):
         """
 
     def delete(self, name: str) -> None:
-        """Remove an object; it may come back after a crash of the machine.  Raises ObjectNotFound."""
+        """Remove an object; it may come back after a crash of the machine.
+
+        Where there is none, some stores raise ObjectNotFound, and others say nothing.
+        """
 
     def delete_all(self, folder: str) -> None:
         """Remove a folder with all that is in it, if it is there; it may come back in part as for ``delete``."""
@@ -86,8 +89,11 @@ class ObjectStore(Protocol):
     def remove_folder(self, folder: str) -> bool:
         """Remove a folder that is empty; False, with nothing done, when it is not."""
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects whose names begin with ``prefix``, however deep, in no order, as they are found."""
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose names begin with ``prefix``, however deep, in no order, as they are found.
+
+        Only those whose names are greater than ``after``: where there are many, each thousand of them is a request.
+        """
 
     def children(self, folder: str = "") -> Iterator[Child]:
         """Yield what is directly in a folder, in no order, under the last part of each name; of an absent one nothing.

@@ -64,9 +64,9 @@ class StoreWrapper:
         self._before("remove_folder", folder)
         return self._store.remove_folder(folder)
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
         self._before("list", prefix)
-        return self._store.list(prefix)
+        return self._store.list(prefix, after=after)
 
     def children(self, folder: str = "") -> Iterator[Child]:
         self._before("children", folder)

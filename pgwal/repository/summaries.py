@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pgwal.errors import FormatError, ObjectNotFound
-from pgwal.lsn import LsnRange
+from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
 from pgwal.repository.store import ByteRange, ObjectStore, objects_in
 from pgwal.repository.waiting_threads import ask_for_each
+from pgwal.segment import WAL_PAGE_SIZE
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import (
     LINK_TAIL_SIZE,
@@ -31,8 +32,12 @@ class SummaryFiles:
 
     def ranges(self) -> list[LsnRange]:
         """Return the ranges of all summaries, by timeline and start."""
-        names = (parse_summary_file_name(name) for name, _ in objects_in(self._store, SUMMARY_DIRECTORY))
-        return sorted(summary_range for summary_range in names if summary_range is not None)
+        return _ranges(name for name, _ in objects_in(self._store, SUMMARY_DIRECTORY))
+
+    def ranges_from(self, timeline_id: int, start: Lsn) -> list[LsnRange]:
+        """Return those alone that begin in the page of a position or behind it, or are of later timelines."""
+        before = f"{SUMMARY_DIRECTORY}/{timeline_id:08X}{start - start % WAL_PAGE_SIZE:016X}"
+        return _ranges(name.rpartition("/")[2] for name, _ in self._store.list(f"{SUMMARY_DIRECTORY}/", after=before))
 
     def read(self, summary_range: LsnRange) -> BlockMap:
         """Return the map of a summary; raises FormatError when the file is damaged."""
@@ -72,6 +77,11 @@ class SummaryFiles:
     def delete(self, summary_range: LsnRange) -> None:
         """Remove a summary; raises ObjectNotFound."""
         self._store.delete(f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}")
+
+
+def _ranges(names: Iterable[str]) -> list[LsnRange]:
+    found = map(parse_summary_file_name, names)
+    return sorted(summary_range for summary_range in found if summary_range is not None)
 
 
 def is_summary_file_name(name: str) -> bool:

@@ -9,7 +9,7 @@ from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
-from pgwal.repository.store import ObjectStore
+from pgwal.repository.store import ObjectStore, as_files
 from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
@@ -45,9 +45,11 @@ class WalArchive(WalDirectory):
 
         Looks again where one is missing, for the same reason as ``segments``.
         """
+        if not numbers:
+            return None
         there = set[int]()
         for _ in range(2):
-            for segment in super().segments():
+            for segment in self._segments_of(self._listed_between(timeline_id, numbers)):
                 if segment.timeline_id == timeline_id and (segment.complete or segment.segment_no not in whole):
                     there.add(segment.segment_no)
             missing = next((number for number in numbers if number not in there), None)
@@ -106,12 +108,18 @@ class WalArchive(WalDirectory):
         """As WalDirectory's.  A timeline's last segment is read from the copy with which a later timeline begins, where
         its own file is gone, or has less.
         """
+        position = Lsn(start - start % WAL_PAGE_SIZE)
+        # Where each look is a request: as long as its own are whole, it need not be known where the timeline ends.
+        while as_files(self._store) is None and self.is_complete(timeline_id, self.geometry.segment_no(position)):
+            segment_no, offset = divmod(position, self.geometry.segment_size)
+            with self._open(self.geometry.file_name(timeline_id, segment_no)) as file:
+                yield from self._read_segment(file, offset)
+            position = self.geometry.segment_start(segment_no + 1)
         copy = self._copy_of_last_segment(timeline_id)
-        if copy is None or self.geometry.segment_no(start) > copy.segment.segment_no:
-            yield from super().read(timeline_id, start)
+        if copy is None or self.geometry.segment_no(position) > copy.segment.segment_no:
+            yield from super().read(timeline_id, position)
             return
         copy_start = self.geometry.segment_start(copy.segment.segment_no)
-        position = Lsn(start - start % WAL_PAGE_SIZE)
         if position < copy_start:
             for data in super().read(timeline_id, position):
                 data = data[: copy_start - position]

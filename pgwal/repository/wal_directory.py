@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
-from pgwal.repository.object_reader import open_object
+from pgwal.repository.object_reader import LastRead, open_object
 from pgwal.repository.segment_reader import (
     PART_BYTES,
     REPLACE_HINT,
@@ -75,11 +75,27 @@ class WalDirectory:
         """Whether names of partial files tell up to where they count, None where nobody has looked."""
         self._whole: dict[str, list[str]] = {}
         """What was found of whole segments where each look is a request: they stay what they are, until they go."""
+        self._last_read: LastRead | None = None
+
+    @contextmanager
+    def reading_again(self) -> Iterator[None]:
+        """Ask an object store but once for what is read several times of a whole segment while the context lasts.
+
+        Only where nothing moves segments away, as it is when another history takes their place.
+        """
+        self._last_read = LastRead()
+        try:
+            yield
+        finally:
+            self._last_read = None
 
     def segments(self) -> list[WalSegmentFile]:
         """Return the segments, by timeline and number; a complete one hides a partial one of the same number."""
+        return self._segments_of(self._listed())
+
+    def _segments_of(self, listed: Iterable[StoredObject]) -> list[WalSegmentFile]:
         found: dict[tuple[int, int], WalSegmentFile] = {}
-        for name, size_bytes in self._listed():
+        for name, size_bytes in listed:
             base, compression, complete = split_segment_name(name)
             if not is_segment_name(base) or self._only not in (None, name):
                 continue
@@ -215,6 +231,17 @@ class WalDirectory:
         self._has_ends = any(name.endswith(PARTIAL_SUFFIX) and partial_end(name) is not None for name, _ in found)
         return found
 
+    def _listed_between(self, timeline_id: int, numbers: Sequence[int]) -> list[StoredObject]:
+        """List what there is of some segments of a timeline, and maybe more."""
+        if as_files(self._store) is not None:
+            return self._listed()
+        first, last = (self._path(self.geometry.file_name(timeline_id, find(numbers))) for find in (min, max))
+        differing = (at for at, (one, other) in enumerate(zip(first, last, strict=True)) if one != other)
+        prefix = first[: next(differing, len(first))]
+        # What comes behind a name without its end comes behind all before it.
+        found = self._store.list(prefix, after=first[:-1] if len(prefix) < len(first) else "")
+        return sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
+
     def _files(self, name: str) -> list[str]:
         """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are."""
         if as_files(self._store) is None:
@@ -291,7 +318,8 @@ class WalDirectory:
     def _open_file(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         path = self._path(name)
         _, compression, complete = split_segment_name(name)
-        raw = open_object(self._store, path, is_read_whole=is_read_whole)
+        last_read = self._last_read if complete and not is_read_whole else None
+        raw = open_object(self._store, path, is_read_whole=is_read_whole, last_read=last_read)
         return SegmentReader(raw, compression, path, complete=complete)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:

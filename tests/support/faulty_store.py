@@ -113,6 +113,7 @@ class FaultyPlace:
 
     directory: Path | None = None
     is_remote = False
+    request_counts = None
 
     def __init__(self, place: Place, fate: Fate) -> None:
         self._place = place
