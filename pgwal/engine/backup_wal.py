@@ -148,8 +148,8 @@ class BackupWal:
                 f" {control.min_recovery_timeline_id}",
                 hint="Take it again, when the standby has made a restart point on its new timeline.",
             )
-        self._wal.wait_until_safe(facts.timeline_id, stop_lsn, whole_segment=not facts.in_recovery)
         with repository.wal.reading_again():
+            self._wal.wait_until_safe(facts.timeline_id, stop_lsn, whole_segment=not facts.in_recovery)
             if self._is_servers:
                 self._require_segments(label.start_lsn, stop_lsn, _AGAIN_HINT)
             else:

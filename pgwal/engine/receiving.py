@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.2, 2.0
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.4, 3.2
 """Where the repository is reached over a network, each look is a request: the first waits double."""
 _LISTED_EVERY = 8
 """The receiver says there how far it is; only now and then it is looked whether it has got further."""
 STALLED_S = 60.0
 """How long WAL may fail to arrive before waiting for it is given up."""
 _PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0
+_REMOTE_PROOF_AFTER_S, _REMOTE_PROOF_INTERVAL_S = 5.0, 20.0
 """When, and how often, what another process receives is held against the server while WAL is waited for."""
 
 
@@ -79,10 +80,12 @@ class ReceivedWal:
 
     def _wait(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> None:
         last_position, last_progress_s = Lsn(0), time.monotonic()
-        proven_at_s = last_progress_s + _PROOF_AFTER_S - _PROOF_INTERVAL_S
         waits_since = time.time()
         is_remote = self._repository.place.is_remote
-        poll_s = _REMOTE_POLL_S if is_remote else _POLL_S
+        poll_s, proof_after_s, proof_interval_s = _POLL_S, _PROOF_AFTER_S, _PROOF_INTERVAL_S
+        if is_remote:
+            poll_s, proof_after_s, proof_interval_s = _REMOTE_POLL_S, _REMOTE_PROOF_AFTER_S, _REMOTE_PROOF_INTERVAL_S
+        proven_at_s = last_progress_s + proof_after_s - proof_interval_s
         geometry = self._repository.geometry
         wanted = geometry.segment_start(geometry.last_segment_no(lsn) + 1) if complete else lsn
         self.check()
@@ -90,9 +93,10 @@ class ReceivedWal:
             # What is flushed stays so.
             return
         for look in itertools.count():
-            if is_remote and complete and not look:
-                # It cannot be there yet.
+            if is_remote:
+                # What is not known to be there has only just been written.
                 time.sleep(poll_s)
+                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
             state = self.receiver_state()
             has_all = _has(state, timeline_id, wanted)
             if has_all and not complete:
@@ -105,12 +109,11 @@ class ReceivedWal:
                 last_position, last_progress_s = position, time.monotonic()
             self.check()
             self._check_stalled(lsn, position, last_progress_s)
-            if self._thread is None and time.monotonic() - proven_at_s > _PROOF_INTERVAL_S:
+            if self._thread is None and time.monotonic() - proven_at_s > proof_interval_s:
                 self._require_servers_wal(waits_since)
                 proven_at_s = time.monotonic()
-            time.sleep(poll_s)
-            if is_remote:
-                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
+            if not is_remote:
+                time.sleep(poll_s)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import Condition
 from typing import TYPE_CHECKING
 
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.manifest import MANIFEST_NAME
-from pgwal.backup.pack_table import Pack, PackedContents
+from pgwal.backup.pack_table import FRAME_SIZE, Pack, PackedContents
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import new_pack_name, pack_object
@@ -37,7 +37,10 @@ class PackedBackupDataWriter:
         self._store = store
         self._plain = plain
         self._encoder = FrameEncoder(level, jobs)
-        self._lock = Lock()
+        self._changed = Condition()
+        self._is_much = False
+        """Whether what was stored is more than fits into a frame: less is put into one pack, which is one request."""
+        self._stored_bytes = 0
         self._packs: list[Pack] = []
         self._streams: list[PackStream] = []
         self._idle: list[PackStream] = []
@@ -52,7 +55,17 @@ class PackedBackupDataWriter:
         if path in AS_THEY_ARE:
             return self._plain.write(path, chunks)
         with self._stream() as stream:
-            return stream.add(chunks)
+            return stream.add(chunks if self._is_much else self._counted(chunks))
+
+    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if not self._is_much:
+                with self._changed:
+                    self._stored_bytes += len(chunk)
+                    self._is_much = self._stored_bytes > FRAME_SIZE
+                    if self._is_much:
+                        self._changed.notify_all()
+            yield chunk
 
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         return [self.write(path, (content,)) for path, content in files]
@@ -88,8 +101,9 @@ class PackedBackupDataWriter:
 
     @contextmanager
     def _stream(self) -> Iterator[PackStream]:
-        """Lend a stream that nobody uses: there are as many as threads that store at the same time."""
-        with self._lock:
+        """Lend a stream that nobody uses: there are as many as threads that store much at the same time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_much or self._idle or not self._streams)
             stream = self._idle.pop() if self._idle else None
             if stream is None:
                 stream = PackStream(self._store, self._begin_pack, self._encoder)
@@ -97,11 +111,12 @@ class PackedBackupDataWriter:
         try:
             yield stream
         finally:
-            with self._lock:
+            with self._changed:
                 self._idle.append(stream)
+                self._changed.notify()
 
     def _begin_pack(self) -> tuple[int, Pack]:
         pack = Pack(new_pack_name())
-        with self._lock:
+        with self._changed:
             self._packs.append(pack)
             return len(self._packs) - 1, pack

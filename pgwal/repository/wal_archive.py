@@ -45,16 +45,17 @@ class WalArchive(WalDirectory):
 
         Looks again where one is missing, for the same reason as ``segments``.
         """
-        if not numbers:
-            return None
-        there = set[int]()
+        there = {number for number in numbers if self._is_known_whole(timeline_id, number)}
+        missing = next((number for number in numbers if number not in there), None)
         for _ in range(2):
-            for segment in self._segments_of(self._listed_between(timeline_id, numbers)):
+            if missing is None:
+                break
+            segments = self._segments_of(self._listed_between(timeline_id, numbers))
+            self._note_whole(segments)
+            for segment in segments:
                 if segment.timeline_id == timeline_id and (segment.complete or segment.segment_no not in whole):
                     there.add(segment.segment_no)
             missing = next((number for number in numbers if number not in there), None)
-            if missing is None:
-                break
         return missing
 
     def resume_point(self) -> tuple[int, Lsn] | None:

@@ -81,8 +81,10 @@ class WalDirectory:
     def reading_again(self) -> Iterator[None]:
         """Ask an object store but once for what is read several times of a whole segment while the context lasts.
 
+        What was known of segments before is looked for again.
         Only where nothing moves segments away, as it is when another history takes their place.
         """
+        self._whole = {}
         self._last_read = LastRead()
         try:
             yield
@@ -241,6 +243,16 @@ class WalDirectory:
         # What comes behind a name without its end comes behind all before it.
         found = self._store.list(prefix, after=first[:-1] if len(prefix) < len(first) else "")
         return sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
+
+    def _note_whole(self, segments: Iterable[WalSegmentFile]) -> None:
+        if as_files(self._store) is None:
+            for segment in segments:
+                if segment.complete:
+                    name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
+                    self._whole.setdefault(name, [segment.name])
+
+    def _is_known_whole(self, timeline_id: int, segment_no: int) -> bool:
+        return bool(self._whole.get(self.geometry.file_name(timeline_id, segment_no)))
 
     def _files(self, name: str) -> list[str]:
         """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are."""
