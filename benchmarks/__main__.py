@@ -32,6 +32,7 @@ class Benchmark(StrEnum):
     BACKUP = "backup"
     PGBACKREST = "pgbackrest"
     PACKED = "packed"
+    CLOUD = "cloud"
     RESTORE = "restore"
     REPLAY = "replay"
     PLAN = "plan"
@@ -86,12 +87,12 @@ def _text(comparison: Comparison) -> str:
     rows = []
     for name, measured in comparison.medians.items():
         speed = f"{comparison.bytes_processed / measured.seconds / 1e6:.0f}" if comparison.bytes_processed else "-"
-        ratio = comparison.ratio(name)
+        ratio = f"{comparison.ratio(name):.2f}" if comparison.ranked else "-"
         rows.append(
             (
                 name,
                 f"{measured.seconds:.3f}",
-                f"{ratio:.2f}",
+                ratio,
                 speed,
                 f"{measured.cpu_seconds:.3f}",
                 size_text(measured.peak_bytes),

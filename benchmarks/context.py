@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.measure import Measurement, run_command
@@ -27,6 +28,7 @@ class Context:
     """``scratch`` is a directory that servers can reach; it is removed at the end.
 
     ``pgwal`` is the installed command, as users run it; ``before`` that of another installation, if there is one.
+    ``variables`` are set for pgwal besides those of this process.
     """
 
     installation: ServerInstallation
@@ -34,6 +36,7 @@ class Context:
     rounds: int
     before: Path | None = None
     pgwal: Path = Path(sys.executable).parent / "pgwal"
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def server(self, name: str, **settings: str | int | bool) -> Iterator[ThrowawayServer]:
@@ -47,7 +50,12 @@ class Context:
 
     def run_pgwal(self, *arguments: str | Path) -> Measurement:
         """Run and measure pgwal."""
-        return run_command([self.pgwal, *arguments])
+        return run_command([self.pgwal, *arguments], self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What pgwal is run with."""
+        return os.environ | dict(self.variables)
 
     def run_tool(self, name: str, *arguments: str | Path) -> Measurement:
         """Run and measure one of PostgreSQL's programs."""

@@ -68,12 +68,14 @@ class Comparison:
     """The medians of some sides; the first is the one that the others are held against.
 
     ``target`` is what design asks of each other side's time as a share of the first's, where it asks something.
+    Sides that are not ``ranked`` do different things: none is held against another.
     """
 
     title: str
     medians: dict[str, Measurement]
     bytes_processed: int = 0
     target: float | None = None
+    ranked: bool = True
 
     @property
     def peer(self) -> str:
@@ -90,7 +92,8 @@ class Comparison:
             "bytes": self.bytes_processed,
             "target": self.target,
             "sides": {
-                name: {**measured._asdict(), "ratio": self.ratio(name)} for name, measured in self.medians.items()
+                name: {**measured._asdict(), "ratio": self.ratio(name) if self.ranked else None}
+                for name, measured in self.medians.items()
             },
         }
 

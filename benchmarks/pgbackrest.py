@@ -23,7 +23,7 @@ JOBS = 2
 
 _CONFIGURATION = """\
 [global]
-repo1-path={path}/repository
+{repository}
 lock-path={path}/lock
 log-path={path}/log
 spool-path={path}/spool
@@ -59,11 +59,15 @@ class PgBackRest:
     path: Path
     server: ThrowawayServer
     compression: str = "none"
+    repository: str | None = None
+    """Lines of its configuration for one elsewhere."""
 
     def create(self) -> None:
         self.path.mkdir()
+        self._configuration.touch(mode=0o600)
         self._configuration.write_text(
             _CONFIGURATION.format(
+                repository=self.repository or f"repo1-path={self.path}/repository",
                 path=self.path,
                 jobs=JOBS,
                 compression=self.compression,

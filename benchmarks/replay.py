@@ -31,23 +31,31 @@ def run(context: Context) -> list[Comparison]:
         return []
     repository_path = context.scratch / "replayed"
     with context.server("replay-source") as server:
-        server.run_tool("pgbench", "-i", "-q", "-s", str(_SCALE))
         repository = BenchmarkedRepository(context, server, repository_path)
         with repository.receiving():
-            backup_id = repository.keep("full")
-            server.run_tool("pgbench", "-n", "-c", "4", "-j", "2", "-T", str(_LOAD_S))
-            repository.complete_segment()
+            (backup_id,) = load(server, repository)
     wal = repository_path / "wal"
     size = sum(path.stat().st_size for path in wal.iterdir())
     give_to_server(repository_path)
     commands = {"cp": f'cp "{wal}/%f" "%p"', "pgwal fetch-wal": restore_command(place_at(repository_path))}
     sides = [
-        Side(name, partial(_replay, context, repository_path, backup_id, command)) for name, command in commands.items()
+        Side(name, partial(measure_redo, context, repository_path, backup_id, command))
+        for name, command in commands.items()
     ]
     return [compare("replay", sides, context.rounds, bytes_processed=size)]
 
 
-def _replay(context: Context, repository: Path, backup_id: str, command: str) -> Measurement:
+def load(server: ThrowawayServer, *repositories: BenchmarkedRepository) -> list[str]:
+    """Have WAL written behind a full backup in each of some repositories, which receive it, and return their ids."""
+    server.run_tool("pgbench", "-i", "-q", "-s", str(_SCALE))
+    backup_ids = [repository.keep("full") for repository in repositories]
+    server.run_tool("pgbench", "-n", "-c", "4", "-j", "2", "-T", str(_LOAD_S))
+    for repository in repositories:
+        repository.complete_segment()
+    return backup_ids
+
+
+def measure_redo(context: Context, repository: Path | str, backup_id: str, command: str) -> Measurement:
     """Restore and let a server replay all WAL; the processor time is that of redo alone."""
     directory = context.scratch / f"replay-{next(_numbers)}"
     directory.mkdir()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.context import Context
 from benchmarks.measure import CommandFailed, Measurement
@@ -19,26 +20,36 @@ _HAS_ALL = "SELECT restart_lsn >= pg_current_wal_lsn() FROM pg_replication_slots
 
 
 class BenchmarkedRepository:
-    """Runs pgwal on one repository and one server."""
+    """Runs pgwal on the repository in a directory, for one server.
+
+    ``receiver_peak_bytes`` is the most memory that a receiver had which has ended, where the system tells.
+    """
 
     def __init__(self, context: Context, server: ThrowawayServer, path: Path, slot: str = "benchmark") -> None:
         self.path = path
+        self.address = str(path)
+        self.receiver_peak_bytes = 0
         self._slot = slot
         self._context = context
         self._server = server
 
     def initialise(self, *options: str) -> None:
         """Make the repository, of a format."""
-        self._context.run_pgwal("init", "--repo", self.path, *options)
+        self._context.run_pgwal("init", "--repo", self.address, *options)
 
     @contextmanager
-    def receiving(self) -> Iterator[None]:
+    def receiving(self, compression: str = "none") -> Iterator[None]:
         """Run ``pgwal stream`` in the background."""
-        command = [self._context.pgwal, "stream", *self._options(), "-S", self._slot, "--create-slot", "-Z", "none"]
-        receiver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        command = [self._context.pgwal, "stream", *self._options(), "-S", self._slot, "--create-slot"]
+        receiver = subprocess.Popen(
+            [*command, "--if-not-exists", "-Z", compression],
+            env=self._context.environment,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             self._wait_for_receiver(receiver)
             yield
+            self.receiver_peak_bytes = max(self.receiver_peak_bytes, _peak_bytes(receiver.pid))
         finally:
             receiver.terminate()
             receiver.wait()
@@ -89,8 +100,34 @@ class BenchmarkedRepository:
 
     def backup_ids(self) -> list[str]:
         """Return the ids of its backups, oldest first."""
-        listed = subprocess.check_output([self._context.pgwal, "list", "--repo", self.path, "--json"])
-        return [backup["id"] for backup in json.loads(listed)]
+        return [backup["id"] for backup in self.backups()]
+
+    def backups(self) -> list[dict[str, Any]]:
+        """Return what is told of its backups, oldest first."""
+        command = [self._context.pgwal, "list", "--repo", self.address, "--json"]
+        listed: list[dict[str, Any]] = json.loads(subprocess.check_output(command, env=self._context.environment))
+        return listed
 
     def _options(self) -> list[str | Path]:
-        return ["--repo", self.path, "-d", self._server.conninfo]
+        return ["--repo", self.address, "-d", self._server.conninfo]
+
+
+class RepositoryInStore(BenchmarkedRepository):
+    """The same in an object store, which the variables of the context lead to."""
+
+    def __init__(self, context: Context, server: ThrowawayServer, address: str, slot: str = "benchmark") -> None:
+        super().__init__(context, server, Path(), slot)
+        self.address = address
+
+    def keep_newest(self) -> None:
+        """Remove all backups but the newest full one, and what builds on it."""
+        self._context.run_pgwal("expire", "--repo", self.address, "--keep-full", "1")
+
+
+def _peak_bytes(process_id: int) -> int:
+    """Return the most memory that a process has had so far, 0 where the system does not tell."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -66,6 +66,10 @@ class ThrowawayStore:
         """Return who may do what, as the server reads it when it starts."""
         return {"identities": [self.identity(self.access_key, self._secret_key, actions=_ALL_ACTIONS)]}
 
+    def arguments(self) -> list[str]:
+        """Return what the server is started with besides."""
+        return []
+
     @staticmethod
     def identity(name: str, secret_key: str, **rights: object) -> dict[str, object]:
         """Return a user, whose access key is the name; rights are the server's ``actions`` or ``policyNames``."""
@@ -123,6 +127,7 @@ class ThrowawayStore:
                     "-volume.preStopSeconds=0",
                     f"-s3.config={self.directory / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
                     "-s3.iam=false", "-s3.autoCreateBucket=false", f"-dir={self.directory / 'data'}",
+                    *self.arguments(),
                 ],
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
                 cwd=self.directory, env=os.environ | {"HOME": str(self.directory), "TMPDIR": str(self.directory)},

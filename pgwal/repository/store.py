@@ -93,6 +93,7 @@ class ObjectStore(Protocol):
         """Yield the objects whose names begin with ``prefix``, however deep, in no order, as they are found.
 
         Only those whose names are greater than ``after``: where there are many, each thousand of them is a request.
+        That must be no folder's name, for behind such a one some stores pass over what is in it.
         """
 
     def children(self, folder: str = "") -> Iterator[Child]:
