@@ -65,7 +65,7 @@ class _Cloud:
         options = store.pgbackrest_options()
         self._pgbackrest = PgBackRest(program, context.scratch / "pgbackrest", server, "zst", options)
         self._repository = RepositoryInStore(context, server, f"s3://{BUCKET}/pgwal")
-        self._local = ["--pgdata", server.data_directory, "-j", str(JOBS)]
+        self._local: list[str | Path] = ["--pgdata", server.data_directory, "-j", str(JOBS)]
 
     def compare_all(self) -> list[Comparison]:
         self._pgbackrest.create()
@@ -177,16 +177,10 @@ def _replay(context: Context, store: SecureStore) -> list[Comparison]:
         variables = store.environment() | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{network.port}"}
         exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
         far = replace(context, variables=variables)
+        near_command = restore_command(place_at(directory))
+        far_command = f"export {exports}; {restore_command(place_at(address))}"
         sides = [
-            Side(
-                "from a directory",
-                partial(measure_redo, context, directory, backup_id, restore_command(place_at(directory))),
-            ),
-            Side(
-                "from the store, 10 ms a request",
-                partial(
-                    measure_redo, far, address, stored_id, f"export {exports}; {restore_command(place_at(address))}"
-                ),
-            ),
+            Side("from a directory", partial(measure_redo, context, directory, backup_id, near_command)),
+            Side("from the store, 10 ms a request", partial(measure_redo, far, address, stored_id, far_command)),
         ]
         return [compare("replay", sides, context.rounds, bytes_processed=size, target=_REPLAY_TARGET)]
