@@ -9,7 +9,7 @@ from pgwal.errors import FormatError, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
-from pgwal.repository.store import ObjectStore, as_files
+from pgwal.repository.store import ObjectStore
 from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
@@ -111,7 +111,7 @@ class WalArchive(WalDirectory):
         """
         position = Lsn(start - start % WAL_PAGE_SIZE)
         # Where each look is a request: as long as its own are whole, it need not be known where the timeline ends.
-        while as_files(self._store) is None and self.is_complete(timeline_id, self.geometry.segment_no(position)):
+        while not self._has_files and self.is_complete(timeline_id, self.geometry.segment_no(position)):
             segment_no, offset = divmod(position, self.geometry.segment_size)
             with self._open(self.geometry.file_name(timeline_id, segment_no)) as file:
                 yield from self._read_segment(file, offset)

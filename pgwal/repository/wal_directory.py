@@ -70,7 +70,8 @@ class WalDirectory:
         self._directory = directory
         self._only = only
         self._agreed: set[str] = set()
-        self._preference = partial(preference, is_in_files=as_files(store) is not None)
+        self._has_files = as_files(store) is not None
+        self._preference = partial(preference, is_in_files=self._has_files)
         self._has_ends: bool | None = None
         """Whether names of partial files tell up to where they count, None where nobody has looked."""
         self._whole: dict[str, list[str]] = {}
@@ -149,9 +150,8 @@ class WalDirectory:
         After one was read, ``require_read`` must be called.  Raises FormatError as ``read`` does.
         """
         segment_part = segment_part_module()
-        has_files = as_files(self._store) is not None
         for file, offset in self._opened_from(timeline_id, start):
-            if file.is_compressed or not has_files:
+            if file.is_compressed or not self._has_files:
                 yield from self._read_segment(file, offset)
                 continue
             shared = file.share()
@@ -235,7 +235,7 @@ class WalDirectory:
 
     def _listed_between(self, timeline_id: int, numbers: Sequence[int]) -> list[StoredObject]:
         """List what there is of some segments of a timeline, and maybe more."""
-        if as_files(self._store) is not None:
+        if self._has_files:
             return self._listed()
         first, last = (self._path(self.geometry.file_name(timeline_id, find(numbers))) for find in (min, max))
         differing = (at for at, (one, other) in enumerate(zip(first, last, strict=True)) if one != other)
@@ -245,7 +245,7 @@ class WalDirectory:
         return sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
 
     def _note_whole(self, segments: Iterable[WalSegmentFile]) -> None:
-        if as_files(self._store) is None:
+        if not self._has_files:
             for segment in segments:
                 if segment.complete:
                     name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
@@ -256,7 +256,7 @@ class WalDirectory:
 
     def _files(self, name: str) -> list[str]:
         """Return the names of a segment's files, in the order in which they count: of whole ones alone if there are."""
-        if as_files(self._store) is None:
+        if not self._has_files:
             return self._whole.get(name) or self._stored_files(name)
         # To ask for a few names takes less than to list many thousands.
         found = self._whole_files(name) or self._those_there(name + suffix for suffix in _PARTIAL_SUFFIXES)
@@ -266,7 +266,7 @@ class WalDirectory:
         return found or (self._stored_files(name) if self._has_ends else [])
 
     def _whole_files(self, name: str) -> list[str]:
-        if as_files(self._store) is None:
+        if not self._has_files:
             return _whole_of(self._files(name))
         return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
 

@@ -11,7 +11,6 @@ from pgwal_process import run_pgwal
 from support.rclone import serving_s3
 
 from pgwal.errors import RepositoryError
-from pgwal.repository import cloud_probe
 from pgwal.repository.cloud_place import CloudPlace
 
 
@@ -33,11 +32,11 @@ def test_a_server_that_takes_no_notice_of_conditions_is_refused(
 def test_each_condition_is_tried(monkeypatch: pytest.MonkeyPatch, kind: str, reason: str) -> None:
     put = obstore.put
 
-    def put_blindly(client: Any, name: str, content: bytes, *, mode: Any) -> Any:
+    def put_blindly(client: Any, name: str, content: bytes, *, mode: Any, **_: Any) -> Any:
         is_blind = (mode == "create") == (kind == "create")
         return put(client, name, content, **({} if is_blind else {"mode": mode}))
 
-    monkeypatch.setattr(cloud_probe.obstore, "put", put_blindly)
+    monkeypatch.setattr(obstore, "put", put_blindly)
     client = obstore.store.MemoryStore()
     with pytest.raises(RepositoryError, match=reason):
         CloudPlace("s3://memory/repo", client).probe()
@@ -60,7 +59,7 @@ def test_a_probe_whose_answer_was_lost_finds_its_own_object(monkeypatch: pytest.
             put(client, name, content, **options)
         return put(client, name, content, **options)
 
-    monkeypatch.setattr(cloud_probe.obstore, "put", put_twice)
+    monkeypatch.setattr(obstore, "put", put_twice)
     client = obstore.store.MemoryStore()
     CloudPlace("s3://memory/repo", client).probe()
     assert obstore.list(client).collect() == []

@@ -252,7 +252,7 @@ def test_a_lease_whose_answer_was_lost_is_had(place: CloudPlace, monkeypatch: py
         return put(client, name, content, **options)
 
     party = Party(place, NEVER)
-    monkeypatch.setattr(cloud_lease_object.obstore, "put", put_twice)
+    monkeypatch.setattr(obstore, "put", put_twice)
     with party.leases.lock("lock", "one"):
         party.leases.confirm()
         party.leases.confirm()
@@ -271,7 +271,7 @@ def test_a_renewal_that_failed_though_it_was_stored_is_no_loss(
         return answer
 
     party, other = Party(place, NEVER), Party(place)
-    monkeypatch.setattr(cloud_lease_object.obstore, "put", put_and_fail)
+    monkeypatch.setattr(obstore, "put", put_and_fail)
     with party.leases.lock("lock", "one"):
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
