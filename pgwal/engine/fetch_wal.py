@@ -110,7 +110,7 @@ class _Segments:
         from pgwal.engine.recovery_gap import is_in_gap
 
         wanted = self.geometry.parse_file_name(name)
-        return is_in_gap(self._archive.segments(), self._archive.histories(), self.geometry, *wanted)
+        return is_in_gap(*self._archive.behind(*wanted), self.geometry, *wanted)
 
     def _checked(self, name: str, content: Iterable[bytes], *, complete: bool) -> Iterator[bytes]:
         timeline_id, segment_no = self.geometry.parse_file_name(name)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from pgwal.errors import FormatError, UnsupportedVersion
+from pgwal.errors import FormatError, ObjectNotFound, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
-from pgwal.repository.store import ObjectStore
+from pgwal.repository.store import ObjectStore, StoredObject
 from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
-from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_segment_name
+from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
 _SCAN_SIZE = 1 << 18
@@ -57,6 +58,19 @@ class WalArchive(WalDirectory):
                     there.add(segment.segment_no)
             missing = next((number for number in numbers if number not in there), None)
         return missing
+
+    def behind(self, timeline_id: int, segment_no: int) -> tuple[list[WalSegmentFile], list[TimelineHistory]]:
+        """Return the segments behind one on its timeline and on later ones, and the histories of these; maybe more."""
+        if self._has_files:
+            return self.segments(), self.histories()
+        # One look is enough: what is stored has its next name before it loses the last one.
+        before = self._path(self.geometry.file_name(timeline_id, segment_no))
+        found = self._store.list(self._path(""), after=before)
+        listed = sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
+        histories = [self.history(int(name[:8], 16)) for name, _ in listed if is_history_name(name)]
+        with suppress(ObjectNotFound):
+            histories.append(self.history(timeline_id))
+        return self._segments_of(listed), histories
 
     def resume_point(self) -> tuple[int, Lsn] | None:
         """Return (timeline, LSN) from which to receive on: behind the newest whole segment of the newest timeline."""
