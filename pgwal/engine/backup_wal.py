@@ -16,7 +16,6 @@ from pgwal.engine.summarize import read_changes
 from pgwal.errors import TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.server import ServerFacts
-from pgwal.repository.layout import SET_ASIDE_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 
@@ -51,9 +50,6 @@ class BackupWal:
         self._start_control = control
         self._is_servers = False
         """Whether the archive has been seen to have the server's checkpoint."""
-        self._changes: BlockMap | None = None
-        self._unproven: list[LsnRange] = []
-        """What was read before that."""
         self._look_s = _FIRST_LOOK_S
         self._looks_at_s = time.monotonic() + _FIRST_LOOK_S
 
@@ -93,14 +89,12 @@ class BackupWal:
     def read_window(self, window: list[LsnRange]) -> BlockMap:
         """Return what WAL before the backup's start changes, in ranges that end there, proven complete.
 
+        Whose it is may be known only later: while backups are locked, none is moved aside for that of another history.
         Raises as ``read_changes``.
         """
         last = window[-1]
         ranges = [*window[:-1], last._replace(end=max(last.start, min(last.end, self._end_before)))]
-        self._changes = read_changes(self._repository, ranges)
-        if not self._is_servers:
-            self._unproven = ranges
-        return self._changes
+        return read_changes(self._repository, ranges)
 
     def check(self) -> None:
         """Raise what makes the backup of no use, the receiver's own error among it, as soon as that can be seen."""
@@ -170,23 +164,8 @@ class BackupWal:
             except WalGap as error:
                 error.restate(f"{_NOT_PUBLISHED}: {error}", hint=_AGAIN_HINT)
                 raise
-        self._require_unmoved()
         self._wal.check()
         return changes
-
-    def _require_unmoved(self) -> None:
-        """Raise TimelineMismatch where the window was read before the archive was known to be the server's, and that
-        may have been another's then: a receiver has moved WAL out of the way since.
-        """
-        repository = self._repository
-        if not self._unproven or not any(True for _ in repository.store.list(f"{SET_ASIDE_DIRECTORY}/")):
-            return
-        if read_changes(repository, self._unproven) != self._changes:
-            raise TimelineMismatch(
-                "while the backup was taken, WAL was set aside that the server has lost, and the backup was to build on"
-                " it",
-                hint="Take it again.",
-            )
 
     def _require_timeline(self, control: ControlFile) -> None:
         if control.timeline_id == self._facts.timeline_id:

@@ -28,7 +28,7 @@ from pgwal.repository.store import ObjectStore
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 _MOST_OF_NO_CHANGE = 30
-_MOST_BESIDE_LOOKS = 25
+_MOST_BESIDE_LOOKS = 24
 """What is asked besides how far the receiver is, which on a busy machine takes longer."""
 _SEGMENTS = range(3, 43)
 _MOST_BESIDE = 8
