@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.backup.label import BackupLabel
+from pgwal.control_file import ControlFile
 from pgwal.engine.coverage import join
 from pgwal.engine.record_chain import next_record_position, read_record, require_linked_switch
 from pgwal.engine.stored_backup import Problem, StoredBackup
@@ -140,7 +142,8 @@ class _Verification:
         self._jobs = jobs
         self._on_progress = on_progress
         self._total_bytes = 0
-        self._backups: dict[str, StoredBackup] = {}
+        # Of a backup no more than these stays: it keeps what it read last.
+        self._starts: dict[str, tuple[BackupLabel | None, ControlFile | None]] = {}
         self._switches: set[tuple[LsnRange, int]] = set()
         self.is_stopping = False
 
@@ -158,7 +161,7 @@ class _Verification:
             stored = StoredBackup(self._repository, backup_id)
             stored.verify(entry, prior, workers, self._jobs, self._tell)
             report.problems += stored.problems
-            self._backups[backup_id] = stored
+            self._starts[backup_id] = stored.label, stored.control
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
         for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
             try:
@@ -235,7 +238,7 @@ class _Verification:
         for backup_id, entry in sorted(self._report.entries.items()):
             try:
                 next_record_position(self._repository.wal, wal_format, entry.start_timeline_id, entry.start_lsn)
-                self._require_checkpoint(self._backups[backup_id])
+                self._require_checkpoint(*self._starts[backup_id])
             except ChainError as error:
                 self._report.problems.append(_entry_problem(backup_id, f"WAL is of another history: {error}"))
             except StoreUnavailable:
@@ -243,9 +246,8 @@ class _Verification:
             except (FormatError, RepositoryError):
                 pass  # Of the segment: noted already.
 
-    def _require_checkpoint(self, stored: StoredBackup) -> None:
+    def _require_checkpoint(self, label: BackupLabel | None, control: ControlFile | None) -> None:
         """Raise TimelineMismatch unless the archive has the checkpoint that a backup started with."""
-        label, control = stored.label, stored.control
         if label is None:
             return
         found = read_record(self._repository, label.start_timeline_id, label.checkpoint_lsn)
