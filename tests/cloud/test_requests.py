@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_an_incremental_backup_without_changes_takes_few_requests(
     source = ["--repo", address, "-d", server.conninfo, "-c", "fast", "--json"]
     prepare(server)
     with streaming(server, address, "--slot", "pgwal", "--create-slot", "--if-not-exists"):
-        pgwal("full", *source)
+        assert re.search(r"\d+ requests to the store: \d+ get, ", pgwal("full", *source[:-1]))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         backup = json.loads(pgwal("incremental", *source))
     assert backup["copied_blocks"] < backup["blocks"] // 2
