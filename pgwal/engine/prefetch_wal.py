@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +38,8 @@ _SPARE_FACTOR = 4
 _IDLE_S = 10.0
 _POLL_S = 0.01
 
-_REMOTE_AT_A_TIME = 4
-"""Segments that are fetched at the same time over a network."""
+_REMOTE_AT_A_TIME, _REMOTE_DEPTH = 4, 2
+"""Segments that are fetched at the same time over a network, and how many at first."""
 _REMOTE_RETRY_S = 1.0
 """When a segment that was not there is looked for again over a network: each look is a request."""
 
@@ -147,8 +148,9 @@ class _Prefetching:
         self._most_at_a_time = _REMOTE_AT_A_TIME if is_remote else 1
         self._retry_s = _REMOTE_RETRY_S if is_remote else 0.0
         self._missed_at_s = -_REMOTE_RETRY_S
-        # More with each one that is taken: a server that replays slowly, or waits, needs no more.
-        self._depth = 1
+        # More with each one that is taken: a server that replays slowly, or waits, needs no more.  What comes over a
+        # network may take longer than to replay what is there.
+        self._depth = min(_REMOTE_DEPTH if is_remote else 1, self._max_depth)
         self._timeline_id, self._asked_no = geometry.parse_file_name(name)
         self._next_no = self._asked_no + 1
         self._signs = signs
@@ -165,7 +167,9 @@ class _Prefetching:
                 self._depth = min(self._depth << taken, self._max_depth)
                 seen, last_change_s = waiting, time.monotonic()
             if len(waiting) < self._depth and self._has_room():
-                if self._fetch_next(self._depth - len(waiting)):
+                if fetched := self._fetch_next(self._depth - len(waiting)):
+                    # One of them may be taken before anybody looks.
+                    seen, last_change_s = sorted({*waiting, *fetched}), time.monotonic()
                     continue
                 if not waiting:
                     return
@@ -191,37 +195,32 @@ class _Prefetching:
         status = os.statvfs(self._spool.path)
         return status.f_bavail * status.f_frsize >= _SPARE_FACTOR * self._depth * self._geometry.segment_size
 
-    def _fetch_next(self, count: int) -> bool:
-        """Fetch what comes next, ``count`` segments at most; False when the first one is not there."""
+    def _fetch_next(self, count: int) -> list[str]:
+        """Fetch what comes next, ``count`` segments at most, and return which; none when the first one is not there."""
         if time.monotonic() - self._missed_at_s < self._retry_s:
-            return False
+            return []
         numbers = range(self._next_no, self._next_no + min(count, self._most_at_a_time))
         names = [self._geometry.file_name(self._timeline_id, number) for number in numbers]
-        fetched = self._fetch_all(names)
-        if not all(fetched):
+        # Here, one after the other: over a network, what is there of one is known of the next ones as well.
+        found = list(takewhile(lambda each: each[1] is not None, ((name, self._wal.whole(name)) for name in names)))
+        if len(found) < len(names):
             self._missed_at_s = time.monotonic()
-            # What is behind a gap is not wanted yet.
-            for name in names[fetched.index(False) :]:
-                self._spool.drop(name)
-            fetched = fetched[: fetched.index(False)]
-        self._next_no += len(fetched)
-        return bool(fetched)
+        self._write_all([(name, content) for name, content in found if content is not None])
+        self._next_no += len(found)
+        return [name for name, _ in found]
 
-    def _fetch_all(self, names: Sequence[str]) -> list[bool]:
-        if len(names) == 1:
-            return [self._fetch(names[0])]
+    def _write_all(self, contents: Sequence[tuple[str, Iterable[bytes]]]) -> None:
+        if len(contents) <= 1:
+            for name, content in contents:
+                self._spool.write(name, content, durable=True)
+            return
         # Late: from a directory they come one by one.
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(len(names), "fetch-wal") as threads:
-            return list(threads.map(self._fetch, names))
-
-    def _fetch(self, name: str) -> bool:
-        content = self._wal.whole(name)
-        if content is None:
-            return False
-        self._spool.write(name, content, durable=True)
-        return True
+        with ThreadPoolExecutor(len(contents), "fetch-wal") as threads:
+            written = [threads.submit(self._spool.write, name, content, durable=True) for name, content in contents]
+            for each in written:
+                each.result()
 
 
 def _signs_of_recovery() -> list[Path]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.4, 3.2
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.3, 3.2
 """Where the repository is reached over a network, each look is a request: waits grow by half of the last one."""
 _LISTED_EVERY = 8
 """The receiver says there how far it is; only now and then it is looked whether it has got further."""
