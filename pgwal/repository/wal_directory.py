@@ -350,6 +350,9 @@ class WalDirectory:
         except ObjectNotFound:
             # What is no open file is gone when a receiver gives it another name, or compresses it.
             name = split_segment_name(file.path.rpartition("/")[2])[0]
+            self._whole.pop(name, None)
+            if self._last_read is not None:
+                self._last_read = LastRead()
             with self._open(name) as renamed:
                 yield from self._read_segment(renamed, self.geometry.segment_size - left)
 
