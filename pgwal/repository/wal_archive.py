@@ -51,9 +51,7 @@ class WalArchive(WalDirectory):
         for _ in range(2):
             if missing is None:
                 break
-            segments = self._segments_of(self._listed_between(timeline_id, numbers))
-            self._note_whole(segments)
-            for segment in segments:
+            for segment in self._segments_between(timeline_id, numbers):
                 if segment.timeline_id == timeline_id and (segment.complete or segment.segment_no not in whole):
                     there.add(segment.segment_no)
             missing = next((number for number in numbers if number not in there), None)

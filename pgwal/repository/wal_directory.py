@@ -12,6 +12,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
@@ -244,12 +245,18 @@ class WalDirectory:
         found = self._store.list(prefix, after=first[:-1] if len(prefix) < len(first) else "")
         return sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
 
-    def _note_whole(self, segments: Iterable[WalSegmentFile]) -> None:
+    def _segments_between(self, timeline_id: int, numbers: Sequence[int]) -> list[WalSegmentFile]:
+        """Return some segments of a timeline, as far as they are there, and maybe more."""
+        listed = self._listed_between(timeline_id, numbers)
+        segments = self._segments_of(listed)
         if not self._has_files:
-            for segment in segments:
-                if segment.complete:
-                    name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
-                    self._whole.setdefault(name, [segment.name])
+            names: dict[str, list[str]] = {}
+            for name, _ in listed:
+                names.setdefault(split_segment_name(name)[0], []).append(name)
+            for segment in filter(attrgetter("complete"), segments):
+                base = self.geometry.file_name(segment.timeline_id, segment.segment_no)
+                self._whole[base] = _whole_of(sorted(names[base], key=self._preference))
+        return segments
 
     def _is_known_whole(self, timeline_id: int, segment_no: int) -> bool:
         return bool(self._whole.get(self.geometry.file_name(timeline_id, segment_no)))
