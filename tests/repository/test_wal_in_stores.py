@@ -1,0 +1,77 @@
+"""WAL is the same wherever it is stored, though an object store is asked for less of it."""
+
+from __future__ import annotations
+
+import gzip
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import pytest
+from repository.places import cloud_memory, local
+
+from pgwal.engine.recovery_gap import is_in_gap
+from pgwal.errors import FormatError
+from pgwal.lsn import Lsn
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.segment import WalGeometry
+
+SIZE = 1 << 20
+GEOMETRY = WalGeometry(SIZE)
+NUMBERS = range(0xFE, 0x103)
+"""On both sides of where the names of segments change in more than their last two digits."""
+SWITCH = Lsn(0x100 * SIZE + 3 * 8192)
+
+
+def objects(random: Random) -> dict[str, bytes]:
+    """Return some WAL of two timelines, of which the second leaves the first within a segment."""
+    found = {"00000002.history": f"1\t{SWITCH}\tpromoted\n".encode()} if random.random() < 0.8 else {}
+    for timeline_id, number in product((1, 2), NUMBERS):
+        if (timeline_id == 1) != (number <= 0x100) and random.random() < 0.8:
+            continue
+        name, content = GEOMETRY.file_name(timeline_id, number), bytes([timeline_id, number & 0xFF]) * (SIZE // 2)
+        fate = random.random()
+        if fate < 0.65:
+            found[name] = content
+        elif fate < 0.85:
+            found[f"{name}.partial"] = content[: random.randrange(1, SIZE)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_archive_is_the_same_in_a_directory_and_in_a_store(tmp_path: Path, seed: int) -> None:
+    places = local(tmp_path), cloud_memory(tmp_path)
+    for name, content in objects(Random(seed)).items():
+        for place in places:
+            place.store.put(f"wal/{name}", content)
+    here, there = (WalArchive(place.store, GEOMETRY) for place in places)
+    assert here.segments() == there.segments()
+    for timeline_id, first, last in product((1, 2), NUMBERS, NUMBERS):
+        numbers = range(first, last + 1)
+        if not numbers:
+            continue
+        for whole in (range(0), numbers[:-1], numbers):
+            # Not what is known from the last time.
+            anew = WalArchive(places[1].store, GEOMETRY)
+            expected = here.first_missing(timeline_id, numbers, whole=whole)
+            assert anew.first_missing(timeline_id, numbers, whole=whole) == expected
+            assert there.first_missing(timeline_id, numbers, whole=whole) == expected
+    for key in product((1, 2), NUMBERS):
+        expected_gap = is_in_gap(here.segments(), here.histories(), GEOMETRY, *key)
+        assert is_in_gap(*there.behind(*key), GEOMETRY, *key) == expected_gap
+    for timeline_id, number in product((1, 2), NUMBERS):
+        start = Lsn(number * SIZE + 5 * 8192)
+        with there.reading_again():
+            for _ in range(2):
+                assert b"".join(there.read(timeline_id, start)) == b"".join(here.read(timeline_id, start))
+
+
+def test_two_forms_of_a_segment_that_differ_are_an_error_in_a_store_too(tmp_path: Path) -> None:
+    place = cloud_memory(tmp_path)
+    name = GEOMETRY.file_name(1, NUMBERS[0])
+    place.store.put(f"wal/{name}", bytes(SIZE))
+    place.store.put(f"wal/{name}.gz", gzip.compress(bytes(SIZE - 1) + b"\1"))
+    archive = WalArchive(place.store, GEOMETRY)
+    assert archive.first_missing(1, NUMBERS[:1]) is None
+    with pytest.raises(FormatError, match="hold different WAL"):
+        b"".join(archive.read(1, Lsn(NUMBERS[0] * SIZE)))
