@@ -106,6 +106,11 @@ class PackedBackupData:
         (header,) = self._store.get_ranges(name, [ByteRange(0, len(pack.header))])
         if header != pack.header:
             raise FormatError("it does not begin as the pack of its name does")
+        if pack.sealed is not None:
+            end = pack.sealed.trailer
+            (trailer,) = self._store.get_ranges(name, [ByteRange(size_bytes - len(end), size_bytes)])
+            if trailer != end:
+                raise FormatError("it does not end as the pack of its name does")
 
     @property
     def _index(self) -> _Index:

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
@@ -47,6 +48,13 @@ class SpooledPlace:
         self.store = SpooledStore(spool.store, place.store)
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
+
+    @property
+    def keys(self) -> KeySources:
+        return self.place.keys
+
+    def with_keys(self, keys: KeySources) -> Place:
+        return self.place.with_keys(keys)
 
     @property
     def default_format(self) -> StorageFormat:
@@ -138,7 +146,7 @@ class SpooledPlace:
                 self.local.store.delete(f"{WAL_DIRECTORY}/{name}")
 
     def _require_identity(self) -> None:
-        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}
+        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity.cluster()}
         content = json.dumps(document, indent=2).encode() + b"\n"
         try:
             found = self.local.store.get(_IDENTITY_NAME)

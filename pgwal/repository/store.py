@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from pgwal.errors import FormatError
+
+if TYPE_CHECKING:
+    from pgwal.encryption.repository_keys import RepositoryKeys
 
 MOST_BYTES_READ = 16 << 20
 """More than histories, labels and documents of pgwal's own have."""
@@ -24,6 +27,8 @@ class StoreFeature(Enum):
 
     FILES = "files"
     """Objects are files of a local file system: the store is a FileStore."""
+    SEALS = "seals"
+    """Objects are sealed with keys: the store is a SealingStore."""
     RENAMES = "renames"
     """Names of folders can be changed at once: the store is a RenamingStore."""
 
@@ -122,6 +127,12 @@ class RenamingStore(ObjectStore, Protocol):
         """
 
 
+class SealingStore(ObjectStore, Protocol):
+    """Objects that are sealed; packs are so by whoever puts them."""
+
+    keys: RepositoryKeys
+
+
 def too_large(name: str, most_bytes: int) -> FormatError:
     """Return the error for an object, or a file, that has more bytes than any of its kind."""
     return FormatError(
@@ -137,6 +148,11 @@ def as_files(store: ObjectStore) -> FileStore | None:
 def as_renaming(store: ObjectStore) -> RenamingStore | None:
     """Return a store that can rename as one, None for any other."""
     return cast(RenamingStore, store) if StoreFeature.RENAMES in store.features else None
+
+
+def as_sealing(store: ObjectStore) -> SealingStore | None:
+    """Return a store whose objects are sealed as one, None for any other."""
+    return cast("SealingStore", store) if StoreFeature.SEALS in store.features else None
 
 
 def objects_in(store: ObjectStore, folder: str) -> list[StoredObject]:
