@@ -87,14 +87,7 @@ class FrameDecoder:
         Raises ChecksumMismatch unless the stored bytes are what the entry says, FormatError unless they inflate to what
         it says: never to more.
         """
-        if len(stored) != frame.stored_size_bytes or xxh3_128_digest(stored) != frame.digest:
-            raise ChecksumMismatch(
-                f"frame {number} of {place} is damaged: the {frame.stored_size_bytes} bytes from byte {frame.offset}"
-                " on are not what was stored",
-                hint=_ANOTHER_BACKUP,
-                path=place,
-                offset_bytes=frame.offset,
-            )
+        self.require_digest(stored, frame, number, place)
         if cipher is not None:
             stored = opened_pack_frame(cipher, stored, place)
         if len(stored) == frame.size_bytes:
@@ -113,6 +106,17 @@ class FrameDecoder:
                 offset_bytes=frame.offset,
             ) from error
         return content
+
+    def require_digest(self, stored: bytes, frame: Frame, number: int, place: str) -> None:
+        """Raise ChecksumMismatch unless the stored bytes are what the entry says."""
+        if len(stored) != frame.stored_size_bytes or xxh3_128_digest(stored) != frame.digest:
+            raise ChecksumMismatch(
+                f"frame {number} of {place} is damaged: the {frame.stored_size_bytes} bytes from byte {frame.offset}"
+                " on are not what was stored",
+                hint=_ANOTHER_BACKUP,
+                path=place,
+                offset_bytes=frame.offset,
+            )
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:
         if not hasattr(self._of_thread, "decompressor"):

@@ -121,6 +121,19 @@ class FrameReader:
             self._kept.popitem(last=False)
 
     def _read(self, pack: Pack, number: int) -> bytes:
+        stored, place = self._stored(pack, number)
+        return self._decoder.decode(stored, pack[number], number, place, self._cipher(pack))
+
+    def require_stored(self, pack: Pack, number: int) -> None:
+        """Raise FormatError unless a frame is stored as its entry says; what is encrypted is not opened."""
+        stored, place = self._stored(pack, number)
+        if pack.sealed is None:
+            self._decoder.decode(stored, pack[number], number, place)
+        else:
+            self._decoder.require_digest(stored, pack[number], number, place)
+
+    def _stored(self, pack: Pack, number: int) -> tuple[bytes, str]:
+        """Return what is stored of a frame, and what people call the place of its pack."""
         frame, name = pack[number], pack_object(pack.name)
         place = self._store.locate(name)
         try:
@@ -129,7 +142,7 @@ class FrameReader:
             raise FormatError(
                 f"{place} is missing, and with it what it holds of files", hint=_ANOTHER_BACKUP
             ) from error
-        return self._decoder.decode(stored, frame, number, place, self._cipher(pack))
+        return stored, place
 
     def _cipher(self, pack: Pack) -> FrameCipher | None:
         if pack.sealed is None:

@@ -17,7 +17,9 @@ from pgwal.encryption.container import (
     FRAME_BYTES,
     MAGIC,
     SEALED_FRAME_BYTES,
+    TAG_BYTES,
     FrameCipher,
+    Header,
     SealedFor,
     damaged,
     opened,
@@ -126,6 +128,16 @@ class SealedStore(StoreWrapper):
         (body,) = super().get_ranges(name, [ByteRange(start, stored_bytes)])
         opening.cipher.open(last, body, place, last=True)
         opening.is_end_seen = True
+
+    def require_form(self, name: str) -> None:
+        kind = _sealed_for(name)
+        if kind is None:
+            raise BrokenInvariant(f"{name} is not sealed here")
+        place, stored_bytes = self.locate(name), super().size(name)
+        (header,) = super().get_ranges(name, [ByteRange(0, kind.header_bytes)])
+        Header.decode(header, kind, place)
+        if (stored_bytes - kind.header_bytes - 1) % SEALED_FRAME_BYTES < TAG_BYTES - 1:
+            raise damaged(place, "it ends within a frame")
 
     def _keep(self, name: str, opening: _Opening) -> None:
         with self._lock:

@@ -132,6 +132,9 @@ class SealingStore(ObjectStore, Protocol):
 
     keys: RepositoryKeys
 
+    def require_form(self, name: str) -> None:
+        """Raise ChecksumMismatch unless an object looks like a sealed one, as far as that shows without its key."""
+
 
 def too_large(name: str, most_bytes: int) -> FormatError:
     """Return the error for an object, or a file, that has more bytes than any of its kind."""
