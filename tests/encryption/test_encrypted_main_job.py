@@ -16,7 +16,8 @@ from support.shared_bucket import shared_bucket
 from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
 
 from pgwal.encryption.container import MAGIC
-from pgwal.repository.address import place_at
+from pgwal.repository.cloud_place import CloudPlace
+from pgwal.repository.local_place import LocalPlace
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -26,12 +27,12 @@ IN_CLEAR = {"pgwal.json", "format.json", "receiver.lock", "backup.lock"}
 
 
 @pytest.fixture(params=["directory", "bucket"])
-def address(request: pytest.FixtureRequest, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def place(request: pytest.FixtureRequest, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> LocalPlace | CloudPlace:
     if request.param == "directory":
-        return str(scratch / "repo")
+        return LocalPlace(scratch / "repo")
     for name, value in shared_bucket().server.environment().items():
         monkeypatch.setenv(name, value)
-    return shared_bucket().place().address
+    return shared_bucket().place()
 
 
 class Host:
@@ -49,14 +50,12 @@ class Host:
         return (path for path in self._directory.rglob("*") if path.is_file())
 
 
-def stored_objects(address: str) -> dict[str, bytes]:
+def stored_objects(place: LocalPlace | CloudPlace) -> dict[str, bytes]:
     """Return all that is stored, as it is."""
-    if "://" in address:
-        client = shared_bucket().client
-        prefix = place_at(address).address.partition("://")[2].partition("/")[2]
-        names = [item["path"] for batch in obstore.list(client, prefix) for item in batch]
-        return {name.removeprefix(prefix): bytes(obstore.get(client, name).bytes()) for name in names}
-    root = Path(address)
+    if isinstance(place, CloudPlace):
+        names = [item["path"] for batch in obstore.list(place.client) for item in batch]
+        return {name: bytes(obstore.get(place.client, name).bytes()) for name in names}
+    root = place.root
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -66,8 +65,13 @@ def holds(contents: Iterator[bytes], wanted: bytes) -> bool:
 
 @pytest.mark.postgres(13, 18)
 def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
-    server: ThrowawayServer, make_server: ServerFactory, scratch: Path, address: str, monkeypatch: pytest.MonkeyPatch
+    server: ThrowawayServer,
+    make_server: ServerFactory,
+    scratch: Path,
+    place: LocalPlace | CloudPlace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    address = str(place)
     host, vault = Host(scratch / "host", monkeypatch), Host(scratch / "vault", monkeypatch)
     identity = scratch / "identity.txt"
     recipient = pgwal("key", "generate", "-o", identity).strip()
@@ -105,10 +109,10 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     assert "nothing is wrong" in pgwal("verify", "--repo", address)
     pgwal("expire", "--repo", address, "--keep-full", "1")
 
-    objects = stored_objects(address)
+    objects = stored_objects(place)
     assert {name.partition("/")[0] for name in objects} >= {"wal", "packs", "summaries", "backups", "keys"}
     for name, content in objects.items():
-        assert content.startswith(MAGIC) or name in IN_CLEAR or name.startswith("keys/") or not content, name
+        assert content.startswith(MAGIC) or name in IN_CLEAR or name.startswith(("keys/", ".leases/")), name
     for wanted in (MARK, TABLE, b"account", secret.split()[-1].encode()):
         assert not holds(iter(objects.values()), wanted)
     assert holds((path.read_bytes() for path in server.data_directory.rglob("base/*/*")), MARK)
