@@ -90,8 +90,9 @@ class RepositoryKeys:
         return cipher
 
     def _unwrapped(self, header: Header, place: str) -> bytes:
+        identity = self._content_identity(header.generation, place)
         try:
-            secret = decrypt(header.wrapped, [self._content_identity(header.generation, place)], place)
+            secret = decrypt(header.wrapped, [identity], place)
         except WrongKey as error:
             raise damaged(place, "its key does not open") from error
         if len(secret) != KEY_BYTES:
