@@ -26,25 +26,21 @@ class HeldSecrets:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = Lock()
-        self._found: dict[bytes, tuple[str, bytes]] | None = None
+        self._found: dict[bytes, tuple[str, bytes]] = {}
+        self._seen: tuple[int, int, int] | None = None
+        """What the file was when it was read: another process may add to it, or replace it."""
 
     def find(self, object_id: bytes) -> bytes | None:
         """Return the secret of an object, None where it is not held."""
         with self._lock:
             found = self._all().get(object_id)
-            if found is None:
-                # Another process may have added it.
-                self._found = None
-                found = self._all().get(object_id)
         return None if found is None else found[1]
 
     def add(self, object_id: bytes, segment: str, secret: bytes) -> None:
         """Hold a secret, durably; raises RepositoryError."""
         with self._lock:
-            known = self._all()
             # The newline in front: a crash may have cut the line before.
             self._write_file(b"\n" + _line(object_id, segment, secret), os.O_APPEND)
-            known[object_id] = segment, secret
 
     def forget(self, is_needed: Callable[[str], bool]) -> None:
         """Forget the secrets of segments that are not needed, except for the last ones."""
@@ -57,11 +53,11 @@ class HeldSecrets:
             if len(kept) == len(known):
                 return
             self._write_file(b"".join(_line(object_id, *held) for object_id, held in kept), os.O_TRUNC)
-            self._found = dict(kept)
 
     def _all(self) -> dict[bytes, tuple[str, bytes]]:
-        if self._found is None:
-            self._found = {}
+        seen = self._signature()
+        if seen != self._seen:
+            self._found, self._seen = {}, seen
             with suppress(FileNotFoundError):
                 for line in self._read().split(b"\n"):
                     # A crash may have cut the last one.
@@ -71,6 +67,13 @@ class HeldSecrets:
                         if len(key[0]) == ID_BYTES and len(key[1]) == KEY_BYTES:
                             self._found[key[0]] = segment.decode(), key[1]
         return self._found
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _read(self) -> bytes:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgwal.encryption.age import SECRET_PREFIX, Identity
 from pgwal.encryption.container import KEY_BYTES
-from pgwal.encryption.key_places import metadata_key_path
+from pgwal.encryption.key_places import key_revision_path, metadata_key_path
 from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import FormatError, KeyRequired, PgwalError, WrongKey
 
@@ -147,6 +147,31 @@ def write_metadata_key(path: Path, address: str, repository_id: str, key: bytes)
         f"# The metadata key of the pgwal repository in {address}.\n"
         f"PGWAL-METADATA-KEY-1 {repository_id} {base64.b64encode(key).decode()}\n",
     )
+
+
+def require_not_older(address: str, repository_id: str, revision: int) -> None:
+    """Raise WrongKey where this machine has seen a later revision of a repository's keys, and else remember this one.
+
+    Keys of before may be for a recipient who was removed.
+    """
+    path = key_revision_path(address)
+    seen = 0
+    with suppress(OSError, ValueError):
+        seen_id, number = path.read_text().split()
+        seen = int(number) if seen_id == repository_id else 0
+    if revision < seen:
+        raise WrongKey(
+            f"the keys of {address} are revision {revision}, this machine has seen revision {seen} of them",
+            hint="Somebody has put back what was there before: bring the later keys back from a copy of the repository."
+            f" If that was done on purpose, remove {path}.",
+        )
+    if revision > seen:
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        # Whoever has no place of its own, as a server's user may, goes without.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new.write_text(f"{repository_id} {revision}\n")
+            new.replace(path)
 
 
 def write_identity(path: Path, identity: Identity) -> None:

@@ -32,6 +32,11 @@ def wal_secrets_path(address: str) -> Path:
     return _home("XDG_STATE_HOME", ".local/state") / "wal-secrets" / _file_name(address)
 
 
+def key_revision_path(address: str) -> Path:
+    """Return where the latest revision of a repository's keys is noted that this machine has seen."""
+    return _home("XDG_STATE_HOME", ".local/state") / "key-revisions" / _file_name(address)
+
+
 def _metadata_keys() -> Path:
     return _home("XDG_CONFIG_HOME", ".config") / "metadata-keys"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pgwal.encryption.age import Identity, require_recipient
 from pgwal.encryption.container import KEY_BYTES
-from pgwal.encryption.key_files import identities_of, read_metadata_key, write_metadata_key
+from pgwal.encryption.key_files import identities_of, read_metadata_key, require_not_older, write_metadata_key
 from pgwal.encryption.key_places import metadata_key_path
 from pgwal.encryption.keyring import Keyring, revision_of
 from pgwal.encryption.repository_keys import (
@@ -160,6 +160,7 @@ def _store(place: Place, keyring: Keyring, metadata_key: bytes) -> Keyring:
         raise RepositoryError(
             f"the keys of {place} were changed by another command at the same time", hint="Look at them, and try again."
         ) from None
+    require_not_older(str(place), keyring.repository_id, keyring.revision)
     return keyring
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from pgwal.encryption.age import pyrage
 from pgwal.encryption.held_secrets import HeldSecrets
-from pgwal.encryption.key_files import identities_of, read_metadata_key
+from pgwal.encryption.key_files import identities_of, read_metadata_key, require_not_older
 from pgwal.encryption.key_places import wal_secrets_path
 from pgwal.encryption.key_sources import KeySources
 from pgwal.encryption.keyring import Keyring, StoredKeyring, revision_of
@@ -99,7 +99,9 @@ def open_keyring(place: Place, repository_id: str) -> tuple[Keyring, bytes]:
                 hint="A host that takes backups has the metadata key: pgwal key metadata writes it, with an identity."
                 " To restore, give an identity: --identity FILE, or PGWAL_IDENTITY.",
             ) from error
-    return stored.require(metadata_key), metadata_key
+    keyring = stored.require(metadata_key)
+    require_not_older(str(place), repository_id, keyring.revision)
+    return keyring, metadata_key
 
 
 def newest_keyring(place: Place) -> StoredKeyring:

@@ -12,6 +12,7 @@ from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.manifest import MANIFEST_NAME, ManifestWriter
 from pgwal.encryption.age import Identity
 from pgwal.encryption.key_files import write_identity
+from pgwal.encryption.key_places import key_revision_path
 from pgwal.encryption.key_sources import KeySources
 from pgwal.encryption.keyring import Keyring
 from pgwal.encryption.repository_keys import RepositoryKeys, new_content_key, wrapped_metadata_key
@@ -105,6 +106,8 @@ def golden(*, identity: bool = True, metadata_key: bool = True) -> MemoryPlace:
         metadata_key_file=private / "metadata.key" if metadata_key else None,
     )
     place = MemoryPlace(sources)
+    # What this machine remembers of a repository it remembers by that one's address, which all of memory share.
+    key_revision_path(str(place)).unlink(missing_ok=True)
     for path in sorted(DIRECTORY.rglob("*")):
         if path.is_file() and path.name not in ("ORIGIN", "identity.txt", "metadata.key"):
             place.store.put(str(path.relative_to(DIRECTORY)), path.read_bytes())

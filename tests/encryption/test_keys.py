@@ -85,6 +85,16 @@ def test_who_is_removed_reads_nothing_that_comes(tmp_path: Path, monkeypatch: py
         Repository.open(with_identity(old, first_path)).store.get(new)
 
 
+def test_keys_that_were_put_back_are_found(tmp_path: Path) -> None:
+    place = golden()
+    before = place.store.get("keys/00000001.json")
+    add_recipients(place, [identity_in(tmp_path)[0].recipient])
+    place.store.delete("keys/00000002.json")
+    place.store.put("keys/00000001.json", before)
+    with pytest.raises(WrongKey, match="are revision 1, this machine has seen revision 2"):
+        Repository.open(place)
+
+
 def test_the_last_recipient_stays(tmp_path: Path) -> None:
     place = golden()
     (only,) = list_keys(place).keyring.recipients
