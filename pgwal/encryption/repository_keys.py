@@ -45,6 +45,8 @@ class RepositoryKeys:
         self._repository_id = bytes.fromhex(keyring.repository_id)
         self._identities = identities
         self._held = held
+        self.holds_what_it_opens = False
+        """Whether the secrets of segments that an identity opens are held: so a receiver takes over from another."""
         self._lock = Lock()
         self._opened: dict[int, Identity] = {}
 
@@ -75,19 +77,30 @@ class RepositoryKeys:
             self._held.add(object_id, segment, secret)
         return header.encode(), self._cipher(header, secret, name)
 
-    def opening(self, content: bytes, name: str, sealed_for: SealedFor, place: str) -> FrameCipher:
-        """Return what opens the frames of an object that begins with ``content``.
+    def opening(
+        self, content: bytes, name: str, sealed_for: SealedFor, place: str, *, segment: str | None = None
+    ) -> FrameCipher:
+        """Return what opens the frames of an object that begins with ``content``; ``segment`` is as of ``sealing``.
 
         Raises ChecksumMismatch for what is no header, KeyRequired, WrongKey.
         """
         header = Header.decode(content, sealed_for, place)
         secret = b""
         if sealed_for is SealedFor.RECIPIENTS:
-            secret = (self._held and self._held.find(header.object_id)) or self._unwrapped(header, place)
+            secret = self._secret(header, place, segment)
         cipher = self._cipher(header, secret, name)
         if header.encode() != content:
             raise damaged(place, "its header is not one")
         return cipher
+
+    def _secret(self, header: Header, place: str, segment: str | None) -> bytes:
+        held = None if self._held is None or segment is None else self._held.find(header.object_id)
+        if held is not None:
+            return held
+        secret = self._unwrapped(header, place)
+        if self._held is not None and segment is not None and self.holds_what_it_opens:
+            self._held.add(header.object_id, segment, secret)
+        return secret
 
     def _unwrapped(self, header: Header, place: str) -> bytes:
         identity = self._content_identity(header.generation, place)

@@ -71,7 +71,7 @@ class SealedStore(StoreWrapper):
             return content
         place = self.locate(name)
         header, body = content[: kind.header_bytes], content[kind.header_bytes :]
-        return opened(self.keys.opening(header, name, kind, place), body, place)
+        return opened(self.keys.opening(header, name, kind, place, segment=_segment(name)), body, place)
 
     def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         kind = _sealed_for(name)
@@ -98,7 +98,7 @@ class SealedStore(StoreWrapper):
             header, *found = found
             if not header and _may_be_empty(name):
                 return [b"" for _ in ranges]
-            opening = _Opening(self.keys.opening(header, name, kind, place))
+            opening = _Opening(self.keys.opening(header, name, kind, place, segment=_segment(name)))
             self._keep(name, opening)
         return [self._opened_span(name, kind, *each, opening) for each in zip(spans, found, strict=True)]
 

@@ -25,7 +25,7 @@ from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
 from pgwal.repository.storage_format import StorageFormat
-from pgwal.repository.store import objects_in
+from pgwal.repository.store import as_sealing, objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
@@ -267,6 +267,9 @@ def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdent
     local.make(SPOOLED_FOLDERS)
     local.require_own()
     local.require_trusted()
+    sealing = as_sealing(place.store)
+    if sealing is not None:
+        sealing.keys.holds_what_it_opens = True
     with local.leases.lock(_LOCK_NAME, "a receiver"):
         spooled = SpooledPlace(place, local, identity)
         spooled.take_over()

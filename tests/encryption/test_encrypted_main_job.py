@@ -142,3 +142,34 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
         wait_until_promoted(restored)
         assert checksums(restored) == expected
     assert os.environ.get("PGWAL_IDENTITY") is None
+
+
+@pytest.mark.postgres(18)
+def test_another_host_receives_on_when_an_identity_was_there_once(
+    server: ThrowawayServer, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot read what the lost one stored; when that is summarised it need not any more."""
+    lost, other = Host(scratch / "lost", monkeypatch), Host(scratch / "other", monkeypatch)
+    repo, identity = scratch / "repo", scratch / "identity.txt"
+    recipient = pgwal("key", "generate", "-o", identity).strip()
+    lost.enter()
+    pgwal("init", "--repo", repo, "--recipient", recipient)
+    source = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
+    receive = ["stream", "--repo", repo, "-d", server.conninfo, "--slot", "pgwal", "--once"]
+    pgwal(*receive, "--create-slot", "--if-not-exists")
+    full = json.loads(pgwal("full", *source, "--slot", "pgwal", "--json"))
+    prepare(server)
+    with server.connect() as connection:
+        connection.execute("SELECT pg_switch_wal()")
+    pgwal(*receive)
+    other.enter()
+    key = ["--identity", str(identity)]
+    pgwal("key", "metadata", "--repo", repo, *key)
+    run_load(server, 1)
+    refused = subprocess.run([*PGWAL, *map(str, receive)], capture_output=True, text=True)
+    assert (refused.returncode, "--identity" in refused.stderr) == (1, True)
+    pgwal(*receive, *key)
+    pgwal(*receive)
+    first = json.loads(pgwal("incremental", *source, "--slot", "pgwal", "--json"))
+    assert first["prior"] == full["id"]
+    assert "nothing is wrong" in pgwal("verify", "--repo", repo, *key)
