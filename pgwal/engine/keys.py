@@ -23,6 +23,7 @@ from pgwal.errors import FormatError, KeyRequired, ObjectExists, ObjectNotFound,
 from pgwal.repository.encrypted_place import newest_keyring, open_keyring
 from pgwal.repository.layout import KEY_DIRECTORY
 from pgwal.repository.place import Place
+from pgwal.repository.sealing import require_outside
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import names_in
 
@@ -57,7 +58,7 @@ def make_keys(place: Place, recipients: Sequence[str]) -> str:
         repository_id, 1, wanted, (new_content_key(1, wanted),), wrapped_metadata_key(metadata_key, wanted)
     )
     # First: a file that is there already is of another repository, and stays.
-    write_metadata_key(metadata_key_path(str(place), place.keys), str(place), repository_id, metadata_key)
+    _write_metadata_key(place, repository_id, metadata_key)
     place.store.put(keyring.name, keyring.encode(metadata_key))
     return repository_id
 
@@ -118,8 +119,14 @@ def restore_metadata_key(place: Place) -> KeyReport:
             return list_keys(place)
     metadata_key = opened_metadata_key(keyring, identities_of(place.keys))
     newest_keyring(place).require(metadata_key)
-    write_metadata_key(metadata_key_path(str(place), place.keys), str(place), repository_id, metadata_key)
+    _write_metadata_key(place, repository_id, metadata_key)
     return list_keys(place)
+
+
+def _write_metadata_key(place: Place, repository_id: str, metadata_key: bytes) -> None:
+    path = metadata_key_path(str(place), place.keys)
+    require_outside(place, path, "the file of the metadata key")
+    write_metadata_key(path, str(place), repository_id, metadata_key)
 
 
 def encryption_id(place: Place) -> str:

@@ -22,6 +22,7 @@ from pgwal.repository.lease import Leases
 from pgwal.repository.memory import MemorySpool
 from pgwal.repository.place import Place
 from pgwal.repository.sealed_store import SealedStore
+from pgwal.repository.sealing import require_outside
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import names_in
 
@@ -71,7 +72,9 @@ class EncryptedPlace:
 def encrypted_place(place: Place, identity: RepositoryIdentity, repository_id: str) -> EncryptedPlace:
     """Return the place of an encrypted repository; see ``sealing.sealed_place`` for what it raises."""
     keyring, metadata_key = open_keyring(place, repository_id)
-    held = HeldSecrets(wal_secrets_path(str(place)))
+    secrets_path = wal_secrets_path(str(place))
+    require_outside(place, secrets_path, "the secrets of WAL that was received last")
+    held = HeldSecrets(secrets_path)
     return EncryptedPlace(
         place, RepositoryKeys(keyring, metadata_key, partial(identities_of, place.keys), held), identity
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgwal.encryption.key_places import has_metadata_key
-from pgwal.errors import WrongKey
+from pgwal.errors import RepositoryError, WrongKey
 from pgwal.repository.layout import IDENTITY_NAME, STORAGE_FORMAT_NAME, RepositoryIdentity
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal.repository.store import as_sealing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pgwal.repository.place import Place
     from pgwal.repository.store import ObjectStore
 
@@ -42,6 +44,16 @@ def require_unencrypted(place: Place) -> None:
             f" repository there: nothing was written",
             hint=f"If {IDENTITY_NAME} was exchanged, bring it back. If the repository is not to be encrypted any more,"
             " remove the file of its metadata key, and unset PGWAL_METADATA_KEY.",
+        )
+
+
+def require_outside(place: Place, path: Path, what: str) -> None:
+    """Raise RepositoryError where what must not lie in an encrypted repository would."""
+    if place.directory is not None and path.resolve().is_relative_to(place.directory.resolve()):
+        raise RepositoryError(
+            f"{what}, {path}, would lie in the repository {place}, which is encrypted",
+            hint="Name another place: --spool, --metadata-key, or XDG_STATE_HOME and XDG_CONFIG_HOME, say which.",
+            path=str(path),
         )
 
 

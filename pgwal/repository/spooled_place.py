@@ -21,6 +21,7 @@ from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, Repository
 from pgwal.repository.lease import Leases
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place
+from pgwal.repository.sealing import require_outside
 from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
@@ -263,13 +264,14 @@ def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdent
     Raises RepositoryLocked while another receiver of this machine has it, RepositoryError as ``take_over`` does.
     """
     local = LocalPlace(spool_directory(str(place), directory))
+    sealing = as_sealing(place.store)
+    if sealing is not None:
+        require_outside(place, local.root, "the spool, where WAL waits in clear")
+        sealing.keys.holds_what_it_opens = True
     local.require_suitable()
     local.make(SPOOLED_FOLDERS)
     local.require_own()
     local.require_trusted()
-    sealing = as_sealing(place.store)
-    if sealing is not None:
-        sealing.keys.holds_what_it_opens = True
     with local.leases.lock(_LOCK_NAME, "a receiver"):
         spooled = SpooledPlace(place, local, identity)
         spooled.take_over()

@@ -15,10 +15,15 @@ from test_main_job import PGWAL
 from pgwal.encryption.age import Identity
 from pgwal.encryption.key_files import write_identity
 from pgwal.encryption.key_sources import KeySources
+from pgwal.engine.initialise import initialise
 from pgwal.engine.keys import add_recipients, list_keys, remove_recipients, restore_metadata_key
 from pgwal.errors import FormatError, KeyRequired, PgwalError, RepositoryError, WrongKey
+from pgwal.repository.layout import RepositoryIdentity
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.spooled_place import opened_spool
+from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
 
 SEGMENT = "wal/000000010000000000000001.zst"
 
@@ -245,6 +250,28 @@ def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
     assert secret not in repr(Identity(secret))
 
 
+@pytest.mark.parametrize("way", ["spool", "state"])
+def test_nothing_in_clear_lies_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    place = LocalPlace(tmp_path / "repo")
+    initialise(place, DEFAULT_PACKED_FORMAT, [Identity.generate().recipient])
+    identity = RepositoryIdentity(1, 1 << 20, 18)
+    repository = Repository.open_or_create(place, identity)
+    if way == "state":
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "repo" / "state"))
+        with pytest.raises(RepositoryError, match="would lie in the repository"):
+            Repository.open(place)
+        return
+    with (
+        pytest.raises(RepositoryError, match="would lie in the repository"),
+        opened_spool(repository.place, tmp_path / "repo" / "spool", repository.identity),
+    ):
+        pass
+    assert not (tmp_path / "repo" / "spool").exists()
+    with opened_spool(repository.place, tmp_path / "spool", repository.identity):
+        pass
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PGWAL, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
@@ -260,6 +287,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run("init", "--repo", repo, "--recipient", recipient, "--format", "plain")
     assert (plain.returncode, "encryption needs --format packed" in plain.stderr) == (2, True)
     secret = identity.read_text().split()[-1]
+    inside = run("init", "--repo", repo, "--recipient", recipient, "--metadata-key", repo / "metadata.key")
+    assert "would lie in the repository" in inside.stderr
     wrong = run("init", "--repo", repo, "--recipient", secret)
     assert wrong.returncode == 1
     assert secret not in wrong.stderr
