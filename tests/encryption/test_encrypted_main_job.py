@@ -63,7 +63,7 @@ def holds(contents: Iterator[bytes], wanted: bytes) -> bool:
     return any(wanted in content for content in contents)
 
 
-@pytest.mark.postgres(13, 18)
+@pytest.mark.postgres(18)
 def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     server: ThrowawayServer,
     make_server: ServerFactory,
