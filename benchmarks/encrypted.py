@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 from benchmarks.context import Context
 from benchmarks.measure import Comparison, Measurement, Side, compare
 from benchmarks.repository import BenchmarkedRepository
 from benchmarks.stream import OriginSlot, make_wal
+from pgwal.encryption.age import Identity
+from pgwal.encryption.key_files import write_identity
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 SCALE = 100
@@ -24,7 +25,8 @@ _JOBS = 2
 
 def run(context: Context) -> list[Comparison]:
     """Compare each with a repository in a directory, from one server of pgbench's tables."""
-    with _keys(context.scratch) as recipient, context.server("encrypted") as server:
+    recipient, context = _with_keys(context)
+    with context.server("encrypted") as server:
         server.run_tool("pgbench", "-i", "-q", "-s", str(SCALE))
         recipients = {"packed": [], "packed, encrypted": ["--recipient", recipient]}
         backups = _Backups(context, server, recipients)
@@ -41,17 +43,20 @@ def run(context: Context) -> list[Comparison]:
         return [*comparisons, compared]
 
 
-@contextmanager
-def _keys(scratch: Path) -> Iterator[str]:
-    """Make an identity, which commands find, and give its recipient."""
-    from pgwal.encryption.age import Identity
-    from pgwal.encryption.key_files import write_identity
-
+def _with_keys(context: Context) -> tuple[str, Context]:
+    """Make an identity; return its recipient, and a context whose commands find it."""
+    scratch = context.scratch
     identity = Identity.generate()
     write_identity(scratch / "identity.txt", identity)
-    homes = {"XDG_CONFIG_HOME": str(scratch / "config"), "XDG_STATE_HOME": str(scratch / "state")}
-    with patch.dict(os.environ, {**homes, "PGWAL_IDENTITY": str(scratch / "identity.txt")}):
-        yield identity.recipient
+    command = scratch / "pgwal"
+    command.write_text(
+        f"""#!/bin/sh
+export XDG_CONFIG_HOME={scratch}/config XDG_STATE_HOME={scratch}/state PGWAL_IDENTITY={scratch}/identity.txt
+exec {context.pgwal} "$@"
+"""
+    )
+    command.chmod(0o700)
+    return identity.recipient, replace(context, pgwal=command)
 
 
 class _Backups:
@@ -68,11 +73,11 @@ class _Backups:
             self._repositories[name] = repository
 
     def compare_all(self) -> list[Comparison]:
-        full = self._compare("full backup", self._full)
-        newest = {}
-        for name, repository in self._repositories.items():
-            with repository.receiving():
-                newest[name] = repository.keep("full", *self._local)
+        with ExitStack() as receiving:
+            for repository in self._repositories.values():
+                receiving.enter_context(repository.receiving())
+            full = self._compare("full backup", self._full)
+            newest = {name: repository.keep("full", *self._local) for name, repository in self._repositories.items()}
         return [full, self._compare("restore", lambda repository: self._restore(repository, newest))]
 
     @property
@@ -85,8 +90,7 @@ class _Backups:
         return compare(f"{title}, zstd:1", sides, self._context.rounds, bytes_processed=size, target=_TARGET)
 
     def _full(self, repository: BenchmarkedRepository) -> Measurement:
-        with repository.receiving():
-            measured = repository.backup("full", *self._local)
+        measured = repository.backup("full", *self._local)
         packs = sum(path.stat().st_size for path in (repository.path / "packs").rglob("*") if path.is_file())
         repository.drop_all()
         return measured._replace(stored_bytes=packs)
@@ -100,6 +104,7 @@ class _Backups:
 
 def _stream(context: Context, server: ThrowawayServer, origin: OriginSlot, options: list[str]) -> Measurement:
     repository = context.scratch / "streamed"
+    # The keys of the one before, and its spool, are at the same address.
     for left in (repository, context.scratch / "config", context.scratch / "state"):
         shutil.rmtree(left, ignore_errors=True)
     context.run_pgwal("init", "--repo", repository, "--format", "packed", *options)
