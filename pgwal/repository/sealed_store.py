@@ -35,6 +35,7 @@ from pgwal.repository.layout import (
     IDENTITY_NAME,
     KEY_DIRECTORY,
     PACK_DIRECTORY,
+    SET_ASIDE_DIRECTORY,
     STORAGE_FORMAT_NAME,
     SUMMARY_DIRECTORY,
 )
@@ -50,7 +51,7 @@ _MOST_CIPHERS = 256
 class SealedStore(StoreWrapper):
     """See pgwal.repository.store.SealingStore."""
 
-    features = frozenset({StoreFeature.SEALS})
+    features = frozenset({StoreFeature.SEALS, StoreFeature.COPIES})
 
     def __init__(self, store: ObjectStore, keys: RepositoryKeys, geometry: WalGeometry) -> None:
         super().__init__(store)
@@ -71,7 +72,7 @@ class SealedStore(StoreWrapper):
             return content
         place = self.locate(name)
         header, body = content[: kind.header_bytes], content[kind.header_bytes :]
-        return opened(self.keys.opening(header, name, kind, place, segment=_segment(name)), body, place)
+        return opened(self._opening(header, name, kind), body, place)
 
     def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         kind = _sealed_for(name)
@@ -91,14 +92,14 @@ class SealedStore(StoreWrapper):
     def _opened_ranges(
         self, name: str, kind: SealedFor, ranges: Sequence[ByteRange], opening: _Opening | None
     ) -> list[bytes]:
-        place, spans = self.locate(name), [_Span(part, kind) for part in ranges]
+        spans = [_Span(part, kind) for part in ranges]
         wanted = [span.stored for span in spans]
         found = super().get_ranges(name, wanted if opening else [ByteRange(0, kind.header_bytes), *wanted])
         if opening is None:
             header, *found = found
             if not header and _may_be_empty(name):
                 return [b"" for _ in ranges]
-            opening = _Opening(self.keys.opening(header, name, kind, place, segment=_segment(name)))
+            opening = _Opening(self._opening(header, name, kind))
             self._keep(name, opening)
         return [self._opened_span(name, kind, *each, opening) for each in zip(spans, found, strict=True)]
 
@@ -139,6 +140,9 @@ class SealedStore(StoreWrapper):
         if (stored_bytes - kind.header_bytes - 1) % SEALED_FRAME_BYTES < TAG_BYTES - 1:
             raise damaged(place, "it ends within a frame")
 
+    def _opening(self, header: bytes, name: str, kind: SealedFor) -> FrameCipher:
+        return self.keys.opening(header, _own_name(name), kind, self.locate(name), segment=_segment(name))
+
     def _keep(self, name: str, opening: _Opening) -> None:
         with self._lock:
             self._ciphers[name] = opening
@@ -169,7 +173,7 @@ class SealedStore(StoreWrapper):
             super().put(name, content, replace=replace, durable=durable)
             return
         if content != b"" or not _may_be_empty(name):
-            header, cipher = self.keys.sealing(name, kind, segment=_segment(name))
+            header, cipher = self.keys.sealing(_own_name(name), kind, segment=_segment(name))
             pieces = sealed_pieces(cipher, header, [content] if isinstance(content, bytes) else content)
             # What is there at once is so for the store as well, which then can tell whether something was there.
             content = b"".join(pieces) if isinstance(content, bytes) else pieces
@@ -178,6 +182,11 @@ class SealedStore(StoreWrapper):
         super().put(name, content, replace=replace, durable=durable)
         if name.startswith(f"{SUMMARY_DIRECTORY}/"):
             self._forget_what_is_summarised(name)
+
+    def copy(self, old: str, new: str) -> None:
+        if _own_name(old) != _own_name(new):
+            raise BrokenInvariant(f"{old} would not open as {new}")
+        super().put(new, super().get(old, most_bytes=super().size(old)))
 
     def _forget_what_is_summarised(self, summary_name: str) -> None:
         # Late: this is for receivers.
@@ -222,6 +231,12 @@ def _sealed_for(name: str) -> SealedFor | None:
     if name in _IN_CLEAR or name.startswith((f"{KEY_DIRECTORY}/", f"{PACK_DIRECTORY}/")):
         return None
     return SealedFor.METADATA if _segment(name) is None else SealedFor.RECIPIENTS
+
+
+def _own_name(name: str) -> str:
+    """Return the name that an object is sealed for: what is set aside, and may be brought back, keeps its own."""
+    folder, _, rest = name.partition("/")
+    return rest.partition("/")[2] if folder == SET_ASIDE_DIRECTORY else name
 
 
 def _segment(name: str) -> str | None:

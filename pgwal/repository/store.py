@@ -27,6 +27,8 @@ class StoreFeature(Enum):
 
     FILES = "files"
     """Objects are files of a local file system: the store is a FileStore."""
+    COPIES = "copies"
+    """An object can be stored under another name without being read: the store is a CopyingStore."""
     SEALS = "seals"
     """Objects are sealed with keys: the store is a SealingStore."""
     RENAMES = "renames"
@@ -127,6 +129,16 @@ class RenamingStore(ObjectStore, Protocol):
         """
 
 
+class CopyingStore(ObjectStore, Protocol):
+    """Objects that can be stored again as they are, for whoever cannot read them."""
+
+    def copy(self, old: str, new: str) -> None:
+        """Store an object again under the name that it has when it is set aside, or the other way round.
+
+        Raises ObjectNotFound, ObjectExists.
+        """
+
+
 class SealingStore(ObjectStore, Protocol):
     """Objects that are sealed; packs are so by whoever puts them."""
 
@@ -158,6 +170,11 @@ def as_sealing(store: ObjectStore) -> SealingStore | None:
     return cast("SealingStore", store) if StoreFeature.SEALS in store.features else None
 
 
+def as_copying(store: ObjectStore) -> CopyingStore | None:
+    """Return a store that can copy as one, None for any other."""
+    return cast(CopyingStore, store) if StoreFeature.COPIES in store.features else None
+
+
 def objects_in(store: ObjectStore, folder: str) -> list[StoredObject]:
     """Return the objects directly in a folder, by the last part of each name."""
     return sorted(StoredObject(name, size) for name, size, _ in store.children(folder) if size is not None)
@@ -185,11 +202,20 @@ def move(store: ObjectStore, old: str, new: str) -> None:
     folder, _, last = old.rpartition("/")
     if any(child.name == last and child.is_folder for child in store.children(folder)):
         for name, _ in store.list(f"{old}/"):
-            store.put(new + name.removeprefix(old), _whole(store, name))
+            store_again(store, name, new + name.removeprefix(old))
         store.delete_all(old)
     else:
-        store.put(new, _whole(store, old))
+        store_again(store, old, new)
         store.delete(old)
+
+
+def store_again(store: ObjectStore, old: str, new: str) -> None:
+    """Store an object under another name as well; raises ObjectNotFound, ObjectExists."""
+    copying = as_copying(store)
+    if copying is None:
+        store.put(new, _whole(store, old))
+    else:
+        copying.copy(old, new)
 
 
 def _whole(store: ObjectStore, name: str) -> bytes:

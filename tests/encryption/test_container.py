@@ -27,7 +27,7 @@ from pgwal.encryption.container import (
 from pgwal.errors import FormatError, PgwalError
 from pgwal.repository.memory import MemoryStore
 from pgwal.repository.sealed_store import SealedStore
-from pgwal.repository.store import ByteRange
+from pgwal.repository.store import ByteRange, move
 from pgwal.segment import WalGeometry
 
 GEOMETRY = WalGeometry(16 << 20)
@@ -202,6 +202,19 @@ def test_a_renamed_object_is_found(name: str, other: str) -> None:
     raw.put(other, raw.get(name))
     with pytest.raises(FormatError):
         store.get(other)
+
+
+def test_what_is_set_aside_opens_there_and_is_moved_without_a_key() -> None:
+    aside = f"set_aside/20260101T000000Z_00000001_0000000001000000/{SEGMENT}"
+    store, raw = store_with(SEGMENT, b"content")
+    stored = raw.get(SEGMENT)
+    move(store, SEGMENT, aside)
+    assert raw.get(aside) == stored
+    assert store.get(aside) == b"content"
+    move(store, aside, SEGMENT)
+    assert store.get(SEGMENT) == b"content"
+    with pytest.raises(PgwalError, match="would not open"):
+        move(store, SEGMENT, "wal/000000010000000000000002.zst")
 
 
 @pytest.mark.parametrize("name", NAMES)
