@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.1, 1.0
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S, _LONGEST_NEAR_POLL_S = 0.1, 1.0, 0.05
 """Where the repository is reached over a network, each look is a request or two: the first waits double."""
 _LISTED_EVERY = 8
 """The receiver says there how far it is; only now and then it is looked whether it has got further."""
@@ -76,7 +76,8 @@ class ReceivedWal:
         proven_at_s = last_progress_s + _PROOF_AFTER_S - _PROOF_INTERVAL_S
         waits_since = time.time()
         is_remote = self._repository.place.is_remote
-        poll_s = _REMOTE_POLL_S if is_remote else _POLL_S
+        is_near = self._repository.place.directory is not None
+        poll_s = _POLL_S if is_near else _REMOTE_POLL_S
         self.check()
         for look in itertools.count():
             state = None if complete else self._repository.receiver_state()
@@ -97,7 +98,7 @@ class ReceivedWal:
                 proven_at_s = time.monotonic()
             time.sleep(poll_s)
             if is_remote:
-                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
+                poll_s = min(2 * poll_s, _LONGEST_NEAR_POLL_S if is_near else _LONGEST_REMOTE_POLL_S)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.
