@@ -80,5 +80,8 @@ def init(
         print(f"{repo} is a repository of format {found}")
         if found.encryption_id is not None:
             from pgwal.encryption.key_places import metadata_key_path
+            from pgwal.repository.place import address_of
 
-            print(f"its metadata key is in {metadata_key_path(str(repo), repo.keys)}: hosts that take backups need it")
+            print(
+                f"its metadata key is in {metadata_key_path(address_of(repo), repo.keys)}: hosts that take backups need it"
+            )

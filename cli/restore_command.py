@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgwal.encryption.key_sources import KeySources
+from pgwal.repository.place import address_of
 
 if TYPE_CHECKING:
     from pgwal.repository.address import Address
@@ -26,7 +27,7 @@ _FLAGS: tuple[list[str], ...] = ([], ["--prefetch"], ["--to-gap"], ["--to-gap", 
 
 def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
     """Return the command that fetches WAL from a repository, without the file's name and its destination."""
-    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", _address_from_anywhere(place)]
+    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", address_of(place)]
     # Not what they are: where they are, for what is in them must be in no setting.
     identity, command, metadata_key = place.keys.resolved()
     if identity is not None:
@@ -36,11 +37,6 @@ def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
     if metadata_key is not None:
         words += ["--metadata-key", str(metadata_key.absolute())]
     return [*words, "--to-gap"] if to_gap else words
-
-
-def _address_from_anywhere(place: Place) -> str:
-    """Return the address of a repository for a process that has another working directory."""
-    return str(place if place.directory is None else place.directory.absolute())
 
 
 def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False) -> str:

@@ -22,7 +22,7 @@ from pgwal.encryption.repository_keys import (
 from pgwal.errors import FormatError, KeyRequired, ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.encrypted_place import newest_keyring, open_keyring
 from pgwal.repository.layout import KEY_DIRECTORY
-from pgwal.repository.place import Place
+from pgwal.repository.place import Place, address_of
 from pgwal.repository.sealing import require_outside
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import names_in
@@ -115,7 +115,7 @@ def restore_metadata_key(place: Place) -> KeyReport:
     repository_id = encryption_id(place)
     keyring = newest_keyring(place).keyring
     with suppress(KeyRequired):
-        if read_metadata_key(str(place), place.keys, repository_id) is not None:
+        if read_metadata_key(address_of(place), place.keys, repository_id) is not None:
             return list_keys(place)
     metadata_key = opened_metadata_key(keyring, identities_of(place.keys))
     newest_keyring(place).require(metadata_key)
@@ -124,9 +124,9 @@ def restore_metadata_key(place: Place) -> KeyReport:
 
 
 def _write_metadata_key(place: Place, repository_id: str, metadata_key: bytes) -> None:
-    path = metadata_key_path(str(place), place.keys)
+    path = metadata_key_path(address_of(place), place.keys)
     require_outside(place, path, "the file of the metadata key")
-    write_metadata_key(path, str(place), repository_id, metadata_key)
+    write_metadata_key(path, address_of(place), repository_id, metadata_key)
 
 
 def encryption_id(place: Place) -> str:
@@ -167,7 +167,7 @@ def _store(place: Place, keyring: Keyring, metadata_key: bytes) -> Keyring:
         raise RepositoryError(
             f"the keys of {place} were changed by another command at the same time", hint="Look at them, and try again."
         ) from None
-    require_not_older(str(place), keyring.repository_id, keyring.revision)
+    require_not_older(address_of(place), keyring.repository_id, keyring.revision)
     return keyring
 
 
@@ -181,6 +181,6 @@ def _clear_older(place: Place, keyring: Keyring) -> None:
 
 
 def _report(place: Place, keyring: Keyring) -> KeyReport:
-    key = read_metadata_key(str(place), place.keys, keyring.repository_id)
-    path = None if key is None else str(metadata_key_path(str(place), place.keys))
+    key = read_metadata_key(address_of(place), place.keys, keyring.repository_id)
+    path = None if key is None else str(metadata_key_path(address_of(place), place.keys))
     return KeyReport(keyring, path)

@@ -20,7 +20,7 @@ from pgwal.errors import FormatError, KeyRequired, ObjectNotFound, WrongKey
 from pgwal.repository.layout import KEY_DIRECTORY, RepositoryIdentity
 from pgwal.repository.lease import Leases
 from pgwal.repository.memory import MemorySpool
-from pgwal.repository.place import Place
+from pgwal.repository.place import Place, address_of
 from pgwal.repository.sealed_store import SealedStore
 from pgwal.repository.sealing import require_outside
 from pgwal.repository.storage_format import StorageFormat
@@ -40,7 +40,8 @@ class EncryptedPlace:
         self.directory = place.directory
 
     def __str__(self) -> str:
-        return str(self.place)
+        # Its keys are found by it, and its spool.
+        return address_of(self.place)
 
     @property
     def leases(self) -> Leases:
@@ -72,7 +73,7 @@ class EncryptedPlace:
 def encrypted_place(place: Place, identity: RepositoryIdentity, repository_id: str) -> EncryptedPlace:
     """Return the place of an encrypted repository; see ``sealing.sealed_place`` for what it raises."""
     keyring, metadata_key = open_keyring(place, repository_id)
-    secrets_path = wal_secrets_path(str(place))
+    secrets_path = wal_secrets_path(address_of(place))
     require_outside(place, secrets_path, "the secrets of WAL that was received last")
     held = HeldSecrets(secrets_path)
     return EncryptedPlace(
@@ -90,7 +91,7 @@ def open_keyring(place: Place, repository_id: str) -> tuple[Keyring, bytes]:
             f" {repository_id}",
             path=stored.keyring.name,
         )
-    metadata_key = read_metadata_key(str(place), place.keys, repository_id)
+    metadata_key = read_metadata_key(address_of(place), place.keys, repository_id)
     if metadata_key is None:
         try:
             metadata_key = opened_metadata_key(stored.keyring, identities_of(place.keys))
@@ -103,7 +104,7 @@ def open_keyring(place: Place, repository_id: str) -> tuple[Keyring, bytes]:
                 " To restore, give an identity: --identity FILE, or PGWAL_IDENTITY.",
             ) from error
     keyring = stored.require(metadata_key)
-    require_not_older(str(place), repository_id, keyring.revision)
+    require_not_older(address_of(place), repository_id, keyring.revision)
     return keyring, metadata_key
 
 

@@ -62,3 +62,8 @@ class Place(Protocol):
 
     def make(self, folders: Iterable[str] = ()) -> None:
         """Have the place, and folders in it, be there, durably; they may be there already."""
+
+
+def address_of(place: Place) -> str:
+    """Return the address of a place for whoever has another working directory."""
+    return str(place if place.directory is None else place.directory.absolute())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pgwal.encryption.key_places import has_metadata_key
 from pgwal.errors import RepositoryError, WrongKey
 from pgwal.repository.layout import IDENTITY_NAME, STORAGE_FORMAT_NAME, RepositoryIdentity
+from pgwal.repository.place import address_of
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal.repository.store import as_sealing
 
@@ -38,7 +39,7 @@ def sealed_place(place: Place, identity: RepositoryIdentity) -> Place:
 
 def require_unencrypted(place: Place) -> None:
     """Raise WrongKey where what is stored in clear ought to be encrypted: this machine has a key for it."""
-    if has_metadata_key(str(place), place.keys):
+    if has_metadata_key(address_of(place), place.keys):
         raise WrongKey(
             f"what lies in {place} is not encrypted, though this machine has the metadata key of an encrypted"
             f" repository there: nothing was written",

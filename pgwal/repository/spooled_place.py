@@ -20,7 +20,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.lease import Leases
 from pgwal.repository.local_place import LocalPlace
-from pgwal.repository.place import Place
+from pgwal.repository.place import Place, address_of
 from pgwal.repository.sealing import require_outside
 from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
@@ -253,7 +253,7 @@ class SpooledPlace:
 
 def has_spooled_wal(place: Place, directory: Path | None) -> bool:
     """Tell whether a receiver has left WAL in the spool of a repository."""
-    local = LocalPlace(spool_directory(str(place), directory))
+    local = LocalPlace(spool_directory(address_of(place), directory))
     return bool(objects_in(local.store, WAL_DIRECTORY))
 
 

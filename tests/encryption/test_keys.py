@@ -299,6 +299,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "for other recipients" in run("init", "--repo", repo, "--recipient", Identity.generate().recipient).stderr
     (metadata_key,) = (tmp_path / "config" / "pgwal" / "metadata-keys").iterdir()
     assert stat.S_IMODE(metadata_key.stat().st_mode) == 0o600
+    monkeypatch.chdir(tmp_path)
+    assert run("key", "list", "--repo", "repo").returncode == 0
     listed = run("key", "list", "--repo", repo)
     assert recipient in listed.stdout
     assert str(metadata_key) in listed.stdout
