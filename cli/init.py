@@ -82,6 +82,5 @@ def init(
             from pgwal.encryption.key_places import metadata_key_path
             from pgwal.repository.place import address_of
 
-            print(
-                f"its metadata key is in {metadata_key_path(address_of(repo), repo.keys)}: hosts that take backups need it"
-            )
+            path = metadata_key_path(address_of(repo), repo.keys)
+            print(f"its metadata key is in {path}: hosts that take backups need it")
