@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from keeping.stored_repository import FIRST, FULL, MAJOR, SYSTEM_IDENTIFIER, entry_of
@@ -95,9 +97,17 @@ def _write_backup(repository: Repository, storage_format: StorageFormat) -> None
         staged.publish(entry_of(FIRST, FULL, Lsn(1 << 24), Lsn(1 << 25), totals, packed.size_bytes))
 
 
+@cache
+def _private_directory() -> str:
+    """Return a directory for keys with the modes that they must have, which goes with the process."""
+    directory = tempfile.mkdtemp(prefix="golden-keys-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 def golden(*, identity: bool = True, metadata_key: bool = True) -> MemoryPlace:
     """Return the fixture as a place, to whom has some of its keys."""
-    private = Path(tempfile.mkdtemp(prefix="golden-keys-"))
+    private = Path(tempfile.mkdtemp(dir=_private_directory()))
     for name in ("identity.txt", "metadata.key"):
         shutil.copyfile(DIRECTORY / name, private / name)
         (private / name).chmod(0o600)
