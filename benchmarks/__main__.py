@@ -33,6 +33,7 @@ class Benchmark(StrEnum):
     PGBACKREST = "pgbackrest"
     PACKED = "packed"
     CLOUD = "cloud"
+    ENCRYPTED = "encrypted"
     RESTORE = "restore"
     REPLAY = "replay"
     PLAN = "plan"

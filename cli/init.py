@@ -41,6 +41,14 @@ def init(
             help=f"Of packed files: zstd[:LEVEL] or none; {DEFAULT_COMPRESSION} by default.",
         ),
     ] = None,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipient",
+            metavar="AGE_PUBLIC_KEY",
+            help="Encrypt all that is stored, for this public key of age and others; see pgwal key generate.",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Make a repository that stores the files of backups one by one, or compressed in packs.
@@ -49,13 +57,30 @@ def init(
     """
     from pgwal.engine.initialise import initialise
 
+    if recipient and file_format is FileFormat.PLAIN:
+        raise typer.BadParameter("encryption needs --format packed: plain files are stored as they are")
+    if recipient and file_format is None:
+        file_format = FileFormat.PACKED
     wanted = repo.default_format if file_format is None else StorageFormat(file_format)
     if wanted.files is FileFormat.PACKED:
         wanted = StorageFormat(wanted.files, compress or DEFAULT_COMPRESSION)
     elif compress is not None:
         raise typer.BadParameter("--compress is for --format packed: plain files are stored as they are")
-    initialise(repo, wanted)
+    found = initialise(repo, wanted, recipient or ())
     if json:
-        print_json({"repository": str(repo), "format": wanted.files.value, "compression": str(wanted.compression)})
+        print_json(
+            {
+                "repository": str(repo),
+                "format": found.files.value,
+                "compression": str(found.compression),
+                "encrypted": found.encryption_id is not None,
+            }
+        )
     else:
-        print(f"{repo} is a repository of format {wanted}")
+        print(f"{repo} is a repository of format {found}")
+        if found.encryption_id is not None:
+            from pgwal.encryption.key_places import metadata_key_path
+            from pgwal.repository.place import address_of
+
+            path = metadata_key_path(address_of(repo), repo.keys)
+            print(f"its metadata key is in {path}: hosts that take backups need it")

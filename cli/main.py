@@ -18,11 +18,13 @@ from pgwal.errors import PgwalError, SlowScanner
 from pgwal.scan_choice import choose_scan
 from pgwal_cli.exit_codes import FAILED, UsageError
 from pgwal_cli.interruption import Interruption
+from pgwal_cli.key_options import with_keys
 from pgwal_cli.output import log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
 _COMMANDS = {
     "init": "init",
+    "key": "key",
     "stream": "stream",
     "full": "full",
     "incremental": "incremental",
@@ -66,7 +68,11 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
     wanted = arguments[:1] if arguments[:1] and arguments[0] in _COMMANDS else list(_COMMANDS)
     for name in wanted:
         module_name = _COMMANDS[name]
-        app.command(name)(getattr(import_module(f"pgwal_cli.{module_name}"), module_name))
+        command = getattr(import_module(f"pgwal_cli.{module_name}"), module_name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(with_keys(command))
     return app
 
 

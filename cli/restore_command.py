@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgwal.encryption.key_sources import KeySources
+from pgwal.repository.place import address_of
+
 if TYPE_CHECKING:
     from pgwal.repository.address import Address
     from pgwal.repository.place import Place
@@ -24,13 +27,16 @@ _FLAGS: tuple[list[str], ...] = ([], ["--prefetch"], ["--to-gap"], ["--to-gap", 
 
 def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
     """Return the command that fetches WAL from a repository, without the file's name and its destination."""
-    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", _address_from_anywhere(place)]
+    words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", address_of(place)]
+    # Not what they are: where they are, for what is in them must be in no setting.
+    identity, command, metadata_key = place.keys.resolved()
+    if identity is not None:
+        words += ["--identity", str(identity.absolute())]
+    if command is not None:
+        words += ["--identity-command", command]
+    if metadata_key is not None:
+        words += ["--metadata-key", str(metadata_key.absolute())]
     return [*words, "--to-gap"] if to_gap else words
-
-
-def _address_from_anywhere(place: Place) -> str:
-    """Return the address of a repository for a process that has another working directory."""
-    return str(place if place.directory is None else place.directory.absolute())
 
 
 def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False) -> str:
@@ -51,25 +57,47 @@ def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False
 def run_short(arguments: Sequence[str]) -> int | None:
     """Run a command line as ``restore_command`` makes it and return the exit code; None when it is another one."""
     match arguments:
-        case ["fetch-wal", "--repo", repo, *flags, name, destination] if flags in _FLAGS:
-            if not any(value.startswith("-") for value in (repo, name, destination)):
+        case ["fetch-wal", "--repo", repo, *flags, name, destination]:
+            sources, flags = _key_sources(flags)
+            if flags in _FLAGS and not any(value.startswith("-") for value in (repo, name, destination)):
                 return fetch_or_explain(
-                    repo, name, Path(destination), prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
+                    repo, name, Path(destination), sources, prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
                 )
     return None
 
 
+def _key_sources(flags: Sequence[str]) -> tuple[KeySources, list[str]]:
+    """Return where keys come from as the first flags say, in the order of ``fetch_wal_words``, and the others."""
+    left, found = list(flags), dict[str, str]()
+    for option in ("--identity", "--identity-command", "--metadata-key"):
+        if left[:1] == [option] and len(left) > 1:
+            found[option] = left[1]
+            del left[:2]
+    identity, command, metadata_key = map(found.get, ("--identity", "--identity-command", "--metadata-key"))
+    return KeySources(Path(identity) if identity else None, command, Path(metadata_key) if metadata_key else None), left
+
+
 def fetch_or_explain(
-    repo: Address, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False
+    repo: Address,
+    name: str,
+    destination: Path,
+    keys: KeySources | None = None,
+    *,
+    prefetch: bool = False,
+    to_gap: bool = False,
 ) -> int:
-    """Fetch a file and return the exit code; what went wrong is on stderr."""
+    """Fetch a file and return the exit code; what went wrong is on stderr.
+
+    ``keys`` are those of an address; a place has its own.
+    """
     try:
         from pgwal.engine.fetch_wal import fetch
         from pgwal.errors import ObjectNotFound, PgwalError
         from pgwal.repository.address import place_at
 
         try:
-            fetch(place_at(repo), name, destination, prefetch=prefetch, to_gap=to_gap)
+            place = place_at(repo) if keys is None else place_at(repo).with_keys(keys)
+            fetch(place, name, destination, prefetch=prefetch, to_gap=to_gap)
         except ObjectNotFound:
             print(f"pgwal: {name} is not in the repository", file=sys.stderr)
             return NOT_FOUND

@@ -101,6 +101,8 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
     lines = [f"{problem.path}: {problem.message}" for problem in report.problems]
     wal = ", ".join(map(str, report.wal_ranges)) or "none"
     lines.append(f"read {size_text(report.bytes_read)} of {len(report.backup_ids)} backups; WAL {wal}")
+    if not report.opens_files:
+        lines.append("what is encrypted was held against digests, and not opened: that takes an identity (--identity)")
     if trial is not None:
         lines += trial.problems
         if trial.stopped_before is not None:
@@ -125,6 +127,7 @@ def _document(report: VerifyReport, trial: TrialReport | None) -> dict[str, obje
     return {
         "backups": report.backup_ids,
         "bytes_read": report.bytes_read,
+        "opens_files": report.opens_files,
         "wal": [
             {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.wal_ranges
         ],

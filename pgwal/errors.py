@@ -176,6 +176,14 @@ class ForeignObject(RepositoryError):
     """Something in the repository is of a kind that pgwal does not store."""
 
 
+class KeyRequired(RepositoryError):
+    """What is wanted is encrypted, and the key to it was not given."""
+
+
+class WrongKey(RepositoryError):
+    """A key was given that does not belong to the repository, or that others may have seen."""
+
+
 class WrongCluster(RepositoryError):
     """The repository belongs to another cluster than the server or data directory at hand."""
 

@@ -36,13 +36,14 @@ CORE = {
     "replication": ALL_VALUES,
 }
 DISK = {"disk": ALL_VALUES | {"backup"}}
+KEYS = {"encryption": {"errors"}}
 SHELL = {
     "postgres": ALL_VALUES | {"backup"},
     "datadir": ALL_VALUES | {"backup"} | set(DISK),
-    "repository": ALL_VALUES | {"backup", "summary", "wal"} | set(DISK),
+    "repository": ALL_VALUES | {"backup", "summary", "wal"} | set(DISK) | set(KEYS),
 }
-ENGINE = {"engine": ALL_VALUES | set(CORE) | set(DISK) | set(SHELL)}
-ALLOWED = {**VALUES, **CORE, **DISK, **SHELL, **ENGINE}
+ENGINE = {"engine": ALL_VALUES | set(CORE) | set(DISK) | set(KEYS) | set(SHELL)}
+ALLOWED = {**VALUES, **CORE, **DISK, **KEYS, **SHELL, **ENGINE}
 
 # Opening, connecting, waiting, logging and reading the clock belong below the line.
 FORBIDDEN_IN_CORE = {
@@ -55,6 +56,8 @@ ONLY_UNDER = {
     "rich": {"pgwal_cli"},
     "prometheus_client": {"pgwal_cli"},
     "obstore": {"repository"},
+    "cryptography": {"encryption"},
+    "pyrage": {"encryption"},
 }
 
 LOCAL_ROOM = {
@@ -95,9 +98,9 @@ FILE_METHODS = {
 
 def diagram() -> str:
     """Return one line for each part: what it may import, the values under that name."""
-    below = [*reversed(SHELL), *DISK, *reversed(CORE)]
+    below = [*reversed(SHELL), *KEYS, *DISK, *reversed(CORE)]
     lines = [f"pgwal_cli    -> {', '.join([*ENGINE, *below, 'values'])}"]
-    for part, allowed in reversed([*CORE.items(), *DISK.items(), *SHELL.items(), *ENGINE.items()]):
+    for part, allowed in reversed([*CORE.items(), *DISK.items(), *KEYS.items(), *SHELL.items(), *ENGINE.items()]):
         names = [name for name in below if name in allowed]
         lines.append(f"{part:12} -> {', '.join([*names, 'values'])}")
     return "".join(f"    {line}\n" for line in lines)

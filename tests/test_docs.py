@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from obstore.exceptions import BaseError, UnknownConfigurationKeyError
@@ -16,7 +17,19 @@ from pgwal_cli.main import make_app
 
 ROOT = Path(__file__).parent.parent
 OBJECT_STORAGE = ROOT / "docs" / "object-storage.md"
-COMMANDS = get_command(make_app()).commands  # type: ignore[attr-defined]
+KEY_OPTIONS = {"--identity", "--identity-command", "--metadata-key"}
+
+
+def commands() -> dict[str, Any]:
+    """Return the commands by name, those of a group below its name."""
+    found = {}
+    for name, command in get_command(make_app()).commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {each}": below[each] for each in below}
+    return found
+
+
+COMMANDS = commands()
 CONNECTION_OPTIONS = {"-d", "-h", "-p", "-U", "-w", "-W"}
 
 
@@ -38,6 +51,9 @@ def test_every_option_is_there(name: str) -> None:
     if expected >= CONNECTION_OPTIONS:
         assert "connection options" in section
         expected -= {s for spellings in options if CONNECTION_OPTIONS & set(spellings) for s in spellings}
+    if expected >= KEY_OPTIONS:
+        assert "key options" in section
+        expected -= KEY_OPTIONS
     assert documented == expected
 
 

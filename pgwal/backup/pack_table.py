@@ -24,8 +24,11 @@ FRAME_SIZE = 1 << 20
 PACK_MAGIC = b"PGWALPK1"
 PACK_HEADER_SIZE = len(PACK_MAGIC) + 16
 """The magic, and the bytes of the pack's name."""
+SEAL_SIZE = 20
+"""How much longer an encrypted frame is."""
 
 _PACK_NAME = re.compile(r"[0-9a-f]{32}")
+_HEX = re.compile(r"(?:[0-9a-f]{2}){1,1024}")
 _FRAME_DIGEST = re.compile(r"[0-9a-f]{32}")
 _MAX_PACK_SIZE = (1 << 63) - 1
 _ROW = struct.Struct("<QII16s")
@@ -47,8 +50,8 @@ class Extent(NamedTuple):
 class Frame(NamedTuple):
     """A frame: where it lies in its pack, how many bytes are stored there, and of how many bytes of files.
 
-    It is stored as it is where both numbers are equal, compressed otherwise.  ``digest`` is the xxh3-128 digest of what
-    is stored.
+    It is stored as it is where both numbers are equal, compressed otherwise; encrypted, it is SEAL_SIZE bytes longer.
+    ``digest`` is the xxh3-128 digest of what is stored.
     """
 
     offset: int
@@ -57,15 +60,23 @@ class Frame(NamedTuple):
     digest: bytes
 
 
+class Sealed(NamedTuple):
+    """What an encrypted pack begins with, instead of the magic and its name, and what it ends with."""
+
+    header: bytes
+    trailer: bytes = b""
+
+
 class Pack:
     """A pack and those of its frames that a backup needs, in 40 bytes each; ``size_bytes`` is that of the object.
 
     A position in it counts the bytes of files in its frames, whatever is stored of them.
     """
 
-    def __init__(self, name: str, size_bytes: int = PACK_HEADER_SIZE) -> None:
+    def __init__(self, name: str, size_bytes: int | None = None, sealed: Sealed | None = None) -> None:
         self.name = name
-        self.size_bytes = size_bytes
+        self.sealed = sealed
+        self.size_bytes = len(self.header) if size_bytes is None else size_bytes
         self._rows = bytearray()
         self._ends = array("Q")
         """The position at which each frame ends."""
@@ -82,6 +93,12 @@ class Pack:
         """Add a frame behind the others."""
         self._rows += _ROW.pack(*frame)
         self._ends.append(self.end + frame.size_bytes)
+
+    def end_with(self, trailer: bytes) -> None:
+        """Note what an encrypted pack ends with, behind its last frame."""
+        if self.sealed is not None:
+            self.sealed = self.sealed._replace(trailer=trailer)
+            self.size_bytes += len(trailer)
 
     @property
     def end(self) -> int:
@@ -100,16 +117,24 @@ class Pack:
     @property
     def header(self) -> bytes:
         """What the object begins with."""
+        if self.sealed is not None:
+            return self.sealed.header
         return PACK_MAGIC + bytes.fromhex(self.name)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """How much longer a frame is stored for being sealed."""
+        return 0 if self.sealed is None else SEAL_SIZE
 
     def check(self) -> None:
         """Raise FormatError unless its frames lie in it, one behind the other."""
-        position = PACK_HEADER_SIZE
+        position = len(self.header)
         for frame in self:
-            if frame.offset < position or not 0 < frame.stored_size_bytes <= frame.size_bytes <= FRAME_SIZE:
+            length = frame.stored_size_bytes - self.overhead_bytes
+            if frame.offset < position or not 0 < length <= frame.size_bytes <= FRAME_SIZE:
                 raise FormatError(f"catalogue entry: pack {self.name} cannot have the frame at byte {frame.offset}")
             position = frame.offset + frame.stored_size_bytes
-        if position > self.size_bytes:
+        if position + self.overhead_bytes > self.size_bytes:
             raise FormatError(
                 f"catalogue entry: the frames of pack {self.name} reach beyond its {self.size_bytes} bytes"
             )
@@ -137,7 +162,10 @@ def encode_packs(packs: Iterable[Pack]) -> Iterator[bytes]:
     """Yield the lines of packs, without newlines: one for each, and behind it one for each of its frames."""
     for pack in packs:
         pack.check()
-        yield json.dumps({"pack": pack.name, "size": pack.size_bytes, "frames": len(pack)}).encode()
+        document: dict[str, object] = {"pack": pack.name, "size": pack.size_bytes, "frames": len(pack)}
+        if pack.sealed is not None:
+            document["sealed"] = [pack.sealed.header.hex(), pack.sealed.trailer.hex()]
+        yield json.dumps(document).encode()
         for frame in pack:
             yield (f'[{frame.offset}, {frame.stored_size_bytes}, {frame.size_bytes}, "{frame.digest.hex()}"]'.encode())
 
@@ -157,14 +185,14 @@ class PackReader:
             return
         if self.packs:
             self.packs[-1].check()
-        if not isinstance(value, dict) or value.keys() != _PACK_KEYS:
+        if not isinstance(value, dict) or value.keys() - {"sealed"} != _PACK_KEYS:
             raise FormatError("catalogue entry: a pack has not the members of one")
         name, size_bytes, count = value["pack"], value["size"], value["frames"]
         if not isinstance(name, str) or _PACK_NAME.fullmatch(name) is None:
             raise FormatError(f"catalogue entry: {name!r} is not the name of a pack")
         if not _is_number(size_bytes, _MAX_PACK_SIZE) or not _is_number(count, _MAX_PACK_SIZE):
             raise FormatError(f"catalogue entry: a number of pack {name} is out of range")
-        self.packs.append(Pack(name, size_bytes))
+        self.packs.append(Pack(name, size_bytes, _sealed(value["sealed"]) if "sealed" in value else None))
         self._left = count
 
     def finish(self) -> list[Pack]:
@@ -182,13 +210,27 @@ def _is_number(value: object, highest: int) -> bool:
     return type(value) is int and 0 <= value <= highest
 
 
+def _sealed(value: Any) -> Sealed:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(part, str) and _HEX.fullmatch(part) for part in value)
+    ):
+        raise FormatError("catalogue entry: how a pack is sealed cannot be read")
+    header, trailer = map(bytes.fromhex, value)
+    if len(trailer) != SEAL_SIZE:
+        raise FormatError("catalogue entry: the end of a pack is of another length")
+    return Sealed(header, trailer)
+
+
 def _frame(value: Any) -> Frame:
     if not isinstance(value, list) or len(value) != 4:
         raise FormatError("catalogue entry: a frame has not the members of one")
     offset, stored_size_bytes, size_bytes, digest = value
     if (
         not _is_number(offset, _MAX_PACK_SIZE)
-        or not all(_is_number(size, FRAME_SIZE) for size in (stored_size_bytes, size_bytes))
+        or not _is_number(size_bytes, FRAME_SIZE)
+        or not _is_number(stored_size_bytes, FRAME_SIZE + SEAL_SIZE)
         or not isinstance(digest, str)
         or _FRAME_DIGEST.fullmatch(digest) is None
     ):

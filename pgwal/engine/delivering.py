@@ -53,13 +53,13 @@ def deliver_left(place: Place, options: StreamOptions) -> None:
     That receiver had held it against the server when it wrote it.  Raises RepositoryError where it does not go on with
     what is stored, or the store fails; nothing is done for a repository in a directory.
     """
-    if not place.is_remote:
-        return
     from pgwal.repository.spooled_place import has_spooled_wal
 
     if not has_spooled_wal(place, options.spool.directory):
         return
     repository = Repository.open(place)
+    if not repository.place.is_remote:
+        return
     with ExitStack() as held:
         held.enter_context(repository.lock_receiver())
         _, delivery = deliver(repository, options, held)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pgwal.engine.prefetch_wal import Spool
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, TargetError, WalGap
 from pgwal.repository.layout import IDENTITY_NAME, RepositoryIdentity
+from pgwal.repository.sealing import sealed_place
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory
@@ -74,7 +75,7 @@ class _Segments:
             raise PgwalError(f"there is no repository in {place}", hint="Check restore_command.") from error
         place.require_trusted()
         self.geometry = self._identity.geometry
-        self._archive = WalArchive(place.store, self.geometry)
+        self._archive = WalArchive(sealed_place(place, self._identity).store, self.geometry)
 
     def history(self, name: str) -> bytes:
         content = self._archive.read_file(name)

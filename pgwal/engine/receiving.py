@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.001
 _REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.3, 3.2
 """Where the repository is reached over a network, each look is a request: waits grow by half of the last one."""
+_LONGEST_SEALED_POLL_S = 0.05
+"""Where what is looked at has to be decrypted."""
 _LISTED_EVERY = 8
 """The receiver says there how far it is; only now and then it is looked whether it has got further."""
 STALLED_S = 60.0
@@ -81,7 +83,8 @@ class ReceivedWal:
     def _wait(self, timeline_id: int, lsn: Lsn, *, complete: bool) -> None:
         last_position, last_progress_s = Lsn(0), time.monotonic()
         waits_since = time.time()
-        is_remote = self._repository.place.is_remote
+        place = self._repository.place
+        is_remote = place.is_remote and place.directory is None
         poll_s, proof_after_s, proof_interval_s = _POLL_S, _PROOF_AFTER_S, _PROOF_INTERVAL_S
         if is_remote:
             poll_s, proof_after_s, proof_interval_s = _REMOTE_POLL_S, _REMOTE_PROOF_AFTER_S, _REMOTE_PROOF_INTERVAL_S
@@ -114,6 +117,8 @@ class ReceivedWal:
                 proven_at_s = time.monotonic()
             if not is_remote:
                 time.sleep(poll_s)
+                if place.is_remote:
+                    poll_s = min(2 * poll_s, _LONGEST_SEALED_POLL_S)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.

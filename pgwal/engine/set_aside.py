@@ -16,7 +16,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import move, objects_in
+from pgwal.repository.store import move, objects_in, store_again
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import summary_file_name
@@ -70,7 +70,7 @@ def _divide(repository: Repository, names: Sequence[str], place: str, lsn: Lsn) 
     copied = [name for name in names if name not in whole]
     # Before anything takes their place.
     for name in copied:
-        store.put(f"{place}/{name}", store.get(name, most_bytes=store.size(name)))
+        store_again(store, name, f"{place}/{name}")
     # Beside a whole one it does not count.
     store.put(partial, common, replace=True)
     for name in whole:

@@ -81,7 +81,9 @@ class _ListedFile(NamedTuple):
 class StoredBackup:
     """One backup to verify; ``problems`` is what was found so far, ``control`` and ``label`` are what could be read."""
 
-    def __init__(self, repository: Repository, backup_id: str) -> None:
+    def __init__(self, repository: Repository, backup_id: str, *, opens_files: bool = True) -> None:
+        """Without ``opens_files``, what takes an identity to read is held against the digests of what is stored."""
+        self._opens_files = opens_files
         self.problems: list[Problem] = []
         self.control: ControlFile | None = None
         self.label: BackupLabel | None = None
@@ -119,7 +121,7 @@ class StoredBackup:
         if self._entry_is_whole or self._manifest_is_whole:
             self._find_extra_files()
         if self._entry_is_whole:
-            for name, error in self._data.damage():
+            for name, error in self._data.damage(of_unread=not self._opens_files):
                 self._note_at(name, _reason(error))
         if entry is not None:
             self._check_facts(entry, prior)
@@ -135,6 +137,8 @@ class StoredBackup:
         checked_before = entry.start_lsn if entry is not None and entry.data_checksums else None
 
         def check(listed: _ListedFile) -> int:
+            if not self._opens_files and listed.path != BACKUP_LABEL_NAME:
+                return 0
             self._check_file(*listed, checked_before)
             return listed.size_bytes
 
@@ -248,14 +252,8 @@ class StoredBackup:
                 check_link(entry, prior)
             except ChainError as error:
                 self._note_at(self._entry_name, str(error))
-        with self._noting_data(CONTROL_FILE_PATH):
-            control = ControlFile.decode(self._content(CONTROL_FILE_PATH))
-            of_control = (control.system_identifier, control.major, control.segment_size)
-            if of_control != (entry.system_identifier, entry.major, entry.wal_segment_size):
-                raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
-            if bool(control.data_checksum_version) != entry.data_checksums:
-                raise FormatError(f"it and {BACKUP_ENTRY_NAME} differ on whether data checksums are on")
-            self.control = control
+        if self._opens_files:
+            self._check_control_and_version(entry)
         with self._noting_data(BACKUP_LABEL_NAME):
             label = BackupLabel.decode(self._content(BACKUP_LABEL_NAME))
             if (label.start_lsn, label.start_timeline_id) != (entry.start_lsn, entry.start_timeline_id):
@@ -266,6 +264,16 @@ class StoredBackup:
             if (prior is not None or entry.prior_id is None) and label.incremental_from != built_on:
                 raise FormatError("it names another prior backup")
             self.label = label
+
+    def _check_control_and_version(self, entry: BackupEntry) -> None:
+        with self._noting_data(CONTROL_FILE_PATH):
+            control = ControlFile.decode(self._content(CONTROL_FILE_PATH))
+            of_control = (control.system_identifier, control.major, control.segment_size)
+            if of_control != (entry.system_identifier, entry.major, entry.wal_segment_size):
+                raise FormatError(f"it is of another cluster: system identifier {control.system_identifier}")
+            if bool(control.data_checksum_version) != entry.data_checksums:
+                raise FormatError(f"it and {BACKUP_ENTRY_NAME} differ on whether data checksums are on")
+            self.control = control
         with self._noting_data("PG_VERSION"):
             if self._content("PG_VERSION") != f"{entry.major}\n".encode():
                 raise FormatError(f"it is not that of PostgreSQL {entry.major}")

@@ -18,6 +18,7 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
+from pgwal.repository.store import as_sealing
 from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import summary_file_name
@@ -55,6 +56,26 @@ class StoredWal:
             self._compare(summary_range, *self._scan(summary_range))
         self._check_links()
         self._check_compressed_files()
+
+    def verify_unread(self) -> None:
+        """Check, without an identity, that each segment is there and looks as it was stored; and the summaries."""
+        archive, timeline_id = self._repository.wal, self._wanted.timeline_id
+        first, last = self._geometry.segment_no(self._wanted.start), self._geometry.last_segment_no(self._wanted.end)
+        missing = archive.first_missing(timeline_id, range(first, last + 1), whole=range(first, last))
+        if missing is not None:
+            name = self._geometry.file_name(timeline_id, missing)
+            self._note(f"{WAL_DIRECTORY}/{name}", "it is missing, or not whole")
+        sealing = as_sealing(self._repository.store)
+        for segment in archive.segments():
+            if segment.timeline_id == timeline_id and first <= segment.segment_no <= last and sealing is not None:
+                name = f"{WAL_DIRECTORY}/{segment.name}"
+                try:
+                    sealing.require_form(name)
+                except FormatError as error:
+                    self._note(name, str(error))
+        for summary_range in sorted(self._summaries):
+            self._compare(summary_range, None, UNKNOWN)
+        self._check_links()
 
     def _read_from(self, position: Lsn, tell: Callable[[int], None]) -> Lsn:
         """Read on to the end, or to something that is wrong, and return from where to go on behind that."""

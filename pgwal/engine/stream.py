@@ -80,6 +80,8 @@ class Receiver:
         self._options = options
         self._stop = stop
         self._open_sender = opener
+        self._opened: Repository | None = None
+        """The repository as it is stored, whatever waits in a spool."""
         self._repository: Repository | None = None
         self._delivery: Delivery | None = None
         self._slot_ensured = False
@@ -217,6 +219,7 @@ class Receiver:
             repository = Repository.open_or_create(self._place, identity)
             held.enter_context(repository.lock_receiver(for_backup=self._options.for_backup))
             before = repository.receiver_state()
+            self._opened = repository
             self._repository, self._delivery = deliver(repository, self._options, held)
             self.progress.connected(self._delivery, before.level_at if before is not None else None)
         elif self._delivery is not None:
@@ -255,8 +258,9 @@ class Receiver:
         What an earlier receiver left in a spool is received again, as far as the server still has it, and compared,
         before any of it is stored: behind those that are stored.
         """
-        if self._place.is_remote and self._delivery is not None and not self._delivery.is_proven:
-            stored = WalArchive(self._place.store, archive.geometry).segments()
+        repository = self._opened
+        if repository is not None and repository.place.is_remote and self._delivery and not self._delivery.is_proven:
+            stored = WalArchive(repository.store, archive.geometry).segments()
             if stored:
                 return stored
         return archive.segments()

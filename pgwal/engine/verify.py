@@ -30,7 +30,7 @@ from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, STORAGE
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.storage_format import StorageFormat
-from pgwal.repository.store import folders_in
+from pgwal.repository.store import as_sealing, folders_in
 from pgwal.timeline import history_file_name
 from pgwal.wal.checkpoint import require_labels_checkpoint, require_pg_controls_checkpoint
 from pgwal.wal.page_magic import wal_format_of_major
@@ -54,6 +54,8 @@ class VerifyReport:
     entries: dict[str, BackupEntry] = field(default_factory=dict)
     wal_ranges: list[LsnRange] = field(default_factory=list)
     bytes_read: int = 0
+    opens_files: bool = True
+    """Whether files and WAL were read: what is encrypted takes an identity."""
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -66,6 +68,7 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
     repository = Repository.open(request.place)
     with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
         report = _select(repository, request.backup_id, held)
+        report.opens_files = as_sealing(repository.store) is None or request.place.keys.has_identity
         verification = _Verification(repository, report, request.jobs, on_progress)
         try:
             verification.run(workers)
@@ -158,12 +161,12 @@ class _Verification:
             entry = report.entries.get(backup_id)
             prior = report.entries.get(entry.prior_id) if entry is not None and entry.prior_id is not None else None
             self._check_chain(backup_id)
-            stored = StoredBackup(self._repository, backup_id)
+            stored = StoredBackup(self._repository, backup_id, opens_files=report.opens_files)
             stored.verify(entry, prior, workers, self._jobs, self._tell)
             report.problems += stored.problems
             self._starts[backup_id] = stored.label, stored.control
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
-        for wal, future in [(wal, workers.submit(wal.verify, self._tell)) for wal in stored_wal]:
+        for wal, future in [(wal, workers.submit(self._verify_wal, wal)) for wal in stored_wal]:
             try:
                 future.result()
             except StoreUnavailable:
@@ -174,6 +177,12 @@ class _Verification:
             report.problems += wal.problems
         self._check_switches()
         self._check_starts()
+
+    def _verify_wal(self, wal: StoredWal) -> None:
+        if self._report.opens_files:
+            wal.verify(self._tell)
+        else:
+            wal.verify_unread()
 
     def _tell(self, size_bytes: int) -> None:
         if self.is_stopping:

@@ -69,8 +69,11 @@ class BackupData(Protocol):
     def open(self, path: str) -> StoredContent:
         """Open a file; raises ObjectNotFound, and ForeignObject for what is no file."""
 
-    def damage(self) -> Iterator[tuple[str, PgwalError]]:
-        """Yield the names of objects, and what is wrong there, as far as reading all files does not show it."""
+    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
+        """Yield the names of objects, and what is wrong there, as far as reading all files does not show it.
+
+        With ``of_unread`` no file was read: what can be told without opening anything is told of all that is packed.
+        """
 
     def path(self, path: str) -> Path | None:
         """Return where a file of the operating system holds the content, None where none does."""

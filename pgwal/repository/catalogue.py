@@ -36,6 +36,7 @@ from pgwal.repository.layout import (
 from pgwal.repository.object_reader import open_buffered
 from pgwal.repository.pack_pool import list_packs, remove_packs
 from pgwal.repository.place import Place
+from pgwal.repository.sealing import format_for_new_files
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal.repository.store import StoredObject, as_renaming, folders_in
@@ -280,9 +281,9 @@ class Catalogue:
     def stage(self, backup_id: str, jobs: int = 1) -> StagedBackup:
         """Begin a backup, which does not count until it is published; what is packed is so in ``jobs`` threads.
 
-        Raises FormatError for a damaged format.json.
+        Raises FormatError for a damaged format.json, WrongKey for one that was exchanged.
         """
-        return StagedBackup(self._place, backup_id, StorageFormat.of(self._store), jobs)
+        return StagedBackup(self._place, backup_id, format_for_new_files(self._store), jobs)
 
     def unfinished(self) -> list[str]:
         """Return the folders of what abandoned and removed backups left, or of the one that is being taken."""

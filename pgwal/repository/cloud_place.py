@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import FormatError, RepositoryError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class CloudPlace:
 
     address: str
     given_client: Client | None = field(default=None, compare=False, repr=False)
+    keys: KeySources = field(default=KeySources(), compare=False)
 
     @classmethod
     def parse(cls, url: str) -> CloudPlace:
@@ -123,6 +125,9 @@ class CloudPlace:
         from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
 
         return DEFAULT_PACKED_FORMAT
+
+    def with_keys(self, keys: KeySources) -> CloudPlace:
+        return replace(self, keys=keys)
 
     def require_trusted(self) -> None:
         """Who may write there is what the bucket's policies say, and is not to be seen by a client."""

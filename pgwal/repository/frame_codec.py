@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import zstandard
 from xxhash import xxh3_128_digest
 
 from pgwal.backup.pack_table import FRAME_SIZE, Frame
+from pgwal.encryption.container import opened_pack_frame
 from pgwal.errors import ChecksumMismatch, FormatError
+
+if TYPE_CHECKING:
+    from pgwal.encryption.container import FrameCipher
+
+Seal: TypeAlias = Callable[[int, bytes | bytearray], bytes]
+"""Encrypts what is stored of the frame of a number, once for each."""
 
 _ANOTHER_BACKUP = "Restore another backup."
 
@@ -43,15 +51,15 @@ class FrameEncoder:
         self.most_waiting = min(jobs + 1, _MOST_WAITING)
         """So many frames of one stream keep all threads at work; they are what it has in memory."""
 
-    def begin(self, content: bytes | bytearray) -> Future[EncodedFrame]:
-        """Have a frame encoded, which must not change any more."""
-        return self._threads.submit(self.encode, content)
+    def begin(self, content: bytes | bytearray, seal: Seal | None = None, number: int = 0) -> Future[EncodedFrame]:
+        """Have a frame encoded, which must not change any more; ``seal`` encrypts it, as the frame of a number."""
+        return self._threads.submit(self.encode, content, seal, number)
 
-    def encode(self, content: bytes | bytearray) -> EncodedFrame:
+    def encode(self, content: bytes | bytearray, seal: Seal | None = None, number: int = 0) -> EncodedFrame:
         """Encode a frame; what compression makes no smaller is stored as it is."""
-        stored = b"" if self._level is None else self._compressor(self._level).compress(content)
-        if not stored or len(stored) >= len(content):
-            stored = bytes(content)
+        shrunk = b"" if self._level is None else self._compressor(self._level).compress(content)
+        kept = shrunk if shrunk and len(shrunk) < len(content) else content
+        stored = bytes(kept) if seal is None else seal(number, kept)
         return EncodedFrame(stored, xxh3_128_digest(stored), len(content))
 
     def close(self) -> None:
@@ -71,21 +79,18 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._of_thread = threading.local()
 
-    def decode(self, stored: bytes, frame: Frame, number: int, place: str) -> bytes:
+    def decode(self, stored: bytes, frame: Frame, number: int, place: str, cipher: FrameCipher | None = None) -> bytes:
         """Return what a frame holds; ``number`` is its own, ``place`` what people call that of its pack.
+
+        ``cipher`` opens it where it is encrypted.
 
         Raises ChecksumMismatch unless the stored bytes are what the entry says, FormatError unless they inflate to what
         it says: never to more.
         """
-        if len(stored) != frame.stored_size_bytes or xxh3_128_digest(stored) != frame.digest:
-            raise ChecksumMismatch(
-                f"frame {number} of {place} is damaged: the {frame.stored_size_bytes} bytes from byte {frame.offset}"
-                " on are not what was stored",
-                hint=_ANOTHER_BACKUP,
-                path=place,
-                offset_bytes=frame.offset,
-            )
-        if frame.stored_size_bytes == frame.size_bytes:
+        self.require_digest(stored, frame, number, place)
+        if cipher is not None:
+            stored = opened_pack_frame(cipher, stored, place)
+        if len(stored) == frame.size_bytes:
             return stored
         try:
             if zstandard.frame_content_size(stored) != frame.size_bytes or frame.size_bytes > FRAME_SIZE:
@@ -101,6 +106,17 @@ class FrameDecoder:
                 offset_bytes=frame.offset,
             ) from error
         return content
+
+    def require_digest(self, stored: bytes, frame: Frame, number: int, place: str) -> None:
+        """Raise ChecksumMismatch unless the stored bytes are what the entry says."""
+        if len(stored) != frame.stored_size_bytes or xxh3_128_digest(stored) != frame.digest:
+            raise ChecksumMismatch(
+                f"frame {number} of {place} is damaged: the {frame.stored_size_bytes} bytes from byte {frame.offset}"
+                " on are not what was stored",
+                hint=_ANOTHER_BACKUP,
+                path=place,
+                offset_bytes=frame.offset,
+            )
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:
         if not hasattr(self._of_thread, "decompressor"):

@@ -11,10 +11,11 @@ from threading import Lock
 from typing import NamedTuple
 
 from pgwal.backup.pack_table import Pack
+from pgwal.encryption.container import FrameCipher, SealedFor
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.repository.frame_codec import FrameDecoder
 from pgwal.repository.pack_pool import pack_object
-from pgwal.repository.store import ByteRange, ObjectStore
+from pgwal.repository.store import ByteRange, ObjectStore, as_sealing
 
 _MOST_KEPT = 32
 _MOST_AHEAD = 24
@@ -52,6 +53,7 @@ class FrameReader:
         self._ahead = OrderedDict[_Key, _Ahead]()
         self._asked_count = 0
         self._lock = Lock()
+        self._ciphers: dict[str, FrameCipher] = {}
 
     def content(self, pack: Pack, number: int, last: int | None = None) -> bytes:
         """Return what a frame holds; those behind it up to the frame ``last`` will be wanted next.
@@ -119,6 +121,19 @@ class FrameReader:
             self._kept.popitem(last=False)
 
     def _read(self, pack: Pack, number: int) -> bytes:
+        stored, place = self._stored(pack, number)
+        return self._decoder.decode(stored, pack[number], number, place, self._cipher(pack))
+
+    def require_stored(self, pack: Pack, number: int) -> None:
+        """Raise FormatError unless a frame is stored as its entry says; what is encrypted is not opened."""
+        stored, place = self._stored(pack, number)
+        if pack.sealed is None:
+            self._decoder.decode(stored, pack[number], number, place)
+        else:
+            self._decoder.require_digest(stored, pack[number], number, place)
+
+    def _stored(self, pack: Pack, number: int) -> tuple[bytes, str]:
+        """Return what is stored of a frame, and what people call the place of its pack."""
         frame, name = pack[number], pack_object(pack.name)
         place = self._store.locate(name)
         try:
@@ -127,4 +142,20 @@ class FrameReader:
             raise FormatError(
                 f"{place} is missing, and with it what it holds of files", hint=_ANOTHER_BACKUP
             ) from error
-        return self._decoder.decode(stored, frame, number, place)
+        return stored, place
+
+    def _cipher(self, pack: Pack) -> FrameCipher | None:
+        if pack.sealed is None:
+            return None
+        cipher = self._ciphers.get(pack.name)
+        if cipher is None:
+            cipher = self._ciphers[pack.name] = pack_cipher(self._store, pack)
+        return cipher
+
+
+def pack_cipher(store: ObjectStore, pack: Pack) -> FrameCipher:
+    """Return what opens the frames of an encrypted pack; raises KeyRequired, FormatError."""
+    name, sealing = pack_object(pack.name), as_sealing(store)
+    if sealing is None:
+        raise FormatError(f"{store.locate(name)} is encrypted, in a repository that is not", hint=_ANOTHER_BACKUP)
+    return sealing.keys.opening(pack.header, name, SealedFor.RECIPIENTS, store.locate(name))

@@ -62,7 +62,7 @@ class LocalBackupData:
             for name in sorted((*names, *links)):
                 yield os.path.relpath(os.path.join(parent, name), self._root)  # noqa: PTH118 (a million of them)
 
-    def damage(self) -> Iterator[tuple[str, FormatError]]:
+    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
 
     def open(self, path: str) -> LocalContent:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.repository.local import LocalStore
 from pgwal.repository.ownership import require_only_owner_writes, require_own
 
@@ -22,6 +23,7 @@ class LocalPlace:
     """See pgwal.repository.place.Place."""
 
     root: Path
+    keys: KeySources = field(default=KeySources(), compare=False)
 
     @property
     def is_remote(self) -> bool:
@@ -60,6 +62,9 @@ class LocalPlace:
         from pgwal.repository.storage_format import PLAIN_FORMAT
 
         return PLAIN_FORMAT
+
+    def with_keys(self, keys: KeySources) -> LocalPlace:
+        return replace(self, keys=keys)
 
     def require_trusted(self) -> None:
         require_only_owner_writes(self.store)

@@ -8,6 +8,7 @@ from io import BytesIO
 from threading import Lock
 from typing import IO
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, RepositoryLocked
 from pgwal.repository.storage_format import PLAIN_FORMAT
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, ObjectStore, StoredObject, StoreFeature, too_large
@@ -197,13 +198,17 @@ class MemoryPlace:
     request_counts = None
     default_format = PLAIN_FORMAT
 
-    def __init__(self) -> None:
-        self.store = MemoryStore()
+    def __init__(self, keys: KeySources = KeySources(), store: MemoryStore | None = None) -> None:  # noqa: B008
+        self.keys = keys
+        self.store = store or MemoryStore()
         self.leases = MemoryLeases(self.store)
         self.spool = MemorySpool(self.store)
 
     def __str__(self) -> str:
         return "memory:"
+
+    def with_keys(self, keys: KeySources) -> MemoryPlace:
+        return MemoryPlace(keys, self.store)
 
     def require_trusted(self) -> None:
         pass

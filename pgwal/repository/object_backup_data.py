@@ -61,7 +61,7 @@ class ObjectBackupData:
         except RepositoryError as error:
             on_error("", error)
 
-    def damage(self) -> Iterator[tuple[str, FormatError]]:
+    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
 
     def open(self, path: str) -> _ObjectContent:

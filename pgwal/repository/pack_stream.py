@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack
 from pgwal.checksum import ContentDigest
@@ -15,23 +16,34 @@ from pgwal.repository.passage import Abandoned, Passage
 from pgwal.repository.store import ObjectStore
 from pgwal.repository.written_file import WrittenFile
 
+if TYPE_CHECKING:
+    from pgwal.encryption.container import PackSeal
+
 PACK_SIZE = 256 << 20
 """A pack that has so many bytes gets no more frames."""
 _MOST_PENDING = 2
 """So many full packs may still be on their way into the store."""
 
 
+class NewPack(NamedTuple):
+    """A pack that is begun: its number in the backup's entry, and what encrypts it, None where nothing does."""
+
+    number: int
+    pack: Pack
+    seal: PackSeal | None
+
+
 class PackStream:
     """Stores files in packs; for one thread at a time.
 
-    ``begin`` gives a new pack and its number.  What waits is a frame, a few that are being encoded, and a few more on
+    ``begin`` gives a new pack.  What waits is a frame, a few that are being encoded, and a few more on
     their way.
     """
 
     def __init__(
         self,
         store: ObjectStore,
-        begin: Callable[[], tuple[int, Pack]],
+        begin: Callable[[], NewPack],
         encoder: FrameEncoder,
         *,
         pack_size: int = PACK_SIZE,
@@ -45,6 +57,7 @@ class PackStream:
         """Frames of the open pack, in order, that are yet to go into it."""
         self._pack: Pack | None = None
         self._pack_number = -1
+        self._seal: PackSeal | None = None
         self._passage = Passage()
         self._putter = ThreadPoolExecutor(_MOST_PENDING, "put-pack")
         self._pending: list[Future[None]] = []
@@ -109,7 +122,8 @@ class PackStream:
         pack = self._open_pack()
         frame, self._frame = self._frame, self._frame[size_bytes:]
         del frame[size_bytes:]
-        self._encoding.append(self._encoder.begin(frame))
+        seal = None if self._seal is None else self._seal.seal
+        self._encoding.append(self._encoder.begin(frame, seal, len(pack) + len(self._encoding)))
         while len(self._encoding) > self._encoder.most_waiting or (self._encoding and self._may_be_full(pack)):
             self._store_oldest(pack)
         # Here, where nothing waits that is to be in this pack.
@@ -118,7 +132,8 @@ class PackStream:
 
     def _may_be_full(self, pack: Pack) -> bool:
         """Tell whether a pack may be full when it has what is being encoded, which is at most a frame's size each."""
-        return pack.size_bytes + len(self._encoding) * FRAME_SIZE >= self._pack_size
+        most_bytes = FRAME_SIZE + pack.overhead_bytes
+        return pack.size_bytes + len(self._encoding) * most_bytes >= self._pack_size
 
     def _store_oldest(self, pack: Pack) -> None:
         """Put the oldest frame that is being encoded into its pack."""
@@ -132,7 +147,7 @@ class PackStream:
         if self._pack is None:
             while len(self._pending) >= _MOST_PENDING or (self._pending and self._pending[0].done()):
                 self._await_oldest()
-            self._pack_number, self._pack = self._begin()
+            self._pack_number, self._pack, self._seal = self._begin()
             self._passage = Passage()
             self._pending.append(self._putter.submit(self._put, pack_object(self._pack.name), self._passage))
             self._push(self._pack.header)
@@ -162,5 +177,9 @@ class PackStream:
         if self._pack is not None:
             while self._encoding:
                 self._store_oldest(self._pack)
+            if self._seal is not None:
+                trailer = self._seal.trailer(len(self._pack))
+                self._push(trailer)
+                self._pack.end_with(trailer)
             self._passage.complete()
             self._pack = None

@@ -86,14 +86,14 @@ class PackedBackupData:
     def path(self, path: str) -> Path | None:
         return self._plain.path(path) if path in AS_THEY_ARE else None
 
-    def damage(self) -> Iterator[tuple[str, PgwalError]]:
+    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
         """See BackupData: cut or extended packs, exchanged ones, and frames of which no file has anything."""
         for pack, unused in zip(self._index.contents.packs, self._index.frames_without_files(), strict=True):
             name = pack_object(pack.name)
             try:
                 self._check_object(pack, name)
-                for number in unused:
-                    self._frames.content(pack, number)
+                for number in range(len(pack)) if of_unread else unused:
+                    self._frames.require_stored(pack, number)
             except StoreUnavailable:
                 raise
             except (FormatError, RepositoryError) as error:
@@ -106,6 +106,11 @@ class PackedBackupData:
         (header,) = self._store.get_ranges(name, [ByteRange(0, len(pack.header))])
         if header != pack.header:
             raise FormatError("it does not begin as the pack of its name does")
+        if pack.sealed is not None:
+            end = pack.sealed.trailer
+            (trailer,) = self._store.get_ranges(name, [ByteRange(size_bytes - len(end), size_bytes)])
+            if trailer != end:
+                raise FormatError("it does not end as the pack of its name does")
 
     @property
     def _index(self) -> _Index:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.manifest import MANIFEST_NAME
-from pgwal.backup.pack_table import FRAME_SIZE, Pack, PackedContents
+from pgwal.backup.pack_table import FRAME_SIZE, Pack, PackedContents, Sealed
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import new_pack_name, pack_object
-from pgwal.repository.pack_stream import PackStream
-from pgwal.repository.store import ObjectStore
+from pgwal.repository.pack_stream import NewPack, PackStream
+from pgwal.repository.store import ObjectStore, as_sealing
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
@@ -115,8 +115,11 @@ class PackedBackupDataWriter:
                 self._idle.append(stream)
                 self._changed.notify()
 
-    def _begin_pack(self) -> tuple[int, Pack]:
-        pack = Pack(new_pack_name())
+    def _begin_pack(self) -> NewPack:
+        name, sealing, seal = new_pack_name(), as_sealing(self._store), None
+        if sealing is not None:
+            seal = sealing.keys.pack_seal(pack_object(name), bytes.fromhex(name))
+        pack = Pack(name, sealed=None if seal is None else Sealed(seal.header))
         with self._changed:
             self._packs.append(pack)
-            return len(self._packs) - 1, pack
+            return NewPack(len(self._packs) - 1, pack, seal)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from pgwal.encryption.key_sources import KeySources
     from pgwal.repository.lease import Leases
     from pgwal.repository.spool import Spool
     from pgwal.repository.storage_format import StorageFormat
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 class Place(Protocol):
     """A place for a repository; as a string it is the address that people know it by."""
+
+    @property
+    def keys(self) -> KeySources:
+        """Where the keys come from if what is there is encrypted."""
 
     @property
     def store(self) -> ObjectStore: ...
@@ -44,6 +49,9 @@ class Place(Protocol):
     def default_format(self) -> StorageFormat:
         """How a new repository stores the files of backups there, unless it is told."""
 
+    def with_keys(self, keys: KeySources) -> Place:
+        """Return the same place for whoever has other keys."""
+
     def require_trusted(self) -> None:
         """Raise RepositoryError where others than the repository's owner could have changed what it holds."""
 
@@ -61,3 +69,8 @@ class Place(Protocol):
 
     def make(self, folders: Iterable[str] = ()) -> None:
         """Have the place, and folders in it, be there, durably; they may be there already."""
+
+
+def address_of(place: Place) -> str:
+    """Return the address of a place for whoever has another working directory."""
+    return str(place if place.directory is None else place.directory.absolute())

@@ -23,6 +23,7 @@ from pgwal.repository.layout import (
     BACKUP_DIRECTORY,
     BACKUP_LOCK_NAME,
     IDENTITY_NAME,
+    KEY_DIRECTORY,
     PACK_DIRECTORY,
     RECEIVER_LOCK_NAME,
     RECEIVER_STATE_NAME,
@@ -32,7 +33,8 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.place import Place
-from pgwal.repository.storage_format import PLAIN_FORMAT
+from pgwal.repository.sealing import require_unencrypted, sealed_place
+from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.repository.store import names_in
 from pgwal.repository.summaries import SummaryFiles, is_summary_file_name
 from pgwal.repository.wal_archive import WalArchive
@@ -144,7 +146,7 @@ class Repository:
                 hint="pgwal stream, full and backup make one; check --repo or PGWAL_REPO.",
             ) from None
         place.require_trusted()
-        return cls(place, identity)
+        return cls(sealed_place(place, identity), identity)
 
     @classmethod
     def open_or_create(cls, address: Address, identity: RepositoryIdentity) -> Repository:
@@ -156,12 +158,16 @@ class Repository:
         place = place_at(address)
         prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
-        if not place.store.exists(IDENTITY_NAME) and place.default_format != PLAIN_FORMAT:
+        if not place.store.exists(IDENTITY_NAME):
+            encryption_id = StorageFormat.of(place.store).encryption_id
+            if encryption_id is None:
+                require_unencrypted(place)
+            if place.default_format != PLAIN_FORMAT:
+                with suppress(ObjectExists):
+                    place.store.put(STORAGE_FORMAT_NAME, place.default_format.encode())
+            # Two may make it at once: the first one says whose it is.
             with suppress(ObjectExists):
-                place.store.put(STORAGE_FORMAT_NAME, place.default_format.encode())
-        # Two may make it at once: the first one says whose it is.
-        with suppress(ObjectExists):
-            place.store.put(IDENTITY_NAME, identity.encode())
+                place.store.put(IDENTITY_NAME, identity._replace(encryption_id=encryption_id).encode())
         repository = cls.open(place)
         repository.require(identity)
         return repository
@@ -250,7 +256,7 @@ def _require_fit_for_a_new_one(place: Place) -> None:
     if place.store.exists(IDENTITY_NAME):
         return
     place.probe()
-    own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, PACK_DIRECTORY, STORAGE_FORMAT_NAME}
+    own = {WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY, PACK_DIRECTORY, STORAGE_FORMAT_NAME, KEY_DIRECTORY}
     names = set(names_in(place.store, ""))
     # File systems of their own come with lost+found, and with snapshots whose names begin with a dot.
     foreign = sorted(name for name in names - own - {"lost+found"} if not name.startswith("."))

@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 _SPARE_SEGMENTS = 3
 """The one that was stored last, the one that is received, and one that is full before anybody looks."""
-_ASK_S = 2.0
-"""How often it is asked whether somebody waits for the open segment, while that has grown."""
-_STATE_MIN_S, _STATE_S = 0.2, 5.0
+_ASK_S, _NEAR_ASK_S = 2.0, 0.2
+"""How often it is asked whether somebody waits for the open segment, while that has grown; where that is no request."""
+_STATE_MIN_S, _NEAR_STATE_MIN_S, _STATE_S = 0.2, 0.02, 5.0
 """How old the state that others see may get when more is stored, and otherwise."""
 _LOOK_S = 0.25
 _MOST_BYTES_AT_ONCE = 64 << 20
@@ -81,6 +81,8 @@ class SpoolUploader:
         self._partial_interval_s = partial_interval_s
         self._most_bytes = most_bytes
         self._is_awaited = is_awaited
+        is_near = place.place.directory is not None
+        self._ask_s, self._state_min_s = (_NEAR_ASK_S, _NEAR_STATE_MIN_S) if is_near else (_ASK_S, _STATE_MIN_S)
         self._changed = threading.Condition()
         self._at_work = threading.Lock()
         self._ended = False
@@ -312,7 +314,7 @@ class SpoolUploader:
         now = time.monotonic()
         if self._hurries or now - self._partial_at_s >= self._partial_interval_s:
             return True
-        if now - self._asked_at_s < _ASK_S:
+        if now - self._asked_at_s < self._ask_s:
             return False
         self._asked_at_s = now
         return self._is_awaited()
@@ -356,7 +358,7 @@ class SpoolUploader:
     def _send_state(self, *, at_once: bool = False) -> None:
         """Leave the receiver's state for others: soon when more is stored, else now and then."""
         content, now = self._store.pending_state, time.monotonic()
-        if content is None or (now - self._state_at_s < _STATE_MIN_S and not at_once):
+        if content is None or (now - self._state_at_s < self._state_min_s and not at_once):
             return
         flushed_lsn = ReceiverState.decode(content).flushed_lsn
         if at_once or flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:

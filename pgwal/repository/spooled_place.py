@@ -14,17 +14,19 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.lease import Leases
 from pgwal.repository.local_place import LocalPlace
-from pgwal.repository.place import Place
+from pgwal.repository.place import Place, address_of
+from pgwal.repository.sealing import require_outside
 from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
 from pgwal.repository.storage_format import StorageFormat
-from pgwal.repository.store import objects_in
+from pgwal.repository.store import as_sealing, objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
@@ -47,6 +49,13 @@ class SpooledPlace:
         self.store = SpooledStore(spool.store, place.store)
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
+
+    @property
+    def keys(self) -> KeySources:
+        return self.place.keys
+
+    def with_keys(self, keys: KeySources) -> Place:
+        return self.place.with_keys(keys)
 
     @property
     def default_format(self) -> StorageFormat:
@@ -142,7 +151,7 @@ class SpooledPlace:
                 self.local.store.delete(f"{WAL_DIRECTORY}/{name}")
 
     def _require_identity(self) -> None:
-        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity._asdict()}
+        document = {"pgwal-spool": _FORMAT_VERSION, "repository": str(self.place), **self._identity.cluster()}
         content = json.dumps(document, indent=2).encode() + b"\n"
         try:
             found = self.local.store.get(_IDENTITY_NAME)
@@ -248,7 +257,7 @@ class SpooledPlace:
 
 def has_spooled_wal(place: Place, directory: Path | None) -> bool:
     """Tell whether a receiver has left WAL in the spool of a repository."""
-    local = LocalPlace(spool_directory(str(place), directory))
+    local = LocalPlace(spool_directory(address_of(place), directory))
     return bool(objects_in(local.store, WAL_DIRECTORY))
 
 
@@ -259,6 +268,10 @@ def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdent
     Raises RepositoryLocked while another receiver of this machine has it, RepositoryError as ``take_over`` does.
     """
     local = LocalPlace(spool_directory(str(place), directory))
+    sealing = as_sealing(place.store)
+    if sealing is not None:
+        require_outside(place, local.root, "the spool, where WAL waits in clear")
+        sealing.keys.holds_what_it_opens = True
     local.require_suitable()
     local.make(SPOOLED_FOLDERS)
     local.require_own()

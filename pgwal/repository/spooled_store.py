@@ -19,6 +19,7 @@ from pgwal.repository.store import (
     ObjectStore,
     StoredObject,
     StoreFeature,
+    as_copying,
     objects_in,
 )
 from pgwal.repository.wal_file_name import split_segment_name
@@ -33,11 +34,10 @@ class SpooledStore:
     state, which is left in ``pending_state`` for whoever stores what waits.
     """
 
-    features = frozenset[StoreFeature]()
-
     def __init__(self, local: ObjectStore, remote: ObjectStore) -> None:
         self.local = local
         self.remote = remote
+        self.features = remote.features & {StoreFeature.COPIES}
         self.pending_state: bytes | None = None
         self._lock = Lock()
         self._stored = self._listed()
@@ -148,6 +148,13 @@ class SpooledStore:
         else:
             self.local.put(name, content, replace=replace, durable=durable)
             self._delete_hidden(name)
+
+    def copy(self, old: str, new: str) -> None:
+        copying = as_copying(self.remote)
+        if copying is None or (_is_spooled(old) and self.local.exists(old)):
+            self.put(new, self.get(old, most_bytes=self.size(old)))
+        else:
+            copying.copy(old, new)
 
     def delete(self, name: str) -> None:
         if not _is_spooled(name):

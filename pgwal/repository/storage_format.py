@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from pgwal.errors import FormatError, ObjectNotFound, UnsupportedVersion
 from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression, CompressionMethod
-from pgwal.repository.layout import STORAGE_FORMAT_NAME
+from pgwal.repository.layout import STORAGE_FORMAT_NAME, decode_encryption_id
 from pgwal.repository.store import ObjectStore
 
 _VERSION = 1
+_ENCRYPTED_VERSION = 2
+"""Of what an older pgwal must not write, or read, as if it were in clear."""
 _HINT = (
     'Write it again: {"pgwal-format": 1, "files": "packed" or "plain", "compression": "zstd:1" or "none"}; backups that'
     " are there say themselves how they are stored."
@@ -29,10 +31,14 @@ _UNCOMPRESSED = Compression(CompressionMethod.NONE, 0)
 
 
 class StorageFormat(NamedTuple):
-    """``compression`` is that of packs, zstd or none; plain files are stored as they are."""
+    """``compression`` is that of packs, zstd or none; plain files are stored as they are.
+
+    ``encryption_id`` is that of the repository's keys, None where it is not encrypted.
+    """
 
     files: FileFormat = FileFormat.PLAIN
     compression: Compression = _UNCOMPRESSED
+    encryption_id: str | None = None
 
     @property
     def level(self) -> int | None:
@@ -40,11 +46,16 @@ class StorageFormat(NamedTuple):
         return None if self.compression.method is CompressionMethod.NONE else self.compression.level
 
     def __str__(self) -> str:
-        return f"{self.files} ({self.compression})" if self.files is FileFormat.PACKED else str(self.files)
+        if self.files is FileFormat.PLAIN:
+            return str(self.files)
+        encrypted = "" if self.encryption_id is None else ", encrypted"
+        return f"{self.files} ({self.compression}{encrypted})"
 
     def encode(self) -> bytes:
         """Return the content of format.json."""
         document = {"pgwal-format": _VERSION, "files": self.files.value, "compression": str(self.compression)}
+        if self.encryption_id is not None:
+            document |= {"pgwal-format": _ENCRYPTED_VERSION, "encrypted": self.encryption_id}
         return json.dumps(document, indent=2).encode() + b"\n"
 
     @classmethod
@@ -55,13 +66,18 @@ class StorageFormat(NamedTuple):
             version = document["pgwal-format"]
             if type(version) is not int:
                 raise TypeError("its version is no number")
-            if version != _VERSION:
-                raise UnsupportedVersion(f"{STORAGE_FORMAT_NAME} has format {version}, this pgwal knows {_VERSION}")
-            found = cls(FileFormat(document["files"]), _decode_compression(document["compression"]))
+            if version not in (_VERSION, _ENCRYPTED_VERSION):
+                raise UnsupportedVersion(
+                    f"{STORAGE_FORMAT_NAME} has format {version}, this pgwal knows {_ENCRYPTED_VERSION}"
+                )
+            encryption_id = decode_encryption_id(document) if version == _ENCRYPTED_VERSION else None
+            found = cls(FileFormat(document["files"]), _decode_compression(document["compression"]), encryption_id)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"{STORAGE_FORMAT_NAME} cannot be read: {type(error).__name__}", hint=_HINT) from error
         if found.compression.method not in (CompressionMethod.NONE, CompressionMethod.ZSTD):
             raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: packs have zstd, or no compression", hint=_HINT)
+        if found.encryption_id is not None and found.files is FileFormat.PLAIN:
+            raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: what is encrypted is packed", hint=_HINT)
         return found
 
     @classmethod

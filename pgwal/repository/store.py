@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from pgwal.errors import FormatError
+
+if TYPE_CHECKING:
+    from pgwal.encryption.repository_keys import RepositoryKeys
 
 MOST_BYTES_READ = 16 << 20
 """More than histories, labels and documents of pgwal's own have."""
@@ -24,6 +27,10 @@ class StoreFeature(Enum):
 
     FILES = "files"
     """Objects are files of a local file system: the store is a FileStore."""
+    COPIES = "copies"
+    """An object can be stored under another name without being read: the store is a CopyingStore."""
+    SEALS = "seals"
+    """Objects are sealed with keys: the store is a SealingStore."""
     RENAMES = "renames"
     """Names of folders can be changed at once: the store is a RenamingStore."""
 
@@ -129,6 +136,25 @@ class RenamingStore(ObjectStore, Protocol):
         """
 
 
+class CopyingStore(ObjectStore, Protocol):
+    """Objects that can be stored again as they are, for whoever cannot read them."""
+
+    def copy(self, old: str, new: str) -> None:
+        """Store an object again under the name that it has when it is set aside, or the other way round.
+
+        Raises ObjectNotFound, ObjectExists.
+        """
+
+
+class SealingStore(ObjectStore, Protocol):
+    """Objects that are sealed; packs are so by whoever puts them."""
+
+    keys: RepositoryKeys
+
+    def require_form(self, name: str) -> None:
+        """Raise ChecksumMismatch unless an object looks like a sealed one, as far as that shows without its key."""
+
+
 def too_large(name: str, most_bytes: int) -> FormatError:
     """Return the error for an object, or a file, that has more bytes than any of its kind."""
     return FormatError(
@@ -144,6 +170,16 @@ def as_files(store: ObjectStore) -> FileStore | None:
 def as_renaming(store: ObjectStore) -> RenamingStore | None:
     """Return a store that can rename as one, None for any other."""
     return cast(RenamingStore, store) if StoreFeature.RENAMES in store.features else None
+
+
+def as_sealing(store: ObjectStore) -> SealingStore | None:
+    """Return a store whose objects are sealed as one, None for any other."""
+    return cast("SealingStore", store) if StoreFeature.SEALS in store.features else None
+
+
+def as_copying(store: ObjectStore) -> CopyingStore | None:
+    """Return a store that can copy as one, None for any other."""
+    return cast(CopyingStore, store) if StoreFeature.COPIES in store.features else None
 
 
 def objects_in(store: ObjectStore, folder: str) -> list[StoredObject]:
@@ -173,11 +209,20 @@ def move(store: ObjectStore, old: str, new: str) -> None:
     folder, _, last = old.rpartition("/")
     if any(child.name == last and child.is_folder for child in store.children(folder)):
         for name, _ in store.list(f"{old}/"):
-            store.put(new + name.removeprefix(old), _whole(store, name))
+            store_again(store, name, new + name.removeprefix(old))
         store.delete_all(old)
     else:
-        store.put(new, _whole(store, old))
+        store_again(store, old, new)
         store.delete(old)
+
+
+def store_again(store: ObjectStore, old: str, new: str) -> None:
+    """Store an object under another name as well; raises ObjectNotFound, ObjectExists."""
+    copying = as_copying(store)
+    if copying is None:
+        store.put(new, _whole(store, old))
+    else:
+        copying.copy(old, new)
 
 
 def _whole(store: ObjectStore, name: str) -> bytes:

@@ -12,7 +12,17 @@ import construct
 import pytest
 from construct import Construct, IfThenElse, Renamed, SizeofError, Struct
 
-from pgwal.backup.pack_table import FRAME_SIZE, PACK_HEADER_SIZE, PACK_MAGIC, Extent, Pack, encode_packs
+from pgwal.backup.pack_table import (
+    FRAME_SIZE,
+    PACK_HEADER_SIZE,
+    PACK_MAGIC,
+    SEAL_SIZE,
+    Extent,
+    Pack,
+    Sealed,
+    encode_packs,
+)
+from pgwal.encryption.container import FRAME_BYTES, MAGIC, SEALED_FRAME_BYTES, VERSION, Header, SealedFor
 from pgwal.repository.pack_stream import PACK_SIZE
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.wal import layout
@@ -124,7 +134,7 @@ def test_the_versions_are_those_of_the_formats() -> None:
 
 
 def test_packed_backups_have_the_sizes_of_the_code() -> None:
-    text = DOCUMENT[DOCUMENT.index("\n## Packed backups\n") :]
+    text = DOCUMENT[DOCUMENT.index("\n## Packed backups\n") : DOCUMENT.index("\n## Encrypted objects\n")]
     assert documented_fields(text) == [Field(0, len(PACK_MAGIC), "magic"), Field(8, PACK_HEADER_SIZE - 8, "name")]
     assert f"| `{PACK_MAGIC.decode()}` |" in text
     assert f"| {PACK_HEADER_SIZE} | | frames |" in text
@@ -133,13 +143,34 @@ def test_packed_backups_have_the_sizes_of_the_code() -> None:
     for number, name in ((0, "its offset"), (1, "bytes that are stored"), (2, "bytes of files"), (3, "xxh3-128")):
         assert f"| {number} | {name}" in text
     assert f"`[{', '.join(Extent._fields)}]`" in text
-    line = json.loads(next(encode_packs([Pack("0" * 32)])))
+    line = json.loads(next(encode_packs([Pack("0" * 32, 532, Sealed(bytes(512), bytes(20)))])))
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(line)
 
 
 def test_format_json_has_the_members_of_the_code() -> None:
     text = DOCUMENT[DOCUMENT.index("\n`format.json`") : DOCUMENT.index("\n## Packed backups\n")]
-    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(json.loads(StorageFormat().encode()))
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(
+        json.loads(StorageFormat(encryption_id="0" * 32).encode())
+    )
+
+
+def test_encrypted_objects_have_the_sizes_of_the_code() -> None:
+    text = DOCUMENT[DOCUMENT.index("\n## Encrypted objects\n") :]
+    fields = documented_fields(text)
+    names = ["magic", "version", "sealed_for", "generation", "frame_bytes", "object_id", "wrapped_length"]
+    assert [field.name for field in fields] == names
+    header = Header(SealedFor.RECIPIENTS, 0x0102, 65536, b"an object's name", b"wrapped" * 10)
+    stored = header.encode()
+    values = [int.from_bytes(stored[field.offset : field.offset + field.size], "little") for field in fields]
+    numbers = [VERSION, SealedFor.RECIPIENTS, header.generation, header.frame_bytes, header.object_id, 70]
+    assert values == [int.from_bytes(each, "little") if isinstance(each, bytes) else each for each in (MAGIC, *numbers)]
+    assert "| 34 | | wrapped |" in text
+    assert stored[34:104] == header.wrapped
+    for kind in SealedFor:
+        assert f"{kind.header_bytes} where" in text or f"{kind.header_bytes} bytes where" in text
+    assert f"of each {FRAME_BYTES} bytes" in text
+    assert f"{SEALED_FRAME_BYTES} are stored" in text
+    assert f"{SEAL_SIZE} bytes more than" in text
 
 
 def test_links_name_what_is_there() -> None:

@@ -24,6 +24,7 @@ import pytest
 import typer
 import zstandard
 from core.test_control_file import build as build_control_file
+from encryption.golden_objects import KEYRING, METADATA_KEY
 from fuzz.wal_decoders import WAL_DECODERS
 from keeping.stored_repository import entry_of
 from restore.made_repository import LABEL, Blocks, MadeRepository, block
@@ -52,6 +53,8 @@ from pgwal.backup.stored_path import check_path, decode_path
 from pgwal.checksum import content_digest, crc32c
 from pgwal.control_file import CONTROL_FILE_SIZE, ControlStamp
 from pgwal.datadir.postmaster_file import PostmasterFile
+from pgwal.encryption.container import Header, SealedFor
+from pgwal.encryption.keyring import StoredKeyring
 from pgwal.errors import FormatError, PgwalError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.binary_copy import BinaryCopyReader
@@ -225,6 +228,17 @@ def read_identity(content: bytes) -> None:
     assert identity.geometry.segment_no(1 << 40)
 
 
+def read_keyring(content: bytes) -> None:
+    keyring = StoredKeyring.decode(content, KEYRING.name).keyring
+    assert keyring.content
+    assert keyring.name == KEYRING.name
+
+
+def read_sealed_header(content: bytes) -> None:
+    header = Header.decode(content, SealedFor.RECIPIENTS, "an object")
+    assert len(header.wrapped) <= 512
+
+
 def read_copy(content: bytes) -> None:
     reader = BinaryCopyReader()
     for at in range(0, len(content), 50):
@@ -356,6 +370,15 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "history": (read_history, b"1\t0/3000000\tbefore\n2\t0/5000000\tafter\n"),
     "receiver.json": (read_state, STATE),
     "pgwal.json": (read_identity, RepositoryIdentity(7710976684590823411, 16 << 20, 18).encode()),
+    "pgwal.json, encrypted": (
+        read_identity,
+        RepositoryIdentity(7710976684590823411, 16 << 20, 18, "00112233445566778899aabbccddeeff").encode(),
+    ),
+    "keys": (read_keyring, KEYRING.encode(METADATA_KEY)),
+    "header of an encrypted object": (
+        read_sealed_header,
+        Header(SealedFor.RECIPIENTS, 1, 65536, bytes(range(16)), b"age-encryption.org/v1\n" * 12).encode(),
+    ),
     "postmaster.pid": (PostmasterFile.decode, b"12\n/data\n1795351772\n5432\n/tmp\n*\n  1 2\nready   \n"),
     "server message": (decode_server_message, SERVER_MESSAGE),
     "keepalive": (decode_server_message, b"k" + struct.pack(">QqB", 0x3000100, 7, 1)),

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from uuid import uuid4
 
 import obstore.store
+from encryption.golden_objects import KEYRING, METADATA_KEY, keys_of
 from support.faulty_store import Fate, FaultyStore
 from support.shared_bucket import shared_bucket
 
@@ -15,8 +16,10 @@ from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.place import Place
+from pgwal.repository.sealed_store import SealedStore
 from pgwal.repository.store import ObjectStore
 from pgwal.repository.store_wrapper import CountingStore, ThrottlingStore
+from pgwal.segment import WalGeometry
 
 
 def local(directory: Path) -> LocalPlace:
@@ -53,6 +56,7 @@ _WRAPPERS: dict[str, _Wrap] = {
     "counting-": CountingStore,
     "throttling-": lambda store: ThrottlingStore(store, 1 << 40),
     "faulty-": lambda store: FaultyStore(store, Fate()),
+    "sealed-": lambda store: SealedStore(store, keys_of(KEYRING, METADATA_KEY), WalGeometry(16 << 20)),
 }
 
 

@@ -29,7 +29,7 @@ from pgwal.repository.frame_reader import FrameReader
 from pgwal.repository.memory import MemoryPlace, MemoryStore
 from pgwal.repository.object_backup_data import ObjectBackupDataWriter
 from pgwal.repository.pack_pool import list_packs, new_pack_name, pack_object
-from pgwal.repository.pack_stream import PackStream
+from pgwal.repository.pack_stream import NewPack, PackStream
 from pgwal.repository.packed_backup_data import PackedBackupData
 from pgwal.repository.packed_backup_writer import PackedBackupDataWriter
 from pgwal.repository.passage import Abandoned, Passage
@@ -154,7 +154,7 @@ def test_frames_of_large_files_begin_at_multiples_and_small_ones_share_one() -> 
     packs: list[Pack] = []
     with small_frames(pack_size=1 << 20), closing(FrameEncoder(None)) as encoder:
         stream = PackStream(
-            MemoryStore(), lambda: (len(packs), packs.append(Pack(new_pack_name())) or packs[-1]), encoder
+            MemoryStore(), lambda: NewPack(len(packs), packs.append(Pack(new_pack_name())) or packs[-1], None), encoder
         )
         extents = [stream.add(file.pieces()).extents for file in files]
         stream.finish()
@@ -376,7 +376,7 @@ def test_an_interruption_while_a_frame_is_made_is_passed_on(monkeypatch: pytest.
 
     monkeypatch.setattr(FrameEncoder, "encode", interrupted)
     with small_frames(), closing(FrameEncoder(1)) as encoder:
-        stream = PackStream(MemoryPlace().store, lambda: (0, Pack(new_pack_name())), encoder)
+        stream = PackStream(MemoryPlace().store, lambda: NewPack(0, Pack(new_pack_name()), None), encoder)
         stream.add([bytes(FRAME)])
         with pytest.raises(KeyboardInterrupt):
             stream.finish()
@@ -389,7 +389,9 @@ class PackOfFrames:
         self.frames = [bytes([number]) * FRAME for number in range(count)]
         with small_frames(pack_size=1 << 20), closing(FrameEncoder(None)) as encoder:
             packs: list[Pack] = []
-            stream = PackStream(store, lambda: (0, packs.append(Pack(new_pack_name())) or packs[-1]), encoder)
+            stream = PackStream(
+                store, lambda: NewPack(0, packs.append(Pack(new_pack_name())) or packs[-1], None), encoder
+            )
             stream.add(self.frames)
             stream.finish()
         (self.pack,) = packs

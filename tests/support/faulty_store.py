@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import RepositoryError
 from pgwal.repository.lease import Leases
 from pgwal.repository.place import Place
@@ -123,6 +124,13 @@ class FaultyPlace:
 
     def __str__(self) -> str:
         return str(self._place)
+
+    @property
+    def keys(self) -> KeySources:
+        return self._place.keys
+
+    def with_keys(self, keys: KeySources) -> FaultyPlace:
+        return FaultyPlace(self._place.with_keys(keys), self._fate)
 
     @property
     def default_format(self) -> StorageFormat:

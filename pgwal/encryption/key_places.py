@@ -1,0 +1,53 @@
+"""Where on this machine the metadata key of a repository lies, and the secrets of WAL that it received last.
+
+Whoever opens any repository looks here, so that nothing that is long to import is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pgwal.encryption.key_sources import KeySources
+
+_UNLIKE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def metadata_key_path(address: str, sources: KeySources) -> Path:
+    """Return where the metadata key of the repository at an address lies, if it does: where an option says, or else
+    ``pgwal/metadata-keys`` where the user's programs keep their configuration."""
+    return sources.resolved().metadata_key_file or _metadata_keys() / _file_name(address)
+
+
+def has_metadata_key(address: str, sources: KeySources) -> bool:
+    """Tell whether this machine has a metadata key for an address: what is there must be encrypted then."""
+    if sources.resolved().metadata_key_file is not None:
+        return True
+    return _metadata_keys().exists() and metadata_key_path(address, sources).exists()
+
+
+def wal_secrets_path(address: str) -> Path:
+    """Return where the secrets of WAL that was received last lie: see ``held_secrets``."""
+    return _home("XDG_STATE_HOME", ".local/state") / "wal-secrets" / _file_name(address)
+
+
+def key_revision_path(address: str) -> Path:
+    """Return where the latest revision of a repository's keys is noted that this machine has seen."""
+    return _home("XDG_STATE_HOME", ".local/state") / "key-revisions" / _file_name(address)
+
+
+def _metadata_keys() -> Path:
+    return _home("XDG_CONFIG_HOME", ".config") / "metadata-keys"
+
+
+def _home(variable: str, default: str) -> Path:
+    value = os.environ.get(variable)
+    return (Path(value) if value else Path("~").expanduser() / default) / "pgwal"
+
+
+def _file_name(address: str) -> str:
+    from hashlib import sha256
+
+    digest = sha256(address.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{_UNLIKE_NAMES.sub('-', address).strip('-')[:60]}-{digest}"

@@ -1,0 +1,175 @@
+"""The main job with an encrypted repository: a host that has public keys alone writes it, another one restores it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+import pytest
+from fix_servers import ServerFactory
+from support.shared_bucket import shared_bucket
+from test_main_job import PGWAL, checksums, pgwal, prepare, run_load, streaming, wait_until_promoted
+
+from pgwal.encryption.container import MAGIC
+from pgwal.repository.cloud_place import CloudPlace
+from pgwal.repository.local_place import LocalPlace
+from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.throwaway_server import ThrowawayServer
+
+MARK = b"a mark that nobody may see"
+TABLE = b"table_of_secrets"
+IN_CLEAR = {"pgwal.json", "format.json", "receiver.lock", "backup.lock"}
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def place(request: pytest.FixtureRequest, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> LocalPlace | CloudPlace:
+    if request.param == "directory":
+        return LocalPlace(scratch / "repo")
+    for name, value in shared_bucket().server.environment().items():
+        monkeypatch.setenv(name, value)
+    return shared_bucket().place()
+
+
+class Host:
+    """A machine: where its user's programs keep their configuration and state."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._directory = directory
+        self._monkeypatch = monkeypatch
+
+    def enter(self) -> None:
+        self._monkeypatch.setenv("XDG_CONFIG_HOME", str(self._directory / "config"))
+        self._monkeypatch.setenv("XDG_STATE_HOME", str(self._directory / "state"))
+
+    def files(self) -> Iterator[Path]:
+        return (path for path in self._directory.rglob("*") if path.is_file())
+
+
+def stored_objects(place: LocalPlace | CloudPlace) -> dict[str, bytes]:
+    """Return all that is stored, as it is."""
+    if isinstance(place, CloudPlace):
+        names = [item["path"] for batch in obstore.list(place.client) for item in batch]
+        return {name: bytes(obstore.get(place.client, name).bytes()) for name in names}
+    root = place.root
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def holds(contents: Iterator[bytes], wanted: bytes) -> bool:
+    return any(wanted in content for content in contents)
+
+
+@pytest.mark.postgres(18)
+def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
+    server: ThrowawayServer,
+    make_server: ServerFactory,
+    scratch: Path,
+    place: LocalPlace | CloudPlace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = str(place)
+    host, vault = Host(scratch / "host", monkeypatch), Host(scratch / "vault", monkeypatch)
+    identity = scratch / "identity.txt"
+    recipient = pgwal("key", "generate", "-o", identity).strip()
+    secret = identity.read_text()
+    identity.unlink()
+    host.enter()
+    # Not compressed: what is searched for would not be found in any repository.
+    pgwal("init", "--repo", address, "--recipient", recipient, "--compress", "none")
+    source = ["--repo", address, "-d", server.conninfo, "-c", "fast"]
+    prepare(server)
+    with server.connect() as connection:
+        connection.execute(f"CREATE TABLE {TABLE.decode()} AS SELECT i, '{MARK.decode()}' FROM generate_series(1, 9) i")
+    with streaming(server, address, "--slot", "pgwal", "--create-slot", "--if-not-exists", "--compress", "none"):
+        full = json.loads(pgwal("full", *source, "--json"))
+        run_load(server, 1)
+        first = json.loads(pgwal("incremental", *source, "--json"))
+        run_load(server, 2)
+    # A receiver that begins again goes on from what it stored itself.
+    with streaming(server, address, "--slot", "pgwal", "--compress", "none"):
+        second = json.loads(pgwal("incremental", *source, "--json"))
+        with server.connect() as connection:
+            connection.execute(f"INSERT INTO {TABLE.decode()} VALUES (10, '{MARK.decode()}')")
+            connection.execute("SELECT pg_switch_wal()")
+        run_load(server, 3)
+        time.sleep(1)
+    expected = checksums(server)
+    third = json.loads(pgwal("incremental", *source, "--slot", "pgwal", "--json"))
+    listed = json.loads(pgwal("list", "--repo", address, "--json"))
+    assert [entry["id"] for entry in listed] == [backup["id"] for backup in (full, first, second, third)]
+    assert [backup["prior"] for backup in (first, second, third)] == [full["id"], first["id"], second["id"]]
+    assert address in pgwal("status", "--repo", address, "-d", server.conninfo, "--slot", "pgwal")
+    assert "FORK main: blocks" in pgwal(
+        "map", "--repo", address, "--from", full["start_lsn"], "--to", second["start_lsn"]
+    )
+    assert "nothing is wrong" in pgwal("verify", "--repo", address)
+    pgwal("expire", "--repo", address, "--keep-full", "1")
+
+    objects = stored_objects(place)
+    assert {name.partition("/")[0] for name in objects} >= {"wal", "packs", "summaries", "backups", "keys"}
+    for name, content in objects.items():
+        assert content.startswith(MAGIC) or name in IN_CLEAR or name.startswith(("keys/", ".leases/")), name
+    for wanted in (MARK, TABLE, b"account", secret.split()[-1].encode()):
+        assert not holds(iter(objects.values()), wanted)
+    assert holds((path.read_bytes() for path in server.data_directory.rglob("base/*/*")), MARK)
+    assert not holds((path.read_bytes() for path in host.files()), secret.split()[-1].encode())
+    refused = subprocess.run(
+        [*PGWAL, "restore", "--repo", address, "-D", str(scratch / "refused")], capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert "--identity" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    vault.enter()
+    identity.write_text(secret)
+    identity.chmod(0o600)
+    key = ["--identity", str(identity)]
+    assert "nothing is wrong" in pgwal("verify", "--repo", address, *key)
+    pgwal("export", second["id"], "--repo", address, "-o", scratch / "exported", *key)
+    target = scratch / "restored"
+    pgwal("restore", "latest", "--repo", address, "-D", target, *key)
+    settings = (target / "postgresql.auto.conf").read_text()
+    assert str(identity) in settings
+    assert secret.split()[-1] not in settings
+    with RestoreCommandRelay([*PGWAL, "fetch-wal", "--repo", address, *key], scratch / "relay") as relay:
+        with (target / "postgresql.auto.conf").open("a") as file:
+            file.write(f"restore_command = '{relay.restore_command}'\n")
+        restored = make_server(adopt=target)
+        wait_until_promoted(restored)
+        assert checksums(restored) == expected
+    assert os.environ.get("PGWAL_IDENTITY") is None
+
+
+@pytest.mark.postgres(18)
+def test_another_host_receives_on_when_an_identity_was_there_once(
+    server: ThrowawayServer, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot read what the lost one stored; when that is summarised it need not any more."""
+    lost, other = Host(scratch / "lost", monkeypatch), Host(scratch / "other", monkeypatch)
+    repo, identity = scratch / "repo", scratch / "identity.txt"
+    recipient = pgwal("key", "generate", "-o", identity).strip()
+    lost.enter()
+    pgwal("init", "--repo", repo, "--recipient", recipient)
+    source = ["--repo", repo, "-d", server.conninfo, "-c", "fast"]
+    receive = ["stream", "--repo", repo, "-d", server.conninfo, "--slot", "pgwal", "--once"]
+    pgwal(*receive, "--create-slot", "--if-not-exists")
+    full = json.loads(pgwal("full", *source, "--slot", "pgwal", "--json"))
+    prepare(server)
+    with server.connect() as connection:
+        connection.execute("SELECT pg_switch_wal()")
+    pgwal(*receive)
+    other.enter()
+    key = ["--identity", str(identity)]
+    pgwal("key", "metadata", "--repo", repo, *key)
+    run_load(server, 1)
+    refused = subprocess.run([*PGWAL, *map(str, receive)], capture_output=True, text=True)
+    assert (refused.returncode, "--identity" in refused.stderr) == (1, True)
+    pgwal(*receive, *key)
+    pgwal(*receive)
+    first = json.loads(pgwal("incremental", *source, "--slot", "pgwal", "--json"))
+    assert first["prior"] == full["id"]
+    assert "nothing is wrong" in pgwal("verify", "--repo", repo, *key)
