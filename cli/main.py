@@ -39,6 +39,8 @@ _COMMANDS = {
     "fetch-wal": "fetch_wal",
     "verify": "verify",
     "expire": "expire",
+    "pin": "pin",
+    "unpin": "unpin",
     "check": "check",
     "grants": "grants",
     "demo": "demo",

@@ -39,6 +39,16 @@ def parse_backup_id(backup_id: str) -> tuple[datetime, BackupKind]:
     return started, BackupKind.FULL if match[2] == "full" else BackupKind.INCREMENTAL
 
 
+def merged_id(backup_id: str) -> str:
+    """Return the id of the full backup that one is merged into: that of a full backup which starts at the same time."""
+    return f"{time_part(backup_id)}_{_ID_SUFFIX[BackupKind.FULL]}"
+
+
+def time_part(backup_id: str) -> str:
+    """Return what a backup and the one that it is merged into have in common in their ids, and with no other."""
+    return backup_id.partition("_")[0]
+
+
 def is_backup_id(name: str) -> bool:
     """Tell whether a name is the id of a backup."""
     try:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 
+from pgwal.backup.backup_id import merged_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -122,6 +123,7 @@ def _lost_backups(entries: Iterable[BackupEntry], lost: dict[int, Lsn]) -> list[
             ends_behind
             or (entry.start_timeline_id in lost and not lost[entry.start_timeline_id])
             or entry.prior_id in found
+            or (entry.prior_id is not None and merged_id(entry.prior_id) in found)
         ):
             found.append(entry.backup_id)
     return found[::-1]
