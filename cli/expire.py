@@ -23,6 +23,12 @@ def expire(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be removed, and what is kept by which rule.")
     ] = False,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Merge kept incremental backups into full ones where others are kept for them alone."
+        ),
+    ] = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -36,7 +42,7 @@ def expire(
     from pgwal.engine.expire import ExpireRequest, expire
 
     with progress_bar("removing", progress) as on_progress:
-        report = expire(ExpireRequest(repo, given, dry_run), on_progress)
+        report = expire(ExpireRequest(repo, given, dry_run, merge), on_progress)
     warn_of_unjudged(report)
     if json:
         print_json(_document(report, dry_run))
@@ -63,7 +69,9 @@ def warn_of_unjudged(report: ExpireReport) -> None:
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
     verb = "would remove" if dry_run else "removed"
-    lines = [f"{verb} backup {entry.backup_id}, {size_text(entry.repository_bytes)}" for entry in report.expired]
+    merged = "would merge" if dry_run else "merged"
+    lines = [f"{merged} backup {entry.backup_id} into a full one" for entry in report.merged]
+    lines += [f"{verb} backup {entry.backup_id}, {size_text(entry.repository_bytes)}" for entry in report.expired]
     lines += [f"{verb} the rest of {name}" for name in report.unfinished]
     if report.packs:
         lines.append(f"{verb} {len(report.packs)} packs, {size_text(sum(pack.size_bytes for pack in report.packs))}")
@@ -87,6 +95,7 @@ def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
         "expired": [{"id": entry.backup_id, "stored_size": entry.repository_bytes} for entry in report.expired],
         "kept": [entry.backup_id for entry in report.kept],
         "why": {entry.backup_id: why_document(report, entry.backup_id) for entry in report.kept},
+        "merged": [entry.backup_id for entry in report.merged],
         "long_term": [entry.backup_id for entry in report.long_term],
         "broken": [entry.backup_id for entry in report.broken],
         "unreadable": [backup.backup_id for backup in report.unreadable],

@@ -39,6 +39,7 @@ _COMMANDS = {
     "fetch-wal": "fetch_wal",
     "verify": "verify",
     "expire": "expire",
+    "merge": "merge",
     "pin": "pin",
     "unpin": "unpin",
     "check": "check",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from pgwal.backup.backup_id import merged_id, time_part
+from pgwal.backup.backup_id import merged_ids, time_part
 from pgwal.backup.entry import BackupEntry
 from pgwal.errors import ChainError, MissingPriorBackup, ObjectNotFound, TimelineMismatch, WrongCluster
 from pgwal.lsn import Lsn
@@ -23,7 +23,7 @@ def prior_id_among(prior_id: str, ids: Container[str]) -> str:
 
     That holds the same files as of the same position, and no two backups have ids of the same time otherwise.
     """
-    return merged if (merged := merged_id(prior_id)) in ids else prior_id
+    return next((merged for merged in merged_ids(prior_id) if merged in ids), prior_id)
 
 
 def prior_of(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> BackupEntry | None:
@@ -33,7 +33,7 @@ def prior_of(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> BackupEntr
 
 def is_superseded(entry: BackupEntry, ids: Container[str]) -> bool:
     """Tell whether an incremental backup has been merged into a full one that is there."""
-    return entry.prior_id is not None and merged_id(entry.backup_id) in ids
+    return entry.prior_id is not None and any(merged in ids for merged in merged_ids(entry.backup_id))
 
 
 def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:

@@ -54,7 +54,7 @@ class FileChecksum:
         elif algorithm != "NONE":
             self._state = hashlib.new(algorithm.lower())
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._state is not None:
             self._state.update(data)
 
@@ -64,7 +64,7 @@ class FileChecksum:
 
 
 class _Checksum(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -72,7 +72,7 @@ class _Crc32c:
     def __init__(self) -> None:
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._value = crc32c(data, self._value)
 
     def hexdigest(self) -> str:

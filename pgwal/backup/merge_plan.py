@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pgwal.backup.backup_id import BackupKind, merged_id
+from pgwal.backup.backup_id import BackupKind, merged_ids
 from pgwal.backup.chain import prior_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention import Retention
@@ -33,9 +33,9 @@ def plan_merges(retention: Retention) -> list[BackupEntry]:
 
 def with_merged(entries: Iterable[BackupEntry], merged: Iterable[BackupEntry]) -> list[BackupEntry]:
     """Return backups together with the full ones that some of them are merged into."""
-    return [*entries, *map(merged_head, merged)]
+    return [*entries, *(merged_head(entry) for entry in merged)]
 
 
-def merged_head(entry: BackupEntry) -> BackupEntry:
+def merged_head(entry: BackupEntry, backup_id: str | None = None) -> BackupEntry:
     """Return the entry of the full backup that one is merged into, with what a merge does not change."""
-    return replace(entry, backup_id=merged_id(entry.backup_id), kind=BackupKind.FULL, prior_id=None)
+    return replace(entry, backup_id=backup_id or merged_ids(entry.backup_id)[0], kind=BackupKind.FULL, prior_id=None)

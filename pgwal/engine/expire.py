@@ -11,13 +11,15 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire_plan import ExpirePlanner, ExpireReport
+from pgwal.engine.merge import merge_chain
 from pgwal.errors import ObjectRetained, RepositoryLocked
 from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.deletion import delete_what_can_go
-from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.layout import SUMMARY_DIRECTORY, UNFINISHED_SUFFIX, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
@@ -31,6 +33,8 @@ class ExpireRequest:
     place: Place
     rules: RetentionRules = field(default_factory=RetentionRules)
     dry_run: bool = False
+    merge: bool = False
+    """Whether backups that are kept are merged into full ones, so that what they build on can go."""
 
 
 def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | None = None) -> ExpireReport:
@@ -42,23 +46,42 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     file is damaged, because what is needed cannot be known then.
     """
     repository = Repository.open(request.place)
-    planner = ExpirePlanner(repository, request.rules)
+    planner = ExpirePlanner(repository, request.rules, merging=request.merge)
     if request.dry_run:
+        merges = planner.merges()
         if not repository.backup_is_running():
-            return planner.plan(repository.catalogue.unfinished())
+            return planner.plan(repository.catalogue.unfinished(), foreseen=merges)
         # What that one has stored so far looks like something that was abandoned.
-        return planner.plan([], only_named_packs=True)
-    with repository.lock_backups(), repository.hold_all_backups(exclusive=True):
-        unfinished = repository.catalogue.give_up_unfinished()
-        removed, retained = list[BackupEntry](), list[BackupEntry]()
-        report = planner.plan(unfinished)
-        _require_unread(repository, report)
-        while (entry := _retire(repository, report.expired, removed)) is not None:
-            # It stays, and with it what it builds on, and the WAL that it needs.
-            retained.append(entry)
-            report = planner.plan(unfinished, retained=retained)
-        report = replace(report, expired=removed)
-        _remove_unneeded(repository, report, on_progress)
+        return planner.plan([], only_named_packs=True, foreseen=merges)
+    with repository.lock_backups():
+        abandoned = repository.catalogue.clear_unfinished() if request.merge else []
+        # Before what is read meanwhile is looked for: this may take long, and removes nothing.
+        merged = [_merge(repository, entry, on_progress) for entry in planner.merges()]
+        with repository.hold_all_backups(exclusive=True):
+            report = _expire(repository, planner, on_progress)
+    unfinished = [*(backup_id + UNFINISHED_SUFFIX for backup_id in abandoned), *report.unfinished]
+    return replace(report, merged=merged, unfinished=unfinished)
+
+
+def _merge(repository: Repository, entry: BackupEntry, on_progress: Callable[[int, int], None] | None) -> BackupEntry:
+    """Merge one of the backups that are to be, as they are now: others may have been merged before."""
+    chain = resolve_chain(repository.catalogue.entries(entry.backup_id), entry.backup_id)
+    return merge_chain(repository, chain, on_progress=on_progress).merged
+
+
+def _expire(
+    repository: Repository, planner: ExpirePlanner, on_progress: Callable[[int, int], None] | None
+) -> ExpireReport:
+    unfinished = repository.catalogue.give_up_unfinished()
+    removed, retained = list[BackupEntry](), list[BackupEntry]()
+    report = planner.plan(unfinished)
+    _require_unread(repository, report)
+    while (entry := _retire(repository, report.expired, removed)) is not None:
+        # It stays, and with it what it builds on, and the WAL that it needs.
+        retained.append(entry)
+        report = planner.plan(unfinished, retained=retained)
+    report = replace(report, expired=removed)
+    _remove_unneeded(repository, report, on_progress)
     return report
 
 
@@ -102,7 +125,7 @@ def _remove_unneeded(
     repository: Repository, report: ExpireReport, on_progress: Callable[[int, int], None] | None
 ) -> None:
     marks = BackupMarks(repository.store)
-    marks.forget(report.expired)
+    marks.forget(report.expired, report.kept)
     # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
     repository.catalogue.remove_packs(report.packs)
     repository.catalogue.clear_unfinished()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pgwal.backup.backup_id import merged_id
+from pgwal.backup.backup_id import merged_ids
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.merge_plan import plan_merges, with_merged
@@ -140,7 +140,7 @@ class ExpirePlanner:
             known.current,
             rules,
             pinned_ids=self._marks.pinned(entry.backup_id for entry in entries),
-            unusable_ids=known.unusable_ids | set(map(merged_id, known.unusable_ids)),
+            unusable_ids=known.unusable_ids | {merged_ids(backup_id)[0] for backup_id in known.unusable_ids},
             built_on=known.built_on,
             merging=self._merging,
         )

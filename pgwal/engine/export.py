@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.manifest import MANIFEST_NAME
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum
+from pgwal.backup.stored_digest import digest_like
 from pgwal.checksum import ContentDigest
 from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
@@ -86,7 +87,7 @@ class _Export:
             self._writer.sync()
 
     def _copy(self, file: BackupFile) -> None:
-        digest = ContentDigest()
+        digest = digest_like(file.digest)
         with of_chain(self._data, file.stored_path):
             size_bytes = self._write(file.stored_path, digest)
         if size_bytes != file.stored_size_bytes:
@@ -94,12 +95,12 @@ class _Export:
         if digest.hexdigest() != file.digest:
             raise damaged(self._data, file.stored_path)
 
-    def _write(self, path: str, digest: ContentDigest) -> int:
+    def _write(self, path: str, digest: ContentDigest | FileChecksum) -> int:
         size_bytes = self._writer.write(path, self._passing(path, digest))
         self.threads.count_file()
         return size_bytes
 
-    def _passing(self, path: str, digest: ContentDigest) -> Iterator[bytes]:
+    def _passing(self, path: str, digest: ContentDigest | FileChecksum) -> Iterator[bytes]:
         for chunk in chunks_of(self._data, path):
             self.threads.count(written=len(chunk))
             digest.update(chunk)

@@ -66,11 +66,15 @@ class BackupMarks:
         with suppress(ObjectExists):
             self._store.put(f"{LONG_TERM_DIRECTORY}/{_long_term_name(entry)}", content.encode() + b"\n")
 
-    def forget(self, entries: Iterable[BackupEntry]) -> None:
-        """Remove what says that backups that are gone were long-term backups."""
-        names = set(names_in(self._store, LONG_TERM_DIRECTORY))
-        gone = {_long_term_name(entry) for entry in entries} & names
-        delete_what_can_go(self._store, [f"{LONG_TERM_DIRECTORY}/{name}" for name in sorted(gone)])
+    def forget(self, gone: Iterable[BackupEntry], kept: Iterable[BackupEntry]) -> None:
+        """Remove what says that backups that are gone were long-term backups.
+
+        What is kept may be a full backup that one of them was merged into.
+        """
+        left = {_long_term_name(entry) for entry in gone} - {_long_term_name(entry) for entry in kept}
+        if left:
+            left &= set(names_in(self._store, LONG_TERM_DIRECTORY))
+        delete_what_can_go(self._store, [f"{LONG_TERM_DIRECTORY}/{name}" for name in sorted(left)])
 
 
 def _long_term_name(entry: BackupEntry) -> str:
