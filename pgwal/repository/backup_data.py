@@ -110,7 +110,7 @@ class BackupDataWriter(Protocol):
         """Take over part of a file that another backup of the repository stores whole, without a look at its bytes.
 
         Returns where it lies, nothing where it is a file of its own; None, with nothing done, where that is not
-        possible, as of less than all of a file that is not in packs.
+        possible, as of less than all of a file that is not in packs, or of nothing there.
         """
 
     def create(self, path: str) -> NewContent:

@@ -163,7 +163,7 @@ class LocalBackupDataWriter:
         if not isinstance(source, LocalBackupData):
             return None
         with closing(source.open(path)) as content:
-            if offset or length != content.size_bytes:
+            if offset or not length or length != content.size_bytes:
                 return None
         try:
             self._tree.link(path, source.path(path))

@@ -12,6 +12,7 @@ from keeping.stored_repository import MAJOR, MB, SYSTEM_IDENTIFIER, store_backup
 from repository.test_packs import small_frames
 
 from pgwal.backup.backup_id import BackupKind, format_backup_id
+from pgwal.backup.chain import prior_id_among
 from pgwal.engine import merged_file
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.export import ExportRequest, export_backup
@@ -60,6 +61,8 @@ class GrowingChain:
     def incremental(self, prior_id: str | None = None) -> str:
         """Change some of the files, and add a backup on the latest one, or on another as of which they are then."""
         random = self._random
+        assert self.latest is not None
+        on = prior_id_among(prior_id or self.latest, self.repository.catalogue.ids())
         if prior_id is not None:
             found = self.contents[prior_id.partition("_")[0]]
             self._files = {path: content for path, content in found.items() if path in TABLES}
@@ -83,7 +86,7 @@ class GrowingChain:
             self._files[path] = b"".join(
                 pages.get(n, content[n * BLOCK_SIZE : (n + 1) * BLOCK_SIZE]) for n in range(length)
             )
-        return self._store(BackupKind.INCREMENTAL, prior_id or self.latest, whole, blocks)
+        return self._store(BackupKind.INCREMENTAL, on, whole, blocks)
 
     def _store(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
-from keeping.growing_chain import BEGIN_S, GrowingChain, tiny_frames
+from keeping.growing_chain import GrowingChain, tiny_frames
 from keeping.stored_repository import FIRST, FULL, SECOND, build_chains
 from pgwal_process import assert_failed, run_pgwal
 from repository.places import PLACES, cloud_memory, memory
@@ -27,6 +29,7 @@ from pgwal.engine.merge import MergeRequest, merge_backup
 from pgwal.engine.pinning import pin_backup
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import ChecksumMismatch, ObjectExists, RepositoryError, RepositoryLocked
+from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.pack_pool import list_packs
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
@@ -178,13 +181,14 @@ def test_what_is_read_through_a_merged_backup_keeps_expire_from_removing_it(
 # ---- interruptions
 
 
-@pytest.mark.parametrize(("kind", "storage_format"), [*WHERE, ("memory", "packed")])
-def test_a_merge_that_dies_leaves_what_counted_and_can_be_done_again(
-    tmp_path: Path, kind: str, storage_format: str
-) -> None:
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [("local", "packed"), ("cloud_memory", "plain"), ("cloud_memory", "packed"), ("memory", "packed")],
+)
+def test_a_merge_that_dies_leaves_what_counted_and_can_be_done_again(tmp_path: Path, kind: str, files: str) -> None:
     site = Site(kind, tmp_path)
     with tiny_frames():
-        chain = GrowingChain(site.origin, FORMATS[storage_format], Random(7))
+        chain = GrowingChain(site.origin, FORMATS[files], Random(7))
         ids = [chain.full(), *(chain.incremental() for _ in range(3))]
         seen = []
         for number, place in enumerate(dying(site, lambda place: merge_backup(MergeRequest(place, ids[2], jobs=1)))):
@@ -208,11 +212,62 @@ def test_a_merge_that_dies_leaves_what_counted_and_can_be_done_again(
     assert len(seen) - sum(seen) > 8
 
 
-@pytest.mark.parametrize("storage_format", FORMATS)
-def test_a_merge_that_fails_says_so_and_leaves_nothing(tmp_path: Path, storage_format: str) -> None:
+# Runs a merge again and again on copies of a repository, killed at its first, second, ... change of a file or a name.
+KILLING = """
+import os, shutil, signal, sys
+from pathlib import Path
+from pgwal.engine.merge import MergeRequest, merge_backup
+from pgwal.repository.local_place import LocalPlace
+
+source, work, backup_id = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+step = 0
+while True:
+    step += 1
+    target = work / str(step)
+    shutil.copytree(source, target, copy_function=os.link)
+    child = os.fork()
+    if child == 0:
+        left = step
+        def count(event, args):
+            global left
+            if event in ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        merge_backup(MergeRequest(LocalPlace(target), backup_id, jobs=1))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+print(step)
+"""
+
+
+def test_a_kill_at_any_link_leaves_what_counted(tmp_path: Path) -> None:
+    chain = GrowingChain(PLACES["local"](tmp_path), PLAIN_FORMAT, Random(7))
+    ids = [chain.full(), *(chain.incremental() for _ in range(3))]
+    command = [sys.executable, "-P", "-c", KILLING, str(chain.place.directory), str(tmp_path), ids[2]]
+    steps = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert steps > 30
+    for step in sorted({*range(1, steps, 6), steps - 1, steps}):
+        place = LocalPlace(tmp_path / str(step))
+        assert set(ids) <= set(Repository.open(place).catalogue.ids())
+        assert stored_problems(place) == []
+        if merged_ids(ids[2])[0] not in Repository.open(place).catalogue.ids():
+            merge_backup(MergeRequest(place, ids[2]))
+        expire(ExpireRequest(place, RetentionRules(keep_full=1)))
+        assert Repository.open(place).catalogue.ids() == [merged_ids(ids[2])[0], ids[3]]
+        assert stored_problems(place) == []
+
+
+@pytest.mark.parametrize("files", FORMATS)
+def test_a_merge_that_fails_says_so_and_leaves_nothing(tmp_path: Path, files: str) -> None:
     site = Site("cloud_memory", tmp_path)
     with tiny_frames():
-        chain = GrowingChain(site.origin, FORMATS[storage_format], Random(9))
+        chain = GrowingChain(site.origin, FORMATS[files], Random(9))
         ids = [chain.full(), *(chain.incremental() for _ in range(2))]
         packs = {pack.name for pack in list_packs(site.origin.store)}
         number, is_over = 0, False
@@ -266,15 +321,15 @@ def test_a_digest_that_is_carried_over_wrongly_is_found(tmp_path: Path) -> None:
         chain.combined(entry.backup_id, tmp_path / "combined")
 
 
-@pytest.mark.parametrize("storage_format", FORMATS)
-def test_a_damaged_chain_is_not_merged(tmp_path: Path, storage_format: str) -> None:
+@pytest.mark.parametrize("files", FORMATS)
+def test_a_damaged_chain_is_not_merged(tmp_path: Path, files: str) -> None:
     with tiny_frames():
-        chain = GrowingChain(PLACES["local"](tmp_path), FORMATS[storage_format], Random(3))
+        chain = GrowingChain(PLACES["local"](tmp_path), FORMATS[files], Random(3))
         chain.full()
         last = chain.incremental()
         root = chain.place.directory
         assert root is not None
-        pattern = "packs/*/*" if storage_format == "packed" else f"backups/{last}/data/base/5/INCREMENTAL.*"
+        pattern = "packs/*/*" if files == "packed" else f"backups/{last}/data/base/5/INCREMENTAL.*"
         damaged = 0
         for path in root.glob(pattern):
             content = bytearray(path.read_bytes())
@@ -283,7 +338,7 @@ def test_a_damaged_chain_is_not_merged(tmp_path: Path, storage_format: str) -> N
                 path.write_bytes(content)
                 damaged += 1
         assert damaged
-        if storage_format == "packed":
+        if files == "packed":
             merge_and_expect_damage(chain, last)
         else:
             with pytest.raises(ChecksumMismatch):
@@ -298,8 +353,9 @@ def merge_and_expect_damage(chain: GrowingChain, last: str) -> None:
     except ChecksumMismatch:
         return
     assert stored_problems(chain.place)
-    (folder,) = [path for path in (chain.place.directory or Path()).glob(f"backups/{merged_ids(last)[0]}")]
-    shutil.rmtree(folder)
+    root = chain.place.directory
+    assert root is not None
+    shutil.rmtree(root / "backups" / merged_ids(last)[0])
 
 
 # ---- the command
@@ -340,7 +396,6 @@ def test_an_export_of_a_merged_backup_is_one_of_any_other(tmp_path: Path, storag
     place = PLACES["local"](tmp_path)
     build_chains(place, storage_format)
     backup_id = merge_backup(MergeRequest(place, SECOND)).entry.backup_id
-    assert BEGIN_S  # The times of these are their ids'.
     export_backup(ExportRequest(place, backup_id, tmp_path / "exported"))
     combine_backups(CombineRequest(place, SECOND, tmp_path / "combined"))
     assert manifest_files(tmp_path / "exported") == manifest_files(tmp_path / "combined")
