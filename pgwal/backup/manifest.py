@@ -155,6 +155,15 @@ def _format_time(epoch_s: float) -> str:
     return (_EPOCH + timedelta(seconds=clamped)).isoformat(" ", "seconds") + " GMT"
 
 
+def manifest_time(text: str) -> int:
+    """Return a time of a manifest in seconds since 1970, 0 for one in another form: readers ignore it."""
+    try:
+        found = datetime.strptime(text, "%Y-%m-%d %H:%M:%S GMT")
+    except ValueError:
+        return 0
+    return int((found - _EPOCH).total_seconds())
+
+
 def check_checksum(path: object, algorithm: str, checksum_hex: str | None) -> None:
     """Raise FormatError for what is no checksum of an algorithm, as a manifest spells it."""
     expected = CHECKSUM_HEX_LENGTHS.get(algorithm)

@@ -1,7 +1,8 @@
 """Make the files of a merged backup: those that come whole from one backup are carried over, of others what changed.
 
 In packs, a file with changed blocks is that of before but for the frames in which something changed: only these are
-read, and written.  Elsewhere it is written anew.
+read, and written; where they hold little that changed, not even that, and the blocks are referred to where they lie.
+Elsewhere it is written anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.pack_table import FRAME_SIZE, Extent
 from pgwal.backup.patched_checksum import PatchedChecksum
 from pgwal.backup.reconstruct import Run, reconstruct_file
-from pgwal.backup.stored_digest import PATCHED_ALGORITHM, digest_like
+from pgwal.backup.stored_digest import NO_DIGEST, PATCHED_ALGORITHM, StoredDigest, digest_like
 from pgwal.checksum import ContentDigest
 from pgwal.engine.chain_pieces import grouped_pieces, read_pieces
 from pgwal.engine.chain_source import ChainSource, OlderPages, OpenFiles, damaged, of_chain, open_sources, wrong_size
@@ -28,6 +29,11 @@ from pgwal.repository.backup_data import BackupData, BackupDataWriter, chunks_of
 from pgwal.repository.written_file import WrittenFile
 
 _Group = tuple[int, list[Run]]
+
+_DENSE = 4
+"""Where frames with changed blocks are larger than these by more, to read and store them anew costs too much."""
+_MOST_PIECES = 16
+"""Of a frame's size, that lie in different places: more would make entries long, and restores slow."""
 
 
 class MergedFile(NamedTuple):
@@ -80,12 +86,13 @@ class FileMerger:
                 _require_header(sources[0])
                 return self._carry(file, len(sources) - 1, whole.stored)
             change = _Change(file, plan.runs, sources, data_checksums=self._data_checksums)
-            algorithm, checksum = self._manifests[len(sources) - 1].of(file.path)
             # With nothing of it carried over, this says whether any of it can be.
-            can_patch = self._target.carry(whole.data, whole.path, 0, 0) is not None
-            if can_patch and algorithm == PATCHED_ALGORITHM and checksum is not None and change.is_small():
-                return self._patch(change, checksum)
-            return self._write(change)
+            if self._target.carry(whole.data, whole.path, 0, 0) is None:
+                return self._write(change)
+            algorithm, checksum = self._manifests[len(sources) - 1].of(file.path)
+            if algorithm == PATCHED_ALGORITHM and checksum is not None and change.is_dense():
+                return self._patch(change, checksum) if change.is_small() else self._write(change)
+            return self._refer(change)
 
     def _carry(self, file: BackupFile, number: int, stored: StoredFile) -> MergedFile:
         """Take a file over from the backup that stores it whole."""
@@ -111,7 +118,7 @@ class FileMerger:
             self.bytes_stored += written.size_bytes
         return written
 
-    def _passing(self, chunks: Iterable[bytes], digest: ContentDigest | FileChecksum) -> Iterator[bytes]:
+    def _passing(self, chunks: Iterable[bytes], digest: StoredDigest) -> Iterator[bytes]:
         for chunk in chunks:
             self._threads.count(read=len(chunk))
             digest.update(chunk)
@@ -139,11 +146,46 @@ class FileMerger:
                 extents += self._store(file.path, self._replacing(change, groups, checksum)).extents
             else:
                 start = groups[0][0]
-                length = sum(piece.length for _, pieces in groups for piece in pieces)
+                length = sum(map(_length, groups))
                 extents += self._target.carry(whole.data, whole.path, start, length) or ()
         change.finish()
         digest_hex = checksum.hexdigest()
         return MergedFile(_whole(file, digest_hex, tuple(extents)), PATCHED_ALGORITHM, digest_hex)
+
+    def _refer(self, change: _Change) -> MergedFile:
+        """Refer to changed blocks, too, where they are stored; store what would be in too many pieces.
+
+        What was there before is not read, and so no checksum follows.
+        """
+        parts = [(group, self._parts(change, group)) for group in change.groups]
+        if 2 * sum(_length(group) for group, extents in parts if extents is None) >= change.file.size_bytes:
+            return self._write(change)
+        found: list[Extent] = []
+        for is_stored, some in groupby(parts, lambda part: part[1] is None):
+            here = list(some)
+            if is_stored:
+                groups = [group for group, _ in here]
+                found += self._store(change.file.path, self._counted(change.contents(groups))).extents
+            else:
+                found += [extent for _, extents in here for extent in extents or ()]
+        return MergedFile(_whole(change.file, NO_DIGEST, tuple(found)), "NONE", None)
+
+    def _parts(self, change: _Change, group: _Group) -> list[Extent] | None:
+        """Return where a group's pieces lie, None for one that is better stored anew."""
+        found: list[Extent] = []
+        for _, length, number, offset in group[1]:
+            if number is None:
+                return None
+            source = change.sources[number]
+            found += self._target.carry(source.data, source.path, offset, length) or ()
+            if len(found) > _MOST_PIECES:
+                return None
+        return found
+
+    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._threads.count(read=len(chunk))
+            yield chunk
 
     def _replacing(self, change: _Change, groups: list[_Group], checksum: PatchedChecksum) -> Iterator[bytes]:
         """Yield what groups hold now, and have the checksum follow."""
@@ -173,9 +215,15 @@ class _Change:
     def is_changed(self, group: _Group) -> bool:
         return any(piece.source != len(self.sources) - 1 for piece in group[1])
 
+    def is_dense(self) -> bool:
+        """Tell whether the frames in which something changed hold little else."""
+        pieces = [piece for group in self.groups if self.is_changed(group) for piece in group[1]]
+        changed = sum(piece.length for piece in pieces if piece.source != len(self.sources) - 1)
+        return sum(piece.length for piece in pieces) <= _DENSE * changed
+
     def is_small(self) -> bool:
         """Tell whether less than half as much is read and written of what changed as would be of all."""
-        changed = sum(piece.length for group in self.groups if self.is_changed(group) for piece in group[1])
+        changed = sum(_length(group) for group in self.groups if self.is_changed(group))
         dropped = max(0, _size_of(self.sources[-1]) - self.file.size_bytes)
         return 2 * (changed + dropped) < self.file.size_bytes
 
@@ -212,6 +260,10 @@ def _require_header(source: ChainSource) -> None:
     """Check a header whose digest the entry does not tell, of an incremental file of which not all is read."""
     if source.stored.header_digest is None:
         source.require_as_stored(memoryview(bytearray(FRAME_SIZE)))
+
+
+def _length(group: _Group) -> int:
+    return sum(piece.length for piece in group[1])
 
 
 def _size_of(source: ChainSource) -> int:

@@ -18,7 +18,7 @@ from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.reconstruct import Reconstruction, Run, reconstruct_file
-from pgwal.backup.stored_digest import digest_like
+from pgwal.backup.stored_digest import StoredDigest, digest_like
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_owner
@@ -364,7 +364,7 @@ class Rebuild:
         path: str,
         size: int,
         expected_size: int,
-        digest: ContentDigest | FileChecksum,
+        digest: StoredDigest,
         expected: str,
     ) -> None:
         if size != expected_size:

@@ -34,10 +34,15 @@ MADE_BY_BACKUP = {"backup_label", "backup_manifest", "global/pg_control"}
 
 
 @contextmanager
-def tiny_frames() -> Iterator[None]:
-    """Have files of a few blocks lie in several frames, and these in several packs."""
+def tiny_frames(dense: int = 4) -> Iterator[None]:
+    """Have files of a few blocks lie in several frames, and these in several packs.
+
+    Changed blocks are referred to in frames that are larger by more than ``dense`` times.
+    """
     with small_frames(FRAME, 6 * FRAME), pytest.MonkeyPatch.context() as patched:
         patched.setattr(merged_file, "FRAME_SIZE", FRAME)
+        patched.setattr(merged_file, "_DENSE", dense)
+        patched.setattr(merged_file, "_MOST_PIECES", 3)
         yield
 
 
