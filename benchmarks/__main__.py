@@ -32,6 +32,7 @@ class Benchmark(StrEnum):
     BACKUP = "backup"
     PGBACKREST = "pgbackrest"
     PACKED = "packed"
+    MERGE = "merge"
     RESTORE = "restore"
     REPLAY = "replay"
     PLAN = "plan"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.context import Context
 from benchmarks.measure import CommandFailed, Measurement
@@ -89,8 +90,12 @@ class BenchmarkedRepository:
 
     def backup_ids(self) -> list[str]:
         """Return the ids of its backups, oldest first."""
+        return list(self.listed())
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """Return what ``pgwal list`` says of each backup, by id, oldest first."""
         listed = subprocess.check_output([self._context.pgwal, "list", "--repo", self.path, "--json"])
-        return [backup["id"] for backup in json.loads(listed)]
+        return {backup["id"]: backup for backup in json.loads(listed)}
 
     def _options(self) -> list[str | Path]:
         return ["--repo", self.path, "-d", self._server.conninfo]

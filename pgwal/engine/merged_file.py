@@ -32,7 +32,7 @@ _Group = tuple[int, list[Run]]
 
 _DENSE = 4
 """Where frames with changed blocks are larger than these by more, to read and store them anew costs too much."""
-_MOST_PIECES = 16
+_MOST_PIECES = 24
 """Of a frame's size, that lie in different places: more would make entries long, and restores slow."""
 
 
