@@ -210,7 +210,8 @@ class _Change:
         newest = sources[0].header
         if isinstance(newest, IncrementalHeader):
             self._digest.update(newest.encode())
-        self._older = OlderPages(file.path, sources) if data_checksums else None
+        are_proven = all(source.content.is_proven for source in sources[1:])
+        self._older = OlderPages(file.path, sources) if data_checksums and not are_proven else None
 
     def is_changed(self, group: _Group) -> bool:
         return any(piece.source != len(self.sources) - 1 for piece in group[1])
