@@ -34,6 +34,7 @@ class Benchmark(StrEnum):
     PACKED = "packed"
     CLOUD = "cloud"
     ENCRYPTED = "encrypted"
+    MERGE = "merge"
     RESTORE = "restore"
     REPLAY = "replay"
     PLAN = "plan"

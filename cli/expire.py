@@ -10,47 +10,47 @@ import typer
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
+from pgwal_cli.retention_options import RetentionOptions, decision_lines, why_document
 
 if TYPE_CHECKING:
-    from pgwal.engine.expire import ExpireReport
+    from pgwal.engine.expire_plan import ExpireReport
 
 
+@options.with_groups
 def expire(
     repo: options.Repo,
-    keep_full: Annotated[
-        int | None, typer.Option("--keep-full", min=1, metavar="N", help="Keep the N newest chains.")
-    ] = None,
-    keep_days: Annotated[
-        int | None,
+    rules: RetentionOptions,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed, and what is kept by which rule.")
+    ] = False,
+    merge: Annotated[
+        bool,
         typer.Option(
-            "--keep-days", min=1, max=36500, metavar="D", help="Keep what reaches every point of the last D days."
+            "--merge", help="Merge kept incremental backups into full ones where others are kept for them alone."
         ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    ] = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
-    """Remove old backups, whole chains at a time, and the WAL and summaries that nothing needs any more.
+    """Remove old backups, and the WAL and summaries that nothing needs any more.
 
-    With both rules, what either of them keeps is kept. The newest chain is never removed.
+    What any of the rules keeps is kept, with what it builds on. The newest chain and pinned backups are never removed.
     """
-    if keep_full is None and keep_days is None:
-        raise typer.BadParameter("say what to keep: --keep-full N, --keep-days D, or both")
-    from datetime import UTC, datetime, timedelta
-
+    given = rules.rules()
+    if not (given.limits_backups or given.limits_wal):
+        raise typer.BadParameter("say what to keep: --keep-full N, --keep-days D, --keep-daily N, and the like")
     from pgwal.engine.expire import ExpireRequest, expire
 
-    since = None if keep_days is None else datetime.now(UTC) - timedelta(days=keep_days)
     with progress_bar("removing", progress) as on_progress:
-        report = expire(ExpireRequest(repo, keep_full, since, dry_run), on_progress)
-    _warn(report)
+        report = expire(ExpireRequest(repo, given, dry_run, merge), on_progress)
+    warn_of_unjudged(report)
     if json:
         print_json(_document(report, dry_run))
     else:
-        print("\n".join(_lines(report, dry_run)))
+        print("\n".join([*(decision_lines(report) if dry_run else []), *_lines(report, dry_run)]))
 
 
-def _warn(report: ExpireReport) -> None:
+def warn_of_unjudged(report: ExpireReport) -> None:
     """Name what is left alone because it cannot be judged."""
     for backup in report.unreadable:
         print(
@@ -69,7 +69,9 @@ def _warn(report: ExpireReport) -> None:
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
     verb = "would remove" if dry_run else "removed"
-    lines = [f"{verb} backup {entry.backup_id}, {size_text(entry.repository_bytes)}" for entry in report.expired]
+    merged = "would merge" if dry_run else "merged"
+    lines = [f"{merged} backup {entry.backup_id} into a full one" for entry in report.merged]
+    lines += [f"{verb} backup {entry.backup_id}, {size_text(entry.repository_bytes)}" for entry in report.expired]
     lines += [f"{verb} the rest of {name}" for name in report.unfinished]
     if report.packs:
         lines.append(f"{verb} {len(report.packs)} packs, {size_text(sum(pack.size_bytes for pack in report.packs))}")
@@ -83,7 +85,8 @@ def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
         lines = ["nothing to remove"]
     if report.wal_needed_from is None:
         return [*lines, "kept everything: there is no backup that can be restored"]
-    return [*lines, f"kept {len(report.kept)} backups, and WAL from {report.wal_needed_from} on"]
+    own = f", {len(report.long_term)} of them with their own WAL alone" if report.long_term else ""
+    return [*lines, f"kept {len(report.kept)} backups{own}, and WAL from {report.wal_needed_from} on"]
 
 
 def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
@@ -91,6 +94,9 @@ def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
         "dry_run": dry_run,
         "expired": [{"id": entry.backup_id, "stored_size": entry.repository_bytes} for entry in report.expired],
         "kept": [entry.backup_id for entry in report.kept],
+        "why": {entry.backup_id: why_document(report, entry.backup_id) for entry in report.kept},
+        "merged": [entry.backup_id for entry in report.merged],
+        "long_term": [entry.backup_id for entry in report.long_term],
         "broken": [entry.backup_id for entry in report.broken],
         "unreadable": [backup.backup_id for backup in report.unreadable],
         "unfinished": report.unfinished,

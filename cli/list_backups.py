@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from pgwal.backup.chain import prior_of
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text, table_lines
+from pgwal_cli.retention_options import RetentionOptions, why_document, why_text
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
+    from pgwal.engine.expire_plan import ExpireReport
+    from pgwal.repository.repository import Repository
 
 _HEADER = (
     "ID",
@@ -25,36 +31,79 @@ _HEADER = (
     "FINISHED",
     "RECOVERABLE FROM",
     "TO",
+    "PINNED",
 )
 
 
-def list_backups(repo: options.Repo, json: options.Json = False) -> None:
+@options.with_groups
+def list_backups(
+    repo: options.Repo,
+    rules: RetentionOptions,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say which of these rules keeps each backup, and which would go.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
     """List the backups of a repository, oldest first, and from where to where every point can be recovered."""
     from pgwal.engine.coverage import read_recoverable_ranges
+    from pgwal.repository.backup_marks import BackupMarks
     from pgwal.repository.repository import Repository
 
+    given = rules.rules()
+    if not why and (given.limits_backups or given.limits_wal):
+        raise typer.BadParameter("rules are for --why: to remove what they do not keep is for pgwal expire")
     repository = Repository.open(repo)
     entries = repository.catalogue.entries()
     recoverable = read_recoverable_ranges(repository, entries)
+    pinned_ids = BackupMarks(repository.store).pinned(entry.backup_id for entry in entries)
+    decision = _decided(repository, rules) if why else None
     if json:
-        print_json([backup_document(entry, entries, recoverable[entry.backup_id]) for entry in entries])
+        print_json(
+            [
+                backup_document(entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids)
+                | _why_members(decision, entry)
+                for entry in entries
+            ]
+        )
     elif not entries:
         print("no backups")
     else:
         depths = _depths(entries)
-        rows = [_row(entry, depths[entry.backup_id], recoverable[entry.backup_id]) for entry in entries]
-        print("\n".join(table_lines(_HEADER, rows)))
+        header = _HEADER if decision is None else (*_HEADER, "WHY (UTC)")
+        rows = []
+        for entry in entries:
+            row = _row(entry, depths[entry.backup_id], recoverable[entry.backup_id], entry.backup_id in pinned_ids)
+            rows.append(row if decision is None else (*row, _why(decision, entry)))
+        print("\n".join(table_lines(header, rows)))
+
+
+def _decided(repository: Repository, rules: RetentionOptions) -> ExpireReport:
+    from pgwal.engine.expire_plan import ExpirePlanner
+
+    return ExpirePlanner(repository, rules.rules()).decide()
+
+
+def _why(decision: ExpireReport, entry: BackupEntry) -> str:
+    if entry.backup_id in {expired.backup_id for expired in decision.expired}:
+        return "nothing keeps it"
+    return why_text(decision, entry.backup_id)
+
+
+def _why_members(decision: ExpireReport | None, entry: BackupEntry) -> dict[str, object]:
+    return {} if decision is None else {"why": why_document(decision, entry.backup_id)}
 
 
 def _depths(entries: list[BackupEntry]) -> dict[str, int]:
     """Return by how many backups each is apart from the full one; ids sort so that prior ones come first."""
+    by_id = {entry.backup_id: entry for entry in entries}
     depths: dict[str, int] = {}
     for entry in entries:
-        depths[entry.backup_id] = 0 if entry.prior_id is None else depths.get(entry.prior_id, 0) + 1
+        prior = prior_of(entry, by_id)
+        depths[entry.backup_id] = 0 if prior is None else depths.get(prior.backup_id, 0) + 1
     return depths
 
 
-def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None) -> tuple[str, ...]:
+def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None, is_pinned: bool) -> tuple[str, ...]:
     return (
         "  " * depth + entry.backup_id,
         entry.kind.value,
@@ -65,9 +114,17 @@ def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None) -
         size_text(entry.repository_bytes),
         f"{duration_s(entry):.0f}",
         entry.finished_at,
-        "WAL is missing" if recoverable is None else str(recoverable.start),
-        "-" if recoverable is None else str(recoverable.end),
+        *_reach(recoverable),
+        "pinned" if is_pinned else "-",
     )
+
+
+def _reach(recoverable: RecoverableRange | None) -> tuple[str, str]:
+    if recoverable is None:
+        return "WAL is missing", "-"
+    if recoverable.is_long_term:
+        return str(recoverable.start), "that point alone"
+    return str(recoverable.start), str(recoverable.end)
 
 
 def duration_s(entry: BackupEntry) -> float:
@@ -76,11 +133,11 @@ def duration_s(entry: BackupEntry) -> float:
 
 
 def backup_document(
-    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None
+    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None, *, is_pinned: bool
 ) -> dict[str, object]:
     """Return what ``list`` and ``show`` print of a backup with --json."""
     by_id = {other.backup_id: other for other in entries}
-    prior = by_id.get(entry.prior_id) if entry.prior_id is not None else None
+    prior = prior_of(entry, by_id)
     return {
         "id": entry.backup_id,
         "kind": entry.kind.value,
@@ -101,6 +158,7 @@ def backup_document(
         "size": entry.totals.size_bytes,
         "stored_size": entry.repository_bytes,
         "format": "plain" if entry.packed_size_bytes is None else "packed",
+        "pinned": is_pinned,
         "recoverable": None
         if recoverable is None
         else {
@@ -109,6 +167,7 @@ def backup_document(
             "end_lsn": str(recoverable.end),
             "timeline": recoverable.timeline_id,
             "whole": recoverable.is_whole,
+            "long_term": recoverable.is_long_term,
         },
     }
 
@@ -116,7 +175,7 @@ def backup_document(
 def chain_ids(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> list[str]:
     """Return the ids of a backup and of what it builds on, newest first, as far as they are there."""
     found = [entry.backup_id]
-    while entry.prior_id is not None and entry.prior_id in by_id and entry.prior_id not in found:
-        entry = by_id[entry.prior_id]
+    while (prior := prior_of(entry, by_id)) is not None and prior.backup_id not in found:
+        entry = prior
         found.append(entry.backup_id)
     return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.backup.chain import prior_of
 from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
 from pgwal_cli.list_backups import backup_document, chain_ids, duration_s
@@ -25,6 +26,7 @@ def show(
     """Show one backup: what it builds on and what on it, window, sizes, times, and what can be recovered from it."""
     from pgwal.engine.coverage import read_recoverable_ranges
     from pgwal.errors import ObjectNotFound
+    from pgwal.repository.backup_marks import BackupMarks
     from pgwal.repository.repository import Repository
 
     repository = Repository.open(repo)
@@ -33,12 +35,12 @@ def show(
     if entry is None:
         raise ObjectNotFound(f"there is no backup {backup}", hint="List the backups with pgwal list.")
     recoverable = read_recoverable_ranges(repository, [entry])[backup]
+    is_pinned = bool(BackupMarks(repository.store).pinned([backup]))
     if json:
-        built_on_it = [other.backup_id for other in entries if other.prior_id == backup]
         print_json(
-            backup_document(entry, entries, recoverable)
+            backup_document(entry, entries, recoverable, is_pinned=is_pinned)
             | {
-                "built_on_it": built_on_it,
+                "built_on_it": _built_on_it(entry, entries),
                 "system_identifier": str(entry.system_identifier),
                 "major": entry.major,
                 "data_checksums": entry.data_checksums,
@@ -48,20 +50,28 @@ def show(
             }
         )
     else:
-        print("\n".join(f"{name:<16} {value}" for name, value in _fields(entry, entries, recoverable)))
+        fields = _fields(entry, entries, recoverable)
+        if is_pinned:
+            fields.append(("pinned", "yes: it is never expired"))
+        print("\n".join(f"{name:<16} {value}" for name, value in fields))
+
+
+def _built_on_it(entry: BackupEntry, entries: list[BackupEntry]) -> list[str]:
+    by_id = {other.backup_id: other for other in entries}
+    return [other.backup_id for other in entries if prior_of(other, by_id) is entry]
 
 
 def _fields(
     entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None
 ) -> list[tuple[str, str]]:
     by_id = {other.backup_id: other for other in entries}
-    prior = by_id.get(entry.prior_id) if entry.prior_id is not None else None
+    prior = prior_of(entry, by_id)
     totals = entry.totals
     fields = [
         ("backup", f"{entry.backup_id}, {entry.kind.value}"),
         ("label", entry.label.replace("\n", " ")),
         ("chain", ", ".join(chain_ids(entry, by_id))),
-        ("built on it", ", ".join(o.backup_id for o in entries if o.prior_id == entry.backup_id) or "nothing"),
+        ("built on it", ", ".join(_built_on_it(entry, entries)) or "nothing"),
         ("cluster", f"PostgreSQL {entry.major}, system identifier {entry.system_identifier}"),
         ("data checksums", _checksums_text(entry)),
         ("from", f"{entry.start_lsn} on timeline {entry.start_timeline_id}, {entry.started_at}"),
@@ -94,6 +104,8 @@ def _checksums_text(entry: BackupEntry) -> str:
 def _recoverable_text(entry: BackupEntry, recoverable: RecoverableRange | None) -> str:
     if recoverable is None:
         return "no: WAL that it needs is missing"
+    if recoverable.is_long_term:
+        return f"to {recoverable.start} alone ({entry.finished_at}), with --target-immediate: a long-term backup"
     text = f"every point from {recoverable.start} ({entry.finished_at}) to {recoverable.end}"
     text += f" on timeline {recoverable.timeline_id}"
     return text if recoverable.is_whole else f"{text}, where WAL is missing"

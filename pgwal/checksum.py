@@ -6,9 +6,10 @@ from google_crc32c import extend
 from xxhash import xxh3_128
 
 
-def crc32c(data: bytes, value: int = 0) -> int:
+def crc32c(data: bytes | memoryview, value: int = 0) -> int:
     """Return the CRC-32C (Castagnoli) of ``data``, continued from ``value``."""
-    value_after: int = extend(value, data)
+    # The library takes bytes alone.
+    value_after: int = extend(value, data if isinstance(data, bytes) else bytes(data))
     return value_after
 
 

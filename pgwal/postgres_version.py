@@ -85,9 +85,9 @@ class PostgresVersion(NamedTuple):
     """One major version.
 
     ``escapes_backslashes`` is of tablespace_map.  ``unlogged_in_global`` tells whether a base backup looks for unlogged
-    relations in global too.  ``has_trigger_file`` tells of promote_trigger_file,
-    ``has_invalidation_reason`` of that column of pg_replication_slots.  ``quiet_session`` are settings that
-    keep a session from being ended, and from running event triggers, of those that 13 does not have.
+    relations in global too.  ``has_trigger_file`` tells of promote_trigger_file, ``reads_ahead_in_recovery`` of
+    recovery_prefetch, ``has_invalidation_reason`` of that column of pg_replication_slots.  ``quiet_session`` are
+    settings that keep a session from being ended, and from running event triggers, of those that 13 does not have.
     ``shows_in_hot_standby`` tells of the setting of that name.  ``lsn_digits`` is how many
     digits the low half of an LSN has at least in what the server writes.
     """
@@ -102,6 +102,7 @@ class PostgresVersion(NamedTuple):
     escapes_backslashes: bool
     backup_functions: BackupFunctions
     has_read_replication_slot: bool
+    reads_ahead_in_recovery: bool
     shows_in_hot_standby: bool
     has_trigger_file: bool
     has_invalidation_reason: bool
@@ -175,6 +176,7 @@ _13 = PostgresVersion(
     escapes_backslashes=False,
     backup_functions=_BACKUP_FUNCTIONS_BEFORE_15,
     has_read_replication_slot=False,
+    reads_ahead_in_recovery=False,
     shows_in_hot_standby=False,
     has_trigger_file=True,
     has_invalidation_reason=False,
@@ -230,6 +232,7 @@ _15 = _14._replace(
         signatures=("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
     ),
     has_read_replication_slot=True,
+    reads_ahead_in_recovery=True,
 )
 
 _16 = _15._replace(

@@ -15,15 +15,16 @@ from pgwal.relation import BLOCK_SIZE, BLOCKS_PER_FILE, parse_relation_path
 MAX_INTEGER = (1 << 63) - 1
 _MAX_MODE = 0o7777
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_PATCHED_DIGEST = re.compile(r"([0-9a-f]{8})?")
 
 
 class BackupFile(NamedTuple):
     """One file of a backup: what it is when reconstructed, and what is stored of it.
 
-    ``digest`` (xxh3-128, hex) is that of the stored bytes.  The last three members are None for a file stored whole.
-    ``header_digest`` is that of the header of an incremental file, and None where the header is all of it, and in
-    entries of before it was noted.  ``extents`` say where the stored bytes lie in packs, in order; there are none where
-    the file is stored as a file of its own.
+    ``digest`` (hex) is that of the stored bytes: xxh3-128, or see pgwal.backup.stored_digest.  The three members
+    behind it are None for a file stored whole.  ``header_digest`` is that of the header of an incremental file,
+    and None where the header is all of it, and in entries of before it was noted.  ``extents`` say where the stored
+    bytes lie in packs, in order; there are none where the file is stored as a file of its own.
     """
 
     path: str
@@ -118,7 +119,9 @@ def check_file(file: BackupFile) -> bytes:
     sizes_fit = 0 <= file.size_bytes <= MAX_INTEGER and 0 <= file.stored_size_bytes <= MAX_INTEGER
     if not sizes_fit or not 0 <= file.mode <= _MAX_MODE or abs(file.mtime_epoch_s) > MAX_INTEGER:
         raise FormatError(f"catalogue entry: a number of file {file.path!r} is out of range")
-    for digest in (file.digest, file.header_digest):
+    # Only of a whole file in packs, whose frames have digests as well, may it be a short one.
+    is_patched = not file.is_incremental and bool(file.extents) and _PATCHED_DIGEST.fullmatch(file.digest) is not None
+    for digest in (None if is_patched else file.digest, file.header_digest):
         if digest is not None and _DIGEST.fullmatch(digest) is None:
             raise FormatError(f"catalogue entry: {digest!r} of file {file.path!r} is not a digest")
     if (file.truncation_block_length is None) != (file.copied_block_count is None):

@@ -15,7 +15,7 @@ class BackupKind(StrEnum):
 
 
 _ID_SUFFIX = {BackupKind.FULL: "full", BackupKind.INCREMENTAL: "incr"}
-_ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)_(full|incr)")
+_ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)_(full[2-9]?|incr)")
 _ID_TIME = "%Y%m%dT%H%M%SZ"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,7 +36,21 @@ def parse_backup_id(backup_id: str) -> tuple[datetime, BackupKind]:
         raise FormatError(
             f"{backup_id!r} is not the id of a backup", hint="Such an id is 20261122T101530Z_full."
         ) from error
-    return started, BackupKind.FULL if match[2] == "full" else BackupKind.INCREMENTAL
+    return started, BackupKind.INCREMENTAL if match[2] == "incr" else BackupKind.FULL
+
+
+def merged_ids(backup_id: str) -> tuple[str, ...]:
+    """Return the ids that a full backup may have which a backup is merged into: those of its start's time.
+
+    There are several, for that of one which was given up may be taken for good.
+    """
+    first = f"{time_part(backup_id)}_{_ID_SUFFIX[BackupKind.FULL]}"
+    return (first, *(f"{first}{number}" for number in range(2, 10)))
+
+
+def time_part(backup_id: str) -> str:
+    """Return what a backup and the one that it is merged into have in common in their ids, and with no other."""
+    return backup_id.partition("_")[0]
 
 
 def is_backup_id(name: str) -> bool:

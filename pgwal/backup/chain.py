@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
+from pgwal.backup.backup_id import merged_ids, time_part
 from pgwal.backup.entry import BackupEntry
 from pgwal.errors import ChainError, MissingPriorBackup, ObjectNotFound, TimelineMismatch, WrongCluster
 from pgwal.lsn import Lsn
@@ -15,6 +16,24 @@ LATEST = "latest"
 def place_of(entry: BackupEntry) -> tuple[int, Lsn, str]:
     """Return what sorts backups by age: timeline and start LSN, which no clock decides, and then the id."""
     return entry.start_timeline_id, entry.start_lsn, entry.backup_id
+
+
+def prior_id_among(prior_id: str, ids: Container[str]) -> str:
+    """Return the id of what builds a prior backup's part now: the full one that it was merged into, if that is there.
+
+    That holds the same files as of the same position, and no two backups have ids of the same time otherwise.
+    """
+    return next((merged for merged in merged_ids(prior_id) if merged in ids), prior_id)
+
+
+def prior_of(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> BackupEntry | None:
+    """Return what a backup builds on, see ``prior_id_among``; None for a full one, and for what is not there."""
+    return None if entry.prior_id is None else by_id.get(prior_id_among(entry.prior_id, by_id))
+
+
+def is_superseded(entry: BackupEntry, ids: Container[str]) -> bool:
+    """Tell whether an incremental backup has been merged into a full one that is there."""
+    return entry.prior_id is not None and any(merged in ids for merged in merged_ids(entry.backup_id))
 
 
 def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:
@@ -29,7 +48,7 @@ def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[Backup
     chain = [by_id[backup_id]]
     passed = {backup_id}
     while chain[-1].prior_id is not None:
-        entry, prior_id = chain[-1], chain[-1].prior_id
+        entry, prior_id = chain[-1], prior_id_among(chain[-1].prior_id, by_id)
         if prior_id in passed:
             raise ChainError(f"backup {backup_id}: the chain goes in a circle at {prior_id}")
         if prior_id not in by_id:
@@ -130,8 +149,13 @@ def _newest_first(
     return sorted(on_history, key=_by_start, reverse=True)
 
 
-def _by_start(entry: BackupEntry) -> tuple[Lsn, str]:
-    return entry.start_lsn, entry.backup_id
+def _by_start(entry: BackupEntry) -> tuple[Lsn, str, bool]:
+    return entry.start_lsn, *by_time(entry)
+
+
+def by_time(entry: BackupEntry) -> tuple[str, bool]:
+    """Return what sorts backups by their ids; of one that was merged the full one is the later: less is read of it."""
+    return time_part(entry.backup_id), entry.prior_id is None
 
 
 def _require_on_history(entry: BackupEntry, history: TimelineHistory) -> None:

@@ -13,6 +13,7 @@ from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
 
 _INCREMENTAL_BIT = 1 << 63
+_DIGEST_SIZE = 16
 
 
 class StoredFile(NamedTuple):
@@ -46,10 +47,15 @@ class FileTable:
         self._files = RecordTable("<16sQ")
         self._headers = RecordTable("<16s")
         """Of the incremental files that hold blocks: they are few, and the others need no room for it."""
+        self._short_digests = RecordTable("<B")
+        """How many bytes those have that are no xxh3-128 digests, and are filled up."""
         for file in files:
             key = xxh3_128_digest(encode_path(file.path))
+            digest = bytes.fromhex(file.digest)
             size = file.stored_size_bytes | (_INCREMENTAL_BIT if file.is_incremental else 0)
-            self._files.add(key, bytes.fromhex(file.digest), size)
+            self._files.add(key, digest, size)
+            if len(digest) < _DIGEST_SIZE:
+                self._short_digests.add(key, len(digest))
             if file.header_digest is not None:
                 self._headers.add(key, bytes.fromhex(file.header_digest))
 
@@ -58,7 +64,9 @@ class FileTable:
         found = self._files.find(key)
         if found is None:
             return None
-        digest, size = found[0].hex(), found[1] & ~_INCREMENTAL_BIT
+        size = found[1] & ~_INCREMENTAL_BIT
+        short = self._short_digests.find(key)
+        digest = found[0][: None if short is None else short[0]].hex()
         is_incremental = bool(found[1] & _INCREMENTAL_BIT)
         noted = self._headers.find(key) if is_incremental else None
         header_digest = _header_digest(is_incremental, size, digest, None if noted is None else noted[0].hex())

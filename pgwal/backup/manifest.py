@@ -54,7 +54,7 @@ class FileChecksum:
         elif algorithm != "NONE":
             self._state = hashlib.new(algorithm.lower())
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._state is not None:
             self._state.update(data)
 
@@ -64,7 +64,7 @@ class FileChecksum:
 
 
 class _Checksum(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -72,7 +72,7 @@ class _Crc32c:
     def __init__(self) -> None:
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._value = crc32c(data, self._value)
 
     def hexdigest(self) -> str:
@@ -153,6 +153,15 @@ def _format_time(epoch_s: float) -> str:
     # Readers ignore the time of a file, so one beyond the calendar is no reason to fail.
     clamped = min(max(int(epoch_s // 1), _EARLIEST_S), _LATEST_S)
     return (_EPOCH + timedelta(seconds=clamped)).isoformat(" ", "seconds") + " GMT"
+
+
+def manifest_time(text: str) -> int:
+    """Return a time of a manifest in seconds since 1970, 0 for one in another form: readers ignore it."""
+    try:
+        found = datetime.strptime(text, "%Y-%m-%d %H:%M:%S GMT")
+    except ValueError:
+        return 0
+    return int((found - _EPOCH).total_seconds())
 
 
 def check_checksum(path: object, algorithm: str, checksum_hex: str | None) -> None:

@@ -1,23 +1,36 @@
-"""Which backups are kept, and which WAL they need: pure decisions for expire.
+"""Which backups are kept, by which rules, and which WAL they need: pure decisions for expire.
 
-A chain is a full backup with all that builds on it, a tree when several build on one.  It is kept or removed as a
-whole.  Chains are old or new by the timeline and the LSN at which they start, as WAL is: clocks may have been wrong.
+A chain is a full backup with all that builds on it, a tree when several build on one.  Rules that count chains keep
+each as a whole; those of the calendar keep backups, with what these build on.  Backups are old or new by the timeline
+and the LSN at which they start, as WAL is: clocks may have been wrong.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pgwal.backup.chain import check_link, is_on_history, place_of
+from pgwal.backup.chain import check_link, is_on_history, is_superseded, place_of, prior_of
 from pgwal.backup.entry import BackupEntry
+from pgwal.backup.retention_rules import (
+    KEEP_DAYS,
+    KEEP_FULL,
+    NEWEST,
+    NO_RULE,
+    PINNED,
+    Reason,
+    RetentionRules,
+    needed_by,
+    newest_of_periods,
+)
 from pgwal.errors import ChainError
-from pgwal.lsn import Lsn, LsnRange
+from pgwal.lsn import Lsn
 from pgwal.timeline import TimelineHistory
 
 _END_OF_TIMES = datetime.max.replace(tzinfo=UTC)
+_NOTHING: Mapping[Lsn, Reason] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is to become of each backup.
+    """What is to become of each backup, and why it is kept.
 
     ``expired`` is in the order in which they go: none before those that build on it.  ``broken`` ones do not lead to
     a full backup; they are left to a person, and nothing is kept for them.
@@ -39,6 +52,8 @@ class Retention:
     kept: list[BackupEntry] = field(default_factory=list)
     expired: list[BackupEntry] = field(default_factory=list)
     broken: list[BackupEntry] = field(default_factory=list)
+    reasons: Mapping[str, Sequence[Reason]] = field(default_factory=dict, compare=False)
+    """By id, of those that are kept."""
 
 
 def find_chains(entries: Iterable[BackupEntry]) -> tuple[list[Chain], list[BackupEntry]]:
@@ -57,7 +72,8 @@ def find_chains(entries: Iterable[BackupEntry]) -> tuple[list[Chain], list[Backu
         while at is not None and at in by_id and at not in chain_of:
             chain_of[at] = None
             path.append(by_id[at])
-            at = by_id[at].prior_id
+            prior = prior_of(by_id[at], by_id)
+            at = None if prior is None else prior.backup_id
         for entry in reversed(path):
             chain = _chain_for(entry, by_id, chain_of)
             chain_of[entry.backup_id] = chain
@@ -74,10 +90,11 @@ def _chain_for(
 ) -> Chain | None:
     if entry.prior_id is None:
         return Chain(entry, [])
-    chain = chain_of.get(entry.prior_id)
-    if chain is not None:
+    prior = prior_of(entry, by_id)
+    chain = None if prior is None else chain_of.get(prior.backup_id)
+    if prior is not None and chain is not None:
         try:
-            check_link(entry, by_id[entry.prior_id])
+            check_link(entry, prior)
         except ChainError:
             return None
     return chain
@@ -87,47 +104,112 @@ def decide_retention(
     entries: Iterable[BackupEntry],
     histories: Mapping[int, TimelineHistory],
     current_timeline_ids: Collection[int],
+    rules: RetentionRules,
     *,
-    keep_full: int | None = None,
-    keep_since: datetime | None = None,
+    pinned_ids: Collection[str] = (),
     unusable_ids: Collection[str] = (),
-    built_on: Collection[Lsn] = (),
+    built_on: Mapping[Lsn, Reason] = _NOTHING,
+    merging: bool = False,
 ) -> Retention:
-    """Decide what to keep: what either rule keeps, and always a chain from which to go on.
+    """Decide what to keep: what any rule keeps, what is pinned, what these build on, and a chain from which to go on.
 
-    ``keep_full`` is how many of the newest chains.  ``keep_since`` is the time from which on every point must be
-    reachable: all chains with a backup that ended later are kept, and the newest full backup that had ended by then,
-    on any timeline and on the history of each one that still matters.  The newest chain of all, and the newest of
-    each current timeline, are never removed.  Without a rule, everything is kept.
+    ``keep_full`` and ``keep_since`` keep whole chains: for the latter, all with a backup that ended later, and the
+    newest full backup that had ended by then, on any timeline and on the history of each one that still matters.  The
+    newest chain of all, and the newest of each current timeline, are never removed.  A backup that has been merged into
+    a full one counts for nothing.  Without a rule for backups, everything is kept.
 
-    ``unusable_ids`` are backups that cannot be recovered, because WAL is missing.  A chain that has no other does not
-    stand in for one that has: the rules hold for the usable chains alone as well.  ``built_on`` is where backups start
-    that some build on of which no more is known: their chains are kept.
+    With ``merging``, each backup may be made a full one: so ``keep_since``, and what is never removed, are single
+    backups, not chains.
+
+    ``unusable_ids`` are backups that cannot be recovered, because WAL is missing.  A chain that has no other, and such
+    a backup, do not stand in for what can be: the rules hold for the usable ones alone as well.  ``built_on`` is where
+    backups start whose chains are kept for another reason.
 
     When a backup had ended is told by ``end_times``, not by its own clock alone.
     """
     chains, broken = find_chains(entries)
-    if keep_full is None and keep_since is None:
-        return Retention([entry for chain in chains for entry in chain.members], [], broken)
-    ended = end_times(entry for chain in chains for entry in chain.members)
-    usable = [chain for chain in chains if any(m.backup_id not in unusable_ids for m in chain.members)]
-    kept = {chain.full.backup_id for chain in chains if any(m.start_lsn in built_on for m in chain.members)}
-    for candidates in (chains, usable):
-        kept |= _newest_of_each(candidates, histories, current_timeline_ids)
-        if keep_full is not None:
-            kept |= {chain.full.backup_id for chain in candidates[-keep_full:]}
-        if keep_since is not None:
-            kept |= _reaching_back(candidates, histories, current_timeline_ids, keep_since, ended)
-    retention = Retention(broken=broken)
+    if not rules.limits_backups:
+        everything = [entry for chain in chains for entry in chain.members]
+        reasons = {e.backup_id: [NO_RULE, *([PINNED] if e.backup_id in pinned_ids else [])] for e in everything}
+        return Retention(everything, [], broken, reasons)
+    keeping = _Keeping(chains, histories, current_timeline_ids, rules)
     for chain in chains:
-        if chain.full.backup_id in kept:
-            retention.kept.extend(chain.members)
-        else:
-            retention.expired.extend(reversed(chain.members))
-    return retention
+        for lsn in {member.start_lsn for member in chain.members} & built_on.keys():
+            keeping.keep(chain.members, built_on[lsn])
+    for chain in keeping.counted:
+        keeping.keep((member for member in chain.members if member.backup_id in pinned_ids), PINNED)
+    for unusable in ((), unusable_ids):
+        keeping.apply(unusable, merging=merging)
+    return keeping.decision(broken)
 
 
-def _reaching_back(
+class _Keeping:
+    """What is kept, as far as rules have been applied."""
+
+    def __init__(
+        self,
+        chains: Sequence[Chain],
+        histories: Mapping[int, TimelineHistory],
+        current_timeline_ids: Collection[int],
+        rules: RetentionRules,
+    ) -> None:
+        self._chains = chains
+        self._histories = histories
+        self._current = current_timeline_ids
+        self._rules = rules
+        self._by_id = {entry.backup_id: entry for chain in chains for entry in chain.members}
+        self._ended = end_times(self._by_id.values())
+        self._reasons: dict[str, dict[Reason, None]] = {}
+        self.counted = [
+            Chain(chain.full, members)
+            for chain in chains
+            if (members := [entry for entry in chain.members if not is_superseded(entry, self._by_id)])
+        ]
+        """The chains, without what was merged into a full backup."""
+
+    def keep(self, entries: Iterable[BackupEntry], reason: Reason) -> None:
+        for entry in entries:
+            self._reasons.setdefault(entry.backup_id, {})[reason] = None
+
+    def apply(self, unusable_ids: Container[str], *, merging: bool) -> None:
+        """Keep what the rules keep of all but the unusable backups."""
+        rules = self._rules
+        usable = [c for c in self.counted if any(entry.backup_id not in unusable_ids for entry in c.members)]
+        backups = sorted(
+            (entry for chain in usable for entry in chain.members if entry.backup_id not in unusable_ids), key=place_of
+        )
+        units = [Chain(entry, [entry]) for entry in backups] if merging else usable
+        self._keep_units(units, newest_of_each(units, self._histories, self._current), NEWEST)
+        if rules.keep_full is not None:
+            self._keep_units(usable, {chain.full.backup_id for chain in usable[-rules.keep_full :]}, KEEP_FULL)
+        if rules.keep_since is not None:
+            found = reaching_back(units, self._histories, self._current, rules.keep_since, self._ended)
+            self._keep_units(units, found, KEEP_DAYS)
+        ended = [(self._ended[entry.backup_id], entry.backup_id) for entry in backups]
+        for period, count in rules.periods.items():
+            for backup_id, reason in newest_of_periods(ended, period, count).items():
+                self.keep([self._by_id[backup_id]], reason)
+
+    def _keep_units(self, units: Iterable[Chain], full_ids: Container[str], reason: Reason) -> None:
+        for unit in units:
+            if unit.full.backup_id in full_ids:
+                self.keep(unit.members, reason)
+
+    def decision(self, broken: list[BackupEntry]) -> Retention:
+        """Return it, with what is needed of other backups."""
+        kept: list[BackupEntry] = []
+        expired: list[BackupEntry] = []
+        for chain in self._chains:
+            for entry in reversed(chain.members):
+                prior = prior_of(entry, self._by_id)
+                if prior is not None and entry.backup_id in self._reasons:
+                    self.keep([prior], needed_by(entry))
+            kept += [entry for entry in chain.members if entry.backup_id in self._reasons]
+            expired += [entry for entry in reversed(chain.members) if entry.backup_id not in self._reasons]
+        return Retention(kept, expired, broken, {backup_id: list(found) for backup_id, found in self._reasons.items()})
+
+
+def reaching_back(
     chains: list[Chain],
     histories: Mapping[int, TimelineHistory],
     current_timeline_ids: Collection[int],
@@ -138,11 +220,11 @@ def _reaching_back(
     recent = [chain for chain in chains if any(ended[entry.backup_id] >= keep_since for entry in chain.members)]
     alive = {entry.stop_timeline_id for chain in recent for entry in chain.members}
     before = [chain for chain in chains if ended[chain.full.backup_id] <= keep_since]
-    reaching = _newest_of_each(before, histories, alive | set(current_timeline_ids))
+    reaching = newest_of_each(before, histories, alive | set(current_timeline_ids))
     return reaching | {chain.full.backup_id for chain in recent}
 
 
-def _newest_of_each(
+def newest_of_each(
     chains: list[Chain], histories: Mapping[int, TimelineHistory], timeline_ids: Collection[int]
 ) -> set[str]:
     """Return the full backups of the newest chain of all and of the newest on each timeline's history."""
@@ -190,35 +272,3 @@ def _longest_ascent(times: Sequence[datetime]) -> set[int]:
         found.add(place)
         place = following.get(place)
     return found
-
-
-class WalRetention:
-    """Which WAL, and which summaries, the backups that are kept need: what ends after the first of them started.
-
-    That holds on every timeline, so that each point which any of them leads to stays reachable.  A current timeline
-    that none of them leads to is left alone: its receiver goes on there.
-    """
-
-    def __init__(
-        self,
-        kept: Iterable[BackupEntry],
-        histories: Mapping[int, TimelineHistory],
-        current_timeline_ids: Collection[int],
-        also_from: Iterable[Lsn] = (),
-    ) -> None:
-        """``also_from`` are positions from which others need WAL, of which no more is known."""
-        self._kept = list(kept)
-        self._also_from = list(also_from)
-        self._untouched = {
-            timeline_id
-            for timeline_id in current_timeline_ids
-            if not any(is_on_history(e, histories.get(timeline_id, TimelineHistory(timeline_id))) for e in self._kept)
-        }
-
-    @property
-    def needed_from(self) -> Lsn:
-        """The position before which nothing is needed; 0 when no backup is kept."""
-        return min((*(entry.start_lsn for entry in self._kept), *self._also_from), default=Lsn(0))
-
-    def needs(self, part: LsnRange) -> bool:
-        return part.end > self.needed_from or part.timeline_id in self._untouched

@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from operator import lt
 from typing import Self
 
-from pgwal.backup.file_table import StoredFile
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader, incremental_name
 from pgwal.backup.reconstruct import Run, StoredWhole
-from pgwal.checksum import ContentDigest, content_digest
+from pgwal.backup.stored_digest import digest_like
+from pgwal.checksum import content_digest
 from pgwal.errors import (
     ChainError,
     ChecksumMismatch,
@@ -130,11 +132,44 @@ class ChainSource:
 
     def is_as_stored(self, buffer: memoryview) -> bool:
         """Read all of it, and tell whether it is what was stored."""
-        digest, offset, content = ContentDigest(), 0, self.content
+        digest, offset, content = digest_like(self.stored.digest), 0, self.content
         while size := content.read_into(offset, buffer):
             digest.update(buffer[:size])
             offset += size
         return digest.hexdigest() == self.stored.digest
+
+
+def open_sources(
+    stored: Sequence[BackupData],
+    tables: Sequence[FileTable],
+    file: BackupFile,
+    files: OpenFiles,
+    check_header: Callable[[ChainSource], None],
+) -> list[ChainSource]:
+    """Open what each backup of a chain stores of an incremental file, newest first, down to the whole copy.
+
+    ``tables`` are of all but the newest one; ``check_header`` looks at headers of which the entry has no digest.
+    Raises MissingPriorBackup, FormatError or RepositoryError.
+    """
+    found: list[ChainSource] = []
+    of_backup: StoredFile | None = StoredFile.of(file)
+    for number, data in enumerate(stored):
+        if number:
+            of_backup = tables[number - 1].find(file.path)
+        if of_backup is None:
+            raise MissingPriorBackup(
+                f"backup {data.backup_id} holds no {file.path}, which a later one builds on",
+                hint=ANOTHER_BACKUP,
+                backup_id=data.backup_id,
+                path=data.locate(file.path),
+            )
+        source = ChainSource.opened(data, file.path, of_backup, files)
+        found.append(source)
+        if not of_backup.is_incremental:
+            break
+        if number:
+            check_header(source)
+    return found
 
 
 class OlderPages:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
+from pgwal.engine.kept_wal import KeptWal
 from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.segment import WalGeometry
 from pgwal.summary.link import Link
@@ -30,23 +32,27 @@ class TimelineCoverage(NamedTuple):
     summary_holes: list[LsnRange]
 
 
-def read_coverage(repository: Repository, receiver: ReceiverState | None) -> list[TimelineCoverage]:
-    """Return what there is of each timeline, oldest first."""
+def read_coverage(
+    repository: Repository, receiver: ReceiverState | None, kept: KeptWal | None = None
+) -> list[TimelineCoverage]:
+    """Return what there is of each timeline, oldest first; what is not ``kept`` on purpose is no hole."""
+    kept = kept or KeptWal()
     geometry = repository.geometry
     # Of those that an older pgwal wrote, and damaged ones, there is none.
     links = repository.summaries.links()
     summaries, wal = sorted(links), archived_ranges(repository, receiver)
     history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
     broken = seams(links, geometry)
-    return [
-        TimelineCoverage(
-            timeline_id,
-            *_split(_ranges_and_holes(timeline_id, wal, history, geometry), broken),
-            join_linked({part: links[part] for part in summaries if part.timeline_id == timeline_id}, geometry),
-            _ranges_and_holes(timeline_id, summaries, history, geometry)[1],
+    found = []
+    for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)}):
+        ranges, holes = _split(_ranges_and_holes(timeline_id, wal, history, geometry), broken)
+        of_timeline = {part: links[part] for part in summaries if part.timeline_id == timeline_id}
+        summary_holes = _ranges_and_holes(timeline_id, summaries, history, geometry)[1]
+        summary_ranges = join_linked(of_timeline, geometry)
+        found.append(
+            TimelineCoverage(timeline_id, ranges, kept.missed(holes), summary_ranges, kept.missed(summary_holes))
         )
-        for timeline_id in sorted({part.timeline_id for part in (*summaries, *wal)})
-    ]
+    return found
 
 
 def _split(
@@ -195,6 +201,8 @@ class RecoverableRange(NamedTuple):
     end: Lsn
     is_whole: bool
     """Whether that is all WAL of the timeline; if not, WAL behind ``end`` is missing."""
+    is_long_term: bool = False
+    """Whether the backup keeps its own WAL alone: then ``end`` is where it ended, and the one point there is."""
 
 
 def recoverable_range(
@@ -239,8 +247,16 @@ def read_recoverable_ranges(
     repository: Repository, entries: Iterable[BackupEntry]
 ) -> dict[str, RecoverableRange | None]:
     """Return what can be recovered from each backup, by id; raises FormatError for a damaged history file."""
+    entries = list(entries)
+    long_term_ids = BackupMarks(repository.store).long_term_ids(entries)
     receiver = repository.receiver_state()
     histories, geometry = repository.wal.histories(), repository.geometry
     wal = archived_ranges(repository, receiver, histories)
     broken = seams(repository.summaries.links(), geometry)
-    return {entry.backup_id: recoverable_range(entry, wal, histories, geometry, broken) for entry in entries}
+    found = {entry.backup_id: recoverable_range(entry, wal, histories, geometry, broken) for entry in entries}
+    return {
+        backup_id: reached._replace(end=reached.start, is_whole=True, is_long_term=True)
+        if reached is not None and backup_id in long_term_ids
+        else reached
+        for backup_id, reached in found.items()
+    }

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.manifest import MANIFEST_NAME
+from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter, manifest_time
+from pgwal.backup.manifest_reader import ManifestReader
+from pgwal.backup.stored_digest import NO_DIGEST, PATCHED_ALGORITHM, StoredDigest, digest_like
 from pgwal.checksum import ContentDigest
 from pgwal.disk.tree_writer import TreeWriter
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
@@ -68,11 +70,14 @@ class _Export:
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         jobs = request.jobs or default_jobs()
+        self._entry = entry
         self.threads = WritingThreads(jobs, entry.totals.stored_size_bytes, on_progress)
         self._files = repository.catalogue.files(entry.backup_id)
         (self._data,) = repository.catalogue.data(entry.backup_id, jobs=jobs)
         self._writer = TreeWriter(request.output, durable=request.sync)
         self._sync = request.sync
+        self._made: dict[str, FileChecksum] = {}
+        """Of files that a merge made of parts without reading them: neither entry nor manifest has a checksum."""
 
     def run(self) -> None:
         self._writer.make_root()
@@ -81,25 +86,56 @@ class _Export:
                 self._writer.make_directory(path)
         for _ in self.threads.write_all(self._copy, self._files):
             pass
-        self._write(MANIFEST_NAME, ContentDigest())
+        self._write_manifest()
         if self._sync:
             self._writer.sync()
 
+    def _write_manifest(self) -> None:
+        """Copy the manifest; where files have been read for the first time, with their checksums."""
+        if not self._made:
+            self._write(MANIFEST_NAME, ContentDigest())
+            return
+        with of_chain(self._data, MANIFEST_NAME):
+            self._writer.write(MANIFEST_NAME, self._completed_manifest())
+        self.threads.count_file()
+
+    def _completed_manifest(self) -> Iterator[bytes]:
+        reader = ManifestReader()
+        writer = ManifestWriter(self._entry.major, self._entry.system_identifier)
+        yield writer.header()
+        for chunk in chunks_of(self._data, MANIFEST_NAME):
+            for file in reader.feed(chunk):
+                algorithm, checksum = file.checksum_algorithm, file.checksum_hex
+                if (made := self._made.get(file.path)) is not None:
+                    algorithm, checksum = made.algorithm, made.hexdigest()
+                modified_s = manifest_time(file.last_modified)
+                yield writer.file_entry(file.path, file.size, modified_s, algorithm, checksum)
+        yield writer.finish(reader.finish().wal_ranges)
+
     def _copy(self, file: BackupFile) -> None:
-        digest = ContentDigest()
+        digest = digest_like(file.digest)
+        if file.digest == NO_DIGEST:
+            checksum = self._made[file.path] = FileChecksum(PATCHED_ALGORITHM)
+            with of_chain(self._data, file.stored_path):
+                size_bytes = self._write(file.stored_path, checksum)
+            self._require_size(file, size_bytes)
+            return
         with of_chain(self._data, file.stored_path):
             size_bytes = self._write(file.stored_path, digest)
-        if size_bytes != file.stored_size_bytes:
-            raise wrong_size(self._data, file.stored_path, size_bytes, file.stored_size_bytes)
+        self._require_size(file, size_bytes)
         if digest.hexdigest() != file.digest:
             raise damaged(self._data, file.stored_path)
 
-    def _write(self, path: str, digest: ContentDigest) -> int:
+    def _require_size(self, file: BackupFile, size_bytes: int) -> None:
+        if size_bytes != file.stored_size_bytes:
+            raise wrong_size(self._data, file.stored_path, size_bytes, file.stored_size_bytes)
+
+    def _write(self, path: str, digest: StoredDigest) -> int:
         size_bytes = self._writer.write(path, self._passing(path, digest))
         self.threads.count_file()
         return size_bytes
 
-    def _passing(self, path: str, digest: ContentDigest) -> Iterator[bytes]:
+    def _passing(self, path: str, digest: StoredDigest) -> Iterator[bytes]:
         for chunk in chunks_of(self._data, path):
             self.threads.count(written=len(chunk))
             digest.update(chunk)

@@ -18,6 +18,7 @@ from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.reconstruct import Reconstruction, Run, reconstruct_file
+from pgwal.backup.stored_digest import StoredDigest, digest_like
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_owner
@@ -32,12 +33,13 @@ from pgwal.engine.chain_source import (
     OpenFiles,
     damaged,
     of_chain,
+    open_sources,
     opened,
     wrong_size,
 )
 from pgwal.engine.rebuild_options import RebuildOptions, default_jobs
 from pgwal.engine.writing_threads import WritingThreads
-from pgwal.errors import FormatError, MissingPriorBackup, TargetError
+from pgwal.errors import FormatError, TargetError
 from pgwal.relation import parse_relation_path
 from pgwal.repository.backup_data import BackupData, StoredContent, start_of
 from pgwal.repository.repository import Repository
@@ -198,7 +200,7 @@ class Rebuild:
         with of_chain(self._stored[0], file.stored_path):
             # One byte more tells that there is more; it may be without end.
             content = start_of(self._stored[0], file.stored_path, file.size_bytes + 1)
-        digest = ContentDigest()
+        digest = digest_like(file.digest)
         digest.update(content)
         self._check(self._stored[0], file.path, len(content), file.size_bytes, digest, file.digest)
         self._threads.count(read=len(content))
@@ -271,7 +273,7 @@ class Rebuild:
         target: PlacedFile | None,
         checksum: FileChecksum | None,
     ) -> None:
-        digest = ContentDigest()
+        digest = digest_like(expected_digest)
         buffer = self.writer.buffer()
         offset = 0
         while size := source.read_into(offset, buffer):
@@ -305,26 +307,7 @@ class Rebuild:
                     self._write_runs(file, plan, sources, target, checksum)
 
     def _open_sources(self, file: BackupFile, files: OpenFiles) -> list[ChainSource]:
-        """Open what each backup stores of a file, newest first, down to the whole copy, with headers that are right."""
-        found: list[ChainSource] = []
-        stored: StoredFile | None = StoredFile.of(file)
-        for number, data in enumerate(self._stored):
-            if number:
-                stored = self._tables[number - 1].find(file.path)
-            if stored is None:
-                raise MissingPriorBackup(
-                    f"backup {data.backup_id} holds no {file.path}, which a later one builds on",
-                    hint=ANOTHER_BACKUP,
-                    backup_id=data.backup_id,
-                    path=data.locate(file.path),
-                )
-            source = ChainSource.opened(data, file.path, stored, files)
-            found.append(source)
-            if not stored.is_incremental:
-                break
-            if number:
-                self._check_header(source)
-        return found
+        return open_sources(self._stored, self._tables, file, files, self._check_header)
 
     def _check_header(self, source: ChainSource) -> None:
         """Check a header whose digest the entry does not tell, of an incremental file of which not all is read."""
@@ -376,7 +359,13 @@ class Rebuild:
             self._threads.count(written=run.length)
 
     def _check(
-        self, data: BackupData, path: str, size: int, expected_size: int, digest: ContentDigest, expected: str
+        self,
+        data: BackupData,
+        path: str,
+        size: int,
+        expected_size: int,
+        digest: StoredDigest,
+        expected: str,
     ) -> None:
         if size != expected_size:
             raise wrong_size(data, path, size, expected_size)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-from pgwal.backup.chain import off_history
+from pgwal.backup.chain import by_time, off_history
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget, time_text
 from pgwal.backup.stored_path import encode_path
@@ -16,6 +16,7 @@ from pgwal.engine.recovery_gap import RecoveryGap, find_gap
 from pgwal.engine.replayed_wal import latest_transaction_end
 from pgwal.errors import ObjectNotFound, RecoveryTargetError, TimelineMismatch, WalGap
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.repository import Repository
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
@@ -48,18 +49,36 @@ def choose_backup(
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
     if not candidates:
         raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
-    newest_first = sorted(candidates, key=lambda entry: (entry.stop_lsn, entry.backup_id), reverse=True)
+    if backup_id is not None and wal_is_here:
+        # First: of WAL that is not kept on purpose, nothing else that can be said is of use.
+        _require_own_end(repository, candidates[0], target)
+    newest_first = sorted(candidates, key=lambda entry: (entry.stop_lsn, *by_time(entry)), reverse=True)
     on_history = _on_history(repository, newest_first, target)
     if not wal_is_here and (target.name is not None or target.xid is not None):
         return on_history[0].entry
     chosen, history = _newest_before(repository, on_history, target, wal_is_here=wal_is_here)
     if wal_is_here:
+        _require_own_end(repository, chosen, target)
         end = _require_target(repository, chosen, history, target)
         _require_wal(repository, history, chosen.start_lsn, end)
         _require_no_gap(repository, chosen, history, target, to_gap=to_gap)
         if target.time is not None:
             _require_later_transaction(repository, chosen, history, target)
     return chosen
+
+
+def _require_own_end(repository: Repository, entry: BackupEntry, target: RecoveryTarget) -> None:
+    """Raise RecoveryTargetError for a long-term backup, unless the target is where it ended: there is no more WAL."""
+    if target.immediate or not BackupMarks(repository.store).long_term_ids([entry]):
+        return
+    aim = str(target) if target.is_set else "the end of WAL"
+    raise RecoveryTargetError(
+        f"{aim} cannot be reached from backup {entry.backup_id}: it is a long-term backup, whose WAL is kept up to its"
+        f" end at {entry.stop_lsn} ({entry.finished_at}), and no further",
+        hint="Restore it to that point with --target-immediate, or choose another backup: pgwal list says which points"
+        " each can be restored to.",
+        backup_id=entry.backup_id,
+    )
 
 
 class _Candidate(NamedTuple):

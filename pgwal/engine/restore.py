@@ -28,6 +28,7 @@ from pgwal.engine.restored_configuration import archiving, settings_leading_out
 from pgwal.engine.wal_tablespaces import require_own_tablespaces
 from pgwal.errors import ObjectNotFound, TargetError
 from pgwal.lsn import Lsn
+from pgwal.postgres_version import version_of_major
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
@@ -150,6 +151,9 @@ def _settings(
     # A server that lets nobody in while it recovers does not mind when the primary's max_connections was raised behind
     # the backup; others pause or end there.  At a target it may have to pause, which it can in this way alone.
     yield "hot_standby", "on" if target.is_set else "off"
+    if target.immediate and version_of_major(entry.major).reads_ahead_in_recovery:
+        # WAL behind a long-term backup is gone: reading ahead, a server would want it before it comes to its end.
+        yield "recovery_prefetch", "off"
     if target.is_set and (raised := replayed.parameters_before(_END_OF_LSNS)):
         before = ControlFile.decode(rebuild.content(rebuild.control_file)).recovery_settings
         for name, value in raised.items():

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 
+from pgwal.backup.backup_id import merged_ids
 from pgwal.backup.entry import BackupEntry
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
@@ -117,11 +118,13 @@ def _lost_backups(entries: Iterable[BackupEntry], lost: dict[int, Lsn]) -> list[
     """Return the backups that hold something of what is lost, or build on one that does, newest first."""
     found: list[str] = []
     for entry in sorted(entries, key=lambda entry: (entry.start_lsn, entry.backup_id)):
+        found_ids = set(found)
         ends_behind = entry.stop_timeline_id in lost and entry.stop_lsn > lost[entry.stop_timeline_id]
         if (
             ends_behind
             or (entry.start_timeline_id in lost and not lost[entry.start_timeline_id])
             or entry.prior_id in found
+            or (entry.prior_id is not None and not found_ids.isdisjoint(merged_ids(entry.prior_id)))
         ):
             found.append(entry.backup_id)
     return found[::-1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.backup_window import missing_since
 from pgwal.engine.coverage import TimelineCoverage, read_coverage
+from pgwal.engine.kept_wal import read_kept_wal
 from pgwal.errors import ChainError, WrongCluster
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters, connect_sql
@@ -46,8 +47,9 @@ def read_repository_status(repository: Repository) -> RepositoryStatus:
     # In this order: what the receiver says it has is there when one looks for it later.
     receiver = repository.receiver_state()
     is_running = repository.receiver_is_running()
-    coverage = read_coverage(repository, receiver)
     entries, unreadable = repository.catalogue.survey()
+    kept = None if unreadable else read_kept_wal(repository, entries)
+    coverage = read_coverage(repository, receiver, kept)
     newest = entries[-1] if entries else None
     missing: list[LsnRange] = []
     problem = None

@@ -25,6 +25,7 @@ from pgwal.backup.exclusion import required_directories
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, manifest_version
 from pgwal.backup.manifest_reader import ManifestFile, ManifestReader
+from pgwal.backup.stored_digest import digest_like
 from pgwal.backup.stored_path import encode_path
 from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
@@ -195,7 +196,7 @@ class StoredBackup:
         """Read one stored file, and hold it against what each list says of it, and pages against their checksums."""
         if listed is not None and listed.size != size_bytes:
             self._note(path, f"{MANIFEST_NAME} says {listed.size} bytes, {BACKUP_ENTRY_NAME} {size_bytes}")
-        digest = ContentDigest()
+        digest = ContentDigest() if file is None else digest_like(file.digest)
         checksum = FileChecksum(listed.checksum_algorithm if listed is not None else "NONE")
         with self._noting_data(path):
             with closing(self._data.open(path)) as stored:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
-from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.page_check import PageCheck
-from pgwal.checksum import ContentDigest, content_digest
+from pgwal.backup.stored_digest import StoredDigest
+from pgwal.checksum import content_digest
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
@@ -37,7 +37,7 @@ def read_stored(
     content: StoredContent,
     file: BackupFile | None,
     checked_before: Lsn | None,
-    sums: Iterable[ContentDigest | FileChecksum],
+    sums: Iterable[StoredDigest],
 ) -> PageCheck | None:
     """Read a stored file through the sums, and return what was seen of its pages, None when they are not checked.
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from pgwal.backup.chain import prior_id_among, prior_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.control_file import ControlFile
@@ -26,6 +27,7 @@ from pgwal.errors import (
     StoreUnavailable,
 )
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, STORAGE_FORMAT_NAME, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
@@ -84,14 +86,16 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
     """Find out what to verify, and keep it from being removed."""
     if backup_id is None:
         held.enter_context(repository.hold_all_backups())
-        wanted = repository.catalogue.ids()
-    elif backup_id in repository.catalogue.ids():
+    known = repository.catalogue.ids()
+    if backup_id is None:
+        wanted = list(known)
+    elif backup_id in known:
         wanted = [backup_id]
     else:
         raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
     report = VerifyReport([])
     seen: set[str] = set()
-    others = set(repository.catalogue.ids()) - set(folders_in(repository.store, BACKUP_DIRECTORY))
+    others = set(known) - set(folders_in(repository.store, BACKUP_DIRECTORY))
     while wanted:
         current = wanted.pop()
         if current in seen:
@@ -111,7 +115,7 @@ def _select(repository: Repository, backup_id: str | None, held: ExitStack) -> V
             continue  # Said when its files are read.
         report.entries[current] = entry
         if entry.prior_id is not None:
-            wanted.append(entry.prior_id)
+            wanted.append(prior_id_among(entry.prior_id, known))
     report.backup_ids.sort()
     return report
 
@@ -159,7 +163,7 @@ class _Verification:
         self._total_bytes += sum(entry.totals.stored_size_bytes for entry in report.entries.values())
         for backup_id in report.backup_ids:
             entry = report.entries.get(backup_id)
-            prior = report.entries.get(entry.prior_id) if entry is not None and entry.prior_id is not None else None
+            prior = prior_of(entry, report.entries) if entry is not None else None
             self._check_chain(backup_id)
             stored = StoredBackup(self._repository, backup_id, opens_files=report.opens_files)
             stored.verify(entry, prior, workers, self._jobs, self._tell)
@@ -195,14 +199,13 @@ class _Verification:
         """Note a circle; that a prior backup is missing or damaged is said of that one."""
         passed = [backup_id]
         entry = self._report.entries.get(backup_id)
-        while entry is not None and entry.prior_id is not None:
-            if entry.prior_id in passed:
+        while entry is not None and (entry := prior_of(entry, self._report.entries)) is not None:
+            if entry.backup_id in passed:
                 self._report.problems.append(
-                    _entry_problem(backup_id, f"the chain goes in a circle at {entry.prior_id}")
+                    _entry_problem(backup_id, f"the chain goes in a circle at {entry.backup_id}")
                 )
                 return
-            passed.append(entry.prior_id)
-            entry = self._report.entries.get(entry.prior_id)
+            passed.append(entry.backup_id)
 
     def _check_format(self) -> None:
         """Note how the repository says that it stores files, unless that is as it was written."""
@@ -268,12 +271,16 @@ class _Verification:
             require_pg_controls_checkpoint(control, found)
 
     def _needed_wal(self) -> list[LsnRange]:
-        """Return the WAL from the start to the stop of each backup, and the windows of incremental ones, joined."""
+        """Return the WAL from the start to the stop of each backup, and the windows of incremental ones, joined.
+
+        That behind long-term backups is kept for none, and so not that of a window on one.
+        """
         parts: list[LsnRange] = []
+        long_term_ids = BackupMarks(self._repository.store).long_term_ids(self._report.entries.values())
         for entry in self._report.entries.values():
             parts += self._window(entry, entry.start_timeline_id, entry.start_lsn, at_stop=True)
-            prior = self._report.entries.get(entry.prior_id) if entry.prior_id is not None else None
-            if prior is not None:
+            prior = prior_of(entry, self._report.entries)
+            if prior is not None and prior.backup_id not in long_term_ids:
                 parts += self._window(entry, prior.start_timeline_id, prior.start_lsn, at_stop=False)
         parts = [part for part in parts if part.start < part.end]
         timeline_ids = sorted({part.timeline_id for part in parts})

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pgwal.backup.pack_table import PackedContents
+from pgwal.backup.pack_table import Extent, PackedContents
 from pgwal.errors import PgwalError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
@@ -108,6 +108,13 @@ class BackupDataWriter(Protocol):
 
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         """Store several files, each of these bytes."""
+
+    def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
+        """Take over part of a file that another backup of the repository stores whole, without a look at its bytes.
+
+        Returns where it lies, nothing where it is a file of its own; None, with nothing done, where that is not
+        possible, as of less than all of a file that is not in packs, or of nothing there.
+        """
 
     def create(self, path: str) -> NewContent:
         """Store a file piece by piece, which must be closed before ``sync``."""

@@ -10,15 +10,20 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.disk.new_file import GrowingFile
 from pgwal.disk.tree_writer import TreeWriter
-from pgwal.errors import ForeignObject, FormatError, ObjectNotFound, RepositoryError
+from pgwal.errors import ForeignObject, FormatError, ObjectNotFound, RepositoryError, TargetError
 from pgwal.repository.local_errors import refused
 from pgwal.repository.written_file import WrittenFile
+
+if TYPE_CHECKING:
+    from pgwal.backup.pack_table import Extent
+    from pgwal.repository.backup_data import BackupData
 
 
 class LocalBackupData:
@@ -152,6 +157,20 @@ class LocalBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         self._tree.write_small(files)
         return [WrittenFile(len(content), content_digest(content)) for _, content in files]
+
+    def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
+        """Make a hard link: what a repository stores does not change, and has its file system to itself."""
+        if not isinstance(source, LocalBackupData):
+            return None
+        with closing(source.open(path)) as content:
+            if offset or not length or length != content.size_bytes:
+                return None
+        try:
+            self._tree.link(path, source.path(path))
+        except TargetError:
+            # Of a file system that has none, or no more of this file.
+            return None
+        return ()
 
     def create(self, path: str) -> GrowingFile:
         return self._tree.create(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, StoreUnavailable
@@ -14,6 +14,10 @@ from pgwal.repository.place import Place
 from pgwal.repository.spool import Spool
 from pgwal.repository.store import ByteRange, ObjectStore
 from pgwal.repository.written_file import WrittenFile
+
+if TYPE_CHECKING:
+    from pgwal.backup.pack_table import Extent
+    from pgwal.repository.backup_data import BackupData
 
 _READ_SIZE = 1 << 20
 
@@ -133,6 +137,10 @@ class ObjectBackupDataWriter:
         for path, content in files:
             self._store.put(self._name(path), content)
         return [WrittenFile(len(content), content_digest(content)) for _, content in files]
+
+    def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:  # noqa: ARG002
+        """Say that it cannot be done: an object has one name."""
+        return None
 
     def create(self, path: str) -> _SpooledContent:
         return _SpooledContent(self._store, self._place.spool, self._name(path))

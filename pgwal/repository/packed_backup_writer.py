@@ -12,8 +12,9 @@ from threading import Condition
 from typing import TYPE_CHECKING
 
 from pgwal.backup.label import BACKUP_LABEL_NAME
+from pgwal.backup.live_frames import slice_extents
 from pgwal.backup.manifest import MANIFEST_NAME
-from pgwal.backup.pack_table import FRAME_SIZE, Pack, PackedContents, Sealed
+from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack, PackedContents, Sealed
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import new_pack_name, pack_object
@@ -22,7 +23,7 @@ from pgwal.repository.store import ObjectStore, as_sealing
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
-    from pgwal.repository.backup_data import BackupDataWriter, NewContent
+    from pgwal.repository.backup_data import BackupData, BackupDataWriter, NewContent
 
 AS_THEY_ARE = (BACKUP_LABEL_NAME, MANIFEST_NAME)
 
@@ -42,6 +43,8 @@ class PackedBackupDataWriter:
         """Whether what was stored is more than fits into a frame: less is put into one pack, which is one request."""
         self._stored_bytes = 0
         self._packs: list[Pack] = []
+        self._carried: dict[tuple[str, int], int] = {}
+        """By id and number there, the numbers that packs of other backups have here."""
         self._streams: list[PackStream] = []
         self._idle: list[PackStream] = []
         self._directories = set[str]()
@@ -70,6 +73,26 @@ class PackedBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         return [self.write(path, (content,)) for path, content in files]
 
+    def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
+        from pgwal.repository.packed_backup_data import PackedBackupData
+
+        found = source.places(path) if isinstance(source, PackedBackupData) else None
+        if found is None:
+            return None
+        packs, extents = found
+        carried = slice_extents(extents, packs, offset, length)
+        with self._changed:
+            return tuple(
+                extent._replace(pack=self._number_of(source.backup_id, extent.pack, packs)) for extent in carried
+            )
+
+    def _number_of(self, backup_id: str, number: int, packs: Sequence[Pack]) -> int:
+        key = (backup_id, number)
+        if key not in self._carried:
+            self._carried[key] = len(self._packs)
+            self._packs.append(packs[number])
+        return self._carried[key]
+
     def create(self, path: str) -> NewContent:
         if path not in AS_THEY_ARE:
             raise BrokenInvariant(f"{path} is stored in packs, and so at once")
@@ -95,9 +118,11 @@ class PackedBackupDataWriter:
             stream.abandon()
 
     def discard(self) -> None:
-        for pack in self._packs:
-            with suppress(ObjectNotFound):
-                self._store.delete(pack_object(pack.name))
+        others = set(self._carried.values())
+        for number, pack in enumerate(self._packs):
+            if number not in others:
+                with suppress(ObjectNotFound):
+                    self._store.delete(pack_object(pack.name))
 
     @contextmanager
     def _stream(self) -> Iterator[PackStream]:

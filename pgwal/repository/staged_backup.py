@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from typing import Self
 
-from pgwal.backup.backup_file import BackupFile, encode_file
+from pgwal.backup.backup_file import BackupFile, decode_file, encode_file
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
+from pgwal.backup.live_frames import LiveFrames
+from pgwal.backup.pack_table import PackedContents
 from pgwal.errors import LeaseLost, ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.backup_data import create_backup_data
 from pgwal.repository.backup_folders import NOTES_NAME, folder_of, give_up, remove_backup
@@ -54,6 +56,8 @@ class StagedBackup:
         self.data = create_backup_data(place, self._folder, storage_format, jobs)
         self._notes = place.spool.create_notes(self._notes_name)
         self._is_published = self._is_entry_sent = False
+        self._live: LiveFrames | None = None
+        self._left: PackedContents | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +72,33 @@ class StagedBackup:
         """Note a file that has been stored."""
         self._notes.write(encode_file(file) + b"\n")
 
+    def without_dead_frames(self) -> PackedContents | None:
+        """Leave frames out in which nothing of any file lies, and return what is left; all files must be noted.
+
+        A backup that refers to packs of others needs it.  None where files are stored one by one.
+        """
+        contents = self.data.contents()
+        if contents is None:
+            return None
+        live = LiveFrames(contents.packs)
+        for line in self._noted():
+            live.use(decode_file(line).extents)
+        self._live, self._left = live, PackedContents(live.packs(), contents.directories)
+        return self._left
+
+    def _noted(self) -> Iterator[bytes]:
+        self._notes.seek(0)
+        return (line.rstrip(b"\n") for line in self._notes)
+
+    def _renumbered(self, live: LiveFrames) -> Iterator[bytes]:
+        for line in self._noted():
+            file = decode_file(line)
+            yield encode_file(file._replace(extents=live.renumbered(file.extents)))
+
     def publish(self, entry: BackupEntry) -> None:
         """Make it a backup: its data must be durable, and all its files noted."""
-        self._notes.seek(0)
-        files = (line.rstrip(b"\n") for line in self._notes)
-        contents = self.data.contents()
+        files = self._noted() if self._live is None else self._renumbered(self._live)
+        contents = self._left or self.data.contents()
         if self._renaming is None:
             self._publish_by_entry(encode_entry(entry, files, contents))
             return

@@ -10,6 +10,7 @@ import pytest
 from cloud.test_retention import THIRD_FULL, build
 from support.faulty_store import Fate, FaultyPlace
 
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.coverage import read_recoverable_ranges
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.export import ExportRequest, export_backup
@@ -69,7 +70,7 @@ def verifying(place: Place, _: Path) -> object:
 
 
 def expiring(place: Place, _: Path) -> object:
-    return {entry.backup_id for entry in expire(ExpireRequest(place, keep_full=1)).expired}
+    return {entry.backup_id for entry in expire(ExpireRequest(place, RetentionRules(keep_full=1))).expired}
 
 
 def restoring(place: Place, directory: Path) -> object:
@@ -95,6 +96,6 @@ def test_a_store_that_goes_away_is_said_to(
         shutil.rmtree(tmp_path / "target", ignore_errors=True)
         if act is expiring:
             assert verify(VerifyRequest(place)).problems == []
-            expire(ExpireRequest(place, keep_full=1))
+            expire(ExpireRequest(place, RetentionRules(keep_full=1)))
             assert Repository.open(place).catalogue.ids() == [THIRD_FULL]
     assert act(copied(contents), tmp_path / "again") == expected

@@ -10,6 +10,7 @@ from repository.places import PLACES
 from support.faulty_store import Fate, FaultyPlace, FaultyStore
 from support.shared_bucket import shared_bucket
 
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import ObjectRetained
@@ -41,7 +42,7 @@ def test_a_locked_bucket_takes_backups_and_lets_them_go() -> None:
     place = shared_bucket().place("locked")
     repository = build(place)
     assert verify(VerifyRequest(place)).problems == []
-    report = expire(ExpireRequest(place, keep_full=1))
+    report = expire(ExpireRequest(place, RetentionRules(keep_full=1)))
     assert {entry.backup_id for entry in report.expired} == {FULL, FIRST, SECOND, SECOND_FULL}
     assert repository.catalogue.ids() == [THIRD_FULL]
     assert verify(VerifyRequest(place)).problems == []
@@ -92,13 +93,13 @@ def test_what_cannot_go_stays_with_all_that_it_needs(
 ) -> None:
     place = PLACES[kind](tmp_path)
     repository = build(place)
-    report = expire(ExpireRequest(RetainingPlace(place, retained), keep_full=1))
+    report = expire(ExpireRequest(RetainingPlace(place, retained), RetentionRules(keep_full=1)))
     assert {entry.backup_id for entry in report.expired} == set(removed)
     assert repository.catalogue.ids() == kept
     assert verify(VerifyRequest(place)).problems == []
     assert "until 2027-01-01" in caplog.text
     # When the time has come, the next run goes on.
-    expire(ExpireRequest(place, keep_full=1))
+    expire(ExpireRequest(place, RetentionRules(keep_full=1)))
     assert repository.catalogue.ids() == [THIRD_FULL]
     assert repository.catalogue.unfinished() == []
     assert repository.catalogue.unneeded_packs() == []

@@ -36,6 +36,8 @@ MAJOR = 16
 SYSTEM_IDENTIFIER = 0x1234567890ABCDEF
 FULL, FIRST, SECOND = "20261122T101530Z_full", "20261122T111530Z_incr", "20261122T121530Z_incr"
 TABLE = "base/5/16384"
+SECOND_FULL, ON_SECOND, THIRD_FULL = "20261123T101530Z_full", "20261123T111530Z_incr", "20261124T101530Z_full"
+SEGMENT_COUNT = 9
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ def build_repository(path: Address, segment_count: int = 3, *, storage_format: S
     blocks = {TABLE: (4, 4, {0: random.randbytes(8192)})}
     store_backup(repository, SECOND, FIRST, starts[2], stops[2], changed, blocks)
     return Stored(repository, [(record.lsn, record.total_length) for record in wal.records])
+
+
+def build_chains(path: Address, storage_format: StorageFormat = PLAIN_FORMAT) -> Stored:
+    """Build it with three chains, which start in segments 1 to 3, 5 and 6, and 7."""
+    stored = build_repository(path, SEGMENT_COUNT, storage_format=storage_format)
+    whole = {TABLE: bytes(8192)}
+    for backup_id, prior_id, number in ((SECOND_FULL, None, 5), (ON_SECOND, SECOND_FULL, 6), (THIRD_FULL, None, 7)):
+        start = Lsn(number * MB + 40)
+        stop = next(Lsn(lsn) for lsn, _ in stored.records if lsn > start + 4000)
+        with stored.repository.lock_backups():
+            store_backup(stored.repository, backup_id, prior_id, start, stop, whole)
+    return stored
 
 
 def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:

@@ -17,6 +17,7 @@ from keeping.stored_repository import MB, build_repository, store_backup
 from pgwal_process import assert_failed, run_pgwal, succeed
 
 from pgwal.backup.retention import end_times
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.lsn import Lsn
 from pgwal.repository.local_place import LocalPlace
@@ -63,7 +64,7 @@ def test_days_are_kept_whatever_one_clock_said(
     days = [real(day) for day in (1, 8, 15, 22)]
     repo = build(tmp_path, [*days[:place], wrong, *days[place:]], storage_format)
     since = datetime(2026, 11, 17, tzinfo=UTC)
-    expire(ExpireRequest(LocalPlace(repo), keep_since=since))
+    expire(ExpireRequest(LocalPlace(repo), RetentionRules(keep_since=since)))
     kept = {entry.backup_id for entry in Repository.open(repo).catalogue.entries()}
     # The newest real one from before, and all since: each point since then can be reached.
     assert kept >= {real(15), real(22)}

@@ -9,10 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from keeping.stored_repository import FIRST, FULL, MB, SECOND, Stored, build_repository, store_backup
+from keeping.stored_repository import (
+    FIRST,
+    FULL,
+    MB,
+    ON_SECOND,
+    SECOND,
+    SECOND_FULL,
+    SEGMENT_COUNT,
+    THIRD_FULL,
+    Stored,
+    build_chains,
+)
 from pgwal_process import assert_failed, run_pgwal
 
 from pgwal.backup.chain import resolve_chain
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireReport, ExpireRequest, expire
 from pgwal.engine.restore import RestoreRequest, restore_backup
 from pgwal.engine.verify import VerifyRequest, verify
@@ -25,20 +37,11 @@ from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import move
 from pgwal_cli.exit_codes import LOCKED, USAGE
 
-SECOND_FULL, ON_SECOND, THIRD_FULL = "20261123T101530Z_full", "20261123T111530Z_incr", "20261124T101530Z_full"
-SEGMENT_COUNT = 9
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, storage_format: StorageFormat) -> Stored:
     """Three chains, in segments 1 to 3, 5 and 6, and 7; the last segment is not complete."""
-    place = tmp_path_factory.mktemp("expire") / "repo"
-    stored = build_repository(place, SEGMENT_COUNT, storage_format=storage_format)
-    whole = {"base/5/16384": bytes(8192)}
-    for backup_id, prior_id, number in ((SECOND_FULL, None, 5), (ON_SECOND, SECOND_FULL, 6), (THIRD_FULL, None, 7)):
-        start = Lsn(number * MB + 40)
-        stop = next(Lsn(lsn) for lsn, _ in stored.records if lsn > start + 4000)
-        store_backup(stored.repository, backup_id, prior_id, start, stop, whole)
+    stored = build_chains(tmp_path_factory.mktemp("expire") / "repo", storage_format)
     last = stored.root / "wal" / stored.repository.geometry.file_name(1, SEGMENT_COUNT)
     last.rename(last.with_name(last.name + ".partial"))
     assert verify(VerifyRequest(LocalPlace(stored.root))).problems == []
@@ -52,7 +55,7 @@ def repository(built: Stored, tmp_path: Path) -> Repository:
 
 
 def run(repository: Repository, keep_full: int, *, dry_run: bool = False) -> ExpireReport:
-    return expire(ExpireRequest(repository.place, keep_full=keep_full, dry_run=dry_run))
+    return expire(ExpireRequest(repository.place, RetentionRules(keep_full=keep_full), dry_run=dry_run))
 
 
 def segments(repository: Repository) -> list[int]:
@@ -212,6 +215,7 @@ def test_what_is_being_removed_is_not_read(repository: Repository, tmp_path: Pat
 KILLING = """
 import os, shutil, signal, sys
 from pathlib import Path
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.pack_pool import list_packs
@@ -232,7 +236,7 @@ while True:
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
-        expire(ExpireRequest(LocalPlace(target), keep_full=1))
+        expire(ExpireRequest(LocalPlace(target), RetentionRules(keep_full=1)))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status):

@@ -21,6 +21,7 @@ from repository.test_packs import small_frames
 from pgwal.backup.entry_document import decode_contents
 from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.pack_table import PACK_HEADER_SIZE, Frame, Pack
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.checksum import content_digest
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.expire import ExpireRequest, expire
@@ -299,7 +300,7 @@ def test_each_byte_of_an_entry_counts(stored: Stored, random: Random) -> None:
             if offset % 7 == 0:
                 # Nobody knows which packs are needed.
                 assert expire(ExpireRequest(LocalPlace(stored.root), dry_run=True)).packs == []
-    expire(ExpireRequest(LocalPlace(stored.root), keep_full=1))
+    expire(ExpireRequest(LocalPlace(stored.root), RetentionRules(keep_full=1)))
     assert tree(stored.root / "packs") == before
 
 

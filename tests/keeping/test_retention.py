@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from pgwal.backup.backup_id import BackupKind, format_backup_id
 from pgwal.backup.chain import is_on_history, resolve_chain
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.retention import Retention, WalRetention, decide_retention, find_chains
+from pgwal.backup.retention import Retention, decide_retention, find_chains
+from pgwal.backup.retention_rules import RetentionRules
+from pgwal.backup.wal_retention import WalRetention
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory, TimelineSwitch
 
@@ -82,9 +84,7 @@ rules = st.tuples(st.none() | st.integers(1, 5), st.none() | st.integers(0, 30))
 
 def decide(cluster: Cluster, keep_full: int | None, keep_days: int | None) -> Retention:
     since = None if keep_days is None else NOW - keep_days * DAY
-    return decide_retention(
-        cluster.entries, cluster.histories, {cluster.timeline_id}, keep_full=keep_full, keep_since=since
-    )
+    return decide_retention(cluster.entries, cluster.histories, {cluster.timeline_id}, RetentionRules(keep_full, since))
 
 
 def history_of(cluster: Cluster, timeline_id: int) -> TimelineHistory:
@@ -149,8 +149,7 @@ def test_the_last_chain_that_can_be_recovered_is_never_removed(
         cluster.entries,
         cluster.histories,
         {cluster.timeline_id},
-        keep_full=rule[0],
-        keep_since=since,
+        RetentionRules(rule[0], since),
         unusable_ids=unusable,
     )
     chains = [c for c in find_chains(cluster.entries)[0] if set(ids(c.members)) - unusable]
@@ -168,9 +167,9 @@ def test_without_a_rule_everything_is_kept(cluster: Cluster) -> None:
 
 def test_days_keep_the_full_backup_before_them_and_no_older_one() -> None:
     fulls = [backup(day, 100 + day) for day in (0, 7, 14, 21, 28)]
-    found = decide_retention(fulls, {}, {1}, keep_since=NOW - 5 * DAY)
+    found = decide_retention(fulls, {}, {1}, RetentionRules(keep_since=NOW - 5 * DAY))
     assert found.kept == fulls[3:]
-    both = decide_retention(fulls, {}, {1}, keep_since=NOW - 5 * DAY, keep_full=4)
+    both = decide_retention(fulls, {}, {1}, RetentionRules(keep_since=NOW - 5 * DAY, keep_full=4))
     assert both.kept == fulls[1:]
 
 
@@ -178,9 +177,9 @@ def test_a_tree_stays_while_its_newest_branch_is_kept() -> None:
     old = backup(0, 100)
     branches = [backup(1, 110, old), backup(2, 120, old), backup(27, 300, old)]
     newer = [backup(20, 200), backup(26, 250)]
-    found = decide_retention([old, *branches, *newer], {}, {1}, keep_since=NOW - 5 * DAY)
+    found = decide_retention([old, *branches, *newer], {}, {1}, RetentionRules(keep_since=NOW - 5 * DAY))
     assert found.expired == []
-    found = decide_retention([old, *branches, *newer], {}, {1}, keep_full=1)
+    found = decide_retention([old, *branches, *newer], {}, {1}, RetentionRules(keep_full=1))
     assert found.kept == [newer[1]]
     assert found.expired == [*reversed(branches), old, newer[0]]
 
@@ -189,18 +188,18 @@ def test_after_a_restore_to_an_earlier_point_the_chain_that_led_there_stays() ->
     # The newest full backup lies behind the point that was restored to: nothing leads from it to timeline 2.
     before, behind = backup(0, 100), backup(5, 300)
     histories = {2: TimelineHistory(2, (TimelineSwitch(1, Lsn(200)),))}
-    assert decide_retention([before, behind], histories, {2}, keep_full=1).kept == [before, behind]
+    assert decide_retention([before, behind], histories, {2}, RetentionRules(keep_full=1)).kept == [before, behind]
     on_new = backup(28, 250, timeline_id=2)
-    found = decide_retention([before, behind, on_new], histories, {2}, keep_since=NOW - 5 * DAY)
+    found = decide_retention([before, behind, on_new], histories, {2}, RetentionRules(keep_since=NOW - 5 * DAY))
     assert found.kept == [before, behind, on_new]
-    assert decide_retention([before, behind, on_new], histories, {2}, keep_full=1).kept == [on_new]
+    assert decide_retention([before, behind, on_new], histories, {2}, RetentionRules(keep_full=1)).kept == [on_new]
 
 
 def test_newest_means_by_time_on_every_timeline() -> None:
     old = backup(0, 10_000)
     new = backup(20, 500, timeline_id=2)
     histories = {2: TimelineHistory(2, (TimelineSwitch(1, Lsn(400)),))}
-    assert decide_retention([old, new], histories, {2}, keep_full=1).kept == [new]
+    assert decide_retention([old, new], histories, {2}, RetentionRules(keep_full=1)).kept == [new]
 
 
 def test_broken_chains_neither_count_nor_go() -> None:
@@ -210,10 +209,10 @@ def test_broken_chains_neither_count_nor_go() -> None:
     backwards = backup(4, 50, full)
     circle = [backup(5, 200, full), backup(6, 210, full)]
     circle = [replace(circle[0], prior_id=circle[1].backup_id), replace(circle[1], prior_id=circle[0].backup_id)]
-    found = decide_retention([full, orphan, below, backwards, *circle], {}, {1}, keep_full=1)
+    found = decide_retention([full, orphan, below, backwards, *circle], {}, {1}, RetentionRules(keep_full=1))
     assert (found.kept, found.expired) == ([full], [])
     assert sorted(ids(found.broken)) == ids([orphan, below, backwards, *circle])
-    assert decide_retention([orphan], {}, {1}, keep_full=1) == Retention([], [], [orphan])
+    assert decide_retention([orphan], {}, {1}, RetentionRules(keep_full=1)) == Retention([], [], [orphan])
 
 
 def test_wal_of_a_current_timeline_that_no_backup_leads_to_is_left_alone() -> None:

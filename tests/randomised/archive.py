@@ -32,6 +32,7 @@ class Backup:
     stop_lsn: Lsn
     state: dict[str, dict[str, str]] | None
     moment: Moment
+    is_merged: bool = False
 
     @property
     def is_incremental(self) -> bool:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,6 +33,7 @@ from randomised.cluster_state import State, damage, differences, read_state
 from randomised.lives import MARKS, Life, Moment, wrong_marks
 from randomised.load import Load, prepare
 
+from pgwal.backup.chain import prior_id_among
 from pgwal.engine.fetch_wal import fetch
 from pgwal.errors import PgwalError
 from pgwal.lsn import Lsn
@@ -50,6 +51,9 @@ CHAIN_BROKEN = 4
 # Failed, usage, no connection, a gap or another history: what docs/commands.md says of a refusal.
 REFUSALS = (1, 2, 3, CHAIN_BROKEN)
 MOST_FETCHED_ONE_BY_ONE = 8
+MERGE_SHARE = 0.3
+"""How often a backup is merged after one was taken: by a chance of its own, which changes no other."""
+MOST_CHAINS = 99
 
 
 def format_of(seed: int) -> StorageFormat:
@@ -138,6 +142,7 @@ class Round:
         self.chance = random.Random(f"round {self.seed}")
         self.choices = Choices.draw(self.chance, self.installation)
         self.numbers = count(1)
+        self.merging = random.Random(f"merges of round {self.seed}")
         self.life = Life()
         self.storage_format = format_of(self.seed)
         self.archives = [Archive(self.make_repository(1), self.life)]
@@ -524,6 +529,28 @@ class Round:
             self.note("the standby has no restart point")
             return
         self.count_backup(command, outcome, state)
+        if self.merging.random() < MERGE_SHARE:
+            self.merge()
+
+    def merge(self) -> None:
+        """Merge a backup, whose place the full one takes; at times what counts for nothing then goes at once."""
+        archive = self.archive
+        incremental = [backup for backup in archive.backups.values() if backup.is_incremental]
+        if not incremental:
+            return
+        backup = self.merging.choice(incremental)
+        outcome = finish(start_pgwal("merge", backup.backup_id, "--repo", archive.repo, "--json"))
+        _succeeded(outcome)
+        merged_id = json.loads(outcome.stdout)["id"]
+        self.note(f"merged {backup.backup_id} into {merged_id}")
+        del archive.backups[backup.backup_id]
+        archive.backups = {
+            name: replace(each, prior_id=merged_id) if each.prior_id == backup.backup_id else each
+            for name, each in archive.backups.items()
+        }
+        archive.backups[merged_id] = replace(backup, backup_id=merged_id, prior_id=None, is_merged=True)
+        if self.merging.random() < 0.5:
+            _succeeded(finish(start_pgwal("expire", "--repo", archive.repo, "--keep-full", str(MOST_CHAINS))))
 
     def count_backup(self, command: str, outcome: Outcome, state: State | None = None) -> None:
         """Count a backup among those that can be restored, unless pgwal refused to take it."""
@@ -534,7 +561,8 @@ class Round:
         made = json.loads(outcome.stdout)
         start, stop = Lsn.parse(made["start_lsn"]), Lsn.parse(made["stop_lsn"])
         assert self.archive.has_wal(start, stop), f"PUBLISHED WITHOUT ITS WAL: {command}, {self.archive.doubt}"
-        backup = Backup(made["id"], made["prior"], start, stop, state, self.life.now())
+        prior_id = None if made["prior"] is None else prior_id_among(made["prior"], self.archive.backups)
+        backup = Backup(made["id"], prior_id, start, stop, state, self.life.now())
         self.archive.backups[backup.backup_id] = backup
         copied = f"{made['copied_blocks']} of {made['blocks']} blocks"
         self.note(f"backup {made['id']} on {made['prior']} from {start} to {stop}: {copied}, {made['seconds']}")
@@ -607,7 +635,7 @@ class Round:
     def restore_one(self, number: int) -> None:
         left = [archive for archive in self.archives[:-1] if archive.backups]
         archive = self.chance.choice(left) if left and self.chance.random() < 0.4 else self.archive
-        incremental = [backup for backup in archive.backups.values() if backup.is_incremental]
+        incremental = [backup for backup in archive.backups.values() if backup.is_incremental or backup.is_merged]
         takes_incremental = self.chance.random() < 0.9 and incremental
         backup = self.chance.choice(incremental if takes_incremental else list(archive.backups.values()))
         target = self.choose_target(archive, backup)

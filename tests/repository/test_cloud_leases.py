@@ -20,6 +20,7 @@ from obstore.exceptions import PermissionDeniedError
 from repository.places import PLACES
 from support.shared_bucket import shared_bucket
 
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import (
@@ -368,12 +369,12 @@ def test_what_stands_against_what(place: CloudPlace) -> None:
     with one.lock_receiver(for_backup=True), pytest.raises(ReceivedByBackup), other.lock_receiver():
         pytest.fail("two receive")
     with one.lock_backups(), pytest.raises(RepositoryLocked, match="held by a backup"):
-        expire(ExpireRequest(other.place, keep_full=1))
+        expire(ExpireRequest(other.place, RetentionRules(keep_full=1)))
     with one.hold_all_backups(), other.hold_all_backups(), pytest.raises(RepositoryLocked, match="being read"):
-        expire(ExpireRequest(other.place, keep_full=1))
+        expire(ExpireRequest(other.place, RetentionRules(keep_full=1)))
     with one.lock_backups(), one.hold_all_backups(exclusive=True), pytest.raises(RepositoryLocked, match="removed"):
         verify(VerifyRequest(other.place))
-    expire(ExpireRequest(other.place, keep_full=1))
+    expire(ExpireRequest(other.place, RetentionRules(keep_full=1)))
 
 
 # ---- a process that is stopped

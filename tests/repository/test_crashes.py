@@ -32,6 +32,7 @@ from support.faulty_store import Died, Fate, FaultyPlace
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.manifest import ManifestWriter
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.copy import Copy, CopyRules
 from pgwal.engine.expire import ExpireRequest, expire
@@ -163,7 +164,7 @@ def test_what_an_expire_leaves_is_whole_chains(site: Site, tmp_path: Path) -> No
     build_repository(site.origin)
     take_backup(site.origin, tmp_path / "data")
     counts = []
-    for place in dying(site, lambda place: expire(ExpireRequest(place, keep_full=1))):
+    for place in dying(site, lambda place: expire(ExpireRequest(place, RetentionRules(keep_full=1)))):
         repository = Repository.open(place)
         entries = repository.catalogue.entries()
         counts.append(len(entries))
@@ -171,7 +172,7 @@ def test_what_an_expire_leaves_is_whole_chains(site: Site, tmp_path: Path) -> No
         for entry in entries:
             resolve_chain(entries, entry.backup_id)
         assert verify(VerifyRequest(place)).problems == []
-        expire(ExpireRequest(place, keep_full=1))
+        expire(ExpireRequest(place, RetentionRules(keep_full=1)))
         assert (repository.catalogue.ids(), repository.catalogue.unfinished()) == ([NEW], [])
     assert counts == sorted(counts, reverse=True)
     assert set(counts) == {4, 3, 2, 1}

@@ -17,6 +17,7 @@ from support.faulty_store import Fate, FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry_document import decode_pack_names
+from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.initialise import initialise
 from pgwal.engine.restore import RestoreRequest, restore_backup
@@ -114,7 +115,9 @@ def test_an_expire_of_packed_backups_leaves_whole_chains_and_their_packs(packed_
     take_backup(place, tmp_path / "data")
     kept = kept_packs(place)
     counts, pack_counts = [], []
-    for number, place in enumerate(dying(packed_site, lambda place: expire(ExpireRequest(place, keep_full=1)))):
+    for number, place in enumerate(
+        dying(packed_site, lambda place: expire(ExpireRequest(place, RetentionRules(keep_full=1))))
+    ):
         repository = Repository.open(place)
         entries = repository.catalogue.entries()
         counts.append(len(entries))
@@ -128,7 +131,7 @@ def test_an_expire_of_packed_backups_leaves_whole_chains_and_their_packs(packed_
         restore_backup(RestoreRequest(place, entries[0].backup_id, target, "false", wal_is_here=False))
         if number % 2:
             take_backup(place, tmp_path / "data", LATER)
-        expire(ExpireRequest(place, keep_full=1))
+        expire(ExpireRequest(place, RetentionRules(keep_full=1)))
         assert repository.catalogue.unfinished() == []
         if not number % 2:
             assert (repository.catalogue.ids(), packs(place)) == ([NEW], kept)
@@ -143,7 +146,7 @@ def test_a_dry_run_takes_a_backup_under_way_for_no_garbage(packed_site: Site, tm
     """It has stored packs that no entry names yet."""
     place = packed_site.origin
     take_backup(place, tmp_path / "data")
-    repository, dry_run = Repository.open(place), ExpireRequest(place, keep_full=1, dry_run=True)
+    repository, dry_run = Repository.open(place), ExpireRequest(place, RetentionRules(keep_full=1), dry_run=True)
     expected = expire(dry_run)
     assert {pack.name for pack in expected.packs} == packs(place) - kept_packs(place)
     with repository.lock_backups(), repository.catalogue.stage(LATER) as staged:

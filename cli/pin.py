@@ -1,0 +1,25 @@
+"""``pgwal pin``: keep a backup from being expired."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgwal_cli import options
+from pgwal_cli.output import print_json
+
+
+def pin(
+    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    repo: options.Repo,
+    json: options.Json = False,
+) -> None:
+    """Keep a backup, with all that it builds on, from being expired, whatever the rules say, until it is unpinned."""
+    from pgwal.engine.pinning import pin_backup
+
+    is_new = pin_backup(repo, backup)
+    if json:
+        print_json({"id": backup, "pinned": True, "changed": is_new})
+    else:
+        print(f"pinned {backup}" if is_new else f"{backup} is pinned already")
