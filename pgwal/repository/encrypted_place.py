@@ -6,7 +6,7 @@ is written in clear, and is sealed when it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from pgwal.encryption.age import pyrage
@@ -46,6 +46,10 @@ class EncryptedPlace:
     @property
     def leases(self) -> Leases:
         return self.place.leases
+
+    @property
+    def request_counts(self) -> Mapping[str, int] | None:
+        return self.place.request_counts
 
     @property
     def default_format(self) -> StorageFormat:

@@ -153,8 +153,8 @@ class SealedStore(StoreWrapper):
     def size(self, name: str) -> int:
         return _plain_size(name, super().size(name))
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        for name, size_bytes in super().list(prefix):
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        for name, size_bytes in super().list(prefix, after=after):
             yield StoredObject(name, _plain_size(name, size_bytes))
 
     def children(self, folder: str = "") -> Iterator[Child]:
