@@ -101,10 +101,17 @@ class CloudPlace:
 
     @cached_property
     def store(self) -> CloudStore:
-        client, leases = self.client, self.leases
+        client = self.client
         from pgwal.repository.cloud_store import CloudStore
 
-        return CloudStore(client, self.address, leases.require, self._counts)
+        return CloudStore(client, self.address, self._require_leases, self._counts)
+
+    def _require_leases(self) -> None:
+        # Whoever has none has not asked for what makes them, which takes long to import: a server waits for each
+        # segment that it fetches, and that needs none.
+        leases: CloudLeases | None = self.__dict__.get("leases")
+        if leases is not None:
+            leases.require()
 
     @cached_property
     def leases(self) -> CloudLeases:

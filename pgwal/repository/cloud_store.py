@@ -16,7 +16,6 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_errors
@@ -185,6 +184,15 @@ class CloudStore:
         An answer may be lost after the object was stored, and whoever asks again, here or in the library, is told that
         there is one: it is that one if it is the same.
         """
+        # Not above: a server waits for each segment that it fetches, and that needs none of it.
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            stop_after_attempt,
+            stop_after_delay,
+            wait_random_exponential,
+        )
+
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(StoreUnavailable),

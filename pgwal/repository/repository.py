@@ -156,6 +156,12 @@ class Repository:
         is in use for something else, lies in a data directory, or can be written by others.
         """
         place = place_at(address)
+        if place.is_remote:
+            # Each look is a request there, mostly one is enough: nothing has to be made where there is a repository.
+            with suppress(ObjectNotFound):
+                repository = cls.open(place)
+                repository.require(identity)
+                return repository
         prepare(place)
         place.make((WAL_DIRECTORY, SUMMARY_DIRECTORY, BACKUP_DIRECTORY))
         if not place.store.exists(IDENTITY_NAME):
