@@ -123,6 +123,7 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     assert refused.returncode == 1
     assert "--identity" in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert not (scratch / "refused").exists()
 
     vault.enter()
     identity.write_text(secret)
