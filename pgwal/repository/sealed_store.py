@@ -188,9 +188,10 @@ class SealedStore(StoreWrapper):
             self._forget_what_is_summarised(name)
 
     def copy(self, old: str, new: str) -> None:
-        if _own_name(old) != _own_name(new):
-            raise BrokenInvariant(f"{old} would not open as {new}")
-        super().put(new, super().get(old, most_bytes=super().size(old)))
+        if _own_name(old) == _own_name(new):
+            super().put(new, super().get(old, most_bytes=super().size(old)))
+        else:
+            self.put(new, self.get(old, most_bytes=self.size(old)))
 
     def _forget_what_is_summarised(self, summary_name: str) -> None:
         # Late: this is for receivers.
