@@ -160,12 +160,12 @@ def sealed_pieces(cipher: FrameCipher, header: bytes, pieces: Iterable[bytes]) -
     yield cipher.seal(number, waiting, last=True)
 
 
-def opened(cipher: FrameCipher, body: bytes, place: str) -> bytes:
+def opened(cipher: FrameCipher, body: bytes | memoryview, place: str) -> bytes:
     """Return what an object holds, from all that is stored behind its header; raises ChecksumMismatch."""
     return b"".join(opened_frames(cipher, 0, body, place, ends=True))
 
 
-def opened_frames(cipher: FrameCipher, first: int, body: bytes, place: str, *, ends: bool) -> list[bytes]:
+def opened_frames(cipher: FrameCipher, first: int, body: bytes | memoryview, place: str, *, ends: bool) -> list[bytes]:
     """Return what consecutive frames hold, from ``first`` on; ``ends`` when nothing is stored behind them.
 
     Without it the last of them may be the object's last, or not.  Raises ChecksumMismatch.

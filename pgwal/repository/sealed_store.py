@@ -71,7 +71,7 @@ class SealedStore(StoreWrapper):
         if not content and _may_be_empty(name):
             return content
         place = self.locate(name)
-        header, body = content[: kind.header_bytes], content[kind.header_bytes :]
+        header, body = content[: kind.header_bytes], memoryview(content)[kind.header_bytes :]
         return opened(self._opening(header, name, kind), body, place)
 
     def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
