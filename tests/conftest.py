@@ -28,10 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    # Where spools lie: what one test leaves must be met by no other one, nor by whoever runs the tests.
+    # Where spools and keys lie: what one test leaves must be met by no other one, nor by whoever runs the tests.
     state = tempfile.mkdtemp(prefix="pgwal-state-")
     config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
-    os.environ["XDG_STATE_HOME"] = state
+    os.environ["XDG_STATE_HOME"], os.environ["XDG_CONFIG_HOME"] = state, f"{state}/config"
+    for name in ("PGWAL_IDENTITY", "PGWAL_IDENTITY_COMMAND", "PGWAL_METADATA_KEY"):
+        os.environ.pop(name, None)
     if "PGWAL_SCAN" in os.environ:
         choose_scan(os.environ["PGWAL_SCAN"])
         if os.environ["PGWAL_SCAN"] == "interpreted":

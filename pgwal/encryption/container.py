@@ -142,26 +142,30 @@ def damaged(place: str, reason: str) -> ChecksumMismatch:
 def sealed_pieces(cipher: FrameCipher, header: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield an object as it is stored, from the pieces of what it holds."""
     yield header
-    waiting, number = bytearray(), 0
+    # At most a frame: only when there is no more it is known to be the last.
+    waiting, number = b"", 0
     for piece in pieces:
-        waiting += piece
-        start = 0
-        # One frame stays: only when there is no more it is known to be the last.
-        with memoryview(waiting) as view:
-            while len(waiting) - start > FRAME_BYTES:
-                yield cipher.seal(number, view[start : start + FRAME_BYTES])
-                number += 1
-                start += FRAME_BYTES
-        del waiting[:start]
+        view, at = memoryview(piece), 0
+        if waiting:
+            taken = view[: FRAME_BYTES - len(waiting)]
+            waiting, at = waiting + taken, len(taken)
+            if len(waiting) == FRAME_BYTES and at < len(view):
+                yield cipher.seal(number, waiting)
+                waiting, number = b"", number + 1
+        while len(view) - at > FRAME_BYTES:
+            yield cipher.seal(number, view[at : at + FRAME_BYTES])
+            number, at = number + 1, at + FRAME_BYTES
+        if at < len(view):
+            waiting = bytes(view[at:])
     yield cipher.seal(number, waiting, last=True)
 
 
-def opened(cipher: FrameCipher, body: bytes, place: str) -> bytes:
+def opened(cipher: FrameCipher, body: bytes | memoryview, place: str) -> bytes:
     """Return what an object holds, from all that is stored behind its header; raises ChecksumMismatch."""
     return b"".join(opened_frames(cipher, 0, body, place, ends=True))
 
 
-def opened_frames(cipher: FrameCipher, first: int, body: bytes, place: str, *, ends: bool) -> list[bytes]:
+def opened_frames(cipher: FrameCipher, first: int, body: bytes | memoryview, place: str, *, ends: bool) -> list[bytes]:
     """Return what consecutive frames hold, from ``first`` on; ``ends`` when nothing is stored behind them.
 
     Without it the last of them may be the object's last, or not.  Raises ChecksumMismatch.

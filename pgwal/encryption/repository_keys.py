@@ -117,6 +117,11 @@ class RepositoryKeys:
         key = derived_key(secret + self._metadata_key, header.object_id, purpose)
         return FrameCipher(key, self._repository_id, name, header.encode())
 
+    def require_identity(self) -> None:
+        """Raise KeyRequired, or WrongKey, unless everything can be opened that is sealed for the recipients."""
+        for key in self.keyring.content:
+            self._content_identity(key.generation, self.keyring.name)
+
     def _content_identity(self, generation: int, place: str) -> Identity:
         with self._lock:
             if generation not in self._opened:
@@ -126,7 +131,7 @@ class RepositoryKeys:
                 try:
                     self._opened[generation] = opened_content_key(self.keyring, key, self._identities())
                 except KeyRequired as error:
-                    error.restate(f"{place} cannot be read: {error}", path=place)
+                    error.restate(f"{place} cannot be opened: {error}", path=place)
                     raise
             return self._opened[generation]
 

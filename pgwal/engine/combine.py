@@ -23,6 +23,7 @@ from pgwal.lsn import LsnRange
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.sealing import require_identity
 from pgwal.repository.store import ByteRange
 
 _HEAD_BYTES = 4096
@@ -52,6 +53,7 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     a manifest in it is another cluster's.
     """
     repository = Repository.open(request.place)
+    require_identity(repository.store)
     chain = resolve_chain(repository.catalogue.entries(request.backup), request.backup)
     entry = chain[0]
     locations = tablespace_locations(entry, request.tablespaces)

@@ -21,6 +21,7 @@ from pgwal.engine.writing_threads import WritingThreads
 from pgwal.repository.backup_data import chunks_of
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.sealing import require_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def export_backup(request: ExportRequest, on_progress: Callable[[int, int], None
     damage.
     """
     repository = Repository.open(request.place)
+    require_identity(repository.store)
     entry = repository.catalogue.entry(request.backup)
     require_places(repository, entry, request.output, {}, mapped={}, in_place=False)
     with filling(request.output, ()), repository.catalogue.hold(entry.backup_id):

@@ -19,7 +19,7 @@ from pgwal.encryption.repository_keys import (
     wrapped_content_key,
     wrapped_metadata_key,
 )
-from pgwal.errors import FormatError, KeyRequired, ObjectExists, ObjectNotFound, RepositoryError
+from pgwal.errors import FormatError, KeyRequired, ObjectExists, ObjectNotFound, ObjectRetained, RepositoryError
 from pgwal.repository.encrypted_place import newest_keyring, open_keyring
 from pgwal.repository.layout import KEY_DIRECTORY
 from pgwal.repository.place import Place, address_of
@@ -176,7 +176,7 @@ def _clear_older(place: Place, keyring: Keyring) -> None:
     for name in names_in(place.store, KEY_DIRECTORY):
         revision = revision_of(name)
         if revision is not None and revision < keyring.revision:
-            with suppress(ObjectNotFound):
+            with suppress(ObjectNotFound, ObjectRetained):
                 place.store.delete(f"{KEY_DIRECTORY}/{name}")
 
 

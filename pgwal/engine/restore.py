@@ -31,6 +31,7 @@ from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.sealing import require_identity
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     FormatError when the chain is not whole, WalGap when WAL is missing that recovery needs.
     """
     repository = Repository.open(request.place)
+    require_identity(repository.store)
     entries = repository.catalogue.entries(request.backup)
     backup_id = _wanted_id(entries, request)
     chosen = choose_backup(

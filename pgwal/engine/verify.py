@@ -31,6 +31,7 @@ from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.layout import BACKUP_DIRECTORY, BACKUP_ENTRY_NAME, STORAGE_FORMAT_NAME, WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.sealing import require_identity
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import as_sealing, folders_in
 from pgwal.timeline import history_file_name
@@ -68,6 +69,8 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
     repository or backup, RepositoryLocked when it is being removed.
     """
     repository = Repository.open(request.place)
+    if request.place.keys.has_identity:
+        require_identity(repository.store)
     with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
         report = _select(repository, request.backup_id, held)
         report.opens_files = as_sealing(repository.store) is None or request.place.keys.has_identity

@@ -48,6 +48,13 @@ def require_unencrypted(place: Place) -> None:
         )
 
 
+def require_identity(store: ObjectStore) -> None:
+    """Raise KeyRequired, or WrongKey, where what backups hold cannot be opened: before anything is written of it."""
+    sealing = as_sealing(store)
+    if sealing is not None:
+        sealing.keys.require_identity()
+
+
 def require_outside(place: Place, path: Path, what: str) -> None:
     """Raise RepositoryError where what must not lie in an encrypted repository would."""
     if place.directory is not None and path.resolve().is_relative_to(place.directory.resolve()):

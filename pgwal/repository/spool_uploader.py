@@ -38,10 +38,12 @@ logger = logging.getLogger(__name__)
 _SPARE_SEGMENTS = 3
 """The one that was stored last, the one that is received, and one that is full before anybody looks."""
 _ASK_S, _NEAR_ASK_S = 2.0, 0.2
-"""How often it is asked whether somebody waits for the open segment, while that has grown; where that is no request."""
+"""How often it is asked whether somebody waits for the open segment, while that has grown; where that is no request,
+as often as storing it takes no more than a twentieth of the time."""
+_NEAR_SHARE = 20
 _STATE_MIN_S, _NEAR_STATE_MIN_S, _STATE_S = 0.2, 0.02, 5.0
 """How old the state that others see may get when more is stored, and otherwise."""
-_LOOK_S = 0.25
+_LOOK_S, _NEAR_LOOK_S = 0.25, 0.05
 _MOST_BYTES_AT_ONCE = 64 << 20
 _SLOW_S = 10.0
 """The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
@@ -81,8 +83,10 @@ class SpoolUploader:
         self._partial_interval_s = partial_interval_s
         self._most_bytes = most_bytes
         self._is_awaited = is_awaited
-        is_near = place.place.directory is not None
-        self._ask_s, self._state_min_s = (_NEAR_ASK_S, _NEAR_STATE_MIN_S) if is_near else (_ASK_S, _STATE_MIN_S)
+        self._is_near = place.place.directory is not None
+        self._ask_s = _NEAR_ASK_S if self._is_near else _ASK_S
+        self._look_s = _NEAR_LOOK_S if self._is_near else _LOOK_S
+        self._state_min_s = _NEAR_STATE_MIN_S if self._is_near else _STATE_MIN_S
         self._changed = threading.Condition()
         self._at_work = threading.Lock()
         self._ended = False
@@ -277,7 +281,7 @@ class SpoolUploader:
                 tries = min(tries + 1, 10)
                 continue
             if upload is None:
-                self._wait(_LOOK_S, is_retry=False)
+                self._wait(self._look_s, is_retry=False)
 
     def _wait(self, seconds: float, *, is_retry: bool) -> None:
         with self._changed:
@@ -337,6 +341,7 @@ class SpoolUploader:
     def _take_partial(self, segment: str, end: Lsn) -> None:
         key = self._geometry.parse_file_name(segment)
         if end > self._stored.get(key, self._geometry.segment_start(key[1])):
+            began_s = time.monotonic()
             try:
                 self._objects.store_partial(segment, end)
             except ObjectNotFound:
@@ -344,6 +349,8 @@ class SpoolUploader:
                     raise
                 return  # It is whole by now, and is taken as such.
             self._partial_at_s = time.monotonic()
+            if self._is_near:
+                self._ask_s = min(_ASK_S, max(_NEAR_ASK_S, _NEAR_SHARE * (self._partial_at_s - began_s)))
         with self._changed:
             self._stored[key] = max(end, self._stored.get(key, end))
             if key[0] < self._streamed_timeline_id:

@@ -140,7 +140,7 @@ class CopyingStore(ObjectStore, Protocol):
     """Objects that can be stored again as they are, for whoever cannot read them."""
 
     def copy(self, old: str, new: str) -> None:
-        """Store an object again under the name that it has when it is set aside, or the other way round.
+        """Store an object again under another name; under the one that it has when it is set aside, it is not read.
 
         Raises ObjectNotFound, ObjectExists.
         """

@@ -12,6 +12,9 @@ import pytest
 from encryption.golden_objects import DIRECTORY, FILES, OBJECTS
 from keeping.stored_repository import FIRST
 
+from pgwal.encryption.key_files import identities_of
+from pgwal.encryption.key_sources import KeySources
+
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "encryption.md"
 
 
@@ -36,3 +39,11 @@ def test_objects_are_opened(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path != "backup_label"])
 def test_files_are_opened(tmp_path: Path, path: str) -> None:
     assert opened(tmp_path, FIRST, path) == FILES[path]
+
+
+@pytest.mark.skipif(shutil.which("age-keygen") is None, reason="age is not installed: apt-get install age")
+def test_an_identity_that_age_made_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "identity.txt"
+    made = subprocess.run(["age-keygen", "-o", str(path)], check=True, capture_output=True, text=True)
+    (identity,) = identities_of(KeySources(path))
+    assert identity.recipient == made.stderr.split()[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -123,6 +122,7 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     assert refused.returncode == 1
     assert "--identity" in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert not (scratch / "refused").exists()
 
     vault.enter()
     identity.write_text(secret)
@@ -141,7 +141,8 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
         restored = make_server(adopt=target)
         wait_until_promoted(restored)
         assert checksums(restored) == expected
-    assert os.environ.get("PGWAL_IDENTITY") is None
+    written = (path for path in (*vault.files(), *target.rglob("*"), *(scratch / "relay").rglob("*")) if path.is_file())
+    assert not holds((path.read_bytes() for path in written), secret.split()[-1].encode())
 
 
 @pytest.mark.postgres(18)

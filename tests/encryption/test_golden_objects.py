@@ -12,11 +12,14 @@ from keeping.stored_repository import FIRST
 
 from pgwal.backup.entry_document import decode_contents
 from pgwal.encryption.container import FRAME_BYTES, MAGIC, TAG_BYTES, SealedFor, sealed_pieces
+from pgwal.engine.initialise import initialise
 from pgwal.errors import FormatError, KeyRequired, PgwalError, WrongKey
+from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.repository import Repository
 from pgwal.repository.sealed_store import SealedStore
+from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
 from pgwal.repository.store import as_sealing
 
 PACK = next(str(path.relative_to(DIRECTORY)) for path in DIRECTORY.glob("packs/*/*"))
@@ -170,6 +173,18 @@ def test_a_repository_that_pretends_to_be_in_clear_is_refused() -> None:
     place.store.put("pgwal.json", json.dumps(document | {"pgwal-repository": 1}).encode(), replace=True)
     with pytest.raises(WrongKey, match="not encrypted"):
         Repository.open(place)
+
+
+def test_no_repository_in_clear_is_begun_where_an_encrypted_one_was() -> None:
+    place = golden(identity=False)
+    for name, _ in list(place.store.list()):
+        place.store.delete(name)
+    with pytest.raises(WrongKey, match="not encrypted"):
+        Repository.open_or_create(place, RepositoryIdentity(1, 1 << 20, 16))
+    assert not list(place.store.list())
+    with pytest.raises(WrongKey, match="not encrypted"):
+        initialise(place, DEFAULT_PACKED_FORMAT)
+    assert not list(place.store.list())
 
 
 def test_files_that_were_to_be_plain_are_refused() -> None:

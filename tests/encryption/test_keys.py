@@ -272,6 +272,22 @@ def test_nothing_in_clear_lies_in_the_repository(tmp_path: Path, monkeypatch: py
         pass
 
 
+def test_a_secret_is_in_no_arguments_and_no_environment(tmp_path: Path) -> None:
+    """Seen by the command that prints it, of all processes, and of itself and pgwal what is in their environments."""
+    place = golden()
+    file = place.keys.identity_file
+    assert file is not None
+    secret = file.read_text().split()[-1]
+    seen = tmp_path / "seen"
+    script = tmp_path / "identity"
+    script.write_text(f"(ps -eo args; env; cat /proc/self/environ) >{seen}; cat {file}\n")
+    assert files_of(MemoryPlace(KeySources(identity_command=f"sh {script}"), place.store)) == FILES
+    assert "sh " in seen.read_text()
+    assert secret not in seen.read_text()
+    for path in Path("/proc/self").glob("environ"), Path("/proc/self").glob("cmdline"):
+        assert all(secret.encode() not in each.read_bytes() for each in path)
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PGWAL, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
