@@ -10,7 +10,7 @@ import typer
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
-from pgwal_cli.retention_options import RetentionOptions, decision_lines, why_document
+from pgwal_cli.retention_options import DEFAULT_MAX_REWRITE, MaxRewrite, RetentionOptions, decision_lines, why_document
 
 if TYPE_CHECKING:
     from pgwal.engine.expire_plan import ExpireReport
@@ -29,6 +29,7 @@ def expire(
             "--merge", help="Merge kept incremental backups into full ones where others are kept for them alone."
         ),
     ] = False,
+    max_rewrite: MaxRewrite = DEFAULT_MAX_REWRITE,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def expire(
     from pgwal.engine.expire import ExpireRequest, expire
 
     with progress_bar("removing", progress) as on_progress:
-        report = expire(ExpireRequest(repo, given, dry_run, merge), on_progress)
+        report = expire(ExpireRequest(repo, given, dry_run, merge, max_rewrite), on_progress)
     warn_of_unjudged(report)
     if json:
         print_json(_document(report, dry_run))

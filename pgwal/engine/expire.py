@@ -15,7 +15,7 @@ from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire_plan import ExpirePlanner, ExpireReport
-from pgwal.engine.merge import merge_chain
+from pgwal.engine.merge import DEFAULT_MAX_REWRITE, merge_chain
 from pgwal.errors import ObjectRetained, RepositoryLocked
 from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.deletion import delete_what_can_go
@@ -35,6 +35,8 @@ class ExpireRequest:
     dry_run: bool = False
     merge: bool = False
     """Whether backups that are kept are merged into full ones, so that what they build on can go."""
+    max_rewrite_bytes: int = DEFAULT_MAX_REWRITE
+    """How much merges store anew at most, so that worn packs can go: see ``merge``."""
 
 
 def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | None = None) -> ExpireReport:
@@ -56,17 +58,25 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     with repository.lock_backups():
         abandoned = repository.catalogue.clear_unfinished() if request.merge else []
         # Before what is read meanwhile is looked for: this may take long, and removes nothing.
-        merged = [_merge(repository, entry, on_progress) for entry in planner.merges()]
+        merged = list(_merge_all(repository, planner.merges(), request.max_rewrite_bytes, on_progress))
         with repository.hold_all_backups(exclusive=True):
             report = _expire(repository, planner, on_progress)
     unfinished = [*(backup_id + UNFINISHED_SUFFIX for backup_id in abandoned), *report.unfinished]
     return replace(report, merged=merged, unfinished=unfinished)
 
 
-def _merge(repository: Repository, entry: BackupEntry, on_progress: Callable[[int, int], None] | None) -> BackupEntry:
-    """Merge one of the backups that are to be, as they are now: others may have been merged before."""
-    chain = resolve_chain(repository.catalogue.entries(entry.backup_id), entry.backup_id)
-    return merge_chain(repository, chain, on_progress=on_progress).merged
+def _merge_all(
+    repository: Repository,
+    entries: Iterable[BackupEntry],
+    most_bytes: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[BackupEntry]:
+    """Merge backups, each with the chain that it has now: others may have been merged before."""
+    for entry in entries:
+        chain = resolve_chain(repository.catalogue.entries(entry.backup_id), entry.backup_id)
+        report = merge_chain(repository, chain, max_rewrite_bytes=most_bytes, on_progress=on_progress)
+        most_bytes -= report.rewritten_bytes
+        yield report.merged
 
 
 def _expire(

@@ -102,9 +102,11 @@ class FileMerger:
             extents = self._target.carry(data, path, 0, size_bytes)
         digest_hex = stored.digest
         if extents is None:
-            digest = digest_like(stored.digest)
+            digest, found = digest_like(stored.digest), FileChecksum(self._manifests[0].algorithm)
             with of_chain(data, path):
-                written = self._store(path, self._passing(chunks_of(data, path), digest))
+                written = self._store(path, self._passing(chunks_of(data, path), digest, found))
+            if checksum is None:
+                algorithm, checksum = found.algorithm, found.hexdigest()
             if written.size_bytes != size_bytes:
                 raise wrong_size(data, path, written.size_bytes, size_bytes)
             if digest.hexdigest() != stored.digest:
@@ -118,10 +120,11 @@ class FileMerger:
             self.bytes_stored += written.size_bytes
         return written
 
-    def _passing(self, chunks: Iterable[bytes], digest: StoredDigest) -> Iterator[bytes]:
+    def _passing(self, chunks: Iterable[bytes], *digests: StoredDigest) -> Iterator[bytes]:
         for chunk in chunks:
             self._threads.count(read=len(chunk))
-            digest.update(chunk)
+            for digest in digests:
+                digest.update(chunk)
             yield chunk
 
     def _write(self, change: _Change) -> MergedFile:
@@ -140,9 +143,9 @@ class FileMerger:
         for offset in range(file.size_bytes, _size_of(whole), FRAME_SIZE):
             checksum.drop(whole.content.read_at(offset, FRAME_SIZE))
         extents: list[Extent] = []
-        for is_changed, some in groupby(change.groups, change.is_changed):
+        for is_stored, some in groupby(change.groups, lambda group: self._parts(change, group, changed=False) is None):
             groups = list(some)
-            if is_changed:
+            if is_stored:
                 extents += self._store(file.path, self._replacing(change, groups, checksum)).extents
             else:
                 start = groups[0][0]
@@ -165,27 +168,26 @@ class FileMerger:
             here = list(some)
             if is_stored:
                 groups = [group for group, _ in here]
-                found += self._store(change.file.path, self._counted(change.contents(groups))).extents
+                found += self._store(change.file.path, self._passing(change.contents(groups))).extents
             else:
                 found += [extent for _, extents in here for extent in extents or ()]
         return MergedFile(_whole(change.file, NO_DIGEST, tuple(found)), "NONE", None)
 
-    def _parts(self, change: _Change, group: _Group) -> list[Extent] | None:
-        """Return where a group's pieces lie, None for one that is better stored anew."""
+    def _parts(self, change: _Change, group: _Group, *, changed: bool = True) -> list[Extent] | None:
+        """Return where a group's pieces lie, None for one that is to be stored anew.
+
+        Those in which something changed are unless they may be referred to, too: ``changed``.
+        """
+        if not changed and change.is_changed(group):
+            return None
         found: list[Extent] = []
         for _, length, number, offset in group[1]:
-            if number is None:
+            source = None if number is None else change.sources[number]
+            extents = None if source is None else self._target.carry(source.data, source.path, offset, length)
+            if extents is None or len(found) + len(extents) > _MOST_PIECES:
                 return None
-            source = change.sources[number]
-            found += self._target.carry(source.data, source.path, offset, length) or ()
-            if len(found) > _MOST_PIECES:
-                return None
+            found += extents
         return found
-
-    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self._threads.count(read=len(chunk))
-            yield chunk
 
     def _replacing(self, change: _Change, groups: list[_Group], checksum: PatchedChecksum) -> Iterator[bytes]:
         """Yield what groups hold now, and have the checksum follow."""

@@ -6,13 +6,13 @@ A store whose objects are files has the short ways of ``local_backup_data``; any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pgwal.backup.pack_table import Extent, PackedContents
+from pgwal.backup.pack_table import Extent, Pack, PackedContents
 from pgwal.errors import PgwalError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
@@ -75,6 +75,9 @@ class BackupData(Protocol):
         With ``of_unread`` no file was read: what can be told without opening anything is told of all that is packed.
         """
 
+    def packs(self) -> Sequence[Pack]:
+        """Return the packs that it needs, with the frames; none where files are stored one by one."""
+
     def path(self, path: str) -> Path | None:
         """Return where a file of the operating system holds the content, None where none does."""
 
@@ -113,8 +116,12 @@ class BackupDataWriter(Protocol):
         """Take over part of a file that another backup of the repository stores whole, without a look at its bytes.
 
         Returns where it lies, nothing where it is a file of its own; None, with nothing done, where that is not
-        possible, as of less than all of a file that is not in packs, or of nothing there.
+        possible, as of what lies in packs to ``avoid``, of less than all of a file that is not in packs, or of nothing
+        there.
         """
+
+    def avoid(self, packs: Collection[str]) -> None:
+        """Carry nothing over that lies in some packs, so that they are not needed."""
 
     def create(self, path: str) -> NewContent:
         """Store a file piece by piece, which must be closed before ``sync``."""

@@ -229,6 +229,10 @@ class Catalogue:
             return []
         return [pack for pack in packs if pack.name not in needed and (named is None or pack.name in named)]
 
+    def needed_packs(self, ids: Iterable[str]) -> set[str]:
+        """Return the names of the packs that some backups need; raises FormatError where an entry cannot be read."""
+        return self._pack_names(map(folder_of, ids))
+
     def _pack_names(self, folders: Iterable[str]) -> set[str]:
         found = set[str]()
         for folder in folders:

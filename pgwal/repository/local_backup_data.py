@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from pgwal.repository.local_errors import refused
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
-    from pgwal.backup.pack_table import Extent
+    from pgwal.backup.pack_table import Extent, Pack
     from pgwal.repository.backup_data import BackupData
 
 
@@ -66,6 +66,9 @@ class LocalBackupData:
             links = [name for name in directories if (Path(parent) / name).is_symlink()]
             for name in sorted((*names, *links)):
                 yield os.path.relpath(os.path.join(parent, name), self._root)  # noqa: PTH118 (a million of them)
+
+    def packs(self) -> Sequence[Pack]:
+        return ()
 
     def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
@@ -157,6 +160,9 @@ class LocalBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         self._tree.write_small(files)
         return [WrittenFile(len(content), content_digest(content)) for _, content in files]
+
+    def avoid(self, packs: Collection[str]) -> None:
+        pass
 
     def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
         """Make a hard link: what a repository stores does not change, and has its file system to itself."""

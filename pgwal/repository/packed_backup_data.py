@@ -83,6 +83,9 @@ class PackedBackupData:
             raise ObjectNotFound(f"{self.locate(path)} is missing")
         return _PackedContent(self._frames, self._index.contents.packs, extents)
 
+    def packs(self) -> Sequence[Pack]:
+        return self._index.contents.packs
+
     def places(self, path: str) -> tuple[Sequence[Pack], Sequence[Extent]] | None:
         """Return where a file lies, and the packs that the extents number; None of what is in no pack."""
         extents = None if path in AS_THEY_ARE else self._index.extents(path)

@@ -6,7 +6,7 @@ damaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Condition
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ class PackedBackupDataWriter:
         self._packs: list[Pack] = []
         self._carried: dict[tuple[str, int], int] = {}
         """By id and number there, the numbers that packs of other backups have here."""
+        self._avoided: Collection[str] = ()
         self._streams: list[PackStream] = []
         self._idle: list[PackStream] = []
         self._directories = set[str]()
@@ -73,6 +74,9 @@ class PackedBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         return [self.write(path, (content,)) for path, content in files]
 
+    def avoid(self, packs: Collection[str]) -> None:
+        self._avoided = packs
+
     def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
         from pgwal.repository.packed_backup_data import PackedBackupData
 
@@ -81,6 +85,8 @@ class PackedBackupDataWriter:
             return None
         packs, extents = found
         carried = slice_extents(extents, packs, offset, length)
+        if self._avoided and any(packs[extent.pack].name in self._avoided for extent in carried):
+            return None
         with self._changed:
             return tuple(
                 extent._replace(pack=self._number_of(source.backup_id, extent.pack, packs)) for extent in carried

@@ -49,7 +49,7 @@ def tiny_frames(dense: int = 4) -> Iterator[None]:
 class GrowingChain:
     """A repository, the latest backup, and the files as each backup has them, by the time of its id."""
 
-    def __init__(self, place: Place, storage_format: StorageFormat, random: Random) -> None:
+    def __init__(self, place: Place, storage_format: StorageFormat, random: Random, step_s: int = 60) -> None:
         if storage_format != place.default_format:
             initialise(place, storage_format)
         self.place = place
@@ -57,6 +57,7 @@ class GrowingChain:
         self.contents: dict[str, dict[str, bytes]] = {}
         self.latest: str | None = None
         self._random = random
+        self._step_s = step_s
         self._count = 0
         self._files = {path: random.randbytes(random.randrange(0, 24) * BLOCK_SIZE) for path in TABLES[:4]}
 
@@ -102,7 +103,7 @@ class GrowingChain:
     ) -> str:
         self._count += 1
         start = Lsn(self._count * MB + 40)
-        backup_id = format_backup_id(BEGIN_S + 60 * self._count, kind)
+        backup_id = format_backup_id(BEGIN_S + self._step_s * self._count, kind)
         with self.repository.lock_backups():
             store_backup(self.repository, backup_id, prior_id, start, Lsn(start + 200), whole, blocks)
         self.latest = backup_id

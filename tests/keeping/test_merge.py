@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -402,3 +403,69 @@ def test_an_export_of_a_merged_backup_is_one_of_any_other(tmp_path: Path, storag
     export_backup(ExportRequest(place, backup_id, tmp_path / "exported"))
     combine_backups(CombineRequest(place, SECOND, tmp_path / "combined"))
     assert manifest_files(tmp_path / "exported") == manifest_files(tmp_path / "combined")
+
+
+# ---- garbage
+
+
+def sizes(chain: GrowingChain) -> tuple[int, int]:
+    """Return the bytes of all packs, and those of the frames that some entry needs of them."""
+    catalogue, needed = chain.repository.catalogue, dict[tuple[str, int], int]()
+    for backup_id in catalogue.ids():
+        (data,) = catalogue.data(backup_id)
+        for pack in data.packs():
+            needed |= {(pack.name, frame.offset): frame.stored_size_bytes for frame in pack}
+    return sum(pack.size_bytes for pack in list_packs(chain.place.store)), sum(needed.values())
+
+
+@pytest.mark.parametrize(("most_bytes", "is_given_up"), [(1 << 30, True), (0, False)])
+def test_worn_packs_are_given_up_within_what_may_be_rewritten(
+    tmp_path: Path, most_bytes: int, is_given_up: bool
+) -> None:
+    with tiny_frames():
+        chain = GrowingChain(memory(tmp_path), FORMATS["packed"], Random(11))
+        chain.full()
+        worn, kept = set[str](), list[str]()
+        for _ in range(25):
+            chain.incremental()
+            merged = merge_backup(MergeRequest(chain.place, max_rewrite_bytes=most_bytes)).entry.backup_id
+            expire(ExpireRequest(chain.place, RetentionRules(keep_full=1)))
+            assert chain.exported(merged, tmp_path / merged) == chain.expected(merged)
+            (data,) = chain.repository.catalogue.data(merged)
+            kept += worn & {pack.name for pack in data.packs()}
+            worn = {p.name for p in data.packs() if 4 * sum(f.stored_size_bytes for f in p) < p.size_bytes}
+        assert stored_problems(chain.place) == []
+        # One that has become worn just now is given up the next time.
+        assert (kept == []) == is_given_up
+
+
+def test_a_pack_that_another_backup_needs_is_not_given_up(tmp_path: Path) -> None:
+    with tiny_frames():
+        chain = GrowingChain(memory(tmp_path), FORMATS["packed"], Random(11))
+        chain.full()
+        rewritten = []
+        for _ in range(25):
+            chain.incremental()
+            report = merge_backup(MergeRequest(chain.place))
+            rewritten.append(report.rewritten_bytes)
+            pin_backup(chain.place, report.entry.backup_id)
+        assert set(rewritten) == {0}
+
+
+@pytest.mark.parametrize("dense", [4, 0])
+def test_a_year_of_backups_stays_bounded(tmp_path: Path, dense: int) -> None:
+    days = 365 if "PGWAL_RANDOM_ROUNDS" in os.environ else 40
+    rules = RetentionRules(periods={Period.DAILY: 7, Period.WEEKLY: 4, Period.MONTHLY: 12})
+    with tiny_frames(dense):
+        chain = GrowingChain(memory(tmp_path), FORMATS["packed"], Random(2), step_s=86400)
+        chain.full()
+        for day in range(days):
+            last = chain.incremental()
+            expire(ExpireRequest(chain.place, rules, merge=True))
+            stored, needed = sizes(chain)
+            assert stored < 2.5 * needed, day
+        assert len(chain.repository.catalogue.ids()) <= 7 + 4 + 12 + 1
+        assert stored_problems(chain.place) == []
+        backup_id = chain.repository.catalogue.ids()[-1]
+        assert backup_id.partition("_")[0] == last.partition("_")[0]
+        assert chain.combined(backup_id, tmp_path / "combined") == chain.expected(last)
