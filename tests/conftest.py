@@ -9,6 +9,7 @@ import tempfile
 
 import pytest
 from hypothesis import settings
+from support.azurite import stop_shared_azurite
 from support.shared_bucket import stop_shared_bucket
 
 from pgwal.scan_choice import choose_scan
@@ -44,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     """Stop what tests of a process share."""
     stop_shared_bucket()
+    stop_shared_azurite()
 
 
 def pytest_report_header() -> str:

@@ -12,7 +12,9 @@ from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
 from pgwal.errors import BrokenInvariant, FormatError, LimitExceeded
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.repository import Repository
+from pgwal.repository.wal_directory import WalDirectory
 from pgwal.segment import WAL_PAGE_SIZE
 from pgwal.summary.summarizer import Summarizer
 from pgwal.timeline import TimelineHistory
@@ -67,16 +69,10 @@ class ArrivingSummaries:
         ``alive`` is called now and then meanwhile.  Raises HistoryMismatch, as ``take`` does.
         """
         self._drop_summaries_ahead()
+        if self._repository.place.is_remote:
+            self._catch_up_ancestors(stop, alive)
         begin, prev_lsn = self._summary_start()
-        identity = self._repository.identity
-        self._summarizer = Summarizer(
-            self._timeline_id,
-            wal_format_of_major(identity.major),
-            self._repository.geometry,
-            begin,
-            prev_lsn=prev_lsn,
-            system_identifier=identity.system_identifier,
-        )
+        self._summarizer = self._new_summarizer(self._timeline_id, begin, prev_lsn)
         position = Lsn(begin - begin % WAL_PAGE_SIZE)
         if position >= self._start:
             return
@@ -92,6 +88,55 @@ class ArrivingSummaries:
                 # It has not seen all, so it must not come to finish what it has.
                 self._summarizer = None
                 return
+
+    def _new_summarizer(self, timeline_id: int, begin: Lsn, prev_lsn: Lsn | None) -> Summarizer:
+        identity = self._repository.identity
+        return Summarizer(
+            timeline_id,
+            wal_format_of_major(identity.major),
+            self._repository.geometry,
+            begin,
+            prev_lsn=prev_lsn,
+            system_identifier=identity.system_identifier,
+        )
+
+    def _catch_up_ancestors(self, stop: StopRequest, alive: Callable[[], None]) -> None:
+        """Write the last summaries of timelines that have ended, where they are not here and their WAL is.
+
+        They waited in a spool, from which the next receiver takes WAL alone.  Where that cannot be read the hole stays,
+        and backups say what they miss.
+        """
+        begin, place = Lsn(0), self._repository.geometry.first_record_position
+        for timeline_id, end in self._history.switches:
+            ranges = [part for part in self._repository.summaries.ranges() if part.timeline_id == timeline_id]
+            newest = max(ranges, key=lambda part: part.end, default=None)
+            start = begin if newest is None else newest.end
+            if start > 0 and begin <= start and place(start) < place(end):
+                try:
+                    self._summarize_ancestor(LsnRange(timeline_id, start, end), newest, stop, alive)
+                except FormatError as error:
+                    logger.info("%s; the last WAL of timeline %d is not summarised", error, timeline_id)
+            begin = end
+
+    def _summarize_ancestor(
+        self, missing: LsnRange, newest: LsnRange | None, stop: StopRequest, alive: Callable[[], None]
+    ) -> None:
+        logger.info("summarising what is here of %s", missing)
+        link = None if newest is None else self._repository.summaries.link(newest)
+        summarizer = self._new_summarizer(missing.timeline_id, missing.start, None if link is None else link.last_lsn)
+        position = Lsn(missing.start - missing.start % WAL_PAGE_SIZE)
+        # Not from copies in segments of later timelines, which may be moved aside without this one.
+        own = WalDirectory(self._repository.store, WAL_DIRECTORY, self._repository.geometry)
+        for data in own.read(missing.timeline_id, missing.start):
+            summarizer.feed(data[: missing.end - position])
+            position = Lsn(position + len(data))
+            self._write(summarizer)
+            alive()
+            if position >= missing.end or stop.is_set():
+                break
+        if position >= missing.end and summarizer.end_of_wal is None:
+            summarizer.finish(missing.end)
+            self._write(summarizer)
 
     def take(self, lsn: Lsn, data: memoryview) -> None:
         """Take WAL that follows what was taken before, or is part of it.

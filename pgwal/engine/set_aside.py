@@ -18,7 +18,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_DIRECTORY, SET_ASIDE_DIRECTORY, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import move, objects_in, store_again
-from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, split_segment_name
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import summary_file_name
 from pgwal.timeline import history_file_name
@@ -77,7 +77,8 @@ def _divide(repository: Repository, names: Sequence[str], place: str, lsn: Lsn) 
     for name in whole:
         move(store, name, f"{place}/{name}")
     for name in copied:
-        if name != partial and store.exists(name):
+        # One that ends there is what a store has of the common part.
+        if name != partial and partial_end(name.removeprefix(f"{WAL_DIRECTORY}/")) != lsn and store.exists(name):
             store.delete(name)
 
 

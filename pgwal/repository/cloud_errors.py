@@ -36,6 +36,7 @@ _FULL_STATUS = 507
 _RETAINED = re.compile(r"object.?lock|retention|immutable|ActiveHold|\bWORM\b", re.IGNORECASE)
 """In what stores say of an object that is kept for a time that was set before, until when, where they tell."""
 _SECRET_HINT = "Check the secret key: AWS_SECRET_ACCESS_KEY for s3://, the account's key or token for others."
+_CHECKSUM_HINT = "Set AWS_CHECKSUM_ALGORITHM=SHA256: the bucket's object lock wants a checksum with each object."
 _HINTS = {
     "NoSuchBucket": "Make the bucket first, or check its name in --repo; pgwal makes none.",
     "ContainerNotFound": "Make the container first, or check its name in --repo; pgwal makes none.",
@@ -57,6 +58,7 @@ _PANIC_HINT = (
 )
 _NO_WHOLE_ANSWER = (" does not answer: ", "response body error")
 _BUSY_HINT = "It was asked again several times: try later."
+_FAILED_HINT = "It was asked again several times: see the store's own log. Some answer so when they have no room."
 _NOT_WITHOUT_TLS = "its address is without TLS, which is not allowed"
 _NO_HTTP_HINT = "Set AWS_ALLOW_HTTP=true for a store without TLS, or use an address that begins with https."
 
@@ -144,12 +146,14 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
         kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
     elif _is_retained(answer):
         kind, hint = ObjectRetained, "It can be removed when its retention is over: run pgwal expire again then."
+    elif answer.code == "InvalidRequest" and "x-amz-checksum" in answer.words:
+        hint = _CHECKSUM_HINT
     elif answer.words == _NOT_WITHOUT_TLS:
         hint = _NO_HTTP_HINT
     elif answer.status is None and any(words in answer.words for words in _NO_WHOLE_ANSWER):
         kind, hint = StoreUnavailable, _UNREACHED_HINT
     elif answer.status in _BUSY and hint is None:
-        kind, hint = StoreUnavailable, _BUSY_HINT
+        kind, hint = StoreUnavailable, _FAILED_HINT if answer.status == 500 else _BUSY_HINT
     elif answer.status in (401, 403):
         hint = hint or "The store does not take the credentials: check key, secret, region and the clock."
     error = kind(f"cannot {action} {place}: {answer.words}", hint=hint, path=place)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
 _MOST_RETRIES, _FIRST_WAIT, _MOST_RETRYING = 10, timedelta(seconds=0.3), timedelta(seconds=60)
 """Some ten seconds, for waits grow by half of the first one: nothing interrupts them, and people wait for the error."""
+_MOST_PROBE_RETRIES = 4
+"""Some three seconds: whoever tries whether a store is there wants to hear that it is not."""
 _REQUEST_TIMEOUT = timedelta(seconds=120)
 """Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
@@ -87,7 +89,7 @@ class CloudPlace:
     @cached_property
     def client(self) -> Client:
         """What speaks to the store."""
-        return _client(self.address) if self.given_client is None else self.given_client
+        return _client(self.address, _MOST_RETRIES) if self.given_client is None else self.given_client
 
     @cached_property
     def _counts(self) -> RequestCounts:
@@ -146,7 +148,7 @@ class CloudPlace:
         """A bucket is no data directory; ``probe`` tells what else may be wrong with it."""
 
     def probe(self) -> None:
-        client = self.client
+        client = self.given_client or _client(self.address, min(_MOST_PROBE_RETRIES, _MOST_RETRIES))
         from pgwal.repository.cloud_probe import require_conditional_puts
         from pgwal.repository.cloud_requests import CloudRequests
 
@@ -163,7 +165,7 @@ def _client_options(address: str) -> ClientConfig:
     return cast("ClientConfig", {"timeout": _REQUEST_TIMEOUT} | given)
 
 
-def _client(address: str) -> Client:
+def _client(address: str, most_retries: int) -> Client:
     """Return what speaks to a store, as the variables of its provider say; raises RepositoryError."""
     try:
         from obstore.store import from_url
@@ -178,7 +180,7 @@ def _client(address: str) -> Client:
             address,
             client_options=_client_options(address),
             retry_config={
-                "max_retries": _MOST_RETRIES,
+                "max_retries": most_retries,
                 "retry_timeout": _MOST_RETRYING,
                 "backoff": {"init_backoff": _FIRST_WAIT},
             },

@@ -41,8 +41,9 @@ _ASK_S, _NEAR_ASK_S = 2.0, 0.2
 """How often it is asked whether somebody waits for the open segment, while that has grown; where that is no request,
 as often as storing it takes no more than a twentieth of the time."""
 _NEAR_SHARE = 20
-_STATE_MIN_S, _NEAR_STATE_MIN_S, _STATE_S = 0.2, 0.02, 5.0
-"""How old the state that others see may get when more is stored, and otherwise."""
+_STATE_MIN_S, _NEAR_STATE_MIN_S, _STATE_S, _STATE_MAX_S = 0.2, 0.02, 5.0, 60.0
+"""How old the state that others see may get when more is stored, when other things have changed, and when only time has
+passed: each costs a request."""
 _LOOK_S, _NEAR_LOOK_S = 0.25, 0.05
 _MOST_BYTES_AT_ONCE = 64 << 20
 _SLOW_S = 10.0
@@ -95,7 +96,7 @@ class SpoolUploader:
         self.is_proven = False
         self._proven = 0, Lsn(0)
         self._examined, self._has_left = self._proven, False
-        self._streamed_timeline_id = 0
+        self._streamed_timeline_id = self._left_timeline_id = 0
         self._growing: tuple[int, int] | None = None
         self._waiting: set[tuple[int, int]] = set()
         self._ends: dict[tuple[int, int], Lsn] = {}
@@ -105,7 +106,7 @@ class SpoolUploader:
         self._may_delete = False
         self._is_idle = False
         self._hurries = False
-        self._told_lsn: Lsn | None = None
+        self._told: ReceiverState | None = None
         self._began_s: float | None = None
         self._partial_at_s = self._asked_at_s = self._state_at_s = time.monotonic() - partial_interval_s
         self._look()
@@ -115,14 +116,16 @@ class SpoolUploader:
         """Find out what is in the spool, and what of the segments that are not whole is stored."""
         parse = self._geometry.parse_file_name
         names = [name for name, _ in objects_in(self._store.local, WAL_DIRECTORY)]
+        segments = WalArchive(self._store.local, self._geometry).segments()
         with self._changed:
+            self._left_timeline_id = max((segment.timeline_id for segment in segments), default=0)
             self._waiting = {parse(name) for name in names if is_segment_name(name) and name != self._kept}
             self._ends, self._stored = {}, {}
             for name, _ in self._store.stored(WAL_DIRECTORY):
                 end, base = partial_end(name), split_segment_name(name)[0]
                 if end is not None and is_segment_name(base):
                     self._stored[parse(base)] = max(end, self._stored.get(parse(base), end))
-        for segment in WalArchive(self._store.local, self._geometry).segments():
+        for segment in segments:
             if not segment.complete:
                 # What is received again may be more, and that it is whole is known then.
                 end = WalArchive(self._store.local, self._geometry).end_of_records(segment)[0]
@@ -196,7 +199,8 @@ class SpoolUploader:
             self._has_left = self._place.require_continued(self._proven, begin)
             self._examined = begin
         with self._changed:
-            self.is_proven = self.is_proven or is_all
+            # What was left of a later timeline is compared when that is streamed.
+            self.is_proven = self.is_proven or (is_all and timeline_id >= self._left_timeline_id)
             if begin > self._proven and self._has_left and not is_all:
                 # It goes on with what is still to be compared.
                 return
@@ -367,11 +371,12 @@ class SpoolUploader:
         content, now = self._store.pending_state, time.monotonic()
         if content is None or (now - self._state_at_s < self._state_min_s and not at_once):
             return
-        flushed_lsn = ReceiverState.decode(content).flushed_lsn
-        if at_once or flushed_lsn != self._told_lsn or now - self._state_at_s > _STATE_S:
+        state = ReceiverState.decode(content)._replace(updated_at=None, level_at=None)
+        is_more = self._told is None or state.flushed_lsn != self._told.flushed_lsn
+        if at_once or is_more or now - self._state_at_s > (_STATE_S if state != self._told else _STATE_MAX_S):
             self._store.pending_state = None
             self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
-            self._told_lsn, self._state_at_s = flushed_lsn, now
+            self._told, self._state_at_s = state, now
 
 
 def _is_partial_of(path: str, timeline_id: int) -> bool:

@@ -30,7 +30,7 @@ from pgwal.repository.store import as_sealing, objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, split_segment_name
-from pgwal.segment import is_history_name, is_segment_name
+from pgwal.segment import LONG_PAGE_HEADER_SIZE, is_history_name, is_segment_name
 
 _IDENTITY_NAME = "spool.json"
 _LOCK_NAME = "receiver.lock"
@@ -46,7 +46,7 @@ class SpooledPlace:
     def __init__(self, place: Place, spool: LocalPlace, identity: RepositoryIdentity) -> None:
         self.place = place
         self.local = spool
-        self.store = SpooledStore(spool.store, place.store)
+        self.store = SpooledStore(spool.store, place.store, identity.geometry)
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
 
@@ -186,12 +186,24 @@ class SpooledPlace:
         if not segment.complete:
             # Behind its whole records a receiver that was killed may have left anything.
             ends.append(local.end_of_records(segment)[0])
-        if not _are_same(local.segment_pieces(name), self._archive.segment_pieces(name), min(ends) - start):
+        begin = self._begin_of(name)
+        if not _are_same(
+            local.segment_pieces(name), self._archive.segment_pieces(name), begin - start, min(ends) - start
+        ):
             raise self.differs(segment.name)
         if is_whole_there:
             self.local.store.delete(f"{WAL_DIRECTORY}/{segment.name}")
         elif not segment.complete and stored_end is not None and stored_end >= ends[-1]:
             self._take_from_store(segment.name)
+
+    def _begin_of(self, name: str) -> Lsn:
+        """Return from where on a segment counts: of a record that nobody has the beginning of, two may differ."""
+        archive = WalArchive(self.store, self._identity.geometry)
+        segments = {(segment.timeline_id, segment.segment_no): segment for segment in archive.segments()}
+        segment = segments[self._identity.geometry.parse_file_name(name)]
+        if self._in_front(archive, segment, segments) is None:
+            return self._identity.geometry.position_behind(segment.segment_no, archive.continued_size(segment))
+        return self._identity.geometry.segment_start(segment.segment_no)
 
     def require_continued(self, after: tuple[int, Lsn], before: tuple[int, Lsn]) -> bool:
         """Tell whether the spool has WAL between two positions, on timelines, that is not stored in part either.
@@ -213,7 +225,11 @@ class SpooledPlace:
         has_first = not any(map(is_segment_name, stored))
         for segment in left[has_first:]:
             in_front = self._in_front(archive, segment, segments)
-            if in_front is None or not self._goes_on(archive, in_front, segment):
+            if not (
+                self._goes_on(archive, in_front, segment)
+                or self._is_only_begun(archive, in_front, segment)
+                or self._begins_alike(archive, segment, segments)
+            ):
                 raise RepositoryError(
                     f"{segment.name} in the spool {self.local} does not go on with the WAL in front of it, there or in"
                     f" {self.place}: it was not stored, nor what follows",
@@ -235,10 +251,42 @@ class SpooledPlace:
                 found = segments.get((timeline_id, segment.segment_no - 1))
         return found
 
-    def _goes_on(self, archive: WalArchive, before: WalSegmentFile, segment: WalSegmentFile) -> bool:
+    def _goes_on(self, archive: WalArchive, before: WalSegmentFile | None, segment: WalSegmentFile) -> bool:
+        if before is None:
+            return False
         end, is_invalid = archive.end_of_records(segment, before)
         # A record may reach through the whole of it.
         return end > self._identity.geometry.segment_start(segment.segment_no) or (before.complete and not is_invalid)
+
+    def _is_only_begun(self, archive: WalArchive, before: WalSegmentFile | None, segment: WalSegmentFile) -> bool:
+        """Tell whether no record begins in a segment, in which a receiver was killed at its start.
+
+        What it holds of a record from before counts with the whole of that only.
+        """
+        if segment.complete:
+            return False
+        geometry, (end, _) = self._identity.geometry, archive.end_of_records(segment)
+        if end <= geometry.segment_start(segment.segment_no):
+            return True
+        first = geometry.position_behind(segment.segment_no, archive.continued_size(segment))
+        return before is not None and before.complete and end <= first
+
+    def _begins_alike(
+        self, archive: WalArchive, segment: WalSegmentFile, segments: Mapping[tuple[int, int], WalSegmentFile]
+    ) -> bool:
+        """Tell whether a segment begins with what is here of the same one of a timeline that it came from."""
+        geometry, number = self._identity.geometry, segment.segment_no
+        start = geometry.segment_start(number)
+        with suppress(ObjectNotFound):
+            for timeline_id, left_at in reversed(archive.history(segment.timeline_id).switches):
+                ancestor = segments.get((timeline_id, number))
+                if ancestor is None:
+                    continue
+                size_bytes = min(left_at, *(archive.end_of_records(each)[0] for each in (ancestor, segment))) - start
+                names = (geometry.file_name(each.timeline_id, number) for each in (ancestor, segment))
+                pieces, others = map(archive.segment_pieces, names)
+                return size_bytes > 0 and _are_same(pieces, others, 0, size_bytes)
+        return False
 
     def _is_stored_whole(self, segment: str) -> bool:
         parts = (split_segment_name(name) for name, _ in self.store.stored(WAL_DIRECTORY))
@@ -282,12 +330,15 @@ def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdent
         yield spooled
 
 
-def _are_same(pieces: Iterable[bytes], others: Iterable[bytes], size_bytes: int) -> bool:
-    """Tell whether the first bytes of two segments are the same; pieces of both are as long."""
+def _are_same(pieces: Iterable[bytes], others: Iterable[bytes], begin: int, end: int) -> bool:
+    """Tell whether two segments are the same between two offsets, and in their headers; pieces of both are as long."""
+    position = 0
     for piece, other in zip_longest(pieces, others, fillvalue=b""):
-        if size_bytes <= 0:
+        for first, last in ((0, LONG_PAGE_HEADER_SIZE), (begin, end)):
+            part = slice(max(0, first - position), max(0, last - position))
+            if piece[part] != other[part]:
+                return False
+        position += len(piece)
+        if position >= end:
             break
-        if piece[:size_bytes] != other[:size_bytes]:
-            return False
-        size_bytes -= len(piece)
     return True

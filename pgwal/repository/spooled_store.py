@@ -11,6 +11,7 @@ from contextlib import suppress
 from threading import Lock
 
 from pgwal.errors import ObjectExists, ObjectNotFound
+from pgwal.lsn import Lsn
 from pgwal.repository.layout import RECEIVER_STATE_NAME, SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.store import (
     MOST_BYTES_READ,
@@ -22,7 +23,8 @@ from pgwal.repository.store import (
     as_copying,
     objects_in,
 )
-from pgwal.repository.wal_file_name import split_segment_name
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_name, split_segment_name
+from pgwal.segment import WalGeometry
 
 SPOOLED_FOLDERS = (WAL_DIRECTORY, SUMMARY_DIRECTORY)
 
@@ -31,13 +33,15 @@ class SpooledStore:
     """See pgwal.repository.store.ObjectStore.
 
     WAL and summaries that are put wait in ``local``; all else goes to ``remote`` at once, but the receiver's own
-    state, which is left in ``pending_state`` for whoever stores what waits.
+    state, which is left in ``pending_state`` for whoever stores what waits.  The beginning of a segment, put in place
+    of more of it, does not wait where some of the segment is stored.
     """
 
-    def __init__(self, local: ObjectStore, remote: ObjectStore) -> None:
+    def __init__(self, local: ObjectStore, remote: ObjectStore, geometry: WalGeometry) -> None:
         self.local = local
         self.remote = remote
         self.features = remote.features & {StoreFeature.COPIES}
+        self._geometry = geometry
         self.pending_state: bytes | None = None
         self._lock = Lock()
         self._stored = self._listed()
@@ -146,8 +150,28 @@ class SpooledStore:
         elif not replace and self.is_stored(name):
             raise ObjectExists(f"cannot write {self.locate(name)}: it is there already", path=self.locate(name))
         else:
+            beginning = None
+            if name.endswith(PARTIAL_SUFFIX):
+                content = content if isinstance(content, bytes) else b"".join(content)
+                beginning = self._store_beginning(name, content)
             self.local.put(name, content, replace=replace, durable=durable)
-            self._delete_hidden(name)
+            self._delete_hidden(name, beginning)
+
+    def _store_beginning(self, name: str, content: bytes) -> str | None:
+        """Store the beginning of a segment of which something is stored, and return its name there.
+
+        It takes the place of what was reported, and of what stored summaries speak of.
+        """
+        folder, _, last = name.partition("/")
+        segment = split_segment_name(last)[0]
+        if not any(self._stored_of(folder, segment)):
+            return None
+        start = self._geometry.segment_start(self._geometry.parse_file_name(segment)[1])
+        beginning = f"{folder}/{partial_name(segment, Lsn(start + len(content)), '')}"
+        if not self.is_stored(beginning):
+            self.remote.put(beginning, content)
+            self.note_stored(beginning, len(content))
+        return beginning
 
     def copy(self, old: str, new: str) -> None:
         copying = as_copying(self.remote)
@@ -168,15 +192,25 @@ class SpooledStore:
         else:
             self._delete_hidden(name)
 
-    def _delete_hidden(self, name: str) -> None:
-        """Delete what is stored of a segment when its file here, which hides that, is deleted or replaced."""
+    def _delete_hidden(self, name: str, beginning: str | None = None) -> None:
+        """Delete what is stored of a segment when its file here, which hides that, is deleted or replaced.
+
+        What its ``beginning`` is stored as stays, as does what another file of it here still hides.
+        """
         folder, _, last = name.partition("/")
-        base, _, complete = split_segment_name(last)
-        for stored, _ in self.stored(folder):
-            other, _, is_whole = split_segment_name(stored)
-            if other == base and (complete or not is_whole):
-                self.remote.delete(f"{folder}/{stored}")
-                self.note_deleted(f"{folder}/{stored}")
+        segment, _, complete = split_segment_name(last)
+        is_begun = complete and self.local.exists(f"{folder}/{segment}{PARTIAL_SUFFIX}")
+        for stored in self._stored_of(folder, segment):
+            is_whole = not stored.endswith(PARTIAL_SUFFIX)
+            if stored != beginning and (is_whole if is_begun else complete or not is_whole):
+                self.remote.delete(stored)
+                self.note_deleted(stored)
+
+    def _stored_of(self, folder: str, segment: str) -> Iterator[str]:
+        """Yield the paths of what is stored of one segment, or of another file by its name."""
+        for name, _ in self.stored(folder):
+            if split_segment_name(name)[0] == segment:
+                yield f"{folder}/{name}"
 
     def delete_all(self, folder: str) -> None:
         if folder in SPOOLED_FOLDERS:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from cloud.test_retention import THIRD_FULL, build
-from support.faulty_store import Fate, FaultyPlace
+from support.fate import Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.coverage import read_recoverable_ranges

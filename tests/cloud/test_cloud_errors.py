@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,13 +40,20 @@ def variables(server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> pytest.Monk
     return monkeypatch
 
 
-def fails(*arguments: str, code: int, message: str, hint: str, store_code: str | None = None) -> Outcome:
+def fails(
+    *arguments: str,
+    code: int,
+    message: str,
+    hint: str,
+    store_code: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
     """Run a command that must fail so, and look for secrets in all that it says."""
-    outcome = run_pgwal(*arguments)
+    outcome = run_pgwal(*arguments, env=env)
     assert outcome.code == code, outcome.stderr
     assert message in outcome.errors[0]
     assert hint in outcome.hints[0]
-    as_json = run_pgwal(*arguments, "--json")
+    as_json = run_pgwal(*arguments, "--json", env=env)
     (document,) = (json.loads(line)["error"] for line in as_json.stderr.splitlines() if line.startswith("{"))
     assert document["exit_code"] == code
     assert document["is_transient"] == (code == 3)
@@ -86,6 +93,17 @@ def test_a_repository_that_is_not_there(variables: pytest.MonkeyPatch) -> None: 
     fails(
         "list", "--repo", "s3://bucket/nothing", code=1, message="there is no repository in s3://bucket/nothing",
         hint="check --repo",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("minutes", [-20, 20], ids=["slow", "fast"])
+def test_a_clock_that_is_wrong(variables: pytest.MonkeyPatch, tmp_path: Path, minutes: int) -> None:  # noqa: ARG001
+    library, source = tmp_path / "shifted_clock.so", Path(__file__).parent.parent / "support" / "shifted_clock.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    fails(
+        "list", "--repo", "s3://bucket/repo", code=1, message="RequestTimeTooSkewed", hint="Set the clock",
+        store_code="RequestTimeTooSkewed",
+        env={"LD_PRELOAD": str(library), "PGWAL_TEST_CLOCK_SHIFT": str(60 * minutes)},
     )  # fmt: skip
 
 
@@ -216,7 +234,11 @@ def test_what_makes_the_library_panic(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @contextmanager
 def answering(status: int, code: str, message: str) -> Iterator[str]:
-    """Serve what a store says that refuses everything; SeaweedFS cannot be brought to say all of it."""
+    """Serve what a store says that refuses everything.
+
+    SeaweedFS cannot be brought to say all of it: it takes any region, has no credentials that expire, and says of a
+    bucket beyond its quota that it has met an internal error.
+    """
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -251,9 +273,17 @@ REFUSALS = [
         1,
         "clock",
     ),
+    (
+        400,
+        "InvalidRequest",
+        "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters",
+        1,
+        "AWS_CHECKSUM_ALGORITHM=SHA256",
+    ),
     (400, "AuthorizationHeaderMalformed", "The region 'us-east-1' is wrong; expecting 'eu-west-1'", 1, "AWS_REGION"),
     (403, "AccessDenied", "Access Denied", 1, "the right to do this"),
     (403, "QuotaExceeded", "The quota is used up.", 1, "quota"),
+    (500, "InternalError", "We encountered an internal error, please try again.", 3, "no room"),
     (503, "SlowDown", "Please reduce your request rate.", 3, "try later"),
 ]
 

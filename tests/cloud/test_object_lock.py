@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from keeping.stored_repository import FIRST, FULL, MB, SECOND, build_repository, store_backup
 from repository.places import PLACES
-from support.faulty_store import Fate, FaultyPlace, FaultyStore
+from support.fate import Fate
+from support.faulty_store import FaultyPlace, FaultyStore
 from support.shared_bucket import shared_bucket
 
 from pgwal.backup.retention_rules import RetentionRules

@@ -10,7 +10,8 @@ from pathlib import Path
 import obstore
 from keeping.stored_repository import FULL, build_repository
 from repository.places import cloud_memory
-from support.faulty_store import Fate, FaultyPlace
+from support.fate import Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.backup.backup_file import BackupTotals
 from pgwal.backup.backup_id import BackupKind, format_backup_id

@@ -13,7 +13,8 @@ from hypothesis import Phase, event, settings
 from receiver.archive_meaning import ArchiveMeaning, stored_copies
 from receiver.model_server import GEOMETRY, SLOT, ModelSender, ModelServer, Traffic
 from receiver.test_model import OneHistory
-from support.faulty_store import Died, Fate, FaultyPlace
+from support.fate import Died, Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream import Receiver
@@ -160,10 +161,5 @@ OneHistoryInAStore.TestCase.settings = settings(OneHistory.TestCase.settings, ph
 
 # The other threads of a process die with it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(
-    strict=False,
-    reason="when new history is accepted, what a divided segment has of the common one waits in the spool, while its"
-    " summaries are in the store",
-)
 class TestOneHistoryInAStore(OneHistoryInAStore.TestCase):
     """The machine as a test."""

@@ -25,7 +25,7 @@ from receiver.oracle import (
     seeded,
     wait_for,
 )
-from support.seaweedfs import SeaweedFS
+from support.seaweedfs import SeaweedFS, running
 from support.shared_bucket import BUCKET, shared_bucket
 from support.store_proxy import StoreProxy
 from test_main_job import prepare, run_load, server_streams
@@ -130,6 +130,43 @@ def test_the_slot_keeps_what_is_not_in_the_store(
         assert_same_wal(server, repository.place, end)
     finally:
         process.kill()
+
+
+@pytest.mark.postgres(18)
+def test_a_store_that_is_killed_and_started_again(
+    make_server: ServerFactory, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same receiver goes on; and then one on another machine does, whose spool is empty."""
+    server = keeping_server(make_server)
+    prepare(server)
+    with running(scratch / "seaweedfs") as store, StoreProxy(int(store.endpoint.rpartition(":")[2])) as proxy:
+        store.create_bucket(BUCKET)
+        bucket = Bucket(store, proxy, "repo", scratch)
+        # Nothing stands between the receiver and the store: connections are refused, and what was under way is cut off.
+        process = start_pgwal(*bucket.stream(server), env=bucket.env | bucket.direct)
+        try:
+            wait_for(lambda: server_streams(server), "the stream")
+            repository = bucket.repository(monkeypatch)
+            stored = flush_lsn(server)
+            wait_for(lambda: reported(repository) >= stored, "the store to have all")
+            store.stop(signal.SIGKILL)
+            write(server, 3)
+            away = flush_lsn(server)
+            wait_for(lambda: one_lsn(server, "(SELECT write_lsn FROM pg_stat_replication)") >= away, "the spool")
+            assert restart_lsn(server) < away
+            store.start()
+            wait_for(lambda: reported(repository) >= away, "the store to have all")
+            assert_same_wal(server, repository.place, away)
+        finally:
+            process.kill()
+            outcome = finish(process)
+        assert "WAL is received on into the spool" in outcome.stderr
+        bucket.expire_lease(monkeypatch)
+        bucket.spool.rename(scratch / "lost")
+        write(server, 2)
+        end = flush_lsn(server)
+        succeed(*bucket.stream(server, "--once"), env=bucket.env)
+        assert_same_wal(server, repository.place, end)
 
 
 @pytest.mark.postgres(18)
@@ -304,7 +341,16 @@ def test_nothing_that_was_reported_is_missing_after_kills(
                 bucket.spool.rename(scratch / f"lost-{number}")
     bucket.proxy.trouble = 0
     end = flush_lsn(server)
-    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    process = start_pgwal(*bucket.stream(server, "--once"), env=bucket.env)
+    try:
+        # What was not received meanwhile may be much.
+        while process.poll() is None:
+            before = reported(repository)
+            wait_for(lambda before=before: process.poll() is not None or reported(repository) > before, "more")
+    finally:
+        process.kill()
+        outcome = finish(process)
+    assert outcome.code == 0, outcome.stderr
     assert_same_wal(server, repository.place, end)
     partial = [segment.name for segment in repository.wal.segments() if not segment.complete]
     assert len(partial) <= 1

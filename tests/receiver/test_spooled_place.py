@@ -21,7 +21,7 @@ from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.layout import SET_ASIDE_DIRECTORY, RepositoryIdentity
 from pgwal.repository.memory import MemoryPlace, MemoryStore
-from pgwal.repository.repository import Repository
+from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.spool_uploader import SpoolUploader
 from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace, opened_spool
@@ -77,19 +77,42 @@ def partial(size: int) -> str:
     return f"{NAME}.{START + size:016X}.partial"
 
 
-@pytest.mark.parametrize("also", [[], [partial(1000)], [NAME]], ids=["alone", "with less", "with the whole one"])
+@pytest.mark.parametrize(
+    "also",
+    [[], [partial(1000)], [NAME], [partial(50000)]],
+    ids=["alone", "with less", "with the whole one", "with what is left"],
+)
 def test_an_open_segment_of_a_lost_history_is_moved_aside(store: Store, tmp_path: Path, also: list[str]) -> None:
     content = b"\x11" * SIZE
-    held = {partial(300000): content[:300000], **{name: content[: 1000 if name != NAME else SIZE] for name in also}}
+    sizes = {partial(300000): 300000, partial(1000): 1000, partial(50000): 50000, NAME: SIZE}
+    held = {name: content[: sizes[name]] for name in (partial(300000), *also)}
     for name, part in held.items():
         store.store.put(f"wal/{name}", part)
     with opened_spool(store, tmp_path, IDENTITY) as place:
         moved = set_aside(Repository(place, IDENTITY), 1, Lsn(START + 50000))
         assert place.local.store.get(f"wal/{NAME}.partial") == content[:50000]
     assert sorted(moved) == sorted(f"wal/{name}" for name in held)
-    assert store.names() == []
+    # What was reported of it is stored still, and what is stored of summaries speaks of it.
+    assert store.names() == [partial(50000)]
+    assert store.store.get(f"wal/{partial(50000)}") == content[:50000]
     found = {name.rpartition("/")[2]: store.store.get(name) for name, _ in store.store.list(SET_ASIDE_DIRECTORY)}
     assert found == held
+
+
+@pytest.mark.parametrize("stored", ["nothing", "less", "more", "all"])
+def test_a_segment_of_a_lost_history_in_the_spool_leaves_in_the_store_what_was_there(
+    store: Store, tmp_path: Path, stored: str
+) -> None:
+    """Nothing before it need be stored, and then nothing of it may be."""
+    content, before = b"\x11" * SIZE, {"nothing": 0, "less": 1000, "more": 60000, "all": SIZE}[stored]
+    if before:
+        store.store.put(f"wal/{NAME if stored == 'all' else partial(before)}", content[:before])
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        place.local.store.put(f"wal/{NAME}", content)
+        moved = set_aside(Repository(place, IDENTITY), 1, Lsn(START + 50000))
+        assert [name for name, _ in place.local.store.list("wal/")] == [f"wal/{NAME}.partial"]
+    assert moved == [f"wal/{NAME}"]
+    assert store.names() == ([partial(50000)] if before else [])
 
 
 def uploader_of(place: SpooledPlace, most_segments: int = 100) -> SpoolUploader:
@@ -149,6 +172,43 @@ def test_wal_from_below_the_stream_is_not_proven_by_it(store: Store, spooled: Sp
     start = GEOMETRY.segment_start(13)
     with pytest.raises(RepositoryError, match="does not go on"):
         uploader_of(spooled).prove(1, start, start, is_all=False)
+
+
+@pytest.mark.parametrize("has_front", [True, False])
+def test_the_rest_of_a_record_that_nobody_has_may_differ(store: Store, tmp_path: Path, has_front: bool) -> None:
+    """Two servers may differ in it, and be the same from there on; nothing else may be stored otherwise."""
+    content = segment(11)
+    stored_name = f"wal/{GEOMETRY.file_name(1, 11)}.{GEOMETRY.segment_start(11) + 500000:016X}.partial"
+    store.store.put(stored_name, content[:500000])
+    put(store, *([10] if has_front else []))
+    with opened_spool(store, tmp_path, IDENTITY) as place:
+        place.local.store.put(f"wal/{GEOMETRY.file_name(1, 11)}", content[:500] + b"other" + content[505:])
+    if not has_front:
+        with opened_spool(store, tmp_path, IDENTITY) as place:
+            assert place.store.get(f"wal/{GEOMETRY.file_name(1, 11)}")[500:505] == b"other"
+        return
+    with pytest.raises(RepositoryError, match="is not what"), opened_spool(store, tmp_path, IDENTITY):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("size", "has_front", "is_taken"),
+    [(0, False, True), (4096, True, True), (4096, False, False), (SIZE, False, False)],
+)
+def test_a_segment_that_was_only_begun_does_not_have_to_go_on(
+    store: Store, spooled: SpooledPlace, size: int, has_front: bool, is_taken: bool
+) -> None:
+    """A receiver was killed at the start of it, within a record, and the server's history left the timeline before."""
+    put(store, 9)
+    spooled.store.look_again()
+    put(spooled, *([10] if has_front else []))
+    spooled.local.store.put(f"wal/{GEOMETRY.file_name(1, 11)}.partial", segment(11)[:size].ljust(SIZE, b"\0"))
+    uploader, start = uploader_of(spooled), GEOMETRY.segment_start(9)
+    if is_taken:
+        uploader.prove(2, start, start, is_all=False)
+        return
+    with pytest.raises(RepositoryError, match="does not go on"):
+        uploader.prove(2, start, start, is_all=False)
 
 
 def test_what_goes_on_with_the_stored_wal_waits_until_the_rest_is_compared(store: Store, spooled: SpooledPlace) -> None:
@@ -270,6 +330,24 @@ def test_what_may_not_be_deleted_is_not_forgotten(spooled: SpooledPlace) -> None
     kept.delete(f"wal/{partial(4000)}")
     objects.store_partial(NAME, Lsn(START + 5000))
     assert [name for name, _ in spooled.store.stored("wal")] == [partial(5000)]
+
+
+def test_while_nothing_changes_the_state_is_stored_once_a_minute(store: Store, spooled: SpooledPlace) -> None:
+    """It costs a request; whoever reads it is told of all else within seconds."""
+    uploader = uploader_of(spooled)
+    state = ReceiverState(1, Lsn(900), Lsn(900), Lsn(800), "slot", updated_at=1.0, level_at=1.0)
+
+    def is_stored_after(seconds: float, state: ReceiverState) -> bool:
+        uploader._state_at_s -= seconds
+        spooled.store.pending_state = state.encode()
+        uploader._send_state()
+        return Repository(store, IDENTITY).receiver_state() == state
+
+    assert is_stored_after(1, state)
+    assert not is_stored_after(50, state._replace(updated_at=50.0, level_at=50.0))
+    assert is_stored_after(12, state._replace(updated_at=62.0, level_at=62.0))
+    assert is_stored_after(6, state._replace(written_lsn=Lsn(950), updated_at=68.0))
+    assert is_stored_after(1, state._replace(written_lsn=Lsn(950), flushed_lsn=Lsn(950), updated_at=69.0))
 
 
 def test_summaries_that_were_left_in_a_spool_are_dropped(store: Store, tmp_path: Path) -> None:

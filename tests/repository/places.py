@@ -9,7 +9,10 @@ from uuid import uuid4
 
 import obstore.store
 from encryption.golden_objects import KEYRING, METADATA_KEY, keys_of
-from support.faulty_store import Fate, FaultyStore
+from support.azurite import PROGRAM as AZURITE_PROGRAM
+from support.azurite import shared_azurite
+from support.fate import Fate
+from support.faulty_store import FaultyStore
 from support.shared_bucket import shared_bucket
 
 from pgwal.repository.cloud_place import CloudPlace
@@ -43,12 +46,20 @@ def seaweedfs(_: Path) -> CloudPlace:
     return shared_bucket().place()
 
 
+def azurite(_: Path) -> CloudPlace:
+    """Return a place of its own in a container of an emulator that all tests share."""
+    return shared_azurite().place()
+
+
 PLACES: dict[str, Callable[[Path], Place]] = {
     "local": local,
     "memory": memory,
     "cloud_memory": cloud_memory,
     "seaweedfs": seaweedfs,
 }
+if AZURITE_PROGRAM is not None:
+    PLACES["azurite"] = azurite
+IN_STORES = [name for name in PLACES if name not in ("local", "memory")]
 
 _Wrap: TypeAlias = Callable[[ObjectStore], ObjectStore]
 _WRAPPERS: dict[str, _Wrap] = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from keeping.stored_repository import SECOND, build_repository
 from repository.places import PLACES, local
-from support.faulty_store import Fate, FaultyPlace
+from support.fate import Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.engine.combine import CombineRequest, combine_backups

@@ -17,7 +17,7 @@ from typing import Any
 import obstore
 import pytest
 from obstore.exceptions import PermissionDeniedError
-from repository.places import PLACES
+from repository.places import IN_STORES, PLACES
 from support.shared_bucket import shared_bucket
 
 from pgwal.backup.retention_rules import RetentionRules
@@ -48,7 +48,7 @@ NEVER = SHORT._replace(renewed_every_s=1000.0)
 """Of a process whose thread does not run, as that of one that was stopped."""
 
 
-@pytest.fixture(params=["cloud_memory", "seaweedfs"])
+@pytest.fixture(params=IN_STORES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> CloudPlace:
     made = PLACES[request.param](tmp_path)
     assert isinstance(made, CloudPlace)
@@ -226,7 +226,7 @@ def test_a_reader_goes_on_where_it_cannot_tell_who_stood_still(
     with still.leases.hold("folder/object", exclusive=True):
         refuse(monkeypatch, "put", f"{LEASE_FOLDER}/folder/object/remover")
         await_true(lambda: takes(reader.leases.hold("folder/object")))
-    assert "nothing keeps s3://" in caplog.text
+    assert f"nothing keeps {place.address}/" in caplog.text
 
 
 def test_nothing_stays_of_leases_on_what_is_gone(place: CloudPlace) -> None:

@@ -27,7 +27,8 @@ from keeping.stored_repository import (
 from keeping.stored_repository import label as backup_label
 from receiver.model_server import BEGIN, ModelSender, ModelServer, Traffic, change, commit
 from repository.places import PLACES
-from support.faulty_store import Died, Fate, FaultyPlace
+from support.fate import Died, Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.exclusion import required_directories
@@ -95,7 +96,8 @@ def dying(site: Site, act: Callable[[Place], None]) -> Iterator[Place]:
         except Died:
             pass
         else:
-            assert len(fate.operations) == number
+            # A thread puts into a store what a stream brings, in more or fewer operations each time.
+            assert len(fate.operations) == number or place.is_remote
         yield place
         if len(fate.operations) <= number:
             break
@@ -191,6 +193,8 @@ def receive(place: Place, server: ModelServer) -> None:
         stop.close()
 
 
+# The other threads of a process die with it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_stream_goes_on_where_it_died(site: Site) -> None:
     wal = WalBuilder(MAJOR, start_lsn=BEGIN)
     wal.append_all([commit(9), *4 * [change(1, 300_000, 1)]])

@@ -13,7 +13,8 @@ from keeping.stored_repository import FIRST, FULL, SECOND, build_repository
 from repository.places import PLACES
 from repository.test_crashes import AGAIN, FILES, LATER, NEW, Site, dying, make_data_directory, take_backup
 from repository.test_packs import small_frames
-from support.faulty_store import Fate, FaultyPlace
+from support.fate import Fate
+from support.faulty_store import FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry_document import decode_pack_names

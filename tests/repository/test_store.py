@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from repository.places import STORES, local
-from support.faulty_store import Died, Fate, FaultyStore
+from support.fate import Died, Fate
+from support.faulty_store import FaultyStore
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.memory import MemoryStore

@@ -6,49 +6,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from support.fate import Died, Fate
+from support.mortal_leases import mortal
+
 from pgwal.encryption.key_sources import KeySources
-from pgwal.errors import RepositoryError
+from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.lease import Leases
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import ObjectStore, StoreFeature, as_renaming
 from pgwal.repository.store_wrapper import StoreWrapper
-
-
-class Died(BaseException):
-    """The process is gone; no ``except Exception`` of its own sees it."""
-
-
-_READS = ("get", "get_ranges", "size", "exists", "list", "children")
-
-
-class Fate:
-    """Operations that change something, counted from 0: number ``fails_at`` raises RepositoryError, ``dies_at`` Died.
-
-    All raise Died that come later; to die before something is read is to die after the last change.
-    """
-
-    def __init__(self, *, fails_at: int | None = None, dies_at: int | None = None) -> None:
-        self.operations: list[str] = []
-        self.fails_at = fails_at
-        self.dies_at = dies_at
-
-    @property
-    def is_dying(self) -> bool:
-        return self.dies_at is not None and len(self.operations) > self.dies_at
-
-    def meet(self, operation: str, name: str) -> None:
-        if operation in _READS:
-            if self.is_dying:
-                raise Died
-            return
-        self.operations.append(f"{operation} {name}")
-        # A put dies when a part of it has been taken.
-        if self.is_dying and operation != "put":
-            raise Died
-        if len(self.operations) - 1 == self.fails_at:
-            raise RepositoryError(f"cannot {operation} {name}: a test wants it so")
 
 
 class FaultyStore(StoreWrapper):
@@ -110,13 +78,17 @@ class FaultyAppender:
 
 
 class FaultyPlace:
-    """Another place, whose store and spool have one fate; leases end with the process, and have none."""
+    """Another place, whose store and spool have one fate; leases have none, and end with the process.
+
+    Those in an object store are left by who dies; others find out that it has ended, as on the same machine.
+    """
 
     directory: Path | None = None
-    is_remote = False
     request_counts = None
 
     def __init__(self, place: Place, fate: Fate) -> None:
+        if isinstance(place, CloudPlace):
+            place = mortal(place, fate)
         self._place = place
         self._fate = fate
         self.store = FaultyStore(place.store, fate)
@@ -131,6 +103,10 @@ class FaultyPlace:
 
     def with_keys(self, keys: KeySources) -> FaultyPlace:
         return FaultyPlace(self._place.with_keys(keys), self._fate)
+
+    @property
+    def is_remote(self) -> bool:
+        return self._place.is_remote
 
     @property
     def default_format(self) -> StorageFormat:
