@@ -74,7 +74,7 @@ OF_THIS_MACHINE = {"lease_process"}
 LOCAL_FAST_PATH = {"segment_part"}
 """Reads of whole segments by the compiled scanner: offered where the store has files."""
 MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
-MAY_ASK_FOR_RENAMES = {"backup_folders", "catalogue", "staged_backup", "store", "waiting_threads"}
+MAY_ASK_FOR_RENAMES = {"backup_folders", "catalogue", "sealed_store", "staged_backup", "store", "waiting_threads"}
 FILES_OF_NO_REPOSITORY = {
     "fetch_wal": "the file that a server wants",
     "prefetch_wal": "what waits for a server beside it",

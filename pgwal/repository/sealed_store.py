@@ -39,7 +39,15 @@ from pgwal.repository.layout import (
     STORAGE_FORMAT_NAME,
     SUMMARY_DIRECTORY,
 )
-from pgwal.repository.store import MOST_BYTES_READ, ByteRange, Child, ObjectStore, StoredObject, StoreFeature
+from pgwal.repository.store import (
+    MOST_BYTES_READ,
+    ByteRange,
+    Child,
+    ObjectStore,
+    StoredObject,
+    StoreFeature,
+    as_renaming,
+)
 from pgwal.repository.store_wrapper import StoreWrapper
 from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name
@@ -179,8 +187,9 @@ class SealedStore(StoreWrapper):
         if content != b"" or not _may_be_empty(name):
             header, cipher = self.keys.sealing(_own_name(name), kind, segment=_segment(name))
             pieces = sealed_pieces(cipher, header, [content] if isinstance(content, bytes) else content)
-            # What is there at once is so for the store as well, which then can tell whether something was there.
-            content = b"".join(pieces) if isinstance(content, bytes) else pieces
+            # What is there at once is so for a store that only then can tell whether something was there.
+            needs_all = isinstance(content, bytes) and as_renaming(self._store) is None
+            content = b"".join(pieces) if needs_all else pieces
         with self._lock:
             self._ciphers.pop(name, None)
         super().put(name, content, replace=replace, durable=durable)

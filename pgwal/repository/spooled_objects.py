@@ -56,10 +56,9 @@ class SpooledObjects:
         """Store WAL that is not there; what is there of this name must be the same WAL."""
         pieces = _Counted(content)
         try:
-            # In one piece where that is not too large: only then two that do so at once are told apart.
-            self._store.remote.put(
-                path, pieces if self._geometry.segment_size > _MOST_BYTES_AT_ONCE else b"".join(pieces)
-            )
+            # In one piece where that is not too large: only then two that do so at once are told apart, over a network.
+            is_streamed = self._place.place.directory is not None or self._geometry.segment_size > _MOST_BYTES_AT_ONCE
+            self._store.remote.put(path, pieces if is_streamed else b"".join(pieces))
         except ObjectExists:
             self._require_same(path, segment)
             # It may have been compressed otherwise.
