@@ -39,8 +39,11 @@ def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False,
         content: Iterable[bytes] = [_Segments(place).history(name)]
     elif is_segment_name(name):
         if prefetch:
+            spool = Spool(destination)
+            if spool.take(name):
+                return
             # First: what speaks to an object store has threads, which are not there behind a fork.
-            Spool(destination).fill_behind(name, lambda: _Segments(place), is_remote=place.is_remote)
+            spool.fill_behind(name, lambda: _Segments(place), is_remote=place.is_remote)
         content = _Segments(place).whole_or_partial(name, to_gap=to_gap)
     else:
         # Backup history files and the like: the server asks for them and goes on without.

@@ -58,6 +58,7 @@ class Spool:
 
     def __init__(self, destination: Path) -> None:
         self.path = destination.with_name(_DESTINATION_NAME + SPOOL_SUFFIX)
+        self._destination = destination
         # A server in recovery names it so.  Others, as pg_rewind, do not look into a spool.
         self._is_looked_into = destination.name == _DESTINATION_NAME
 
@@ -65,6 +66,14 @@ class Spool:
         """Remove what a process left that was killed."""
         with suppress(OSError):
             self._lock_and(lambda _: self.remove())
+
+    def take(self, name: str) -> bool:
+        """Give the server a segment that has come while this process started; False when it is not there."""
+        if self._is_looked_into:
+            with suppress(OSError):
+                (self.path / name).replace(self._destination)
+                return True
+        return False
 
     def fill_behind(self, name: str, open_wal: Callable[[], WholeSegments], *, is_remote: bool) -> None:
         """See to it that what follows a segment is fetched ahead, by a process that may run already.

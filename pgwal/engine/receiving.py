@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.3, 3.2
-"""Where the repository is reached over a network, each look is a request: waits grow by half of the last one."""
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.35, 3.2
+"""Where the repository is reached over a network, each look is a request: waits double."""
 _LONGEST_SEALED_POLL_S = 0.05
 """Where what is looked at has to be decrypted."""
 _LISTED_EVERY = 8
@@ -99,7 +99,7 @@ class ReceivedWal:
             if is_remote:
                 # What is not known to be there has only just been written.
                 time.sleep(poll_s)
-                poll_s = min(1.5 * poll_s, _LONGEST_REMOTE_POLL_S)
+                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
             state = self.receiver_state()
             has_all = _has(state, timeline_id, wanted)
             if has_all and not complete:

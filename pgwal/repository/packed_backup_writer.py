@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.live_frames import slice_extents
 from pgwal.backup.manifest import MANIFEST_NAME
-from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack, PackedContents, Sealed
+from pgwal.backup.pack_table import Extent, Pack, PackedContents, Sealed
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import new_pack_name, pack_object
@@ -24,6 +24,9 @@ from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
     from pgwal.repository.backup_data import BackupData, BackupDataWriter, NewContent
+
+_MOST_IN_ONE_BYTES = 8 << 20
+"""What is not more is encoded before another thread would have begun."""
 
 AS_THEY_ARE = (BACKUP_LABEL_NAME, MANIFEST_NAME)
 
@@ -40,7 +43,7 @@ class PackedBackupDataWriter:
         self._encoder = FrameEncoder(level, jobs)
         self._changed = Condition()
         self._is_much = False
-        """Whether what was stored is more than fits into a frame: less is put into one pack, which is one request."""
+        """Whether that is worth another pack beside the first: less is put into one, which is one request."""
         self._stored_bytes = 0
         self._packs: list[Pack] = []
         self._carried: dict[tuple[str, int], int] = {}
@@ -66,7 +69,7 @@ class PackedBackupDataWriter:
             if not self._is_much:
                 with self._changed:
                     self._stored_bytes += len(chunk)
-                    self._is_much = self._stored_bytes > FRAME_SIZE
+                    self._is_much = self._stored_bytes > _MOST_IN_ONE_BYTES
                     if self._is_much:
                         self._changed.notify_all()
             yield chunk

@@ -70,7 +70,7 @@ def test_an_incremental_backup_without_changes_takes_few_requests(
     looks = sum(line.endswith("receiver.json") for line in proxy.asked)
     waited_s = backup["seconds"]["wait for the window's WAL"] + backup["seconds"]["wait for WAL"]
     assert len(proxy.asked) - looks <= _MOST_BESIDE_LOOKS, asked
-    # The waits between two looks grow.
+    # The waits between two looks double: there is one more than seconds, in each of three places.
     assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 3 + waited_s, asked
 
 

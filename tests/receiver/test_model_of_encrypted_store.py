@@ -60,6 +60,5 @@ OneHistoryInAnEncryptedStore.TestCase.settings = settings(OneHistoryInAStore.Tes
 
 # The other threads of a process die with it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(strict=False, reason="see test_model_of_store")
 class TestOneHistoryInAnEncryptedStore(OneHistoryInAnEncryptedStore.TestCase):
     """The machine as a test."""

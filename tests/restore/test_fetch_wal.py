@@ -251,6 +251,10 @@ class ServerInRecovery:
         (self.directory / "recovery.signal").touch()
         self._command = restore_command(place_at(repo if address is None else address))
 
+    def ask_python_alone(self) -> None:
+        """Ask as if what is there had come since the shell looked."""
+        self._command = self._command.partition(" || ")[2]
+
     def accept_gaps(self, repo: Path) -> None:
         """Ask as a server that was restored with --to-gap."""
         self._command = restore_command(place_at(repo), to_gap=True)
@@ -349,6 +353,16 @@ def test_a_gap_stops_recovery_unless_it_was_accepted(repo: Path, server: ServerI
     assert server.ask(segment_name(8, 2))[0] == NOT_FOUND
     words = ["fetch-wal", segment_name(4), repo.parent / "x", "--to-gap", "--repo", repo]
     assert run_pgwal(*words).code == NOT_FOUND
+
+
+def test_what_comes_while_python_starts_is_taken(repo: Path, server: ServerInRecovery) -> None:
+    archive(repo, 3, 4)
+    assert server.ask(segment_name(3))[0] == 0
+    server.wait_until(lambda: segment_name(4) in server.waiting())
+    (repo / "wal" / segment_name(4)).unlink()
+    server.ask_python_alone()
+    assert server.ask(segment_name(4)) == (0, segment(number=4))
+    assert server.ask(segment_name(4))[0] == NOT_FOUND
 
 
 def test_damage_ahead_is_met_when_it_is_asked_for(repo: Path, server: ServerInRecovery) -> None:
