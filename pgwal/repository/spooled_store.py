@@ -24,7 +24,7 @@ from pgwal.repository.store import (
     objects_in,
 )
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_name, split_segment_name
-from pgwal.segment import WalGeometry
+from pgwal.segment import WalGeometry, is_segment_name
 
 SPOOLED_FOLDERS = (WAL_DIRECTORY, SUMMARY_DIRECTORY)
 
@@ -155,7 +155,9 @@ class SpooledStore:
                 content = content if isinstance(content, bytes) else b"".join(content)
                 beginning = self._store_beginning(name, content)
             self.local.put(name, content, replace=replace, durable=durable)
-            self._delete_hidden(name, beginning)
+            # Whatever else waits may have been stored by now, and nothing of it is left here.
+            if is_segment_name(split_segment_name(name.rpartition("/")[2])[0]):
+                self._delete_hidden(name, beginning)
 
     def _store_beginning(self, name: str, content: bytes) -> str | None:
         """Store the beginning of a segment of which something is stored, and return its name there.

@@ -332,6 +332,23 @@ def test_what_may_not_be_deleted_is_not_forgotten(spooled: SpooledPlace) -> None
     assert [name for name, _ in spooled.store.stored("wal")] == [partial(5000)]
 
 
+@pytest.mark.parametrize("name", ["wal/00000002.history", f"summaries/{summary_file_name(LsnRange(1, START, START))}"])
+def test_what_is_stored_while_it_is_put_stays_stored(
+    store: Store, spooled: SpooledPlace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The thread that stores what waits may be quicker than whoever puts it."""
+    put, objects = spooled.local.store.put, SpooledObjects(spooled, GEOMETRY, PLAIN)
+
+    def put_and_store(name: str, content: bytes, **options: bool) -> None:
+        put(name, content, **options)
+        objects.store_file(name)
+
+    monkeypatch.setattr(spooled.local.store, "put", put_and_store)
+    for _ in range(2):
+        spooled.store.put(name, b"content", replace=True)
+        assert store.store.get(name) == b"content"
+
+
 def test_while_nothing_changes_the_state_is_stored_once_a_minute(store: Store, spooled: SpooledPlace) -> None:
     """It costs a request; whoever reads it is told of all else within seconds."""
     uploader = uploader_of(spooled)
