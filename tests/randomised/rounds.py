@@ -53,7 +53,6 @@ REFUSALS = (1, 2, 3, CHAIN_BROKEN)
 MOST_FETCHED_ONE_BY_ONE = 8
 MERGE_SHARE = 0.3
 """How often a backup is merged after one was taken: by a chance of its own, which changes no other."""
-MOST_CHAINS = 99
 
 
 def format_of(seed: int) -> StorageFormat:
@@ -533,7 +532,10 @@ class Round:
             self.merge()
 
     def merge(self) -> None:
-        """Merge a backup, whose place the full one takes; at times what counts for nothing then goes at once."""
+        """Merge a backup, whose place the full one takes; at times it goes at once, as expire has it go.
+
+        Expire itself would remove WAL, too, of which a round checks that nobody does.
+        """
         archive = self.archive
         incremental = [backup for backup in archive.backups.values() if backup.is_incremental]
         if not incremental:
@@ -550,7 +552,7 @@ class Round:
         }
         archive.backups[merged_id] = replace(backup, backup_id=merged_id, prior_id=None, is_merged=True)
         if self.merging.random() < 0.5:
-            _succeeded(finish(start_pgwal("expire", "--repo", archive.repo, "--keep-full", str(MOST_CHAINS))))
+            shutil.rmtree(archive.repo / "backups" / backup.backup_id)
 
     def count_backup(self, command: str, outcome: Outcome, state: State | None = None) -> None:
         """Count a backup among those that can be restored, unless pgwal refused to take it."""
