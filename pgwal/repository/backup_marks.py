@@ -49,10 +49,11 @@ class BackupMarks:
 
     def unpin(self, backup_id: str) -> bool:
         """Let a backup be expired again; False when it was not pinned.  Raises ObjectRetained."""
-        try:
-            self._store.delete(f"{PIN_DIRECTORY}/{time_part(backup_id)}")
-        except ObjectNotFound:
+        name = f"{PIN_DIRECTORY}/{time_part(backup_id)}"
+        if not self._store.exists(name):
             return False
+        with suppress(ObjectNotFound):
+            self._store.delete(name)
         return True
 
     def long_term_ids(self, entries: Iterable[BackupEntry]) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cloud.test_retention import THIRD_FULL, build
+from cloud.test_object_lock import THIRD_FULL, build
 from support.fate import Fate
 from support.faulty_store import FaultyPlace
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cloud.test_retention import THIRD_FULL, build
+from cloud.test_object_lock import THIRD_FULL, build
 from pgwal_process import run_pgwal, succeed
 from support.azurite import ACCOUNT, CONTAINER, KEY, PROGRAM, shared_azurite
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from cloud.test_retention import THIRD_FULL, build
+from cloud.test_object_lock import THIRD_FULL, build
 from pgwal_process import PGWAL, Outcome, run_pgwal
 from support.seaweedfs import SECRET_KEY, SeaweedFS, running
 

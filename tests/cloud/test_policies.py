@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cloud.test_retention import THIRD_FULL, build
+from cloud.test_object_lock import THIRD_FULL, build
 from pgwal_process import run_pgwal
 from support.seaweedfs import SeaweedFS, running
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cloud.test_retention import THIRD_FULL, build
+from cloud.test_object_lock import THIRD_FULL, build
 from pgwal_process import PGWAL, run_pgwal
 from support.seaweedfs import SECRET_KEY
 from support.shared_bucket import shared_bucket
