@@ -237,7 +237,7 @@ def answering(status: int, code: str, message: str) -> Iterator[str]:
     """Serve what a store says that refuses everything.
 
     SeaweedFS cannot be brought to say all of it: it takes any region, has no credentials that expire, and says of a
-    bucket beyond its quota that it has met an internal error.
+    bucket that is full that it has met an internal error.
     """
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
 
