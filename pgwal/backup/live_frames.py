@@ -27,7 +27,7 @@ class LiveFrames:
         """Return the packs that are left, with the frames that are; to be called once, when all extents are noted."""
         found: list[Pack] = []
         for pack, used in zip(self._packs, self._used, strict=True):
-            left = Pack(pack.name, pack.size_bytes)
+            left = Pack(pack.name, pack.size_bytes, pack.sealed)
             numbers = array("I", bytes(4 * len(used)))
             for number, is_used in enumerate(used):
                 numbers[number] = len(left)

@@ -62,6 +62,14 @@ def holds(contents: Iterator[bytes], wanted: bytes) -> bool:
     return any(wanted in content for content in contents)
 
 
+def assert_equal_data(first: Path, second: Path) -> None:
+    """Compare the files of relations in two directories."""
+    names = {path.relative_to(first) for path in first.glob("base/*/*") if path.is_file()}
+    assert names == {path.relative_to(second) for path in second.glob("base/*/*") if path.is_file()}
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
 @pytest.mark.postgres(18)
 def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     server: ThrowawayServer,
@@ -130,6 +138,15 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     key = ["--identity", str(identity)]
     assert "nothing is wrong" in pgwal("verify", "--repo", address, *key)
     pgwal("export", second["id"], "--repo", address, "-o", scratch / "exported", *key)
+    merged = json.loads(pgwal("merge", third["id"], "--repo", address, "--json", *key))["id"]
+    assert "nothing is wrong" in pgwal("verify", "--repo", address, *key)
+    pgwal("combine", third["id"], "--repo", address, "-o", scratch / "combined", "--no-sync", *key)
+    pgwal("combine", merged, "--repo", address, "-o", scratch / "merged", "--no-sync", *key)
+    assert_equal_data(scratch / "combined", scratch / "merged")
+    host.enter()
+    pgwal("expire", "--repo", address, "--keep-full", "1")
+    assert [entry["id"] for entry in json.loads(pgwal("list", "--repo", address, "--json"))] == [merged]
+    vault.enter()
     target = scratch / "restored"
     pgwal("restore", "latest", "--repo", address, "-D", target, *key)
     settings = (target / "postgresql.auto.conf").read_text()
