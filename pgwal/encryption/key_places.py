@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from pgwal.encryption.key_sources import KeySources
+from pgwal.errors import PgwalError
 
 _UNLIKE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -24,7 +25,11 @@ def has_metadata_key(address: str, sources: KeySources) -> bool:
     """Tell whether this machine has a metadata key for an address: what is there must be encrypted then."""
     if sources.resolved().metadata_key_file is not None:
         return True
-    return _metadata_keys().exists() and metadata_key_path(address, sources).exists()
+    try:
+        # What this user may not look at, and what a user without a home has, are no keys of his.
+        return os.path.exists(_metadata_keys()) and os.path.exists(metadata_key_path(address, sources))  # noqa: PTH110
+    except PgwalError:
+        return False
 
 
 def wal_secrets_path(address: str) -> Path:
@@ -43,7 +48,12 @@ def _metadata_keys() -> Path:
 
 def _home(variable: str, default: str) -> Path:
     value = os.environ.get(variable)
-    return (Path(value) if value else Path("~").expanduser() / default) / "pgwal"
+    if value:
+        return Path(value) / "pgwal"
+    home = os.path.expanduser("~")  # noqa: PTH111 (which is not an error without one)
+    if not os.path.isabs(home):  # noqa: PTH117
+        raise PgwalError("this user has no home directory, in which keys would lie", hint=f"Set HOME, or {variable}.")
+    return Path(home) / default / "pgwal"
 
 
 def _file_name(address: str) -> str:

@@ -7,6 +7,8 @@ import re
 from hashlib import sha256
 from pathlib import Path
 
+from pgwal.errors import PgwalError
+
 _UNLIKE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -24,4 +26,9 @@ def _default() -> Path:
     if named := os.environ.get("PGWAL_SPOOL"):
         return Path(named)
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path("~/.local/state").expanduser()) / "pgwal" / "spool"
+    if state:
+        return Path(state) / "pgwal" / "spool"
+    home = os.path.expanduser("~")  # noqa: PTH111 (which is not an error without one)
+    if not os.path.isabs(home):  # noqa: PTH117
+        raise PgwalError("this user has no home directory, in which the spool would lie", hint="Name one: --spool DIR.")
+    return Path(home) / ".local" / "state" / "pgwal" / "spool"

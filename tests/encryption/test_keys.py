@@ -14,6 +14,7 @@ from test_main_job import PGWAL
 
 from pgwal.encryption.age import Identity
 from pgwal.encryption.key_files import write_identity
+from pgwal.encryption.key_places import has_metadata_key, metadata_key_path
 from pgwal.encryption.key_sources import KeySources
 from pgwal.engine.initialise import initialise
 from pgwal.engine.keys import add_recipients, list_keys, remove_recipients, restore_metadata_key
@@ -22,6 +23,7 @@ from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.repository import Repository
+from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_place import opened_spool
 from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
 
@@ -326,3 +328,15 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pgwal key metadata" in run("key", "list", "--repo", repo).stderr
     assert run("key", "metadata", "--repo", repo, "--identity", identity).returncode == 0
     assert metadata_key.exists()
+
+
+def test_a_user_without_a_home_opens_what_is_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "nowhere")
+    assert not has_metadata_key("/srv/backups", KeySources())
+    with pytest.raises(PgwalError, match="no home directory"):
+        metadata_key_path("/srv/backups", KeySources())
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("PGWAL_SPOOL", raising=False)
+    with pytest.raises(PgwalError, match="no home directory"):
+        spool_directory("s3://bucket", None)
