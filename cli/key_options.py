@@ -6,11 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from pgwal.encryption.key_sources import KeySources
+from pgwal.repository.place import Place
 
 _KEYS = "Keys of encrypted repositories"
 
@@ -52,6 +53,10 @@ def with_keys(command: Callable[..., None]) -> Callable[..., None]:
     if "repo" not in signature.parameters:
         return command
     hints = get_type_hints(command, include_extras=True)
+    kind, *_ = get_args(hints["repo"])
+    if Place not in (kind, *get_args(kind)):
+        # A demo makes its own.
+        return command
 
     @functools.wraps(command)
     def run(**values: Any) -> None:

@@ -130,7 +130,7 @@ class WalArchive(WalDirectory):
             position = self.geometry.segment_start(segment_no + 1)
         copy = self._copy_of_last_segment(timeline_id)
         if copy is None or self.geometry.segment_no(position) > copy.segment.segment_no:
-            yield from super().read(timeline_id, position)
+            yield from super().read(timeline_id, max(start, position))
             return
         copy_start = self.geometry.segment_start(copy.segment.segment_no)
         if position < copy_start:

@@ -537,7 +537,13 @@ class Round:
         Expire itself would remove WAL, too, of which a round checks that nobody does.
         """
         archive = self.archive
-        incremental = [backup for backup in archive.backups.values() if backup.is_incremental]
+        # One that was merged is still there, and is counted again when a backup is killed.
+        merged = {backup.backup_id.partition("_")[0] for backup in archive.backups.values() if backup.is_merged}
+        incremental = [
+            backup
+            for backup in archive.backups.values()
+            if backup.is_incremental and backup.backup_id.partition("_")[0] not in merged
+        ]
         if not incremental:
             return
         backup = self.merging.choice(incremental)
