@@ -6,35 +6,31 @@ is written in clear, and is sealed when it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
 
 from pgwal.encryption.age import pyrage
 from pgwal.encryption.held_secrets import HeldSecrets
 from pgwal.encryption.key_files import identities_of, read_metadata_key, require_not_older
 from pgwal.encryption.key_places import wal_secrets_path
-from pgwal.encryption.key_sources import KeySources
 from pgwal.encryption.keyring import Keyring, StoredKeyring, revision_of
 from pgwal.encryption.repository_keys import RepositoryKeys, opened_metadata_key
 from pgwal.errors import FormatError, KeyRequired, ObjectNotFound, WrongKey
 from pgwal.repository.layout import KEY_DIRECTORY, RepositoryIdentity
-from pgwal.repository.lease import Leases
 from pgwal.repository.memory import MemorySpool
 from pgwal.repository.place import Place, address_of
+from pgwal.repository.place_wrapper import PlaceWrapper
 from pgwal.repository.sealed_store import SealedStore
 from pgwal.repository.sealing import require_outside
-from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import names_in
 
 
-class EncryptedPlace:
+class EncryptedPlace(PlaceWrapper):
     """See pgwal.repository.place.Place: another place, whose objects are sealed."""
 
     is_remote = True
 
     def __init__(self, place: Place, keys: RepositoryKeys, identity: RepositoryIdentity) -> None:
-        self.place = place
-        self.keys = place.keys
+        super().__init__(place)
         self.store = SealedStore(place.store, keys, identity.geometry)
         self.spool = MemorySpool(self.store)
         self.directory = place.directory
@@ -42,36 +38,6 @@ class EncryptedPlace:
     def __str__(self) -> str:
         # Its keys are found by it, and its spool.
         return address_of(self.place)
-
-    @property
-    def leases(self) -> Leases:
-        return self.place.leases
-
-    @property
-    def request_counts(self) -> Mapping[str, int] | None:
-        return self.place.request_counts
-
-    @property
-    def default_format(self) -> StorageFormat:
-        return self.place.default_format
-
-    def with_keys(self, keys: KeySources) -> Place:
-        return self.place.with_keys(keys)
-
-    def require_trusted(self) -> None:
-        self.place.require_trusted()
-
-    def require_own(self) -> None:
-        self.place.require_own()
-
-    def require_suitable(self) -> None:
-        self.place.require_suitable()
-
-    def probe(self) -> None:
-        self.place.probe()
-
-    def make(self, folders: Iterable[str] = ()) -> None:
-        self.place.make(folders)
 
 
 def encrypted_place(place: Place, identity: RepositoryIdentity, repository_id: str) -> EncryptedPlace:

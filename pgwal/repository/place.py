@@ -36,7 +36,10 @@ class Place(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is reached over a network, so that what is received waits on this machine to be stored."""
+        """Whether what is received waits elsewhere on this machine to be stored: as where it is reached over a network.
+
+        An encrypted directory is such a place, too.  Where each look is a request, there is no ``directory`` besides.
+        """
 
     @property
     def request_counts(self) -> Mapping[str, int] | None:

@@ -14,18 +14,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
-from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
-from pgwal.repository.lease import Leases
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place, address_of
+from pgwal.repository.place_wrapper import PlaceWrapper
 from pgwal.repository.sealing import require_outside
 from pgwal.repository.spool import Appender
 from pgwal.repository.spool_directory import spool_directory
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS, SpooledStore
-from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import as_sealing, objects_in
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_directory import WalSegmentFile
@@ -37,59 +35,22 @@ _LOCK_NAME = "receiver.lock"
 _FORMAT_VERSION = 1
 
 
-class SpooledPlace:
+class SpooledPlace(PlaceWrapper):
     """See pgwal.repository.place.Place; only for whoever has the receiver's lease, within ``opened_spool``."""
 
     directory = None
     is_remote = True
 
     def __init__(self, place: Place, spool: LocalPlace, identity: RepositoryIdentity) -> None:
-        self.place = place
+        super().__init__(place)
         self.local = spool
         self.store = SpooledStore(spool.store, place.store, identity.geometry)
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
 
     @property
-    def keys(self) -> KeySources:
-        return self.place.keys
-
-    def with_keys(self, keys: KeySources) -> Place:
-        return self.place.with_keys(keys)
-
-    @property
-    def default_format(self) -> StorageFormat:
-        return self.place.default_format
-
-    @property
-    def request_counts(self) -> Mapping[str, int] | None:
-        return self.place.request_counts
-
-    def __str__(self) -> str:
-        return str(self.place)
-
-    @property
-    def leases(self) -> Leases:
-        return self.place.leases
-
-    @property
     def spool(self) -> SpooledPlace:
         return self
-
-    def require_trusted(self) -> None:
-        self.place.require_trusted()
-
-    def require_own(self) -> None:
-        self.place.require_own()
-
-    def require_suitable(self) -> None:
-        self.place.require_suitable()
-
-    def probe(self) -> None:
-        self.place.probe()
-
-    def make(self, folders: Iterable[str] = ()) -> None:
-        self.place.make(folders)
 
     # -- the spool ---------------------------------------------------------------------------------------------
 
@@ -315,7 +276,7 @@ def opened_spool(place: Place, directory: Path | None, identity: RepositoryIdent
 
     Raises RepositoryLocked while another receiver of this machine has it, RepositoryError as ``take_over`` does.
     """
-    local = LocalPlace(spool_directory(str(place), directory))
+    local = LocalPlace(spool_directory(address_of(place), directory))
     sealing = as_sealing(place.store)
     if sealing is not None:
         require_outside(place, local.root, "the spool, where WAL waits in clear")

@@ -11,10 +11,9 @@ from support.mortal_leases import mortal
 
 from pgwal.encryption.key_sources import KeySources
 from pgwal.repository.cloud_place import CloudPlace
-from pgwal.repository.lease import Leases
 from pgwal.repository.place import Place
+from pgwal.repository.place_wrapper import PlaceWrapper
 from pgwal.repository.spool import Appender
-from pgwal.repository.storage_format import StorageFormat
 from pgwal.repository.store import ObjectStore, StoreFeature, as_renaming
 from pgwal.repository.store_wrapper import StoreWrapper
 
@@ -77,7 +76,7 @@ class FaultyAppender:
         self._appender.close()
 
 
-class FaultyPlace:
+class FaultyPlace(PlaceWrapper):
     """Another place, whose store and spool have one fate; leases have none, and end with the process.
 
     Those in an object store are left by who dies; others find out that it has ended, as on the same machine.
@@ -89,64 +88,37 @@ class FaultyPlace:
     def __init__(self, place: Place, fate: Fate) -> None:
         if isinstance(place, CloudPlace):
             place = mortal(place, fate)
-        self._place = place
+        super().__init__(place)
         self._fate = fate
         self.store = FaultyStore(place.store, fate)
         self.spool = self
 
-    def __str__(self) -> str:
-        return str(self._place)
-
-    @property
-    def keys(self) -> KeySources:
-        return self._place.keys
-
     def with_keys(self, keys: KeySources) -> FaultyPlace:
-        return FaultyPlace(self._place.with_keys(keys), self._fate)
+        return FaultyPlace(self.place.with_keys(keys), self._fate)
 
     @property
     def is_remote(self) -> bool:
-        return self._place.is_remote
-
-    @property
-    def default_format(self) -> StorageFormat:
-        return self._place.default_format
-
-    @property
-    def leases(self) -> Leases:
-        return self._place.leases
-
-    def require_trusted(self) -> None:
-        self._place.require_trusted()
-
-    def require_own(self) -> None:
-        self._place.require_own()
-
-    def require_suitable(self) -> None:
-        self._place.require_suitable()
-
-    def probe(self) -> None:
-        self._place.probe()
+        return self.place.is_remote
 
     def make(self, folders: Iterable[str] = ()) -> None:
         names = list(folders)
         self._fate.meet("make", " ".join(names))
-        self._place.make(names)
+        self.place.make(names)
 
     # -- the spool ---------------------------------------------------------------------------------------------
 
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> FaultyAppender:
         self._fate.meet("preallocate", name)
-        return FaultyAppender(self._place.spool.preallocate(name, size_bytes, zeroed=zeroed), self._fate)
+        return FaultyAppender(self.place.spool.preallocate(name, size_bytes, zeroed=zeroed), self._fate)
 
     def settle(self, folder: str) -> None:
         self._fate.meet("settle", folder)
-        self._place.spool.settle(folder)
+        self.place.spool.settle(folder)
 
     def create_notes(self, name: str) -> IO[bytes]:
         self._fate.meet("create_notes", name)
-        return self._place.spool.create_notes(name)
+        return self.place.spool.create_notes(name)
 
     def drop_notes(self, name: str) -> None:
         self._fate.meet("drop_notes", name)
-        self._place.spool.drop_notes(name)
+        self.place.spool.drop_notes(name)
