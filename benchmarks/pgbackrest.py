@@ -79,26 +79,26 @@ class PgBackRest:
                 user=SUPERUSER,
             )
         )
-        run_command(self._command("stanza-create"))
+        run_command(self.command("stanza-create"))
 
     def backup(self, kind: str) -> Measurement:
         """Take a backup, measure it, and throw it away."""
-        measured = run_command(self._command("backup", f"--type={kind}"))
+        measured = run_command(self.command("backup", f"--type={kind}"))
         newest = self._newest()
         measured = measured._replace(stored_bytes=newest["info"]["repository"]["delta"])
-        run_command(self._command("expire", f"--set={newest['label']}"))
+        run_command(self.command("expire", f"--set={newest['label']}"))
         return measured
 
     def keep(self, kind: str) -> None:
         """Take a backup."""
-        run_command(self._command("backup", f"--type={kind}"))
+        run_command(self.command("backup", f"--type={kind}"))
 
     def restore(self, target: Path) -> Measurement:
         """Restore the newest backup into an empty directory."""
-        return run_command(self._command("restore", f"--pg1-path={target}", "--type=none"))
+        return run_command(self.command("restore", f"--pg1-path={target}", "--type=none"))
 
     def _newest(self) -> dict[str, Any]:
-        info = json.loads(subprocess.check_output(self._command("info", "--output=json")))
+        info = json.loads(subprocess.check_output(self.command("info", "--output=json")))
         found: dict[str, Any] = info[0]["backup"][-1]
         return found
 
@@ -106,7 +106,8 @@ class PgBackRest:
     def _configuration(self) -> Path:
         return self.path / "pgbackrest.conf"
 
-    def _command(self, name: str, *options: str) -> list[str]:
+    def command(self, name: str, *options: str) -> list[str]:
+        """Return the words of one of its commands."""
         return [self.program, f"--config={self._configuration}", "--stanza=measured", *options, name]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def check(
     pgdata: options.Pgdata = None,
     slot: options.Slot = None,
+    max_retained: options.MaxRetained = None,
     repo: Annotated[Place | None, options.RepoOption] = None,
     json: options.Json = False,
     *,
@@ -30,7 +31,11 @@ def check(
     """
     from pgwal.engine.check import CheckRequest, check_server
 
-    report = connection.connecting(lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot, repo)))
+    if max_retained is not None and slot is None:
+        raise typer.BadParameter("--max-retained needs --slot")
+    report = connection.connecting(
+        lambda connect_to: check_server(CheckRequest(connect_to, pgdata, slot, repo, max_retained))
+    )
     if json:
         print_json(_document(report))
     else:

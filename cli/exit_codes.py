@@ -10,6 +10,8 @@ NO_CONNECTION = ConnectionFailed.exit_code
 CHAIN_BROKEN = ChainError.exit_code
 VERIFICATION_FAILED = VerificationFailed.exit_code
 LOCKED = RepositoryLocked.exit_code
+INTERRUPTED = 130
+"""As typer has it; the process ends as its signal says."""
 
 
 class UsageError(PgwalError):

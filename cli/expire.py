@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
-from pgwal_cli.retention_options import DEFAULT_MAX_REWRITE, MaxRewrite, RetentionOptions, decision_lines, why_document
+from pgwal_cli.retention_options import RetentionOptions, decision_lines, why_document
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgwal.backup.pack_use import WornPack
     from pgwal.engine.expire_plan import ExpireReport
+
+DEFAULT_MAX_REWRITE: Any = "1G"
+"""As text, which the option reads."""
 
 
 @options.with_groups
@@ -29,7 +35,16 @@ def expire(
             "--merge", help="Merge kept incremental backups into full ones where others are kept for them alone."
         ),
     ] = False,
-    max_rewrite: MaxRewrite = DEFAULT_MAX_REWRITE,
+    max_rewrite: Annotated[
+        int,
+        typer.Option(
+            "--max-rewrite",
+            parser=options.parse_size,
+            metavar="SIZE",
+            help="How much may be stored anew of packs of which little is needed, so that they can go; suffix M, G or"
+            " T.",
+        ),
+    ] = DEFAULT_MAX_REWRITE,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -76,6 +91,7 @@ def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
     lines += [f"{verb} the rest of {name}" for name in report.unfinished]
     if report.packs:
         lines.append(f"{verb} {len(report.packs)} packs, {size_text(sum(pack.size_bytes for pack in report.packs))}")
+    lines += _rewriting_lines(report, dry_run)
     for what, files, size_bytes in (
         ("WAL files", report.wal, report.wal_bytes),
         ("summaries", report.summaries, report.summary_bytes),
@@ -88,6 +104,25 @@ def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
         return [*lines, "kept everything: there is no backup that can be restored"]
     own = f", {len(report.long_term)} of them with their own WAL alone" if report.long_term else ""
     return [*lines, f"kept {len(report.kept)} backups{own}, and WAL from {report.wal_needed_from} on"]
+
+
+def _rewriting_lines(report: ExpireReport, dry_run: bool) -> list[str]:
+    """Say which packs are rewritten, and why."""
+
+    def text(packs: Sequence[WornPack]) -> str:
+        sizes = size_text(sum(pack.size_bytes for pack in packs)), size_text(sum(pack.needed_bytes for pack in packs))
+        return f"{len(packs)} packs, {sizes[0]}, less than a quarter of each is needed: {sizes[1]}"
+
+    lines = []
+    if report.rewritten:
+        lines.append(f"{'would rewrite' if dry_run else 'rewrote'} {text(report.rewritten)}")
+    if report.waiting:
+        lines.append(f"left for the next run, for --max-rewrite is reached: {text(report.waiting)}")
+    return lines
+
+
+def _pack_documents(packs: Sequence[WornPack]) -> list[dict[str, object]]:
+    return [{"name": pack.name, "size": pack.size_bytes, "needed": pack.needed_bytes} for pack in packs]
 
 
 def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
@@ -103,6 +138,8 @@ def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
         "unfinished": report.unfinished,
         "wal_needed_from": None if report.wal_needed_from is None else str(report.wal_needed_from),
         "packs": [{"name": pack.name, "size": pack.size_bytes} for pack in report.packs],
+        "rewritten": _pack_documents(report.rewritten),
+        "waiting": _pack_documents(report.waiting),
         "wal": [{"name": file.name, "size": file.size_bytes} for file in report.wal],
         "summaries": [{"name": file.name, "size": file.size_bytes} for file in report.summaries],
         "bytes": report.backup_bytes + report.wal_bytes + report.summary_bytes,

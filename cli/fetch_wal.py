@@ -21,10 +21,13 @@ def fetch_wal(
     to_gap: Annotated[
         bool, typer.Option("--to-gap", help="Take a segment for the end of WAL that is missing before others.")
     ] = False,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Give whole segments alone: what is missing, a standby streams.")
+    ] = False,
 ) -> None:
     """Copy a WAL segment or history file out of the repository.
 
     Exit code 0 when it is there, 1 when it is not, 126 when it cannot be had though it should.
     """
-    if code := fetch_or_explain(repo, name, destination, prefetch=prefetch, to_gap=to_gap):
+    if code := fetch_or_explain(repo, name, destination, prefetch=prefetch, to_gap=to_gap, for_standby=standby):
         raise typer.Exit(code)

@@ -21,8 +21,11 @@ def incremental(
         ),
     ] = options.LATEST,
     dry_run: options.DryRun = False,
+    audit: options.AuditPercent = None,
     *,
     connection: options.ConnectionOptions,
 ) -> None:
     """Take an incremental backup: only the blocks that changed, by WAL, since an earlier backup started."""
-    run_backup(options.parse_lsn(since) if "/" in since else since, common, connection, dry_run=dry_run)
+    run_backup(
+        options.parse_lsn(since) if "/" in since else since, common, connection, dry_run=dry_run, audit_percent=audit
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgwal_cli import options
+from pgwal_cli.cluster_command import ClusterCommand
 from pgwal_cli.key_options import with_keys
 from pgwal_cli.output import print_json
 
@@ -90,4 +91,4 @@ key = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (generate, list_, add, remove, metadata):
-    key.command(command.__name__.rstrip("_"))(with_keys(command))
+    key.command(command.__name__.rstrip("_"), cls=ClusterCommand)(with_keys(command))

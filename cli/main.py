@@ -16,13 +16,14 @@ from typer.exceptions import TyperException
 from pgwal import __version__
 from pgwal.errors import PgwalError, SlowScanner
 from pgwal.scan_choice import choose_scan
-from pgwal_cli.exit_codes import FAILED, UsageError
+from pgwal_cli.cluster_command import Chosen, Cluster, ClusterCommand, Config, EachCluster, EachClusterCommand
+from pgwal_cli.exit_codes import FAILED, INTERRUPTED, UsageError
 from pgwal_cli.interruption import Interruption
 from pgwal_cli.key_options import with_keys
 from pgwal_cli.output import log_to_stderr, print_any_text, print_error
 from pgwal_cli.restore_command import FATAL
 
-_COMMANDS = {
+COMMANDS = {
     "init": "init",
     "key": "key",
     "stream": "stream",
@@ -39,20 +40,29 @@ _COMMANDS = {
     "combine": "combine",
     "export": "export",
     "fetch-wal": "fetch_wal",
+    "archive-wal": "archive_wal",
+    "import": "import_wal",
     "verify": "verify",
+    "audit": "audit",
     "expire": "expire",
     "merge": "merge",
+    "copy": "copy",
     "pin": "pin",
     "unpin": "unpin",
     "check": "check",
     "grants": "grants",
+    "config": "config",
     "demo": "demo",
 }
 """The module of each command, whose function has its name, in the order in which help lists them."""
 
+_FOR_ALL = ("list", "status", "verify", "expire", "check")
+_BEFORE_A_COMMAND = ("-C", "--cluster", "--config")
+"""Options that may stand before the command, each with a value."""
+
 
 def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the command line: with the command that ``arguments`` begin with alone, if they do, or with all.
+    """Return the command line: with the command that ``arguments`` name alone, if they do, or with all.
 
     Importing the others would take longer than some commands run.
     """
@@ -68,15 +78,27 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-?", "--help"]},
     )
     app.callback()(_options)
-    wanted = arguments[:1] if arguments[:1] and arguments[0] in _COMMANDS else list(_COMMANDS)
+    named = command_word(arguments)
+    wanted = [named] if named in COMMANDS else list(COMMANDS)
     for name in wanted:
-        module_name = _COMMANDS[name]
+        module_name = COMMANDS[name]
         command = getattr(import_module(f"pgwal_cli.{module_name}"), module_name)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(with_keys(command))
+            app.command(name, cls=EachClusterCommand if name in _FOR_ALL else ClusterCommand)(with_keys(command))
     return app
+
+
+def command_word(arguments: Sequence[str]) -> str | None:
+    """Return the word of the command behind the options that may stand before it; None where there is none."""
+    words = iter(arguments)
+    for word in words:
+        if word in _BEFORE_A_COMMAND:
+            next(words, None)
+        elif not word.startswith(_BEFORE_A_COMMAND):
+            return word
+    return None
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,11 +112,15 @@ def _print_version(wanted: bool) -> None:
 
 
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    cluster: Cluster = None,
+    config: Config = None,
+    version: Annotated[  # noqa: ARG001 (it was printed)
         bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    chosen: Chosen = context.ensure_object(Chosen)
+    chosen.cluster, chosen.config = cluster, config
 
 
 def main() -> None:
@@ -115,13 +141,16 @@ def main() -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line with ``arguments`` and return the exit code; never raises for bad input."""
+def run(arguments: list[str], chosen: Chosen | None = None) -> int:
+    """Run the command line with ``arguments`` and return the exit code; never raises for bad input.
+
+    ``chosen`` is whom it is for, as far as that was said before.
+    """
     as_json = "--json" in arguments
     try:
         if "PGWAL_SCAN" in os.environ:
             choose_scan(os.environ["PGWAL_SCAN"])
-        code = make_app(arguments)(arguments, standalone_mode=False) or 0
+        code = _call(arguments, chosen or Chosen(), as_json=as_json)
         # Here, where it can still be reported that standard output takes no more.
         sys.stdout.flush()
     except PgwalError as error:
@@ -141,7 +170,7 @@ def run(arguments: list[str]) -> int:
         print_error(refusal, as_json=as_json)
         return _failed(arguments)
     except KeyboardInterrupt:
-        return _failed(arguments)
+        return _failed(arguments, INTERRUPTED)
     except Exception as error:
         # Python has no kind of its own for this one.
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
@@ -157,9 +186,18 @@ def run(arguments: list[str]) -> int:
     return code
 
 
+def _call(arguments: list[str], chosen: Chosen, *, as_json: bool) -> int:
+    try:
+        return make_app(arguments)(arguments, standalone_mode=False, obj=chosen) or 0
+    except EachCluster as each:
+        from pgwal_cli.each_cluster import run_for_each
+
+        return run_for_each(each.names, arguments, run, as_json=as_json)
+
+
 def _failed(arguments: list[str], code: int = FAILED) -> int:
     """Return the exit code of what failed: a server takes one below 126 of fetch-wal for "there is no such file"."""
-    return FATAL if arguments[:1] == ["fetch-wal"] else code
+    return FATAL if command_word(arguments) == "fetch-wal" else code
 
 
 def _refusal(error: OSError) -> PgwalError:

@@ -10,7 +10,6 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs
-from pgwal_cli.retention_options import DEFAULT_MAX_REWRITE, MaxRewrite
 
 
 def merge(
@@ -19,7 +18,6 @@ def merge(
         str, typer.Argument(metavar="[ID|latest]", help="The backup; the newest by default.", show_default=False)
     ] = options.LATEST,
     jobs: Jobs = None,
-    max_rewrite: MaxRewrite = DEFAULT_MAX_REWRITE,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -27,7 +25,7 @@ def merge(
     from pgwal.engine.merge import MergeRequest, merge_backup
 
     with progress_bar("merging", progress) as on_progress:
-        report = merge_backup(MergeRequest(repo, backup, jobs, max_rewrite), on_progress)
+        report = merge_backup(MergeRequest(repo, backup, jobs), on_progress)
     if json:
         print_json(
             {

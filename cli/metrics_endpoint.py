@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, MetricsHandler, ProcessCollector
@@ -15,17 +15,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from pgwal.engine.receiver_metrics import LatencyHistogram, ReceiverMetrics
-from pgwal.engine.status import ServerStatus, read_server_status
+from pgwal.engine.server_watch import ServerWatch
+from pgwal.engine.slot_guard import Retention, RetentionLimit
+from pgwal.engine.status import ServerStatus
 from pgwal.errors import FormatError, PgwalError
-from pgwal.postgres.connection import ConnectionParameters
+from pgwal.postgres.slots import SlotFacts
 from pgwal_cli.bounded_http_server import BoundedHttpServer
 
 # Below pgwal's own, whose messages go to stderr.
 logger = logging.getLogger("pgwal.metrics")
-
-_SERVER_INTERVAL_S = 15.0
-# While there is no stream: the slot may be made any moment, the server come back.
-_NO_STREAM_INTERVAL_S = 1.0
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -38,12 +36,14 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serving_metrics(
-    address: tuple[str, int], metrics: ReceiverMetrics, parameters: ConnectionParameters, slot: str | None
+    address: tuple[str, int], metrics: Callable[[], ReceiverMetrics], watch: ServerWatch, limit: RetentionLimit | None
 ) -> Iterator[None]:
-    """Serve a receiver's metrics while the context lasts; raises PgwalError when the address cannot be used."""
-    poller = _ServerPoller(metrics, parameters, slot)
+    """Serve a receiver's metrics while the context lasts; raises PgwalError when the address cannot be used.
+
+    ``metrics`` returns them; ``watch`` knows how the server stands, ``limit`` is what its slot may retain.
+    """
     registry = CollectorRegistry()
-    registry.register(_ReceiverCollector(metrics, poller))
+    registry.register(_ReceiverCollector(metrics, watch, limit))
     ProcessCollector(registry=registry)
     host, port = address
     try:
@@ -53,53 +53,27 @@ def serving_metrics(
     logger.info("serving metrics at %s:%d", host, server.server_port)
     thread = threading.Thread(target=server.serve_forever, name="pgwal-metrics", daemon=True)
     thread.start()
-    poller.start()
     try:
         yield
     finally:
-        poller.stop()
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-class _ServerPoller(threading.Thread):
-    """Asks the server now and then, so that no scrape has to wait for one that does not answer."""
-
-    def __init__(self, metrics: ReceiverMetrics, parameters: ConnectionParameters, slot: str | None) -> None:
-        super().__init__(name="pgwal-server-poller", daemon=True)
-        self._metrics = metrics
-        self._parameters = parameters
-        self._slot = slot
-        self._stopped = threading.Event()
-        self.status: ServerStatus | None = None
-        """What the server said last; None when it could not be asked."""
-
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            is_streaming = self._metrics.streaming
-            try:
-                self.status = read_server_status(self._parameters, self._slot, system_identifier=None)
-            except PgwalError as error:
-                # The receiver itself says what is wrong, and goes on trying.
-                logger.debug("the server's status is not known: %s", error)
-                self.status = None
-            self._stopped.wait(_SERVER_INTERVAL_S if is_streaming else _NO_STREAM_INTERVAL_S)
-
-    def stop(self) -> None:
-        """Ask it to end; it may be connecting, so nobody waits for it."""
-        self._stopped.set()
-
-
 class _ReceiverCollector(Collector):
-    def __init__(self, metrics: ReceiverMetrics, poller: _ServerPoller) -> None:
+    def __init__(
+        self, metrics: Callable[[], ReceiverMetrics], watch: ServerWatch, limit: RetentionLimit | None
+    ) -> None:
         self._metrics = metrics
-        self._poller = poller
+        self._watch = watch
+        self._limit = limit
 
     def collect(self) -> Iterator[Metric]:
-        yield from _positions(self._metrics)
-        yield from _work(self._metrics)
-        yield from _server(self._poller.status)
+        metrics = self._metrics()
+        yield from _positions(metrics)
+        yield from _work(metrics)
+        yield from _server(self._watch.status, self._limit)
 
 
 def _positions(metrics: ReceiverMetrics) -> Iterator[Metric]:
@@ -142,23 +116,35 @@ def _work(metrics: ReceiverMetrics) -> Iterator[Metric]:
     yield _histogram("sync_seconds", "Time that a sync of received WAL took.", metrics.sync)
 
 
-def _server(status: ServerStatus | None) -> Iterator[Metric]:
+def _server(status: ServerStatus | None, limit: RetentionLimit | None) -> Iterator[Metric]:
     yield GaugeMetricFamily("pgwal_server_up", "Whether the server answered when last asked.", int(status is not None))
     if status is None:
         return
     yield GaugeMetricFamily("pgwal_server_flush_lsn_bytes", "Where the server is.", status.flush_lsn)
     if status.slot is None:
         return
-    name = status.slot.name
-    active = GaugeMetricFamily("pgwal_slot_active", "Whether the slot is in use.", labels=["slot"])
-    active.add_metric([name], int(status.slot.active))
-    yield active
+    yield from _slot(status, status.slot, limit)
+
+
+def _slot(status: ServerStatus, slot: SlotFacts, limit: RetentionLimit | None) -> Iterator[Metric]:
+    def gauge(name: str, text: str, value: float) -> Metric:
+        metric = GaugeMetricFamily(f"pgwal_slot_{name}", text, labels=["slot"])
+        metric.add_metric([slot.name], value)
+        return metric
+
+    yield gauge("active", "Whether the slot is in use.", int(slot.active))
     if status.retained_bytes is not None:
-        retained = GaugeMetricFamily("pgwal_slot_retained_bytes", "WAL that the slot holds back.", labels=["slot"])
-        retained.add_metric([name], status.retained_bytes)
-        yield retained
+        yield gauge("retained_bytes", "WAL that the slot holds back.", status.retained_bytes)
+    if slot.safe_wal_bytes is not None:
+        yield gauge(
+            "safe_wal_bytes", "WAL that may be written before the server gives up the slot.", slot.safe_wal_bytes
+        )
+    if limit is not None:
+        yield gauge("max_retained_bytes", "WAL that the slot may hold back.", limit.max_bytes)
+        is_near = limit.judge(status.retained_bytes) is not Retention.WITHIN
+        yield gauge("retention_warning", "Whether it holds back three quarters of that, or more.", int(is_near))
     wal_status = GaugeMetricFamily("pgwal_slot_wal_status", "1 for the slot's wal_status.", labels=["slot", "status"])
-    wal_status.add_metric([name, status.slot.wal_status or "none"], 1)
+    wal_status.add_metric([slot.name, slot.wal_status or "none"], 1)
     yield wal_status
 
 

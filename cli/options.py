@@ -173,6 +173,25 @@ MaxRate = Annotated[
 ]
 
 
+def parse_percent(text: str | float) -> float:
+    """Read a share in percent, above 0 and up to 100, or a default one; raises the usage error of a bad one."""
+    text = str(text)
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", text) is None or not 0 < float(text) <= 100:
+        raise typer.BadParameter(f"{text!r} is no percentage above 0 and up to 100")
+    return float(text)
+
+
+AuditPercent = Annotated[
+    float | None,
+    typer.Option(
+        "--audit",
+        parser=parse_percent,
+        metavar="PERCENT",
+        help="Also read so much of what is not copied, and fail with exit code 5 when a change was missed there.",
+    ),
+]
+
+
 def parse_size(text: str) -> int:
     """Read a number of bytes, with suffix k, M, G or T for powers of 1024."""
     factors = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -183,6 +202,17 @@ def parse_size(text: str) -> int:
     return int(number) * factors.get(suffix, 1)
 
 
+MaxRetained = Annotated[
+    int | None,
+    typer.Option(
+        "--max-retained",
+        parser=parse_size,
+        metavar="SIZE",
+        help="How much WAL the slot may make the server retain; suffix M, G or T.",
+    ),
+]
+
+
 def parse_compression(text: str) -> Compression:
     """Read a method and its level from an option; raises the usage error of bad ones."""
     from pgwal.repository.compression import Compression
@@ -191,6 +221,18 @@ def parse_compression(text: str) -> Compression:
         return Compression.parse(text)
     except FormatError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+Compress = Annotated[
+    Any,  # a Compression, which takes long to import
+    typer.Option(
+        "-Z",
+        "--compress",
+        parser=parse_compression,
+        metavar="METHOD[:LEVEL]",
+        help="zstd, lz4, gzip or none: finished segments.",
+    ),
+]
 
 
 def parse_lsn(text: str) -> Lsn:

@@ -73,14 +73,15 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
 def print_error(error: PgwalError, *, as_json: bool = False) -> None:
     """Print an error and its hint on stderr; ``as_json`` as one line, in the form that docs/commands.md has."""
     if as_json:
-        sys.stderr.write(json.dumps({"error": _error_document(error)}) + "\n")
+        sys.stderr.write(json.dumps({"error": error_document(error)}) + "\n")
         return
     print(f"pgwal: error: {error}", file=sys.stderr)
     if error.hint:
         print(f"pgwal: hint: {error.hint}", file=sys.stderr)
 
 
-def _error_document(error: PgwalError) -> dict[str, Any]:
+def error_document(error: PgwalError) -> dict[str, Any]:
+    """Return what JSON says of an error."""
     facts: dict[str, Any] = {**error.facts}
     facts |= {name: str(Lsn(facts[name])) for name in ("lsn", "end_lsn") if name in facts}
     return {

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pgwal.engine.rebuild import RebuildReport
     from pgwal.engine.rebuild_options import RebuildOptions
+    from pgwal.engine.rebuild_report import RebuildReport
 
 logger = logging.getLogger("pgwal")
 

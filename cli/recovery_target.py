@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +62,7 @@ AtTarget = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """The options that name a recovery target."""
+    """The options that name a recovery target, without what the server does there."""
 
     target_lsn: TargetLsn = None
     target_time: TargetTime = None
@@ -71,11 +71,15 @@ class TargetOptions:
     target_immediate: TargetImmediate = False
     target_exclusive: TargetExclusive = False
     target_timeline: TargetTimeline = "latest"
-    target_action: AtTarget = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any of the options is."""
+        return self != TargetOptions()
 
     def recovery_target(self) -> RecoveryTarget:
         """Return the target; raises the usage error of a bad one."""
-        from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time
+        from pgwal.backup.recovery import RecoveryTarget, parse_target_time
 
         return RecoveryTarget(
             lsn=None if self.target_lsn is None else options.parse_lsn(self.target_lsn),
@@ -84,9 +88,22 @@ class TargetOptions:
             name=None if self.target_name is None else argument_bytes(self.target_name),
             immediate=self.target_immediate,
             timeline=_timeline(self.target_timeline),
-            action=None if self.target_action is None else TargetAction(self.target_action),
             exclusive=self.target_exclusive,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAndActionOptions(TargetOptions):
+    """The options that name a recovery target, and what the server does at it."""
+
+    target_action: AtTarget = None
+
+    def recovery_target(self) -> RecoveryTarget:
+        """Return the target; raises the usage error of a bad one."""
+        from pgwal.backup.recovery import TargetAction
+
+        target = TargetOptions.recovery_target(self)
+        return target if self.target_action is None else replace(target, action=TargetAction(self.target_action))
 
 
 def _timeline(text: str) -> int | str:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.errors import TargetError
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
+from pgwal_cli.overwriting import confirm_overwriting
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import (
     RebuildingOptions,
     TablespaceMapping,
     TablespacesInPlace,
+    argument_bytes,
     parse_tablespaces,
     rebuild_document,
     warn_of_links,
     warn_of_root,
 )
-from pgwal_cli.recovery_target import TargetOptions
+from pgwal_cli.recovery_target import TargetAndActionOptions
 from pgwal_cli.restore_command import restore_command
+from pgwal_cli.standby_options import StandbyOptions
 
 if TYPE_CHECKING:
-    from pgwal.backup.recovery import RecoveryTarget
-    from pgwal.engine.rebuild import RebuildReport
-    from pgwal.engine.restore import RestoreRequest
+    from pgwal.backup.standby import Standby
+    from pgwal.engine.rebuild_report import RebuildReport
+    from pgwal.engine.restore import PreparedRestore, RestoreRequest
+    from pgwal.repository.place import Place
+
+logger = logging.getLogger("pgwal")
 
 
 class Archiving(StrEnum):
@@ -38,8 +47,22 @@ class Archiving(StrEnum):
 
 Pgdata = Annotated[
     Path,
-    typer.Option("-D", "--pgdata", metavar="DIR", help="Directory to restore into; absent or empty.", readable=False),
+    typer.Option(
+        "-D",
+        "--pgdata",
+        metavar="DIR",
+        help="Directory to restore into; absent or empty, unless with --delta.",
+        readable=False,
+    ),
 ]
+Delta = Annotated[
+    bool,
+    typer.Option(
+        "--delta",
+        help="Overwrite a stopped data directory of the same cluster: fetch what differs, remove what is not in it.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before --delta overwrites.")]
 Backup = Annotated[
     str | None,
     typer.Argument(metavar="[ID|latest]", help="The backup; the newest that can reach the target by default."),
@@ -51,6 +74,16 @@ RestoreCommand = Annotated[
 ToGap = Annotated[
     bool,
     typer.Option("--to-gap", help="Restore although WAL is missing behind the backup: recovery ends there."),
+]
+Databases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--database", metavar="NAME", help="Restore this database, and those of initdb; the others come without rows."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what would be restored and replayed, and the room needed; write nothing."),
 ]
 ArchivingOption = Annotated[
     Archiving | None,
@@ -67,13 +100,18 @@ def restore(
     pgdata: Pgdata,
     backup: Backup = None,
     *,
-    target: TargetOptions,
+    target: TargetAndActionOptions,
+    standby: StandbyOptions,
+    database: Databases = None,
     tablespace_mapping: TablespaceMapping = None,
     allow_tablespaces_in_place: TablespacesInPlace = False,
     command: RestoreCommand = None,
     to_gap: ToGap = False,
     archive_mode: ArchivingOption = None,
+    delta: Delta = False,
+    yes: Yes = False,
     rebuilding: RebuildingOptions,
+    dry_run: DryRun = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -81,16 +119,22 @@ def restore(
 
     It replays all WAL received, unless a recovery target is given.
     """
-    from pgwal.engine.restore import ArchiveMode, RestoreRequest, restore_backup
+    from pgwal.disk.copy_method import CopyMethod
+    from pgwal.engine.restore import ArchiveMode, RestoreRequest
 
     how = rebuilding.rebuild_options()
     recovery_target = target.recovery_target()
+    followed = standby.followed(recovery_target)
+    others = {how.method: how.method is not CopyMethod.COPY, "database": database, "dry-run": dry_run}
+    if delta and (other := next((name for name, is_given in others.items() if is_given), None)):
+        raise typer.BadParameter(f"--delta and --{other} exclude each other")
+    if database and (followed is not None or command is not None):
+        raise typer.BadParameter("--database is for neither --standby nor --restore-command")
     request = RestoreRequest(
         repo,
         backup,
         pgdata,
-        # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.
-        command or restore_command(repo, to_gap=to_gap or recovery_target.is_set),
+        command or _own_command(repo, to_gap or recovery_target.is_set or bool(database), followed),
         parse_tablespaces(tablespace_mapping),
         recovery_target,
         how,
@@ -98,15 +142,60 @@ def restore(
         to_gap=to_gap,
         archive_mode=ArchiveMode.OFF_AT_TARGET if archive_mode is None else ArchiveMode(archive_mode.value),
         allow_tablespaces_in_place=allow_tablespaces_in_place,
+        standby=followed,
+        databases=tuple(map(argument_bytes, database or ())),
+        delta=delta,
+        confirm=partial(confirm_overwriting, asks=not yes),
     )
+    if dry_run:
+        _forecast(request, json)
+    else:
+        _restore(request, progress, json)
+
+
+def _own_command(repo: Place, to_gap: bool, followed: Standby | None) -> str:
+    # With a target, the server itself refuses to end recovery before that; and what precedes a gap may be needed.
+    return restore_command(repo, to_gap=to_gap, for_standby=followed is not None)
+
+
+def _restore(request: RestoreRequest, progress: bool, json: bool) -> None:
+    from pgwal.engine.restore import restore_backup
+
+    def announce(prepared: PreparedRestore) -> None:
+        nonlocal request
+        request = prepared.request
+        _announce(prepared)
+
     with progress_bar("restoring", progress) as on_progress:
-        report = restore_backup(request, on_progress)
-    warn_of_links(report.linked_backups, pgdata)
-    warn_of_root(pgdata)
+        report = restore_backup(request, on_progress, announce)
+    warn_of_links(report.linked_backups, request.target)
+    warn_of_root(request.target)
     if json:
-        print_json(rebuild_document(report) | {"recovery": dict(recovery_target.settings())})
+        kept = {"bytes_kept": report.bytes_kept, "bytes_fetched": report.bytes_fetched}
+        recovery = {"recovery": dict(request.recovery_target.settings()), "standby": request.standby is not None}
+        print_json(rebuild_document(report) | kept | recovery)
     else:
         _print_report(request, report)
+
+
+def _forecast(request: RestoreRequest, json: bool) -> None:
+    """Print what a restore would do; raises what it would, also for want of room."""
+    from pgwal.engine.restore_forecast import forecast_restore
+    from pgwal_cli.restore_forecast_text import print_restore_forecast
+
+    forecast = forecast_restore(request)
+    print_restore_forecast(forecast, dict(request.recovery_target.settings()), json)
+    if not forecast.has_room:
+        raise TargetError(
+            f"there is no room for backup {forecast.chain[0].backup_id}",
+            hint="Free some space, or map tablespaces to other places with -T OLD=NEW.",
+        )
+
+
+def _announce(prepared: PreparedRestore) -> None:
+    from pgwal_cli.restore_forecast_text import start_text
+
+    logger.info("restoring %s", start_text(prepared.chosen, prepared.replay))
 
 
 def _print_report(request: RestoreRequest, report: RebuildReport) -> None:
@@ -116,12 +205,19 @@ def _print_report(request: RestoreRequest, report: RebuildReport) -> None:
         f"restored {report.entry.backup_id} into {request.target}: {report.file_count} files,"
         f" {size_text(report.bytes_written)}, from {report.chain_length} backups"
     )
-    print(f"Start the server there: it replays WAL {_end_text(request.recovery_target)}.")
+    if request.delta:
+        print(f"kept {size_text(report.bytes_kept)} that were there, fetched {size_text(report.bytes_fetched)}")
+    print(f"Start the server there: it replays WAL {_end_text(request)}.")
     if switches_archiving_off(request):
         print("It does not archive its WAL: archive_mode is off in postgresql.auto.conf.")
 
 
-def _end_text(target: RecoveryTarget) -> str:
+def _end_text(request: RestoreRequest) -> str:
+    target = request.recovery_target
+    if request.standby is not None and request.standby.primary_conninfo is None:
+        return "from the repository, and waits for more to come there: it has no primary_conninfo"
+    if request.standby is not None:
+        return "from the repository, and then streams from its primary"
     if not target.is_set:
         return "from the repository, and accepts connections at the end of it, not before"
     side = "before" if target.exclusive else "up to"

@@ -22,10 +22,12 @@ NOT_FOUND = 1
 FATAL = 126
 """Above 125: the server stops recovery instead of taking the file as absent."""
 
-_FLAGS: tuple[list[str], ...] = ([], ["--prefetch"], ["--to-gap"], ["--to-gap", "--prefetch"])
+_FLAGS: tuple[list[str], ...] = tuple(
+    [*first, *last] for first in ([], ["--to-gap"], ["--standby"]) for last in ([], ["--prefetch"])
+)
 
 
-def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
+def fetch_wal_words(place: Place, *, to_gap: bool = False, for_standby: bool = False) -> list[str]:
     """Return the command that fetches WAL from a repository, without the file's name and its destination."""
     words = [sys.executable, "-P", "-m", "pgwal_cli", "fetch-wal", "--repo", address_of(place)]
     # Not what they are: where they are, for what is in them must be in no setting.
@@ -36,16 +38,19 @@ def fetch_wal_words(place: Place, *, to_gap: bool = False) -> list[str]:
         words += ["--identity-command", command]
     if metadata_key is not None:
         words += ["--metadata-key", str(metadata_key.absolute())]
+    if for_standby:
+        return [*words, "--standby"]
     return [*words, "--to-gap"] if to_gap else words
 
 
-def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False) -> str:
+def restore_command(place: Place, *, prefetch: bool = True, to_gap: bool = False, for_standby: bool = False) -> str:
     """Return the restore_command with which a server gets its WAL from a repository.
 
     With ``prefetch`` it looks first where ``fetch-wal --prefetch`` puts what it fetches ahead; with ``to_gap`` recovery
-    may end where WAL is missing that has more behind it.
+    may end where WAL is missing that has more behind it; ``for_standby``, recovery does not end, and whole segments
+    alone are fetched.
     """
-    fetch = shlex.join(fetch_wal_words(place, to_gap=to_gap)).replace("%", "%%")
+    fetch = shlex.join(fetch_wal_words(place, to_gap=to_gap, for_standby=for_standby)).replace("%", "%%")
     if not prefetch:
         return f'{fetch} "%f" "%p"'
     # Not at the top: what fails to be imported must not end the fetching of WAL with exit code 1.
@@ -61,7 +66,13 @@ def run_short(arguments: Sequence[str]) -> int | None:
             sources, flags = _key_sources(flags)
             if flags in _FLAGS and not any(value.startswith("-") for value in (repo, name, destination)):
                 return fetch_or_explain(
-                    repo, name, Path(destination), sources, prefetch="--prefetch" in flags, to_gap="--to-gap" in flags
+                    repo,
+                    name,
+                    Path(destination),
+                    sources,
+                    prefetch="--prefetch" in flags,
+                    to_gap="--to-gap" in flags,
+                    for_standby="--standby" in flags,
                 )
     return None
 
@@ -85,6 +96,7 @@ def fetch_or_explain(
     *,
     prefetch: bool = False,
     to_gap: bool = False,
+    for_standby: bool = False,
 ) -> int:
     """Fetch a file and return the exit code; what went wrong is on stderr.
 
@@ -97,7 +109,7 @@ def fetch_or_explain(
 
         try:
             place = place_at(repo) if keys is None else place_at(repo).with_keys(keys)
-            fetch(place, name, destination, prefetch=prefetch, to_gap=to_gap)
+            fetch(place, name, destination, prefetch=prefetch, to_gap=to_gap, for_standby=for_standby)
         except ObjectNotFound:
             print(f"pgwal: {name} is not in the repository", file=sys.stderr)
             return NOT_FOUND

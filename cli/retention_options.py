@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgwal_cli import options
 from pgwal_cli.output import table_lines
 
 if TYPE_CHECKING:
@@ -15,18 +14,6 @@ if TYPE_CHECKING:
     from pgwal.engine.expire_plan import ExpireReport
 
 _MOST_DAYS = 36500
-
-MaxRewrite = Annotated[
-    int,
-    typer.Option(
-        "--max-rewrite",
-        parser=options.parse_size,
-        metavar="SIZE",
-        help="How much merges may store anew so that packs can go of which little is needed; suffix M, G or T.",
-    ),
-]
-DEFAULT_MAX_REWRITE: Any = "1G"
-"""As text, which the option reads."""
 
 
 def _count(spelling: str, help_text: str) -> typer.models.OptionInfo:

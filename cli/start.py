@@ -21,6 +21,11 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(_CYCLES_SOUGHT_AFTER)
+    if sys.argv[1:2] == ["archive-wal"]:
+        from pgwal_cli.archive_command import run_short
+
+        if (code := run_short(sys.argv[1:])) is not None:
+            sys.exit(code)
     from pgwal_cli.main import main as run_command_line
 
     run_command_line()

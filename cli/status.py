@@ -15,6 +15,7 @@ from pgwal_cli.output import print_error, print_json, size_text
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import TimelineCoverage
+    from pgwal.engine.slot_guard import RetentionLimit
     from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus
     from pgwal.lsn import LsnRange
     from pgwal.repository.repository import ReceiverState
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def status(
     repo: options.Repo,
     slot: options.Slot = None,
+    max_retained: options.MaxRetained = None,
     json: options.Json = False,
     *,
     connection: options.ConnectionOptions,
@@ -32,6 +34,7 @@ def status(
 
     Without a server it shows what the repository alone tells, and ends with exit code 3.
     """
+    from pgwal.engine.slot_guard import RetentionLimit
     from pgwal.engine.status import lag_behind, read_repository_status, read_server_status
     from pgwal.repository.repository import Repository
 
@@ -48,10 +51,11 @@ def status(
     except ConnectionFailed as error:
         problem = error
     lag = lag_behind(server, found.receiver) if server is not None and found.receiver is not None else None
+    limit = None if max_retained is None else RetentionLimit(max_retained)
     if json:
-        print_json(_document(found, server, lag, problem))
+        print_json(_document(found, server, lag, problem, limit))
     else:
-        print("\n".join([*_repository_lines(found), *_server_lines(server, lag), *_coverage_lines(found)]))
+        print("\n".join([*_repository_lines(found), *_server_lines(server, lag, limit), *_coverage_lines(found)]))
     if problem is not None:
         print_error(problem, as_json=json)
         raise typer.Exit(NO_CONNECTION)
@@ -92,7 +96,7 @@ def _seconds_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-def _server_lines(server: ServerStatus | None, lag: Lag | None) -> list[str]:
+def _server_lines(server: ServerStatus | None, lag: Lag | None, limit: RetentionLimit | None) -> list[str]:
     if server is None:
         return ["server           not reached"]
     role = "standby" if server.in_recovery else "primary"
@@ -101,7 +105,22 @@ def _server_lines(server: ServerStatus | None, lag: Lag | None) -> list[str]:
         since = "" if lag.seconds is None else f", {_seconds_text(lag.seconds)}"
         lines.append(f"lag              {size_text(lag.size_bytes)}{since}")
     lines.append(f"slot             {_slot_text(server)}")
+    if limit is not None and (warning := _retention_text(server, limit)):
+        lines.append(f"  {warning}")
     return lines
+
+
+def _retention_text(server: ServerStatus, limit: RetentionLimit) -> str | None:
+    """Return the warning of a slot that retains nearly, or more than, what it may."""
+    from pgwal.engine.slot_guard import Retention
+
+    allowed = size_text(limit.max_bytes)
+    match limit.judge(server.retained_bytes):
+        case Retention.NEAR:
+            return f"warning: that is more than three quarters of {allowed}; see that the receiver runs"
+        case Retention.BEYOND:
+            return f"warning: that is more than {allowed}: start the receiver, or drop the slot before the disk is full"
+    return None
 
 
 def _slot_text(server: ServerStatus) -> str:
@@ -111,7 +130,9 @@ def _slot_text(server: ServerStatus) -> str:
         return f"{server.slot_name} does not exist"
     active = "active" if server.slot.active else "not active"
     held = "reserves no WAL" if server.retained_bytes is None else f"holds back {size_text(server.retained_bytes)}"
-    return f"{server.slot_name}: {active}, {held}, {server.slot.wal_status or 'no WAL status'}"
+    safe = server.slot.safe_wal_bytes
+    rest = "" if safe is None else f"; the server gives it up after another {size_text(max(0, safe))} of WAL"
+    return f"{server.slot_name}: {active}, {held}, {server.slot.wal_status or 'no WAL status'}{rest}"
 
 
 def _coverage_lines(found: RepositoryStatus) -> list[str]:
@@ -141,7 +162,11 @@ def _timeline_lines(timeline: TimelineCoverage) -> list[str]:
 
 
 def _document(
-    found: RepositoryStatus, server: ServerStatus | None, lag: Lag | None, problem: ConnectionFailed | None
+    found: RepositoryStatus,
+    server: ServerStatus | None,
+    lag: Lag | None,
+    problem: ConnectionFailed | None,
+    limit: RetentionLimit | None,
 ) -> dict[str, object]:
     identity = found.repository.identity
     return {
@@ -149,7 +174,7 @@ def _document(
         "system_identifier": str(identity.system_identifier),
         "major": identity.major,
         "receiver": {"running": found.receiver_is_running} | _receiver_document(found.receiver),
-        "server": None if server is None else _server_document(server),
+        "server": None if server is None else _server_document(server, limit),
         "server_error": None if problem is None else str(problem),
         "lag": None if lag is None else {"bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
         "coverage": [_timeline_document(timeline) for timeline in found.coverage],
@@ -173,7 +198,7 @@ def _receiver_document(state: ReceiverState | None) -> dict[str, object]:
     }
 
 
-def _server_document(server: ServerStatus) -> dict[str, object]:
+def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> dict[str, object]:
     slot = server.slot
     return {
         "timeline": server.timeline_id,
@@ -188,6 +213,9 @@ def _server_document(server: ServerStatus) -> dict[str, object]:
             "restart_lsn": None if slot is None or slot.restart_lsn is None else str(slot.restart_lsn),
             "retained_bytes": server.retained_bytes,
             "wal_status": None if slot is None else slot.wal_status,
+            "safe_wal_bytes": None if slot is None else slot.safe_wal_bytes,
+            "max_retained_bytes": None if limit is None else limit.max_bytes,
+            "retention": None if limit is None else limit.judge(server.retained_bytes).value,
         },
     }
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +13,7 @@ from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.service_manager import ServiceManager
 from pgwal_cli.spool_options import SpoolGroup
+from pgwal_cli.watched_receiver import GuardOptions, Watched, run_watched
 
 if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
@@ -45,9 +45,6 @@ Endpos = Annotated[
     Lsn | None, typer.Option("-E", "--endpos", parser=options.parse_lsn, metavar="LSN", help="Stop at this LSN.")
 ]
 Once = Annotated[bool, typer.Option("--once", help="Stop when level with the server.")]
-Compress = Annotated[
-    str, typer.Option("-Z", "--compress", metavar="METHOD[:LEVEL]", help="zstd, lz4, gzip or none: finished segments.")
-]
 AcceptNewHistory = Annotated[
     bool,
     typer.Option(
@@ -55,7 +52,10 @@ AcceptNewHistory = Annotated[
         help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
     ),
 ]
-Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus.")]
+Metrics = Annotated[
+    Any,  # a host and a port: of a tuple, typer makes an option of two values
+    typer.Option("--metrics", parser=_parse_address, metavar="HOST:PORT", help="Serve metrics for Prometheus."),
+]
 
 
 @options.with_groups
@@ -69,10 +69,11 @@ def stream(
     synchronous: Synchronous = False,
     endpos: Endpos = None,
     once: Once = False,
-    compress: Compress = "zstd",
+    compress: options.Compress = "zstd",
     accept_new_history: AcceptNewHistory = False,
     metrics: Metrics = None,
     *,
+    guarding: GuardOptions,
     spool: SpoolGroup,
     connection: options.ConnectionOptions,
 ) -> None:
@@ -86,8 +87,7 @@ def stream(
 
     if create_slot and slot is None:
         raise typer.BadParameter("--create-slot needs --slot")
-    compression = options.parse_compression(compress)
-    address = None if metrics is None else _parse_address(metrics)
+    guarding.require_slot(slot)
     stop = StopRequest()
     manager = ServiceManager()
     _stop_on_signals(stop, manager)
@@ -102,14 +102,16 @@ def stream(
         end_lsn=endpos,
         once=once,
         accept_new_history=accept_new_history,
-        compression=compression,
+        compression=compress,
         spool=spool.chosen(),
     )
 
     def run(connect_to: ConnectionParameters) -> None:
-        receiver = Receiver(repo, connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
-        with nullcontext() if address is None else _serving_metrics(address, receiver, connect_to, slot):
-            receiver.run()
+        def new_receiver() -> Receiver:
+            receiver = Receiver(repo, connect_to, wanted, stop, on_alive=lambda: _show_alive(manager, receiver))
+            return receiver
+
+        run_watched(repo, connect_to, new_receiver, stop, Watched(slot, guarding, metrics))
 
     keep_freed_memory()
     try:
@@ -127,15 +129,6 @@ def _stop_on_signals(stop: StopRequest, manager: ServiceManager) -> None:
         # What nohup has ignored stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, request_stop)
-
-
-def _serving_metrics(
-    address: tuple[str, int], receiver: Receiver, parameters: ConnectionParameters, slot: str | None
-) -> AbstractContextManager[None]:
-    # The library takes a while to import, and few want it.
-    from pgwal_cli.metrics_endpoint import serving_metrics
-
-    return serving_metrics(address, receiver.progress.metrics, parameters, slot)
 
 
 def _show_alive(manager: ServiceManager, receiver: Receiver) -> None:

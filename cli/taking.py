@@ -6,16 +6,19 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+import typer
+
 from pgwal.errors import ChainError, SettingRequired
 from pgwal.lsn import Lsn
 from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.audit_text import tally_document, tally_text
 from pgwal_cli.forecast_text import print_forecast
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from pgwal.engine.backup import BackupReport
+    from pgwal.engine.backup_report import BackupReport
     from pgwal.postgres.connection import ConnectionParameters
 
 _Result = TypeVar("_Result")
@@ -28,11 +31,16 @@ def run_backup(
     *,
     or_full: bool = False,
     dry_run: bool = False,
+    audit_percent: float | None = None,
 ) -> None:
     """Take a backup as the options say, and print what it did; with ``dry_run``, print what it would copy.
 
-    With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.
+    With ``or_full``, a full backup is taken, and said to be, where an incremental one cannot be right.  So much as
+    ``audit_percent`` says of what is not copied is read as well.
     """
+    if dry_run and audit_percent is not None:
+        raise typer.BadParameter("--dry-run reads nothing, and so audits nothing")
+    from pgwal.engine.audit_sample import AuditSample
     from pgwal.engine.backup import take_backup
     from pgwal.engine.backup_request import BackupRequest
 
@@ -49,6 +57,7 @@ def run_backup(
             jobs=wanted.jobs,
             max_rate_bytes_per_s=wanted.max_rate,
             fails_on_bad_page=wanted.checksum_failure is options.ChecksumFailure.ERROR,
+            audit=None if audit_percent is None else AuditSample.drawn(audit_percent),
         )
         try:
             return action(request)
@@ -88,6 +97,8 @@ def _print_report(report: BackupReport) -> None:
         f"  {report.copied_block_count} of {report.block_count} blocks copied;"
         f" {size_text(report.bytes_read)} read, {size_text(report.bytes_written)} written"
     )
+    if report.audit is not None:
+        print(f"  audit: {tally_text(report.audit)}; none was missed")
     print(f"  {', '.join(f'{name} {seconds:.2f} s' for name, seconds in report.seconds.items())}")
     if report.requests is not None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.requests.items())
@@ -112,6 +123,7 @@ def _document(report: BackupReport) -> dict[str, object]:
         "bytes_read": report.bytes_read,
         "bytes_written": report.bytes_written,
         "checksum_failures": entry.checksum_failures,
+        "audit": None if report.audit is None else tally_document(report.audit),
         "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
         "requests": report.requests,
     }

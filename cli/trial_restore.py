@@ -5,24 +5,27 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.recovery import LATEST_TIMELINE, RecoveryTarget, TargetAction, recovery_settings, with_settings
+from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
-from pgwal.engine.recovery_window import target_history
-from pgwal.engine.replayed_wal import CreatedTablespace, read_replayed_wal
+from pgwal.engine.rebuild_report import RebuildReport
+from pgwal.engine.replayed_wal import CreatedTablespace
 from pgwal.engine.restore import ArchiveMode, RestoreRequest, require_empty, restore_backup
+from pgwal.engine.trial_target import TrialTarget, find_trial_target
 from pgwal.errors import PgwalError, ServerError, WrongCluster
 from pgwal.lsn import Lsn
-from pgwal.postgres_version import version_of_major, version_of_server
+from pgwal.postgres_version import version_of_major
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal_cli.amcheck import CheckedDatabase, check_database, first_line
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
@@ -33,7 +36,8 @@ from pgwal_cli.throwaway_server import NOT_READY, ThrowawayServer
 REPLAY_TIMEOUT_S = 24 * 3600
 _MAINTENANCE_DATABASE = "template1"
 _POLL_S = 0.1
-_END_OF_LSNS = Lsn((1 << 64) - 1)
+STEPS = ("restore", "replay", "check")
+"""What is timed of a trial."""
 # The restored cluster's own configuration is not used: it may want memory, files and libraries that are not here, and
 # it may archive into the real archive, run programs, or connect to the real primary or publisher.
 _SETTINGS: dict[str, str | int | bool] = {
@@ -73,58 +77,61 @@ _SESSION: dict[str, str] = {
     "jit": "off",
 }
 
-_TABLES = """
-    SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 't', 'm') AND c.relpersistence <> 't'
-        AND c.relam = (SELECT oid FROM pg_am WHERE amname = 'heap') ORDER BY 2"""
-_INDEXES = """
-    WITH own_function AS (
-        SELECT p.oid FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-        WHERE p.oid >= 16384 AND l.lanname <> 'internal'
-            AND NOT (l.lanname = 'c' AND p.probin LIKE '$libdir/%' AND strpos(p.probin, '..') = 0)
-    ), own_operator AS (
-        SELECT oid FROM pg_operator WHERE oprcode::oid IN (SELECT oid FROM own_function)
-    ), own_family AS (
-        SELECT amprocfamily AS oid FROM pg_amproc WHERE amproc::oid IN (SELECT oid FROM own_function)
-        UNION SELECT amopfamily FROM pg_amop WHERE amopopr IN (SELECT oid FROM own_operator)
-    )
-    SELECT c.oid, format('%I.%I', n.nspname, c.relname),
-        EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-            AND (d.refclassid = 'pg_proc'::regclass AND d.refobjid IN (SELECT oid FROM own_function)
-                OR d.refclassid = 'pg_operator'::regclass AND d.refobjid IN (SELECT oid FROM own_operator)
-                OR d.refclassid = 'pg_type'::regclass
-                    AND d.refobjid IN (SELECT oid FROM pg_type WHERE typtype = 'd' AND oid >= 16384)))
-        OR EXISTS (SELECT FROM pg_opclass o
-            WHERE o.oid = ANY (i.indclass) AND o.opcfamily IN (SELECT oid FROM own_family))
-        OR EXISTS (SELECT FROM own_family)
-            AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.atttypid >= 16384)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_index i ON i.indexrelid = c.oid
-    WHERE c.relkind = 'i' AND c.relam = (SELECT oid FROM pg_am WHERE amname = 'btree')
-        AND c.relpersistence <> 't' AND i.indisready AND i.indisvalid ORDER BY 2"""
-"""All btree indexes, and whether checking one would run functions that the backup brings along."""
+
+@dataclass(frozen=True, slots=True)
+class TrialRequest:
+    """Which backup to try, up to where, and with what; ``directory`` and ``bin_dir`` are found when they are None."""
+
+    place: Place
+    entry: BackupEntry
+    target: RecoveryTarget
+    directory: Path | None
+    bin_dir: Path | None
+    superuser: str
 
 
 @dataclass(slots=True)
 class TrialReport:
-    """What a trial restore checked, and all that was wrong."""
+    """What a trial restore did and checked as far as it came, how long each took, and all that was wrong."""
 
     backup_id: str
     problems: list[str] = field(default_factory=list)
-    stopped_before: CreatedTablespace | None = None
+    target: TrialTarget | None = None
+    server_version: str | None = None
+    rebuilt: RebuildReport | None = None
+    replayed_lsn: Lsn | None = None
+    """Where the last record ends that was replayed, by what the server says."""
+    last_transaction_at: datetime | None = None
     end_lsn: Lsn | None = None
-    database_count: int = 0
-    table_count: int = 0
-    index_count: int = 0
-    unchecked_indexes: list[str] = field(default_factory=list)
-    """Those whose check would run functions of the cluster's own."""
-    seconds: float = 0.0
+    databases: list[CheckedDatabase] = field(default_factory=list)
+    step_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @property
+    def stopped_before(self) -> CreatedTablespace | None:
+        return None if self.target is None else self.target.stopped_before
+
+    @property
+    def table_count(self) -> int:
+        return sum(database.table_count for database in self.databases)
+
+    @property
+    def index_count(self) -> int:
+        return sum(database.index_count for database in self.databases)
+
+    @property
+    def unchecked_indexes(self) -> list[str]:
+        return [name for database in self.databases for name in database.unchecked_indexes]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds.values())
 
     def document(self) -> dict[str, object]:
         return {
             "backup": self.backup_id,
             "end_lsn": None if self.end_lsn is None else str(self.end_lsn),
             "stopped_before": None if self.stopped_before is None else str(self.stopped_before.lsn),
-            "databases": self.database_count,
+            "databases": len(self.databases),
             "tables": self.table_count,
             "indexes": self.index_count,
             "unchecked_indexes": self.unchecked_indexes,
@@ -134,38 +141,46 @@ class TrialReport:
 
 
 def try_restore(
-    place: Place,
-    entry: BackupEntry,
-    directory: Path | None,
-    bin_dir: Path | None,
-    superuser: str,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> TrialReport:
+    request: TrialRequest, report: TrialReport, on_progress: Callable[[int, int], None] | None = None
+) -> None:
     """Restore a backup below a directory, start a server there and check it; nothing of that stays.
 
-    The server replays the WAL that has been received, but never a record that creates a tablespace: replayed, it would
-    write to the place that it names, which is not the trial's.  Raises PgwalError when there are no programs of the
-    right version, TargetError when the directory is not empty; what is wrong with the backup is in the report.
+    The server replays up to the target, or the WAL that has been received, but never a record that creates a
+    tablespace: replayed, it would write to the place that it names, which is not the trial's.  Raises PgwalError when
+    there are no programs of the right version or the target cannot be reached, TargetError when the directory is not
+    empty; what is wrong with the backup is in the report.
     """
-    installation = _find_installation(bin_dir)
+    entry, installation = request.entry, _find_installation(request.bin_dir)
+    report.server_version = installation.version
     if installation.major != entry.major:
         raise WrongCluster(
             f"those in {installation.bin_dir} are of PostgreSQL {installation.major}, the backup is of {entry.major}",
             hint=f"Name the directory of PostgreSQL {entry.major} with --bindir.",
         )
-    report = TrialReport(entry.backup_id)
-    target, parameters = _end_of_trial(place, entry, report)
-    begin_s = time.monotonic()
-    with _workplace(directory) as workplace, ExitStack() as opened:
+    report.target = find_trial_target(Repository.open(request.place), entry, request.target)
+    with _workplace(request.directory) as workplace, ExitStack() as opened:
         try:
-            trial = _Trial(place, entry, installation, superuser, target, parameters)
-            server = _restored_server(trial, workplace, opened, on_progress)
-            server.start(timeout_s=REPLAY_TIMEOUT_S)
-            _check_server(server, superuser, report)
+            with _timed(report, "restore"):
+                trial = _Trial(request.place, entry, installation, request.superuser, report.target)
+                server = _restored_server(trial, workplace, opened, report, on_progress)
+            with _timed(report, "replay"):
+                server.start(timeout_s=REPLAY_TIMEOUT_S)
+                connection = _connect_after_replay(server, request.superuser)
+            with _timed(report, "check"), connection:
+                names = _note_end(connection, report)
+            with _timed(report, "check"):
+                _check_databases(server, request.superuser, names, report)
         except ServerError as error:
             report.problems.append(f"the restored server does not run: {error}")
-    report.seconds = time.monotonic() - begin_s
-    return report
+
+
+@contextmanager
+def _timed(report: TrialReport, step: str) -> Iterator[None]:
+    begin_s = time.monotonic()
+    try:
+        yield
+    finally:
+        report.step_seconds[step] += time.monotonic() - begin_s
 
 
 def _find_installation(bin_dir: Path | None) -> ServerInstallation:
@@ -202,34 +217,6 @@ def _workplace(directory: Path | None) -> Iterator[Path]:
         shutil.rmtree(name, ignore_errors=True)
 
 
-def _end_of_trial(place: Place, entry: BackupEntry, report: TrialReport) -> tuple[RecoveryTarget, dict[str, int]]:
-    """Return where recovery ends: with the last record that is there now, or before one that leads to another place;
-    and what WAL raises settings to.
-
-    What is received later was not looked at, and is not replayed.
-    """
-    repository = Repository.open(place)
-    history = target_history(repository, LATEST_TIMELINE, entry)
-    replayed = read_replayed_wal(repository, history, entry.start_lsn, _END_OF_LSNS)
-    timeline = history.timeline_id
-    parameters = replayed.parameters_before(_END_OF_LSNS)
-    if not replayed.tablespaces:
-        if replayed.last_record_lsn < entry.stop_lsn:
-            # No record starts behind the backup yet, at which recovery could stop.
-            return RecoveryTarget(immediate=True, timeline=timeline, action=TargetAction.PROMOTE), parameters
-        end = replayed.last_record_lsn
-        return RecoveryTarget(lsn=end, timeline=timeline, action=TargetAction.PROMOTE), parameters
-    first = replayed.tablespaces[0]
-    if first.lsn < entry.stop_lsn:
-        raise PgwalError(
-            f"backup {entry.backup_id} cannot be tried: while it was taken, {first} was created, and its server would"
-            " write there",
-            hint="Try a newer backup, or restore this one on another machine.",
-        )
-    report.stopped_before = first
-    return RecoveryTarget(lsn=first.lsn, exclusive=True, timeline=timeline, action=TargetAction.PROMOTE), parameters
-
-
 @dataclass(frozen=True, slots=True)
 class _Trial:
     """What is tried, and with what."""
@@ -238,13 +225,15 @@ class _Trial:
     entry: BackupEntry
     installation: ServerInstallation
     superuser: str
-    target: RecoveryTarget
-    parameters: dict[str, int]
-    """What WAL raises settings to."""
+    end: TrialTarget
 
 
 def _restored_server(
-    trial: _Trial, workplace: Path, opened: ExitStack, on_progress: Callable[[int, int], None] | None
+    trial: _Trial,
+    workplace: Path,
+    opened: ExitStack,
+    report: TrialReport,
+    on_progress: Callable[[int, int], None] | None,
 ) -> ThrowawayServer:
     target = workplace / "data"
     # What would be fetched ahead might come into a directory that is just being removed.
@@ -262,17 +251,17 @@ def _restored_server(
         target,
         command,
         locations,
-        trial.target,
+        trial.end.target,
         to_gap=True,
         archive_mode=ArchiveMode.OFF,
         warns=False,
     )
-    restore_backup(request, on_progress)
+    report.rebuilt = restore_backup(request, on_progress)
     # All of it before the directory is handed over, and nothing of what the backup says in it.
-    settings = _SETTINGS | _room_for_transactions(target, trial.parameters)
+    settings = _SETTINGS | _room_for_transactions(target, trial.end.parameters)
     for name, content in (access_files(trial.superuser) | {"postgresql.conf": setting_lines(settings)}).items():
         (target / name).write_text(content)
-    recovery = recovery_settings(trial.target, command, trial.entry.major)
+    recovery = recovery_settings(trial.end.target, command, trial.entry.major)
     (target / "postgresql.auto.conf").write_bytes(with_settings(b"", recovery))
     server = ThrowawayServer(make_reachable(trial.installation, workplace), workplace / "server")
     opened.enter_context(server)
@@ -281,33 +270,46 @@ def _restored_server(
     return server
 
 
-def _room_for_transactions(data_directory: Path, parameters: dict[str, int]) -> dict[str, int]:
+def _room_for_transactions(data_directory: Path, parameters: Mapping[str, int]) -> dict[str, int]:
     """Return settings without which recovery could not end: prepared transactions, with their locks, are kept."""
     before = ControlFile.decode((data_directory / CONTROL_FILE_PATH).read_bytes()).recovery_settings
     names = ("max_prepared_transactions", "max_locks_per_transaction")
     return {name: max(before[name], parameters.get(name, 0)) for name in names}
 
 
-# ---- amcheck
+# ---- what the server says
 
 
-def _check_server(server: ThrowawayServer, superuser: str, report: TrialReport) -> None:
-    with _connect_after_replay(server, superuser) as connection:
-        # Settings of databases and roles are for the real server, whose programs and timeouts they may want.
-        connection.execute("DELETE FROM pg_catalog.pg_db_role_setting")
-        # One that DROP DATABASE has begun to remove lets nobody in.
-        rows = connection.execute(
-            "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1"
-        ).fetchall()
-        (end_lsn,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("0/0",)
-    report.end_lsn = Lsn.parse(end_lsn)
-    for (name,) in rows:
-        report.database_count += 1
+def _note_end(connection: psycopg.Connection, report: TrialReport) -> list[str]:
+    """Note where recovery ended, and return the names of the databases that can be connected to."""
+    # Settings of databases and roles are for the real server, whose programs and timeouts they may want.
+    connection.execute("DELETE FROM pg_catalog.pg_db_role_setting")
+    ended = connection.execute(
+        "SELECT pg_current_wal_lsn()::text, pg_last_wal_replay_lsn()::text,"
+        " pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC'"
+    ).fetchone()
+    if ended is not None:
+        report.end_lsn = Lsn.parse(ended[0])
+        report.replayed_lsn = None if ended[1] is None else Lsn.parse(ended[1])
+        report.last_transaction_at = None if ended[2] is None else ended[2].replace(tzinfo=UTC)
+    # One that DROP DATABASE has begun to remove lets nobody in.
+    rows = connection.execute(
+        "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1"
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def _check_databases(server: ThrowawayServer, superuser: str, names: list[str], report: TrialReport) -> None:
+    for name in names:
+        checked = CheckedDatabase(name)
+        report.databases.append(checked)
         try:
             with _connect(server, superuser, name) as connection:
-                _check_database(connection, name, report)
+                check_database(connection, checked)
         except psycopg.Error as error:
-            report.problems.append(f"database {name}: {_first_line(error)}")
+            checked.problems.append(f"database {name}: {first_line(error)}")
+        finally:
+            report.problems += checked.problems
 
 
 def _connect(server: ThrowawayServer, superuser: str, database: str) -> psycopg.Connection:
@@ -327,46 +329,7 @@ def _connect_after_replay(server: ThrowawayServer, superuser: str) -> psycopg.Co
                 raise ServerError(f"it ended\n{server.log_tail()}") from error
             if NOT_READY not in str(error):
                 raise PgwalError(
-                    f"cannot connect to the restored server: {_first_line(error)}",
+                    f"cannot connect to the restored server: {first_line(error)}",
                     hint="Name a superuser of the cluster with -U.",
                 ) from error
         time.sleep(_POLL_S)
-
-
-def _check_database(connection: psycopg.Connection, name: str, report: TrialReport) -> None:
-    available = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'amcheck'").fetchone()
-    if available is None:
-        raise PgwalError(
-            "the server's installation lacks the extension amcheck", hint="Install PostgreSQL's contrib modules."
-        )
-    # An event trigger runs what the backup brings along when something is created; a change of the catalog fires none.
-    connection.execute("UPDATE pg_catalog.pg_event_trigger SET evtenabled = 'D'")
-    connection.execute("DROP EXTENSION IF EXISTS amcheck CASCADE")
-    connection.execute("CREATE SCHEMA pgwal_trial_restore")
-    connection.execute("CREATE EXTENSION amcheck SCHEMA pgwal_trial_restore")
-    if version_of_server(connection.info.server_version).has_verify_heapam:
-        for oid, relation in connection.execute(_TABLES).fetchall():
-            report.table_count += 1
-            query = "SELECT format('block %%s, offset %%s: %%s', blkno, offnum, msg) FROM verify_heapam(%s::oid)"
-            report.problems += _run(connection, query, oid, f"{name}: table {relation}")
-    for oid, relation, runs_own_functions in connection.execute(_INDEXES).fetchall():
-        if runs_own_functions:
-            report.unchecked_indexes.append(f"{name}: {relation}")
-            continue
-        report.index_count += 1
-        query = "SELECT NULL FROM bt_index_check(%s::oid, heapallindexed => true)"
-        report.problems += _run(connection, query, oid, f"{name}: index {relation}")
-
-
-def _run(connection: psycopg.Connection, query: str, oid: int, what: str) -> list[str]:
-    """Run a check and return what it finds, or how it fails."""
-    query = query.replace(" FROM ", " FROM pgwal_trial_restore.")
-    try:
-        rows = connection.execute(query, (oid,)).fetchall()
-    except psycopg.Error as error:
-        return [f"{what}: {_first_line(error)}"]
-    return [f"{what}: {text}" for (text,) in rows if text is not None]
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return str(error).partition("\n")[0]

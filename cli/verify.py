@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from pgwal.errors import PgwalError
 from pgwal_cli import options
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
+from pgwal_cli.recovery_target import TargetOptions
 
 if TYPE_CHECKING:
+    from pgwal.backup.entry import BackupEntry
+    from pgwal.backup.recovery import RecoveryTarget
     from pgwal.engine.verify import VerifyReport
     from pgwal_cli.trial_restore import TrialReport
+    from pgwal_cli.verification_report import VerificationRecord
+    from pgwal_cli.verification_report_file import ReportFile
+
+logger = logging.getLogger("pgwal")
 
 TRIAL = "Trial restore"
 
@@ -54,16 +64,29 @@ Bindir = Annotated[
 Username = Annotated[
     str, typer.Option("-U", "--username", metavar="NAME", help="A superuser of the cluster.", rich_help_panel=TRIAL)
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Leave what was verified, restored, replayed and checked in FILE, as JSON, and beside it as text.",
+        readable=False,
+    ),
+]
 
 
+@options.with_groups
 def verify(
     repo: options.Repo,
     backup: Backup = None,
+    *,
     jobs: Jobs = 1,
     restore: Restore = False,
+    target: TargetOptions,
     restore_dir: RestoreDir = None,
     bindir: Bindir = None,
     username: Username = "postgres",
+    report: Report = None,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -72,29 +95,84 @@ def verify(
     Exit code 5 when something is. With --restore, a backup is restored, a server replays WAL in it, and all its
     tables and indexes are checked; nothing of that stays.
     """
-    if not restore and (restore_dir is not None or bindir is not None):
-        raise typer.BadParameter("--restore-dir and --bindir are for --restore")
+    if not restore and (restore_dir is not None or bindir is not None or target.is_given):
+        raise typer.BadParameter("--restore-dir, --bindir and the --target options are for --restore")
+    from pgwal_cli.verification_report import VerificationRecord
+    from pgwal_cli.verification_report_file import ReportFile
+
+    file = None if report is None else ReportFile(report)
+    record = VerificationRecord(repo, backup, target.recovery_target() if restore else None)
+    try:
+        _verify(record, jobs, progress)
+        if record.target is not None:
+            _try_restore(record, record.target, _Means(restore_dir, bindir, username), progress)
+    except BaseException as error:
+        record.failure = error
+        if file is not None:
+            _leave_report_of_failure(file, record)
+        raise
+    if file is not None:
+        file.write(record)
+    assert record.verified is not None
+    if json:
+        print_json(_document(record.verified, record.trial))
+    else:
+        print("\n".join(_lines(record.verified, record.trial)))
+    if record.problems:
+        raise typer.Exit(VERIFICATION_FAILED)
+
+
+class _Means(NamedTuple):
+    """What a trial is made with."""
+
+    directory: Path | None
+    bin_dir: Path | None
+    superuser: str
+
+
+def _verify(record: VerificationRecord, jobs: int, progress: bool) -> None:
     from pgwal.engine.verify import VerifyRequest, verify
 
-    with progress_bar("verifying", progress) as on_progress:
-        report = verify(VerifyRequest(repo, backup, jobs), on_progress)
-    trial = None
-    # What is known to be damaged is not restored.
-    if restore and report.backup_ids and not report.problems:
-        from pgwal_cli.trial_restore import try_restore
+    begin_s = time.monotonic()
+    try:
+        with progress_bar("verifying", progress) as on_progress:
+            record.verified = verify(VerifyRequest(record.place, record.backup, jobs), on_progress)
+    finally:
+        record.verify_seconds = time.monotonic() - begin_s
 
-        with progress_bar("restoring", progress) as on_progress:
-            trial = try_restore(
-                repo, report.entries[backup or report.backup_ids[-1]], restore_dir, bindir, username, on_progress
-            )
-    elif restore:
+
+def _try_restore(record: VerificationRecord, target: RecoveryTarget, means: _Means, progress: bool) -> None:
+    """Restore a backup for a trial, unless something is wrong: what is known to be damaged is not restored."""
+    verified = record.verified
+    assert verified is not None
+    if not verified.backup_ids or verified.problems:
         print("pgwal: nothing is restored for a trial, because of what is wrong", file=sys.stderr)
-    if json:
-        print_json(_document(report, trial))
-    else:
-        print("\n".join(_lines(report, trial)))
-    if report.problems or (trial is not None and trial.problems):
-        raise typer.Exit(VERIFICATION_FAILED)
+        return
+    from pgwal_cli.trial_restore import TrialReport, TrialRequest, try_restore
+
+    entry = _entry_to_try(record, verified, target)
+    record.trial = TrialReport(entry.backup_id)
+    with progress_bar("restoring", progress) as on_progress:
+        try_restore(TrialRequest(record.place, entry, target, *means), record.trial, on_progress)
+
+
+def _entry_to_try(record: VerificationRecord, verified: VerifyReport, target: RecoveryTarget) -> BackupEntry:
+    """Return the backup that was asked for, the newest that can reach the target, or the newest of all."""
+    if not target.is_set:
+        return verified.entries[record.backup or verified.backup_ids[-1]]
+    from pgwal.engine.recovery_window import choose_backup
+    from pgwal.repository.repository import Repository
+
+    repository = Repository.open(record.place)
+    return choose_backup(repository, list(verified.entries.values()), target, record.backup)
+
+
+def _leave_report_of_failure(file: ReportFile, record: VerificationRecord) -> None:
+    """Leave a report of what ends the command with an error, which is not to be hidden by another one."""
+    try:
+        file.write(record)
+    except PgwalError as error:
+        logger.warning("%s", error)
 
 
 def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
@@ -112,7 +190,7 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
             )
         lines.append(
             f"restored {trial.backup_id}, replayed up to {trial.end_lsn or 'nowhere'}, checked {trial.table_count}"
-            f" tables and {trial.index_count} indexes of {trial.database_count} databases in {trial.seconds:.0f} s"
+            f" tables and {trial.index_count} indexes of {len(trial.databases)} databases in {trial.seconds:.0f} s"
         )
         if trial.unchecked_indexes:
             lines.append(

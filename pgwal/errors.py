@@ -267,3 +267,7 @@ class OlderTimeline(ServerError):
 
 class WalRemoved(ChainError):
     """The server no longer has WAL that the receiver still needs."""
+
+
+class SlotDropped(ChainError):
+    """The replication slot retained more WAL than it may, and was dropped: WAL may be missing from now on."""

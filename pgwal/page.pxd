@@ -9,6 +9,9 @@ cdef extern from "page_checksum.h" nogil:
     uint64_t _next_bad_page "pgwal_next_bad_page"(
         const uint8_t *data, uint64_t at, uint64_t count, uint64_t block_number, uint64_t lsn
     ) noexcept
+    uint64_t _next_newer_page "pgwal_next_newer_page"(
+        const uint8_t *data, uint64_t at, uint64_t count, uint64_t lsn
+    ) noexcept
 
 
 cdef inline const uint8_t *_bytes_of(object holder) except NULL:
@@ -30,3 +33,7 @@ cdef list _find(object data, uint64_t count, uint64_t block_number, uint64_t lsn
 
 @cython.locals(start="const uint8_t *", numbers="const uint32_t *", at=uint64_t)
 cdef list _find_listed(object data, object block_numbers, uint64_t count, uint64_t lsn)
+
+
+@cython.locals(start="const uint8_t *", at=uint64_t)
+cdef list _find_newer(object data, uint64_t count, uint64_t lsn)

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
-"""Data pages: does a page hold what its checksum says?
+"""Data pages: does a page hold what its checksum says, and which were changed behind a position in WAL?
 
 Source of the format: src/include/storage/bufpage.h and checksum_impl.h, PostgreSQL 13 to 19.  A page begins with
 
@@ -59,6 +59,14 @@ def find_bad_blocks(data: Buffer, block_numbers: array[int], lsn: int) -> list[i
     return _find_listed(data, block_numbers, len(block_numbers), lsn)
 
 
+def find_newer_pages(data: Buffer, lsn: int) -> list[int]:
+    """Return which pages of ``data`` were last changed by a record that ends behind ``lsn``, by their places in it.
+
+    Bytes after the last whole page are not looked at.
+    """
+    return _find_newer(data, len(data) // 8192, lsn)
+
+
 def page_lsn(page: bytes) -> int:
     """Return the end of the last record that changed a page."""
     return int.from_bytes(page[:4], "little") << 32 | int.from_bytes(page[4:8], "little")
@@ -93,6 +101,19 @@ def _find_listed(data: Buffer, block_numbers: array[int], count: int, lsn: int) 
     return found
 
 
+def _find_newer(data: Buffer, count: int, lsn: int) -> list[int]:
+    found: list[int] = []
+    at = 0
+    start = _bytes_of(data)
+    while True:
+        with cython.nogil:
+            at = _next_newer_page(start, at, count, lsn)
+        if at == count:
+            return found
+        found.append(at)
+        at += 1
+
+
 if not cython.compiled:
     from struct import Struct
 
@@ -123,6 +144,14 @@ if not cython.compiled:
 
     def _next_bad_page(data: Buffer, at: int, count: int, block_number: int, lsn: int) -> int:
         while at < count and not _is_bad_page(data[at * 8192 : (at + 1) * 8192], block_number + at, lsn):
+            at += 1
+        return at
+
+    def _next_newer_page(data: Buffer, at: int, count: int, lsn: int) -> int:
+        while at < count:
+            lsn_high, lsn_low, _, _ = _HEADER.unpack_from(data, at * 8192)
+            if (lsn_high << 32 | lsn_low) > lsn:
+                break
             at += 1
         return at
 

@@ -100,17 +100,31 @@ static int pgwal_is_zero(const uint8_t *page)
     return page[0] == 0 && memcmp(page, page + 1, PGWAL_PAGE_SIZE - 1) == 0;
 }
 
+static uint64_t pgwal_page_lsn(const uint8_t *page)
+{
+    uint32_t high, low;
+
+    memcpy(&high, page, 4);
+    memcpy(&low, page + 4, 4);
+    return (uint64_t) high << 32 | low;
+}
+
+/* Return the number of the first page from `at` on that was changed behind `lsn`, or `count`. */
+static uint64_t pgwal_next_newer_page(const uint8_t *data, uint64_t at, uint64_t count, uint64_t lsn)
+{
+    while (at < count && pgwal_page_lsn(data + at * PGWAL_PAGE_SIZE) <= lsn)
+        at++;
+    return at;
+}
+
 /* Tell whether the sum of a page must be taken; else `is_bad` tells whether it is bad. */
 static int pgwal_needs_sum(const uint8_t *page, uint64_t lsn, int *is_bad)
 {
-    uint32_t lsn_high, lsn_low;
     uint16_t upper;
 
-    memcpy(&lsn_high, page, 4);
-    memcpy(&lsn_low, page + 4, 4);
     memcpy(&upper, page + 14, 2);
     *is_bad = upper == 0 && lsn == PGWAL_NEVER_TORN && !pgwal_is_zero(page);
-    return upper != 0 && (lsn == PGWAL_NEVER_TORN || ((uint64_t) lsn_high << 32 | lsn_low) < lsn);
+    return upper != 0 && (lsn == PGWAL_NEVER_TORN || pgwal_page_lsn(page) < lsn);
 }
 
 static int pgwal_differs(const uint8_t *page, uint32_t sum, uint32_t block_number)

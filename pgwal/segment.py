@@ -19,6 +19,7 @@ MIN_SEGMENT_SIZE = 1 << 20
 MAX_SEGMENT_SIZE = 1 << 30
 
 _SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
+_BACKUP_HISTORY_NAME = re.compile(r"[0-9A-F]{24}\.[0-9A-F]{8}\.backup")
 _HISTORY_NAME = re.compile(r"[0-9A-F]{8}\.history")
 
 
@@ -30,6 +31,11 @@ def is_segment_name(name: str) -> bool:
 def is_history_name(name: str) -> bool:
     """Tell whether ``name`` is that of a timeline history file."""
     return _HISTORY_NAME.fullmatch(name) is not None
+
+
+def is_backup_history_name(name: str) -> bool:
+    """Tell whether ``name`` is that of a file that tells of a base backup, as a server archives it."""
+    return _BACKUP_HISTORY_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

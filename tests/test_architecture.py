@@ -74,15 +74,27 @@ OF_THIS_MACHINE = {"lease_process"}
 LOCAL_FAST_PATH = {"segment_part"}
 """Reads of whole segments by the compiled scanner: offered where the store has files."""
 MAY_ASK_FOR_FILES = {"backup_data", "object_reader", "store", "wal_directory"}
-MAY_ASK_FOR_RENAMES = {"backup_folders", "catalogue", "sealed_store", "staged_backup", "store", "waiting_threads"}
+MAY_ASK_FOR_RENAMES = {
+    "arriving_backup", "backup_folders", "catalogue", "sealed_store", "staged_backup", "store", "waiting_threads",
+}  # fmt: skip
 FILES_OF_NO_REPOSITORY = {
+    "archive_ahead": "the lock of the marks beside a server's WAL",
+    "archived_marks": "those marks",
     "fetch_wal": "the file that a server wants",
+    "marking": "the mark of a data directory that is made",
+    "overwritten": "the data directory that is overwritten",
+    "foreign_archive": "the archive that is taken over",
+    "handed_over": "the file that a server hands over",
+    "left_behind": "what a process keeps open that is left behind",
     "prefetch_wal": "what waits for a server beside it",
+    "rebuild_in_place": "the data directory that is overwritten",
     "recorded": "WAL in a directory that is no repository",
     "restore": "the data directory that is made",
     "restore_places": "the places that a restore may write",
+    "restore_room": "the file systems that a restore writes to",
     "restored_configuration": "the data directory that was made",
     "stop": "a pipe",
+    "wanted_tree": "where tablespaces lie in a data directory",
 }
 """Use cases that touch files, and which; all others know a repository, or a source, and nothing below it."""
 TOUCHES_NO_FILE = {

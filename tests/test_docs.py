@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 from obstore.store import AzureStore, GCSStore, S3Store
+from pgwal_process import succeed
 from typer.main import get_command
 
 from pgwal.repository.cloud_place import _CLIENT_OPTIONS
@@ -18,6 +19,7 @@ from pgwal_cli.main import make_app
 ROOT = Path(__file__).parent.parent
 OBJECT_STORAGE = ROOT / "docs" / "object-storage.md"
 KEY_OPTIONS = {"--identity", "--identity-command", "--metadata-key"}
+OF_ALL_COMMANDS = {"--config", "-C", "--cluster"}
 
 
 def commands() -> dict[str, Any]:
@@ -47,7 +49,7 @@ def test_every_option_is_there(name: str) -> None:
     section = sections()[name]
     documented = set(re.findall(r"`(--?[A-Za-z][\w-]*)`", section))
     options = [parameter.opts for parameter in COMMANDS[name].params if parameter.param_type_name == "option"]
-    expected = {spelling for spellings in options for spelling in spellings} - {"-?", "--help"}
+    expected = {spelling for spellings in options for spelling in spellings} - {"-?", "--help"} - OF_ALL_COMMANDS
     if expected >= CONNECTION_OPTIONS:
         assert "connection options" in section
         expected -= {s for spellings in options if CONNECTION_OPTIONS & set(spellings) for s in spellings}
@@ -92,3 +94,12 @@ def test_variables_of_object_stores_are_read(name: str) -> None:
 def test_policies_are_json() -> None:
     blocks = re.findall(r"```json\n(.*?)```", OBJECT_STORAGE.read_text(), re.DOTALL)
     assert [next(iter(json.loads(block))) for block in blocks] == ["Version", "Version", "Rules"]
+
+
+def test_the_configuration_in_the_documentation_is_understood(tmp_path: Path) -> None:
+    for number, document in enumerate((ROOT / "docs" / "configuration.md", ROOT / "README.md")):
+        (text,) = re.findall(r"```toml\n(.*?)```", document.read_text(), re.DOTALL)
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        file.chmod(0o644)
+        assert "nothing is wrong" in succeed("config", "check", "--config", file)

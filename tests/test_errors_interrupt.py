@@ -13,7 +13,7 @@ import pytest
 from fix_servers import ServerFactory, Templates
 from pgwal_process import Outcome, assert_failed, assert_nothing_raw, finish, run_pgwal, start_pgwal, succeed
 
-from pgwal.backup.entry_document import decode_pack_names
+from pgwal.backup.entry_document import decode_packs
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -104,7 +104,7 @@ def packs(repo: Path) -> list[Path]:
 
 def needed_packs(repo: Path) -> set[str]:
     entries = [path.read_bytes().splitlines(keepends=True) for path in repo.glob("backups/*/backup.json")]
-    return set() if not packs(repo) else {name for lines in entries for name in decode_pack_names(lines)}
+    return set() if not packs(repo) else {pack.name for lines in entries for pack in decode_packs(lines)}
 
 
 def wait_for_copying(repo: Path, big_file: str, process: subprocess.Popen[str]) -> None:

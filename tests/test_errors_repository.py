@@ -269,7 +269,12 @@ def test_damaged_pack_stops_a_restore(taken: Taken, tmp_path: Path, how: str) ->
         else:
             flip_byte(path, len(content) // 2)
         target = tmp_path / path.name
-        outcome = run_pgwal("restore", taken.incremental["id"], "--repo", taken.repo, "-D", target)
+        # Of an older one's not every frame is needed.
+        entries = {
+            each["id"]: taken.repo / "backups" / each["id"] / "backup.json" for each in (taken.full, taken.incremental)
+        }
+        (owner,) = [backup_id for backup_id, entry in entries.items() if path.name in entry.read_text()]
+        outcome = run_pgwal("restore", owner, "--repo", taken.repo, "-D", target)
         path.write_bytes(content)
         cause = f"{path} is missing, and with it" if how == "missing" else f"{path}.* damaged"
         assert_failed(outcome, FAILED, cause, "another backup")

@@ -19,10 +19,13 @@ BACKUP_ID = "20261122T101530Z_full"
 README = Path(__file__).parent.parent / "README.md"
 
 
+def everyday() -> str:
+    return README.read_text().split("## Every day")[1].split("\n## ")[0]
+
+
 def everyday_commands() -> list[str]:
     """Return the commands of the section, one logical line each, without comments."""
-    section = README.read_text().split("## Every day")[1].split("\n## ")[0]
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", everyday(), re.DOTALL) for line in block.splitlines()]
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -36,9 +39,14 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
         "/srv/restored": str(restored),
         "/srv/earlier": str(scratch / "earlier"),
         "/srv/exported": str(scratch / "exported"),
+        "/srv/second": str(scratch / "second"),
     }
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"PGHOST": str(server.socket_directory), "PGPORT": str(server.port), "PGUSER": "postgres"}
+    (configuration,) = re.findall(r"```toml\n(.*?)```", everyday(), re.DOTALL)
+    environment["PGWAL_CONFIG"] = str(scratch / "pgwal.toml")
+    Path(environment["PGWAL_CONFIG"]).write_text(configuration.replace("/srv/backups/main", str(repo)))
+    Path(environment["PGWAL_CONFIG"]).chmod(0o644)
     receivers: list[subprocess.Popen[bytes]] = []
     ran = []
     try:
@@ -48,6 +56,8 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
             if command.startswith("export "):
                 name, _, value = command.removeprefix("export ").partition("=")
                 environment[name] = value
+            elif command.startswith("unset "):
+                del environment[command.removeprefix("unset ")]
             elif command.endswith(" &"):
                 receivers.append(subprocess.Popen(command.removesuffix(" &").split(), env=environment))
                 # A person types slowly enough for the receiver to be there first.
@@ -59,7 +69,7 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
                     command = with_real_names(command, repo)
                 subprocess.run(command, shell=True, check=True, env=environment)
                 run_load(server, step)
-            ran.append(command.split()[1])
+            ran += command.split()
     finally:
         for receiver in receivers:
             receiver.terminate()

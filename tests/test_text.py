@@ -48,7 +48,7 @@ def locales(session_scratch: Path) -> Path:
     return directory
 
 
-@pytest.fixture(params=LOCALES)
+@pytest.fixture(params=LOCALES if "PGWAL_LARGE_TESTS" in os.environ else ["ASCII", "ISO-8859-1 output", "strict UTF-8"])
 def variables(request: pytest.FixtureRequest) -> dict[str, str]:
     """The environment of one of the locales."""
     chosen: dict[str, str] = LOCALES[request.param]

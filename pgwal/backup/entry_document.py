@@ -27,7 +27,6 @@ sizes in here.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pgwal.backup.backup_file import (
@@ -37,6 +36,7 @@ from pgwal.backup.backup_file import (
     load_json,
     load_object,
 )
+from pgwal.backup.document_lines import DocumentLines, digest_line
 from pgwal.backup.entry import PACKED_VERSION, PLAIN_VERSION, BackupEntry, decode_head_members, head_members
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.pack_table import (
@@ -49,14 +49,14 @@ from pgwal.backup.pack_table import (
 )
 from pgwal.backup.stored_path import DistinctPaths, encode_path
 from pgwal.checksum import ContentDigest
-from pgwal.errors import ChecksumMismatch, FormatError, TruncatedInput, UnsupportedVersion
+from pgwal.errors import FormatError, TruncatedInput, UnsupportedVersion
 
 _FILES_START = ', "files": [\n'
 _PACKS_START = ', "packs": [\n'
 _STARTS = {PLAIN_VERSION: _FILES_START, PACKED_VERSION: _PACKS_START}
 _DIRECTORIES_START = b'], "directories": '
 _FILES_END = b"],\n"
-_LAST_LINE = re.compile(rb'"digest": "xxh3-128:([0-9a-f]{32})"\}\n')
+_WHAT = "catalogue entry"
 
 
 class EntryWriter:
@@ -105,7 +105,7 @@ class EntryWriter:
         self._paths.check()
         _check_totals(self._entry, self._totals)
         end = self._emit((b"\n" if self._totals.file_count else b"") + _FILES_END)
-        return end + f'"digest": "xxh3-128:{self._digest.hexdigest()}"}}\n'.encode()
+        return end + digest_line(self._digest)
 
     def _emit(self, content: bytes) -> bytes:
         self._digest.update(content)
@@ -149,7 +149,7 @@ def decode_entry(lines: Iterable[bytes]) -> tuple[BackupEntry, Iterator[BackupFi
     They are proven only when the iterator has ended: it checks digest, totals and distinctness last.  Raises
     FormatError, UnsupportedVersion, TruncatedInput or ChecksumMismatch.
     """
-    reader = _Lines(lines)
+    reader = DocumentLines(lines, _WHAT)
     entry = decode_head(reader.line())
     return entry, _decode_files(entry, reader, after_packs=False)
 
@@ -159,7 +159,7 @@ def decode_contents(lines: Iterable[bytes]) -> tuple[BackupEntry, PackedContents
 
     Raises FormatError also for a backup that is not packed.
     """
-    reader = _Lines(lines)
+    reader = DocumentLines(lines, _WHAT)
     entry = decode_head(reader.line())
     if entry.packed_size_bytes is None:
         raise FormatError(f"catalogue entry: backup {entry.backup_id} is not packed")
@@ -172,55 +172,21 @@ def decode_contents(lines: Iterable[bytes]) -> tuple[BackupEntry, PackedContents
     return entry, contents, _decode_files(entry, reader, after_packs=True)
 
 
-def decode_pack_names(lines: Iterable[bytes]) -> set[str]:
-    """Return the names of the packs that a backup needs, proven by the digest: none where it is not packed.
+def decode_packs(lines: Iterable[bytes]) -> list[Pack]:
+    """Return the packs that a backup needs, with the frames, proven by the digest: none where it is not packed.
 
     Its files are not parsed.  Raises as ``decode_entry``.
     """
-    reader = _Lines(lines)
+    reader = DocumentLines(lines, _WHAT)
     if decode_head(reader.line()).packed_size_bytes is None:
-        return set()
+        return []
     packs = PackReader()
     for content in reader.items(_DIRECTORIES_START):
         packs.feed(load_json(content))
     while reader.line() not in (_FILES_END, b""):
         pass
-    _check_last_line(reader.undigested(), reader.digest)
-    return {pack.name for pack in packs.finish()}
-
-
-class _Lines:
-    """The lines of a document, taken into its digest as they are read; ``last`` is the last of them."""
-
-    def __init__(self, lines: Iterable[bytes]) -> None:
-        self.digest = ContentDigest()
-        self.last = b""
-        self._lines = iter(lines)
-
-    def line(self) -> bytes:
-        """Return the next line, empty at the end."""
-        self.last = next(self._lines, b"")
-        self.digest.update(self.last)
-        return self.last
-
-    def items(self, end: bytes) -> Iterator[bytes]:
-        """Yield the items of a list, one a line, up to a line that begins with its ``end``."""
-        more, is_first = True, True
-        while line := self.line():
-            if line.startswith(end) and (not more or is_first):
-                return
-            if not line.endswith(b"\n"):
-                raise TruncatedInput("catalogue entry ends within a line")
-            if not more:
-                raise FormatError("catalogue entry: a comma is missing in a list")
-            content = line[:-1].removesuffix(b",")
-            more, is_first = len(content) < len(line) - 1, False
-            yield content
-        raise TruncatedInput("catalogue entry ends within a list")
-
-    def undigested(self) -> bytes:
-        """Return the next line, empty at the end, that is not part of what the digest is of."""
-        return next(self._lines, b"")
+    reader.require_digest()
+    return packs.finish()
 
 
 def _directories(line: bytes) -> list[str]:
@@ -230,7 +196,7 @@ def _directories(line: bytes) -> list[str]:
     return check_directories(load_json(line[len(_DIRECTORIES_START) : -len(end)]))
 
 
-def _decode_files(entry: BackupEntry, lines: _Lines, *, after_packs: bool) -> Iterator[BackupFile]:
+def _decode_files(entry: BackupEntry, lines: DocumentLines, *, after_packs: bool) -> Iterator[BackupFile]:
     is_packed = entry.packed_size_bytes is not None
     if is_packed and not after_packs:
         for _ in lines.items(_DIRECTORIES_START):
@@ -245,9 +211,8 @@ def _decode_files(entry: BackupEntry, lines: _Lines, *, after_packs: bool) -> It
         yield file
     if lines.last != _FILES_END:
         raise FormatError("catalogue entry: its list of files does not end as one")
-    _check_last_line(lines.undigested(), lines.digest)
-    if lines.undigested():
-        raise FormatError("catalogue entry: more lines after its end")
+    lines.require_digest()
+    lines.require_end()
     paths.check()
     _check_totals(entry, totals)
 
@@ -257,16 +222,6 @@ def _check_place(file: BackupFile, *, is_packed: bool) -> None:
     in_packs = is_packed and file.stored_size_bytes > 0 and file.path != BACKUP_LABEL_NAME
     if in_packs != bool(file.extents):
         raise FormatError(f"catalogue entry: file {file.path!r} {'has no' if in_packs else 'cannot have'} extents")
-
-
-def _check_last_line(line: bytes, digest: ContentDigest) -> None:
-    if not line.endswith(b"\n"):
-        raise TruncatedInput("catalogue entry ends before its digest")
-    match = _LAST_LINE.fullmatch(line)
-    if match is None:
-        raise FormatError("catalogue entry: its last line is not its digest")
-    if match[1].decode() != digest.hexdigest():
-        raise ChecksumMismatch("catalogue entry: its digest does not match its contents")
 
 
 def _check_totals(entry: BackupEntry, totals: BackupTotals) -> None:

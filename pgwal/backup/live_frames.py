@@ -47,26 +47,6 @@ class LiveFrames:
         )
 
 
-WORN_SHARE = 4
-"""A pack is worn of which less than one part in so many is needed."""
-
-
-def worn_packs(packs: Iterable[Pack], most_bytes: int) -> dict[str, int]:
-    """Return the packs that are better given up: what is needed of each, in bytes as stored, by name.
-
-    Those are the worn ones, as long as what is needed of all of them is at most ``most_bytes``: that is stored anew.
-    """
-    needed = ((sum(frame.stored_size_bytes for frame in pack), pack) for pack in packs)
-    worn = sorted((size, pack.name) for size, pack in needed if size * WORN_SHARE < pack.size_bytes)
-    found: dict[str, int] = {}
-    for size, name in worn:
-        most_bytes -= size
-        if most_bytes < 0:
-            break
-        found[name] = size
-    return found
-
-
 def slice_extents(extents: Iterable[Extent], packs: Sequence[Pack], offset: int, length: int) -> list[Extent]:
     """Return where some bytes of a file lie, from ``offset`` on, in extents of the same packs."""
     found: list[Extent] = []

@@ -31,7 +31,9 @@ _PACK_NAME = re.compile(r"[0-9a-f]{32}")
 _HEX = re.compile(r"(?:[0-9a-f]{2}){1,1024}")
 _FRAME_DIGEST = re.compile(r"[0-9a-f]{32}")
 _MAX_PACK_SIZE = (1 << 63) - 1
-_ROW = struct.Struct("<QII16s")
+_ROW = struct.Struct("<QII16s16s")
+_NOT_NOTED = bytes(16)
+"""In a row, of a frame whose content digest no entry tells."""
 _PACK_KEYS = {"pack", "size", "frames"}
 
 
@@ -51,13 +53,15 @@ class Frame(NamedTuple):
     """A frame: where it lies in its pack, how many bytes are stored there, and of how many bytes of files.
 
     It is stored as it is where both numbers are equal, compressed otherwise; encrypted, it is SEAL_SIZE bytes longer.
-    ``digest`` is the xxh3-128 digest of what is stored.
+    ``digest`` is the xxh3-128 digest of what is stored, ``content_digest`` that of the bytes of files: None in entries
+    of before it was noted, and where the frame is stored as it is, whose ``digest`` is of the same bytes.
     """
 
     offset: int
     stored_size_bytes: int
     size_bytes: int
     digest: bytes
+    content_digest: bytes | None = None
 
 
 class Sealed(NamedTuple):
@@ -68,7 +72,7 @@ class Sealed(NamedTuple):
 
 
 class Pack:
-    """A pack and those of its frames that a backup needs, in 40 bytes each; ``size_bytes`` is that of the object.
+    """A pack and those of its frames that a backup needs, in 56 bytes each; ``size_bytes`` is that of the object.
 
     A position in it counts the bytes of files in its frames, whatever is stored of them.
     """
@@ -87,11 +91,11 @@ class Pack:
     def __getitem__(self, number: int) -> Frame:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return Frame(*_ROW.unpack_from(self._rows, number * _ROW.size))
+        return _of_row(_ROW.unpack_from(self._rows, number * _ROW.size))
 
     def add(self, frame: Frame) -> None:
         """Add a frame behind the others."""
-        self._rows += _ROW.pack(*frame)
+        self._rows += _ROW.pack(*frame[:-1], frame.content_digest or _NOT_NOTED)
         self._ends.append(self.end + frame.size_bytes)
 
     def end_with(self, trailer: bytes) -> None:
@@ -139,8 +143,45 @@ class Pack:
                 f"catalogue entry: the frames of pack {self.name} reach beyond its {self.size_bytes} bytes"
             )
 
+    def with_frames(self, frames: Iterable[Frame]) -> Pack:
+        """Return the pack with other frames of it; raises FormatError where they lie across each other."""
+        found = Pack(self.name, self.size_bytes, self.sealed)
+        for frame in sorted(frames):
+            found.add(frame)
+        found.check()
+        return found
+
+    @property
+    def is_all_frames(self) -> bool:
+        """Whether there is nothing in it but frames that are known."""
+        position = len(self.header)
+        for frame in self:
+            if frame.offset != position:
+                return False
+            position += frame.stored_size_bytes
+        return position + self.overhead_bytes == self.size_bytes
+
+    def content_digest(self, number: int) -> bytes | None:
+        """Return the xxh3-128 digest of the bytes of files in a frame, None where the entry does not tell it."""
+        frame = self[number]
+        if self.sealed is None and frame.stored_size_bytes == frame.size_bytes:
+            return frame.digest
+        return frame.content_digest
+
     def __iter__(self) -> Iterator[Frame]:
-        return (Frame(*row) for row in _ROW.iter_unpack(self._rows))
+        return map(_of_row, _ROW.iter_unpack(self._rows))
+
+
+def _of_row(row: tuple[int, int, int, bytes, bytes]) -> Frame:
+    return Frame(*row[:-1], None if row[-1] == _NOT_NOTED else row[-1])
+
+
+class ContentPart(NamedTuple):
+    """``length`` bytes of a stored file from ``offset`` on, and their xxh3-128 digest."""
+
+    offset: int
+    length: int
+    digest: bytes
 
 
 class PackedContents(NamedTuple):
@@ -167,7 +208,9 @@ def encode_packs(packs: Iterable[Pack]) -> Iterator[bytes]:
             document["sealed"] = [pack.sealed.header.hex(), pack.sealed.trailer.hex()]
         yield json.dumps(document).encode()
         for frame in pack:
-            yield (f'[{frame.offset}, {frame.stored_size_bytes}, {frame.size_bytes}, "{frame.digest.hex()}"]'.encode())
+            noted = "" if frame.content_digest is None else f', "{frame.content_digest.hex()}"'
+            row = f"{frame.offset}, {frame.stored_size_bytes}, {frame.size_bytes}"
+            yield f'[{row}, "{frame.digest.hex()}"{noted}]'.encode()
 
 
 class PackReader:
@@ -188,7 +231,7 @@ class PackReader:
         if not isinstance(value, dict) or value.keys() - {"sealed"} != _PACK_KEYS:
             raise FormatError("catalogue entry: a pack has not the members of one")
         name, size_bytes, count = value["pack"], value["size"], value["frames"]
-        if not isinstance(name, str) or _PACK_NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or not is_pack_name(name):
             raise FormatError(f"catalogue entry: {name!r} is not the name of a pack")
         if not _is_number(size_bytes, _MAX_PACK_SIZE) or not _is_number(count, _MAX_PACK_SIZE):
             raise FormatError(f"catalogue entry: a number of pack {name} is out of range")
@@ -204,6 +247,11 @@ class PackReader:
         if len({pack.name for pack in self.packs}) < len(self.packs):
             raise FormatError("catalogue entry: a pack comes twice")
         return self.packs
+
+
+def is_pack_name(name: str) -> bool:
+    """Tell whether an object's last part names a pack."""
+    return _PACK_NAME.fullmatch(name) is not None
 
 
 def _is_number(value: object, highest: int) -> bool:
@@ -224,18 +272,17 @@ def _sealed(value: Any) -> Sealed:
 
 
 def _frame(value: Any) -> Frame:
-    if not isinstance(value, list) or len(value) != 4:
+    if not isinstance(value, list) or len(value) not in (4, 5):
         raise FormatError("catalogue entry: a frame has not the members of one")
-    offset, stored_size_bytes, size_bytes, digest = value
+    offset, stored_size_bytes, size_bytes, *digests = value
     if (
         not _is_number(offset, _MAX_PACK_SIZE)
         or not _is_number(size_bytes, FRAME_SIZE)
         or not _is_number(stored_size_bytes, FRAME_SIZE + SEAL_SIZE)
-        or not isinstance(digest, str)
-        or _FRAME_DIGEST.fullmatch(digest) is None
+        or not all(isinstance(digest, str) and _FRAME_DIGEST.fullmatch(digest) for digest in digests)
     ):
         raise FormatError("catalogue entry: a member of a frame is out of range")
-    return Frame(offset, stored_size_bytes, size_bytes, bytes.fromhex(digest))
+    return Frame(offset, stored_size_bytes, size_bytes, *map(bytes.fromhex, digests))
 
 
 def check_directories(value: Any) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from pgwal.backup.standby import Standby
 from pgwal.backup.stored_path import encode_path
 from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn
@@ -166,13 +167,17 @@ _NO_RECOVERY = {
 _SETTING_NAME = re.compile(rb"[ \t]*(\w+)")
 
 
-def recovery_settings(target: RecoveryTarget, restore_command: str, major: int) -> Iterator[tuple[str, str]]:
+def recovery_settings(
+    target: RecoveryTarget, restore_command: str, major: int, standby: Standby | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield every recovery setting of a major version, those without effect too, which earlier recoveries may have set.
 
     What is wanted comes last: a server refuses an empty target as a second one when another has been set before it
     (assign_recovery_target_xid and its like).
     """
     wanted = dict(target.settings()) | {_RESTORE_COMMAND: restore_command}
+    if standby is not None:
+        wanted |= standby.settings()
     absent = set() if version_of_major(major).has_trigger_file else {"promote_trigger_file"}
     for name, value in _NO_RECOVERY.items():
         if name not in wanted.keys() | absent:

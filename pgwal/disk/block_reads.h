@@ -54,4 +54,17 @@ static int64_t pgwal_read_parts(
     return total;
 }
 
+/* Copy `count` parts of contents to `target`, one after the other, zeros where there is none. */
+static void pgwal_copy_parts(
+    const uint8_t **contents, const uint64_t *offsets, const uint32_t *lengths, uint64_t count, uint8_t *target)
+{
+    for (uint64_t at = 0; at < count; at++) {
+        if (contents[at] == NULL)
+            memset(target, 0, lengths[at]);
+        else
+            memcpy(target, contents[at] + offsets[at], lengths[at]);
+        target += lengths[at];
+    }
+}
+
 #endif

@@ -2,6 +2,7 @@
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -9,6 +10,9 @@ cdef extern from "block_reads.h" nogil:
     int64_t pgwal_read_blocks(int descriptor, const uint32_t *numbers, uint64_t count, uint8_t *target) noexcept
     int64_t pgwal_read_parts(
         const int32_t *descriptors, const uint64_t *offsets, const uint32_t *lengths, uint64_t count, uint8_t *target
+    ) noexcept
+    void pgwal_copy_parts(
+        const uint8_t **contents, const uint64_t *offsets, const uint32_t *lengths, uint64_t count, uint8_t *target
     ) noexcept
 
 
@@ -58,3 +62,38 @@ cdef inline object _parts_into(object target, object descriptors, object offsets
             held -= 1
             PyBuffer_Release(&views[held])
     return done
+
+
+cdef inline object _copy_into(object target, list contents, object offsets, object lengths, uint64_t count):
+    """Fill ``target``, which is large enough, with parts that lie in ``contents``, which the caller keeps."""
+    cdef Py_buffer views[3]
+    cdef int held = 0
+    cdef uint64_t at
+    cdef const uint8_t **starts = <const uint8_t **> PyMem_Malloc(max(count, 1) * sizeof(void *))
+    if starts == NULL:
+        raise MemoryError()
+    try:
+        for at in range(count):
+            content = contents[at]
+            if content is None:
+                starts[at] = NULL
+            else:
+                starts[at] = <const uint8_t *> PyBytes_AS_STRING(<bytes?> content)
+        for holder in (offsets, lengths):
+            PyObject_GetBuffer(holder, &views[held], PyBUF_SIMPLE)
+            held += 1
+        PyObject_GetBuffer(target, &views[held], PyBUF_WRITABLE)
+        held += 1
+        with nogil:
+            pgwal_copy_parts(
+                starts,
+                <const uint64_t *> views[0].buf,
+                <const uint32_t *> views[1].buf,
+                count,
+                <uint8_t *> views[2].buf,
+            )
+    finally:
+        PyMem_Free(starts)
+        while held:
+            held -= 1
+            PyBuffer_Release(&views[held])

@@ -1,7 +1,8 @@
 # cython: language_level=3, annotation_typing=False
-"""Read what lies apart in open files, many blocks or parts in one call.
+"""Read what lies apart in open files, or in memory, many blocks or parts in one call.
 
-Incremental backups and restores do, and a call of Python for each costs more than the reading.  This source runs in
+Incremental backups and restores do, and a call of Python for each costs more than the reading; nor do other threads
+wait for it meanwhile.  This source runs in
 two forms, as pgwal/wal/scan.py does: compiled by Cython, with block_reads.h, and interpreted as it stands.
 """
 
@@ -52,6 +53,26 @@ def read_parts(target: memoryview, descriptors: array[int], offsets: array[int],
     return _require_done(_parts_into(target, descriptors, offsets, lengths, len(lengths)))
 
 
+def copy_parts(target: memoryview, contents: list[bytes | None], offsets: array[int], lengths: array[int]) -> int:
+    """Fill ``target`` with parts of contents, one after the other, and return how many bytes they have.
+
+    The arrays are of types Q and I, and tell of each part where in its content it lies: None stands for zeros.  Raises
+    ValueError where a part is not all in its content, or the target too small.
+    """
+    if (offsets.itemsize, lengths.itemsize) != (8, 4):
+        raise ValueError("the arrays are of types Q and I")
+    if not (len(contents) == len(offsets) == len(lengths)):
+        raise ValueError("the arrays are of one length")
+    size = sum(lengths)
+    if size > target.nbytes:
+        raise ValueError("the parts are longer than the target")
+    for content, offset, length in zip(contents, offsets, lengths, strict=True):
+        if content is not None and offset + length > len(content):
+            raise ValueError("a part is not all in its content")
+    _copy_into(target, contents, offsets, lengths, len(lengths))
+    return size
+
+
 def _require_done(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
@@ -86,6 +107,15 @@ if not cython.compiled:
             if done < len(part):
                 break
         return total
+
+    def _copy_into(
+        target: memoryview, contents: list[bytes | None], offsets: array[int], lengths: array[int], count: int
+    ) -> None:
+        total = 0
+        for at in range(count):
+            content, start, length = contents[at], offsets[at], lengths[at]
+            target[total : total + length] = bytes(length) if content is None else content[start : start + length]
+            total += length
 
     def _read_at(descriptor: int, part: memoryview, offset: int) -> int:
         done = 0

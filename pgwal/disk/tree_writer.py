@@ -20,12 +20,14 @@ from pgwal.disk.new_file import (
     refused,
     write_buffer,
 )
+from pgwal.disk.present_file import PresentFile, open_present
 from pgwal.disk.small_files import FileNotCreated, sync_files, write_small_files
 from pgwal.disk.write_behind import WriteBehind
 from pgwal.errors import TargetError
 
 _DIRECTORY_MODE = 0o700
 _GROUP_DIRECTORY_MODE = 0o750
+_NEW_SUFFIX = ".new"
 _SYNC_THREADS = 16
 """They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
 _SYNC_FILES = 8
@@ -50,7 +52,7 @@ class TreeWriter:
         self._durable = durable
         self._refused = refusal
         self._file_mode = GROUP_FILE_MODE if group_access else FILE_MODE
-        self._directory_mode = _GROUP_DIRECTORY_MODE if group_access else _DIRECTORY_MODE
+        self.directory_mode = _GROUP_DIRECTORY_MODE if group_access else _DIRECTORY_MODE
         self._directories: set[Path] = set()
         """Those with something new in them; a list of files could be a million long."""
         self._names = {root}
@@ -126,14 +128,27 @@ class TreeWriter:
                 hint="Both must be on one file system that has hard links; or use --copy.",
             ) from error
 
+    def present(self, path: str) -> PresentFile | None:
+        """Open a file that is there, to make another one of it; None where there is none that can be used."""
+        return open_present(self.root / path, self._file_mode, self._refused)
+
     def replace(self, path: str, content: bytes) -> None:
-        """Put other bytes into a small file that was written before, through this writer."""
+        """Put a small file in the place of one that may be there: it is all the one or all the other at any time."""
+        target = self.root / path
+        new = target.with_name(f"{target.name}{_NEW_SUFFIX}") if os.path.lexists(target) else target
         try:
-            with (self.root / path).open("wb") as file:
-                file.write(content)
+            if new != target:
+                new.unlink(missing_ok=True)
+            with NewFile(new, durable=self._durable, mode=self._file_mode, refusal=self._refused) as file:
+                file.write(memoryview(content), 0)
+            if self._durable:
+                _sync(new, os.O_RDONLY)
+            new.rename(target)
+            if self._durable:
+                _sync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise self._refused("write", self.root / path, error) from error
-        self._directories.add((self.root / path).parent)
+            raise self._refused("write", target, error) from error
+        self._directories.add(target.parent)
 
     def rename(self, old: str, new: str) -> None:
         """Give a file that is durable its final name, durably."""
@@ -160,11 +175,12 @@ class TreeWriter:
         self.symlink(path, location)
 
     def symlink(self, path: str, location: Path) -> None:
-        """Make a symbolic link to an absolute location."""
+        """Make a symbolic link to an absolute location, unless it is there."""
         target = self.root / path
         self._make(target.parent)
         try:
-            target.symlink_to(location)
+            if not (target.is_symlink() and target.readlink() == location):
+                target.symlink_to(location)
         except OSError as error:
             raise self._refused("link", target, error) from error
 
@@ -190,15 +206,15 @@ class TreeWriter:
             self._make(directory.parent)
         try:
             directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-            if self._directory_mode != _DIRECTORY_MODE:
-                directory.chmod(self._directory_mode)
+            if self.directory_mode != _DIRECTORY_MODE:
+                directory.chmod(self.directory_mode)
         except OSError as error:
             raise self._refused("create", directory, error) from error
         self._directories.add(directory)
 
     def _set_mode(self, directory: Path) -> None:
         try:
-            directory.chmod(self._directory_mode)
+            directory.chmod(self.directory_mode)
         except OSError as error:
             raise self._refused("set the mode of", directory, error) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pgwal.encryption.core_files import keep_out_of_core_files
 from pgwal.errors import FormatError, PgwalError, WrongKey
 
 SECRET_PREFIX = "AGE-SECRET-KEY-1"
@@ -23,6 +24,7 @@ def pyrage() -> Any:
             "encryption needs pyrage and cryptography, which are not installed",
             hint='Install them: pip install "pgwal[crypto]".',
         ) from None
+    keep_out_of_core_files()
     return pyrage
 
 

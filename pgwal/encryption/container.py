@@ -143,20 +143,22 @@ def sealed_pieces(cipher: FrameCipher, header: bytes, pieces: Iterable[bytes]) -
     """Yield an object as it is stored, from the pieces of what it holds."""
     yield header
     # At most a frame: only when there is no more it is known to be the last.
-    waiting, number = b"", 0
+    waiting, number = memoryview(b""), 0
     for piece in pieces:
-        view, at = memoryview(piece), 0
-        if waiting:
-            taken = view[: FRAME_BYTES - len(waiting)]
-            waiting, at = waiting + taken, len(taken)
-            if len(waiting) == FRAME_BYTES and at < len(view):
-                yield cipher.seal(number, waiting)
-                waiting, number = b"", number + 1
+        view = memoryview(piece)
+        if len(waiting) % FRAME_BYTES:
+            # Copied only where a frame is in several pieces.
+            taken = FRAME_BYTES - len(waiting)
+            waiting, view = memoryview(b"".join((waiting, view[:taken]))), view[taken:]
+        if len(waiting) == FRAME_BYTES and view:
+            yield cipher.seal(number, waiting)
+            waiting, number = memoryview(b""), number + 1
+        at = 0
         while len(view) - at > FRAME_BYTES:
             yield cipher.seal(number, view[at : at + FRAME_BYTES])
             number, at = number + 1, at + FRAME_BYTES
         if at < len(view):
-            waiting = bytes(view[at:])
+            waiting = view[at:]
     yield cipher.seal(number, waiting, last=True)
 
 

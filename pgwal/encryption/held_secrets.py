@@ -6,9 +6,10 @@ What is summarised is forgotten, but for the last segments.  The file says no mo
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -21,7 +22,10 @@ _MOST = 1 << 16
 
 
 class HeldSecrets:
-    """A file of lines ``<object id> <segment> <secret>``, to which one process adds, and which others read."""
+    """A file of lines ``<object id> <segment> <secret>``, to which receivers and archive_command add.
+
+    Whoever changes it has the lock of a file beside it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,13 +42,13 @@ class HeldSecrets:
 
     def add(self, object_id: bytes, segment: str, secret: bytes) -> None:
         """Hold a secret, durably; raises RepositoryError."""
-        with self._lock:
+        with self._lock, self._alone():
             # The newline in front: a crash may have cut the line before.
             self._write_file(b"\n" + _line(object_id, segment, secret), os.O_APPEND)
 
     def forget(self, is_needed: Callable[[str], bool]) -> None:
         """Forget the secrets of segments that are not needed, except for the last ones."""
-        with self._lock:
+        with self._lock, self._alone():
             known = self._all()
             newest = set(sorted({segment for segment, _ in known.values()})[-_FEWEST_SEGMENTS:])
             kept = [(object_id, held) for object_id, held in known.items() if held[0] in newest or is_needed(held[0])][
@@ -53,6 +57,23 @@ class HeldSecrets:
             if len(kept) == len(known):
                 return
             self._write_file(b"".join(_line(object_id, *held) for object_id, held in kept), os.O_TRUNC)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing the file: what is added to one that is replaced would be lost."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self._path.with_name(f"{self._path.name}.lock"), flags, 0o600)
+        except OSError as error:
+            raise self._failed("lock", error) from error
+        try:
+            # Where the file system has none, nobody can have one.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _all(self) -> dict[bytes, tuple[str, bytes]]:
         seen = self._signature()
@@ -86,7 +107,6 @@ class HeldSecrets:
     def _write_file(self, content: bytes, mode: int) -> None:
         path = self._path if mode == os.O_APPEND else self._path.with_name(f"{self._path.name}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | mode
             with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
                 file.write(content)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pgwal.encryption.age import SECRET_PREFIX, Identity
 from pgwal.encryption.container import KEY_BYTES
+from pgwal.encryption.core_files import keep_out_of_core_files
 from pgwal.encryption.key_places import key_revision_path, metadata_key_path
 from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import FormatError, KeyRequired, PgwalError, WrongKey
@@ -24,6 +25,13 @@ _METADATA_LINE = re.compile(r"PGWAL-METADATA-KEY-1 ([0-9a-f]{32}) ([A-Za-z0-9+/]
 def identities_of(sources: KeySources) -> list[Identity]:
     """Return the private keys that are to be had; raises KeyRequired where none was named, PgwalError."""
     file, command, _ = sources.resolved()
+    if any(SECRET_PREFIX in str(each).upper() for each in (file, command)):
+        # Everybody sees arguments, and a restored server would have it in its settings.
+        raise WrongKey(
+            "a private key was given in place of the file that holds it, or in the command that prints it",
+            hint="Take it for known to others: replace it with another one. Name a file, or a command that asks what"
+            " keeps the key.",
+        )
     if file is not None:
         return _identities(_read_private(file), str(file))
     if command is not None:
@@ -37,6 +45,7 @@ def identities_of(sources: KeySources) -> list[Identity]:
 
 def _read_private(path: Path) -> str:
     """Return the text of a file that nobody but its owner may read; raises PgwalError."""
+    keep_out_of_core_files()
     try:
         with path.open("rb", buffering=0) as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -73,9 +82,11 @@ def _identities(text: str, place: str) -> list[Identity]:
 
 def _printed_by(command: str) -> str:
     """Run a command, by the shell, and return what it prints; what it says of errors goes where ours do."""
+    keep_out_of_core_files()
     result = subprocess.run(command, shell=True, stdin=None, stdout=subprocess.PIPE, check=False)
     if result.returncode != 0:
-        raise KeyRequired(f"the identity command ended with code {result.returncode}: {command}")
+        # Without the command, in which there may be what opens the door to the key.
+        raise KeyRequired(f"the identity command ended with code {result.returncode}")
     return result.stdout[: _MOST_BYTES + 1].decode("ascii", "replace")
 
 

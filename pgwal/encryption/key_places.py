@@ -18,16 +18,24 @@ _UNLIKE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 def metadata_key_path(address: str, sources: KeySources) -> Path:
     """Return where the metadata key of the repository at an address lies, if it does: where an option says, or else
     ``pgwal/metadata-keys`` where the user's programs keep their configuration."""
-    return sources.resolved().metadata_key_file or _metadata_keys() / _file_name(address)
+    return sources.resolved().metadata_key_file or own_metadata_key_path(address)
+
+
+def own_metadata_key_path(address: str) -> Path:
+    """Return where the metadata key of a repository lies, whatever an option says of another one."""
+    return _metadata_keys() / _file_name(address)
 
 
 def has_metadata_key(address: str, sources: KeySources) -> bool:
     """Tell whether this machine has a metadata key for an address: what is there must be encrypted then."""
-    if sources.resolved().metadata_key_file is not None:
-        return True
+    return sources.resolved().metadata_key_file is not None or has_own_metadata_key(address)
+
+
+def has_own_metadata_key(address: str) -> bool:
+    """Tell whether this machine has a metadata key for an address, whatever an option says of another one."""
     try:
         # What this user may not look at, and what a user without a home has, are no keys of his.
-        return os.path.exists(_metadata_keys()) and os.path.exists(metadata_key_path(address, sources))  # noqa: PTH110
+        return os.path.exists(_metadata_keys()) and os.path.exists(own_metadata_key_path(address))  # noqa: PTH110
     except PgwalError:
         return False
 

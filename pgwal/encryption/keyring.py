@@ -49,7 +49,7 @@ class Keyring(NamedTuple):
         """Return the document, with a code by which whoever has the metadata key knows it."""
         document = self._document()
         document["mac"] = _mac(document, metadata_key)
-        return json.dumps(document, indent=2).encode() + b"\n"
+        return _spelled(document)
 
     def _document(self) -> dict[str, Any]:
         return {
@@ -97,6 +97,8 @@ class StoredKeyring(NamedTuple):
                 raise TypeError("its code is no text")
             if document.keys() != {*keyring._document(), "mac"}:
                 raise ValueError("it has other members")
+            if _spelled(document) != content:
+                raise ValueError("it is spelled otherwise")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(
                 f"{name} cannot be read: {type(error).__name__}",
@@ -148,6 +150,10 @@ def _number(value: object, highest: int) -> int:
     if type(value) is not int or not 0 < value <= highest:
         raise ValueError("no such number")
     return value
+
+
+def _spelled(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode() + b"\n"
 
 
 def _mac(document: dict[str, Any], metadata_key: bytes) -> str:

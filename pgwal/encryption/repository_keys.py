@@ -53,6 +53,11 @@ class RepositoryKeys:
     def __repr__(self) -> str:
         return f"<keys of {self.keyring.repository_id}>"
 
+    @property
+    def metadata_key(self) -> bytes:
+        """The metadata key, for a repository that is to have the same."""
+        return self._metadata_key
+
     def sealing(self, name: str, sealed_for: SealedFor, *, segment: str | None = None) -> tuple[bytes, FrameCipher]:
         """Return the header of a new object, and what seals its frames; the secret of a ``segment`` is held."""
         if sealed_for is SealedFor.METADATA:

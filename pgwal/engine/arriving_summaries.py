@@ -158,10 +158,15 @@ class ArrivingSummaries:
             self._metrics.errors["summary"] += 1
             self._summarizer = None
 
-    def write_finished(self) -> None:
-        """Write the summaries that are whole."""
+    @property
+    def has_finished(self) -> bool:
+        """Whether there are summaries to be written."""
+        return self._summarizer is not None and self._summarizer.has_finished
+
+    def write_finished(self, durable_lsn: Lsn) -> None:
+        """Write the summaries that are whole, all of WAL that is durable."""
         if self._summarizer is not None:
-            self.position = self._summarizer.position
+            self.position = min(self._summarizer.position, durable_lsn)
             self._write(self._summarizer)
 
     def finish(self, end: Lsn) -> None:

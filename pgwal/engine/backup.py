@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pgwal.backup.backup_file import BackupFile
@@ -19,6 +18,7 @@ from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
 from pgwal.control_file import ControlFile
 from pgwal.disk.new_file import FILE_MODE, GROUP_FILE_MODE
+from pgwal.engine.backup_report import BackupReport
 from pgwal.engine.backup_request import BackupRequest
 from pgwal.engine.backup_wal import BackupWal
 from pgwal.engine.backup_window import (
@@ -28,6 +28,7 @@ from pgwal.engine.backup_window import (
     require_received,
     window_since,
 )
+from pgwal.engine.block_audit import BlockAudit, require_none_missed
 from pgwal.engine.cluster_parts import (
     ClusterParts,
     account_for_databases,
@@ -36,6 +37,7 @@ from pgwal.engine.cluster_parts import (
     require_none_missing,
 )
 from pgwal.engine.copy import Copy, CopyRules
+from pgwal.engine.missed_blocks import Judge
 from pgwal.engine.prepare_backup import directories_to_empty, prepare_backup, servers_data_directory
 from pgwal.engine.receiving import ReceivedWal, receiving
 from pgwal.engine.servers_directory import require_servers_directory
@@ -67,24 +69,6 @@ _LABEL_NAME = "backup_label"
 
 _CROWDED_S = 60
 """So far ahead of the clock may be ids of backups that came one right after the other; others tell of a wrong clock."""
-
-
-@dataclass(slots=True)
-class BackupReport:
-    """What a backup did; sizes in bytes, times in seconds.
-
-    ``requests`` are how often an object store was asked, by kinds, None where there is none.
-    """
-
-    entry: BackupEntry
-    window: list[LsnRange]
-    changed_block_count: int
-    copied_block_count: int
-    block_count: int
-    bytes_read: int
-    bytes_written: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    requests: Mapping[str, int] | None = None
 
 
 def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] | None = None) -> BackupReport:
@@ -181,6 +165,9 @@ class _Backup:
         self._started_at = self._finished_at = read_clock(connection)
         self._seconds: dict[str, float] = {}
         self._window: list[LsnRange] = []
+        self._audit: BlockAudit | None = None
+        if request.audit is not None and prior is not None:
+            self._audit = BlockAudit(request.audit, prior.start_lsn)
 
     def run(self, session: BackupSession, on_progress: Callable[[int, int], None] | None) -> BackupReport:
         with _timed(self._seconds, "checkpoint"):
@@ -220,6 +207,7 @@ class _Backup:
             with _timed(self._seconds, "wait for WAL"):
                 during = backup_wal.require_whole(label, stop.stop_lsn, control)
             self._account_for_missing(copy, parts, during)
+            self._judge_audit(during)
             entry = self._entry(staged.backup_id, start_lsn, stop, copy, parts)
             if self._prior is not None:
                 check_link(entry, self._prior)
@@ -233,6 +221,7 @@ class _Backup:
             copy.bytes_read,
             entry.repository_bytes,
             self._seconds,
+            audit=None if self._audit is None else self._audit.tally,
         )
 
     # -- before the copy ---------------------------------------------------------------------------------------
@@ -298,7 +287,8 @@ class _Backup:
             file_mode=GROUP_FILE_MODE if facts.group_access else FILE_MODE,
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
-        return Copy(self._sources, changes, staged, manifest, rules, on_progress, backup_wal.check)
+        audit = None if self._audit is None else (self._audit, start_lsn)
+        return Copy(self._sources, changes, staged, manifest, rules, on_progress, backup_wal.check, audit)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL
@@ -339,6 +329,14 @@ class _Backup:
         if copy.missing:
             account_for_databases(parts, copy.missing, self._connection)
         require_none_missing(copy.missing)
+
+    def _judge_audit(self, during: BlockMap) -> None:
+        """Raise VerificationFailed when the audit has found a block that the block map lacks."""
+        if self._audit is not None:
+            judge = Judge(self._repository, self._window, data_checksums=self._facts.data_checksums)
+            with _timed(self._seconds, "judge the audit"):
+                self._audit.settle(judge, self._sources[0], [during])
+            require_none_missed(self._audit.tally, self._facts.major)
 
     def _write_label(self, copy: Copy, start_lsn: Lsn, stop: BackupStop) -> BackupLabel:
         label = BackupLabel.decode(stop.label_file)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from pgwal.backup.reconstruct import Run
-from pgwal.disk.block_reads import read_parts
+from pgwal.disk.block_reads import copy_parts, read_parts
 from pgwal.engine.chain_source import ANOTHER_BACKUP, ChainSource
 from pgwal.errors import TruncatedInput
 from pgwal.repository.backup_data import StoredContent
@@ -46,19 +46,24 @@ def _read_some(pieces: list[Run], sources: Sequence[ChainSource], target: memory
         # Where that fails, each is read on its own: the one that cannot be read says so.
         with suppress(OSError):
             return read_parts(target, descriptors, offsets, lengths)
-    done = 0
+    parts: list[bytes | None] = []
+    offsets, lengths = array("Q"), array("I")
     for _, length, source, source_offset in pieces:
-        end = done + length
         if source is None:
-            target[done:end] = bytes(length)
-            done = end
+            parts.append(None)
+            offsets.append(0)
+            lengths.append(length)
             continue
-        while done < end and (count := contents[source].read_into(source_offset, target[done:end])):
-            done += count
-            source_offset += count
-        if done < end:
-            break
-    return done
+        end = source_offset + length
+        while source_offset < end:
+            content, start, size = contents[source].part(source_offset, end - source_offset)
+            if not size:
+                return copy_parts(target, parts, offsets, lengths)
+            parts.append(content)
+            offsets.append(start)
+            lengths.append(size)
+            source_offset += size
+    return copy_parts(target, parts, offsets, lengths)
 
 
 def _of_few_sources(pieces: list[Run], limit: int) -> Iterator[list[Run]]:

@@ -230,6 +230,15 @@ class OlderPages:
             )
 
 
+def fetched_bytes(stored: Sequence[BackupData], bytes_read: int) -> int:
+    """Return how much was fetched of a chain, given what was read of its files.
+
+    Backups in packs count together what they fetch; where some files are in none, what was read of them tells.
+    """
+    fetched = [data.fetched_bytes for data in stored]
+    return bytes_read if None in fetched else max(filter(None, fetched), default=0)
+
+
 def _read_header(data: BackupData, path: str, content: StoredContent) -> tuple[IncrementalHeader, bytes]:
     try:
         prefix = IncrementalHeader.decode_prefix(content.read_at(0, FIXED_SIZE))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from pgwal.control_file import ControlFile
 from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.engine.prepare_backup import require_data_directory, require_page_images, require_wal_level
+from pgwal.engine.slot_guard import Retention, RetentionLimit
 from pgwal.errors import PgwalError, RepositoryError, ServerError, SettingRequired, StoreUnavailable, UnsupportedVersion
 from pgwal.postgres.connection import ConnectionParameters, connect_replication, connect_sql
 from pgwal.postgres.privileges import FILE_FUNCTIONS, RoleRights, grant_hint, grant_replication, read_role_rights
-from pgwal.postgres.server import ServerFacts, backup_function_signatures, read_server_facts
+from pgwal.postgres.server import ServerFacts, backup_function_signatures, current_flush_lsn, read_server_facts
 from pgwal.postgres.server_condition import ServerCondition, read_server_condition
 from pgwal.postgres.slots import SlotFacts, read_slot
 from pgwal.repository.place import Place
@@ -49,6 +50,8 @@ class CheckRequest:
     slot: str | None = None
     place: Place | None = None
     """Where a repository is to be."""
+    max_retained_bytes: int | None = None
+    """How much WAL the slot may make the server retain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,11 @@ def _findings(connection: psycopg.Connection, request: CheckRequest) -> Iterator
     yield _wal_senders(condition)
     yield _slots(condition)
     if request.slot is not None:
-        yield _slot(request.slot, read_slot(connection, request.slot))
+        slot = read_slot(connection, request.slot)
+        yield _slot(request.slot, slot)
+        if slot is not None and slot.restart_lsn is not None and request.max_retained_bytes is not None:
+            retained_bytes = max(0, current_flush_lsn(connection) - slot.restart_lsn)
+            yield _retention(slot, retained_bytes, RetentionLimit(request.max_retained_bytes))
     yield _functions("backup functions", "start and stop backups", rights, file_functions=False)
     if request.data_directory is None:
         yield _functions("file functions", "read files over SQL", rights, file_functions=True)
@@ -207,6 +214,22 @@ def _slot(wanted: str, slot: SlotFacts | None) -> Finding:
             f"Drop it with SELECT pg_drop_replication_slot('{wanted}'), make it again, and take a full backup.",
         )
     return Finding(name, Status.OK, "in use" if slot.active else "not in use")
+
+
+def _retention(slot: SlotFacts, retained_bytes: int, limit: RetentionLimit) -> Finding:
+    name = f"WAL retained by slot {slot.name}"
+    retention = limit.judge(retained_bytes)
+    message = f"{retained_bytes >> 20} MB of at most {limit.max_bytes >> 20} MB"
+    if retention is Retention.WITHIN:
+        return Finding(name, Status.OK, message)
+    # What is too much ends in a full disk, or in a slot that is lost.
+    return Finding(
+        name,
+        Status.WARNING if retention is Retention.NEAR else Status.LACKING,
+        f"{message}; {'a' if slot.active else 'no'} receiver is connected",
+        f"Start pgwal stream --slot {slot.name}. If that cannot be, drop the slot before the server's disk is full:"
+        f" SELECT pg_drop_replication_slot('{slot.name}'); a full backup is needed then.",
+    )
 
 
 def _functions(name: str, purpose: str, rights: RoleRights, *, file_functions: bool) -> Finding:

@@ -13,9 +13,11 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.manifest_reader import system_identifier_of_head
+from pgwal.disk.directory_lock import DirectoryLock
 from pgwal.disk.new_file import GrowingFile
-from pgwal.engine.rebuild import Rebuild, RebuildReport, RebuiltFile
+from pgwal.engine.rebuild import Rebuild
 from pgwal.engine.rebuild_options import RebuildOptions
+from pgwal.engine.rebuild_report import RebuildReport, RebuiltFile
 from pgwal.engine.restore import filling, tablespace_locations
 from pgwal.engine.restore_places import require_places
 from pgwal.errors import ObjectNotFound, WrongCluster
@@ -67,9 +69,10 @@ def combine_backups(request: CombineRequest, on_progress: Callable[[int, int], N
     )
     _require_own_manifests(repository, chain)
     algorithm = request.manifest_checksums
-    with filling(request.output, locations.values()), repository.catalogue.hold(entry.backup_id):
+    with filling(request.output, locations.values()) as held, repository.catalogue.hold(entry.backup_id):
         rebuild = Rebuild(repository, chain, request.output, request.options, on_progress, checksum_algorithm=algorithm)
         rebuild.make_directories(locations)
+        held.enter_context(DirectoryLock(request.output))
         if algorithm is None:
             _write(rebuild)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
 from pgwal.backup.backup_file import BackupFile
@@ -14,12 +15,29 @@ from pgwal.checksum import content_digest
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.written_file import WrittenFile
 
+_GROUP_BYTES = 1 << 20
+_GROUP_FILES = 32
+
 
 class Item(NamedTuple):
     """A file of the source, and how long the prior backup's is when reconstructed, None when there is none."""
 
     file: SourceFile
     prior_size_bytes: int | None
+
+
+def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Put consecutive small files together: handing one over to a thread would cost more than copying it."""
+    group: list[Item] = []
+    size_bytes = 0
+    for item in items:
+        group.append(item)
+        size_bytes += item.file.size_bytes
+        if size_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
 
 
 class GoneFile(NamedTuple):

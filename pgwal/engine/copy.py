@@ -20,7 +20,9 @@ from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, Unread
 from pgwal.backup.walk import with_prior_sizes
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.disk.new_file import FILE_MODE
-from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile
+from pgwal.engine.audit_sample import AuditSample
+from pgwal.engine.block_audit import BlockAudit
+from pgwal.engine.copied_file import CopiedFile, GoneFile, Item, PlannedFile, grouped
 from pgwal.engine.workers import Pace, Workers
 from pgwal.errors import BrokenInvariant, FileReplaced
 from pgwal.lsn import Lsn, LsnRange
@@ -32,8 +34,6 @@ from pgwal.summary.block_map import BlockMap
 logger = logging.getLogger(__name__)
 
 _CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
-_GROUP_BYTES = 1 << 20
-_GROUP_FILES = 32
 _SMALL_BYTES = 1 << 17
 """Of files of which no more is wanted, a group is read at once, and then written at once."""
 _COPY_ATTEMPTS = 3
@@ -79,8 +79,12 @@ class Copy:
         rules: CopyRules,
         on_progress: Callable[[int, int], None] | None,
         check: Callable[[], None] = lambda: None,
+        audit: tuple[BlockAudit, Lsn] | None = None,
     ) -> None:
-        """``check`` raises what makes the copy of no use; it is called after each file."""
+        """``check`` raises what makes the copy of no use; it is called after each file.
+
+        ``audit`` looks at blocks that are not copied; with it comes where ``changes`` end.
+        """
         self.data = staged.data
         self.totals = BackupTotals()
         self.block_count = 0
@@ -99,6 +103,7 @@ class Copy:
         self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
         self._manifest = manifest
         self._check = check
+        self._audit = audit
         self._manifest_file = self.data.create(MANIFEST_NAME)
 
     def __enter__(self) -> Self:
@@ -113,13 +118,14 @@ class Copy:
     def copy_all(self, prior_files: Callable[[], Iterable[BackupFile]]) -> None:
         """Copy everything but pg_control; ``prior_files`` gives the files of the prior backup as often as asked."""
         if self._progress is not None:
-            self._progress.total_bytes = planned_bytes(self._listed(), prior_files(), self._changes)
+            sample = None if self._audit is None else self._audit[0].tally.sample
+            self._progress.total_bytes = planned_bytes(self._listed(), prior_files(), self._changes, sample)
         # One source lists while the others read.
         readers = self._sources[1:] or self._sources
         # Closed before anything else is undone: until then, threads may still write.
         with closing(
             Workers(readers, self._pace, lambda source: source.cut()).map(
-                self._copy_files, _grouped(self._items(prior_files()))
+                self._copy_files, grouped(self._items(prior_files()))
             )
         ) as results:
             for copied in chain.from_iterable(results):
@@ -185,6 +191,9 @@ class Copy:
     def _copy_files(self, source: BlockSource, items: Sequence[Item]) -> list[CopiedFile | GoneFile]:
         """Copy some files, and return what became of each: the small ones together."""
         planned = [PlannedFile.of(item.file, item.prior_size_bytes, self._changes) for item in items]
+        if self._audit is not None:
+            audit, start_lsn = self._audit
+            audit.look(source, list(zip(items, planned, strict=True)), start_lsn, self._pace.take)
         small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= _SMALL_BYTES]))
         return [next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned]
 
@@ -296,20 +305,6 @@ class Copy:
             yield chunk
 
 
-def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Put consecutive small files together: handing one over to a thread would cost more than copying it."""
-    group: list[Item] = []
-    size_bytes = 0
-    for item in items:
-        group.append(item)
-        size_bytes += item.file.size_bytes
-        if size_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES:
-            yield group
-            group, size_bytes = [], 0
-    if group:
-        yield group
-
-
 def _read_again(check: PageCheck, path: str, source: BlockSource, *, is_last: bool) -> tuple[list[int], bool]:
     """Return which of the bad blocks stay bad, and whether what was read first is not what the file holds.
 
@@ -354,13 +349,17 @@ class _Progress:
 
 
 def planned_bytes(
-    listed: Iterable[SourceDirectory | SourceFile], prior_files: Iterable[BackupFile], changes: BlockMap | None
+    listed: Iterable[SourceDirectory | SourceFile],
+    prior_files: Iterable[BackupFile],
+    changes: BlockMap | None,
+    sample: AuditSample | None = None,
 ) -> int:
-    """Return how many bytes are to be read."""
+    """Return how many bytes are to be read, those of an audit, of which that is not exact, among them."""
     total = 0
     for item, prior_size_bytes in with_prior_sizes(listed, prior_files):
         if isinstance(item, SourceFile):
-            total += PlannedFile.of(item, prior_size_bytes, changes).wanted_bytes
+            planned = PlannedFile.of(item, prior_size_bytes, changes)
+            total += planned.wanted_bytes + (0 if sample is None else sample.expected_bytes(planned))
     return total
 
 

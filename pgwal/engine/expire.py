@@ -8,14 +8,15 @@ alone.  Wherever this is interrupted, every backup that is still one can be rest
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
+from pgwal.backup.pack_use import WornPack
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire_plan import ExpirePlanner, ExpireReport
-from pgwal.engine.merge import DEFAULT_MAX_REWRITE, merge_chain
+from pgwal.engine.merge import merge_chain
 from pgwal.errors import ObjectRetained, RepositoryLocked
 from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.deletion import delete_what_can_go
@@ -24,6 +25,9 @@ from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_REWRITE = 1 << 30
+"""So many bytes are stored anew at most in a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class ExpireRequest:
     merge: bool = False
     """Whether backups that are kept are merged into full ones, so that what they build on can go."""
     max_rewrite_bytes: int = DEFAULT_MAX_REWRITE
-    """How much merges store anew at most, so that worn packs can go: see ``merge``."""
+    """How much is stored anew at most of packs of which little is needed, so that these can go: see ``pack_use``."""
 
 
 def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | None = None) -> ExpireReport:
@@ -48,7 +52,9 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     file is damaged, because what is needed cannot be known then.
     """
     repository = Repository.open(request.place)
-    planner = ExpirePlanner(repository, request.rules, merging=request.merge)
+    planner = ExpirePlanner(
+        repository, request.rules, merging=request.merge, max_rewrite_bytes=request.max_rewrite_bytes
+    )
     if request.dry_run:
         merges = planner.merges()
         if not repository.backup_is_running():
@@ -58,25 +64,46 @@ def expire(request: ExpireRequest, on_progress: Callable[[int, int], None] | Non
     with repository.lock_backups():
         abandoned = repository.catalogue.clear_unfinished() if request.merge else []
         # Before what is read meanwhile is looked for: this may take long, and removes nothing.
-        merged = list(_merge_all(repository, planner.merges(), request.max_rewrite_bytes, on_progress))
+        merged = list(_merge_all(repository, planner.merges(), on_progress))
         with repository.hold_all_backups(exclusive=True):
             report = _expire(repository, planner, on_progress)
+        # Whoever reads meanwhile does not notice, and nobody waits for it.
+        rewritten = _rewrite(repository, report.rewritten, on_progress)
     unfinished = [*(backup_id + UNFINISHED_SUFFIX for backup_id in abandoned), *report.unfinished]
-    return replace(report, merged=merged, unfinished=unfinished)
+    return replace(report, merged=merged, unfinished=unfinished, rewritten=rewritten)
 
 
 def _merge_all(
     repository: Repository,
     entries: Iterable[BackupEntry],
-    most_bytes: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[BackupEntry]:
     """Merge backups, each with the chain that it has now: others may have been merged before."""
     for entry in entries:
         chain = resolve_chain(repository.catalogue.entries(entry.backup_id), entry.backup_id)
-        report = merge_chain(repository, chain, max_rewrite_bytes=most_bytes, on_progress=on_progress)
-        most_bytes -= report.rewritten_bytes
-        yield report.merged
+        yield merge_chain(repository, chain, on_progress=on_progress).merged
+
+
+def _rewrite(
+    repository: Repository, worn: Sequence[WornPack], on_progress: Callable[[int, int], None] | None
+) -> list[WornPack]:
+    """Store what is needed of packs anew, and remove these; return those that were rewritten."""
+    if not worn:
+        return []
+    # Here: it compresses nothing, but what stores packs otherwise does.
+    from pgwal.repository.pack_rewriting import rewrite_packs
+
+    total, done = sum(pack.needed_bytes for pack in worn), 0
+
+    def on_stored(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        if on_progress is not None:
+            on_progress(done, total)
+
+    rewritten = rewrite_packs(repository.place, worn, on_stored)
+    repository.catalogue.remove_packs([pack.name for pack in rewritten])
+    return rewritten
 
 
 def _expire(
@@ -137,7 +164,7 @@ def _remove_unneeded(
     marks = BackupMarks(repository.store)
     marks.forget(report.expired, report.kept)
     # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
-    repository.catalogue.remove_packs(report.packs)
+    repository.catalogue.remove_packs([pack.name for pack in report.packs], report.garbage.tables)
     repository.catalogue.clear_unfinished()
     total = report.backup_bytes + report.wal_bytes + report.summary_bytes
     done = report.backup_bytes

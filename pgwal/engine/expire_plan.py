@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pgwal.backup.backup_id import merged_ids
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.merge_plan import plan_merges, with_merged
+from pgwal.backup.pack_use import WornPack
 from pgwal.backup.retention import Retention, decide_retention
 from pgwal.backup.retention_rules import OF_UNREADABLE, RETAINED, Reason, RetentionRules
 from pgwal.backup.wal_retention import WalRetention, with_all_wal
@@ -19,10 +20,11 @@ from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
+from pgwal.repository.pack_pool import NO_GARBAGE, PackGarbage
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import StoredObject, objects_in
 from pgwal.repository.wal_file_name import split_segment_name
-from pgwal.segment import is_segment_name
+from pgwal.segment import is_backup_history_name, is_segment_name
 from pgwal.summary.codec import parse_summary_file_name
 from pgwal.timeline import TimelineHistory
 
@@ -32,9 +34,10 @@ class ExpireReport:
     """What was removed, or would be: backups in order, WAL and summary files and packs with their sizes in bytes.
 
     ``reasons`` are why each backup is kept, by id.  ``merged`` were made full ones, or would be.  ``long_term`` are
-    those of the kept that keep their own WAL alone.  ``packs`` are those that no backup needs any more, or that a
-    backup left which was abandoned.  ``wal_needed_from`` is where the WAL begins that is kept, None when there is no
-    backup.
+    those of the kept that keep their own WAL alone.  ``garbage`` is what no backup needs any more of packs, or a
+    backup left which was abandoned; ``rewritten`` are packs of which little is needed, and that was stored anew, or
+    would be; ``waiting`` those that were too many for one run.  ``wal_needed_from`` is where the WAL begins that is
+    kept, None when there is no backup.
     """
 
     kept: list[BackupEntry]
@@ -48,7 +51,13 @@ class ExpireReport:
     long_term: list[BackupEntry] = field(default_factory=list)
     wal: list[StoredObject] = field(default_factory=list)
     summaries: list[StoredObject] = field(default_factory=list)
-    packs: list[StoredObject] = field(default_factory=list)
+    garbage: PackGarbage = NO_GARBAGE
+    rewritten: Sequence[WornPack] = ()
+    waiting: Sequence[WornPack] = ()
+
+    @property
+    def packs(self) -> list[StoredObject]:
+        return self.garbage.packs
 
     @property
     def backup_bytes(self) -> int:
@@ -65,11 +74,17 @@ class ExpireReport:
 
 
 class ExpirePlanner:
-    """Decides by the rules what is to go from a repository; ``merging`` is as of ``decide_retention``."""
+    """Decides by the rules what is to go from a repository; ``merging`` is as of ``decide_retention``.
 
-    def __init__(self, repository: Repository, rules: RetentionRules, *, merging: bool = False) -> None:
+    At most ``max_rewrite_bytes`` of worn packs are to be stored anew.
+    """
+
+    def __init__(
+        self, repository: Repository, rules: RetentionRules, *, merging: bool = False, max_rewrite_bytes: int = 0
+    ) -> None:
         self._repository = repository
         self._rules = rules
+        self._max_rewrite_bytes = max_rewrite_bytes
         self._merging = merging
         self._marks = BackupMarks(repository.store)
 
@@ -125,7 +140,10 @@ class ExpirePlanner:
         )
         if kept and not foreseen:
             expired_ids = {entry.backup_id for entry in retention.expired}
-            report.packs.extend(repository.catalogue.unneeded_packs(expired_ids, only_named=only_named_packs))
+            garbage = repository.catalogue.pack_garbage(expired_ids, only_named=only_named_packs)
+            rewritten = garbage.use.rewritten(self._max_rewrite_bytes)
+            waiting = garbage.use.worn[len(rewritten) :]
+            report = replace(report, garbage=garbage, rewritten=rewritten, waiting=waiting)
         if kept and known.is_judged:
             report.wal.extend(_unneeded_wal(repository, wal_retention, known.histories))
             report.summaries.extend(_unneeded_summaries(repository, wal_retention))
@@ -217,6 +235,9 @@ def _unneeded_wal(
     newest: dict[int, int] = {}
     for file in objects_in(repository.store, WAL_DIRECTORY):
         base, _, _ = split_segment_name(file.name)
+        # What tells of a backup goes with the segment in which that began.
+        is_told = is_backup_history_name(base)
+        base = base[:24] if is_told else base
         if not is_segment_name(base):
             continue
         try:
@@ -224,13 +245,15 @@ def _unneeded_wal(
         except FormatError:
             continue
         found.append((number, timeline_id, file))
+        if is_told:
+            continue
         newest[timeline_id] = max(number, newest.get(timeline_id, 0))
     left = {switch.timeline_id for history in histories.values() for switch in history.switches}
     return [
         file
         for number, timeline_id, file in sorted(found)
         if not retention.needs(LsnRange(timeline_id, *map(geometry.segment_start, (number, number + 1))))
-        and (timeline_id in left or number < newest[timeline_id])
+        and (timeline_id in left or number < newest.get(timeline_id, 0))
     ]
 
 

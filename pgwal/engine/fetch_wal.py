@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     from pgwal.repository.place import Place
 
 
-def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False, to_gap: bool = False) -> None:
+def fetch(
+    place: Place,
+    name: str,
+    destination: Path,
+    *,
+    prefetch: bool = False,
+    to_gap: bool = False,
+    for_standby: bool = False,
+) -> None:
     """Copy a segment or history file to ``destination``, after a look at what it is.
 
-    A segment that is not complete is given as far as it was received: everything received can be recovered.
+    A segment that is not complete is given as far as it was received: everything received can be recovered.  Not
+    ``for_standby``: that may have received more of it, and told its primary so, which the file would replace; and what
+    is missing its primary may have.
     With ``prefetch``, the whole ones that follow are put where the caller looks first; see pgwal.engine.prefetch_wal.
     Raises ObjectNotFound when the repository does not hold the file, another PgwalError for failures: WalGap among
     them, unless ``to_gap``, for a segment that is not whole though its timeline goes on behind it in the repository.
@@ -44,7 +54,8 @@ def fetch(place: Place, name: str, destination: Path, *, prefetch: bool = False,
                 return
             # First: what speaks to an object store has threads, which are not there behind a fork.
             spool.fill_behind(name, lambda: _Segments(place), is_remote=place.is_remote)
-        content = _Segments(place).whole_or_partial(name, to_gap=to_gap)
+        segments = _Segments(place)
+        content = segments.whole_alone(name) if for_standby else segments.whole_or_partial(name, to_gap=to_gap)
     else:
         # Backup history files and the like: the server asks for them and goes on without.
         raise ObjectNotFound(f"{name} is neither a WAL segment nor a history file")
@@ -90,6 +101,12 @@ class _Segments:
         if not self._archive.is_complete(*self.geometry.parse_file_name(name)):
             return None
         return self._checked(name, self._archive.segment_pieces(name), complete=True)
+
+    def whole_alone(self, name: str) -> Iterator[bytes]:
+        content = self.whole(name)
+        if content is None:
+            raise ObjectNotFound(f"there is no whole segment {name}")
+        return content
 
     def whole_or_partial(self, name: str, *, to_gap: bool) -> Iterator[bytes]:
         content = self.whole(name)

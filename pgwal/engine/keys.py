@@ -43,7 +43,7 @@ def make_keys(place: Place, recipients: Sequence[str]) -> str:
     What an interrupted call has left is taken up when it was for the same recipients.  Raises FormatError for what is
     no recipient, RepositoryError where there are other keys.
     """
-    wanted = _distinct(recipients)
+    wanted = distinct_recipients(recipients)
     with suppress(FormatError):
         left = newest_keyring(place).keyring
         if left.recipients != wanted:
@@ -72,7 +72,7 @@ def list_keys(place: Place) -> KeyReport:
 def add_recipients(place: Place, recipients: Sequence[str]) -> KeyReport:
     """Have more recipients read all that is there, and that comes; needs an identity.  Nothing is read of the data."""
     keyring, metadata_key = open_keyring(place, encryption_id(place))
-    wanted = _distinct([*keyring.recipients, *recipients])
+    wanted = distinct_recipients([*keyring.recipients, *recipients])
     if wanted != keyring.recipients:
         keyring = _store(place, _rewrapped(place, keyring, metadata_key, wanted), metadata_key)
     _clear_older(place, keyring)
@@ -85,7 +85,7 @@ def remove_recipients(place: Place, recipients: Sequence[str]) -> KeyReport:
     What is there is not encrypted anew: a new key pair is for what comes.  Raises RepositoryError when none would stay.
     """
     keyring, metadata_key = open_keyring(place, encryption_id(place))
-    unwanted = _distinct(recipients)
+    unwanted = distinct_recipients(recipients)
     if absent := [recipient for recipient in unwanted if recipient not in keyring.recipients]:
         # What an interrupted call has done already is no error, if nothing else is asked for.
         if len(absent) < len(unwanted) or len(keyring.content) == 1:
@@ -140,7 +140,8 @@ def encryption_id(place: Place) -> str:
     return found
 
 
-def _distinct(recipients: Sequence[str]) -> tuple[str, ...]:
+def distinct_recipients(recipients: Sequence[str]) -> tuple[str, ...]:
+    """Return public keys, each once; raises FormatError for what is none."""
     return tuple(dict.fromkeys(map(require_recipient, recipients)))
 
 

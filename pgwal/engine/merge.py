@@ -19,7 +19,6 @@ from pgwal.backup.chain import LATEST, is_superseded, place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.file_table import FileTable
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.live_frames import worn_packs
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.merge_plan import merged_head
 from pgwal.checksum import content_digest
@@ -34,13 +33,11 @@ from pgwal.repository.backup_data import BackupData, start_of
 from pgwal.repository.layout import BACKUP_DIRECTORY, UNFINISHED_SUFFIX
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
+from pgwal.repository.sealing import require_identity
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.store import MOST_BYTES_READ, names_in
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MAX_REWRITE = 1 << 30
-"""So many bytes are stored anew at most in a run, that worn packs may go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,6 @@ class MergeRequest:
     place: Place
     backup: str = LATEST
     jobs: int | None = None
-    max_rewrite_bytes: int = DEFAULT_MAX_REWRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +59,6 @@ class MergeReport:
     file_count: int
     bytes_read: int
     bytes_written: int
-    rewritten_bytes: int
-    """What was needed of packs that it was better to give up, as stored there."""
 
 
 def merge_backup(request: MergeRequest, on_progress: Callable[[int, int], None] | None = None) -> MergeReport:
@@ -79,9 +73,7 @@ def merge_backup(request: MergeRequest, on_progress: Callable[[int, int], None] 
             logger.info("removed what was left of the unfinished backup %s", abandoned)
         entries = repository.catalogue.entries(request.backup)
         entry = _chosen(entries, request.backup)
-        return merge_chain(
-            repository, resolve_chain(entries, entry.backup_id), request.jobs, request.max_rewrite_bytes, on_progress
-        )
+        return merge_chain(repository, resolve_chain(entries, entry.backup_id), request.jobs, on_progress)
 
 
 def _chosen(entries: Sequence[BackupEntry], wanted: str) -> BackupEntry:
@@ -106,19 +98,16 @@ def merge_chain(
     repository: Repository,
     chain: Sequence[BackupEntry],
     jobs: int | None = None,
-    max_rewrite_bytes: int = DEFAULT_MAX_REWRITE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Do so with a chain, newest first, under the lock for backups, with nothing left of unfinished ones."""
+    require_identity(repository.store)
     newest = chain[0]
     threads = WritingThreads(jobs or default_jobs(), newest.totals.size_bytes, on_progress)
     with repository.catalogue.stage(_free_id(repository, newest), threads.jobs) as staged:
         merge = _Merge(repository, chain, staged, threads)
-        rewritten_bytes = merge.give_up_worn_packs(repository, max_rewrite_bytes)
         entry = merge.run()
-    return MergeReport(
-        entry, newest, len(chain), threads.file_count, threads.bytes_read, merge.bytes_written, rewritten_bytes
-    )
+    return MergeReport(entry, newest, len(chain), threads.file_count, threads.bytes_read, merge.bytes_written)
 
 
 def _free_id(repository: Repository, entry: BackupEntry) -> str:
@@ -153,21 +142,6 @@ class _Merge:
         )
         self._algorithm = manifests[0].algorithm
         self._totals = BackupTotals()
-
-    def give_up_worn_packs(self, repository: Repository, most_bytes: int) -> int:
-        """Need no packs of which little is needed, unless another backup needs them; return how much that is."""
-        packs = [pack for data in self._stored for pack in data.packs()]
-        worn = worn_packs(packs, most_bytes)
-        if worn:
-            own = {entry.backup_id for entry in self._chain}
-            try:
-                others = repository.catalogue.needed_packs(set(repository.catalogue.ids()) - own)
-            except FormatError as error:
-                logger.warning("no pack is given up, for it is not known which ones are needed: %s", error)
-                return 0
-            worn = worn_packs((pack for pack in packs if pack.name not in others), most_bytes)
-        self._staged.data.avoid(worn.keys())
-        return sum(worn.values())
 
     def run(self) -> BackupEntry:
         newest, data = self._chain[0], self._staged.data

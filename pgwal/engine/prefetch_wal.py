@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -25,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
-from pgwal.errors import PgwalError
+from pgwal.engine.left_behind import leave_behind
 from pgwal.segment import WalGeometry, is_segment_name
 
 SPOOL_SUFFIX = ".pgwal"
@@ -95,7 +93,7 @@ class Spool:
                 finally:
                     self.remove()
 
-            if not self._lock_and(lambda lock: _leave_behind(fill, lock)):
+            if not self._lock_and(lambda lock: leave_behind(fill, lock)):
                 self.write(_ASKED, [name.encode()])
 
     def asked(self) -> str | None:
@@ -235,26 +233,3 @@ class _Prefetching:
 def _signs_of_recovery() -> list[Path]:
     signs = (Path("postmaster.pid"), Path("recovery.signal"), Path("standby.signal"))
     return [sign for sign in signs if sign.exists()]
-
-
-def _leave_behind(work: Callable[[], None], lock: int) -> None:
-    """Have a process do ``work`` that nobody waits for, and that keeps ``lock`` open and nothing else."""
-    if os.fork():
-        return
-    try:
-        # An end, not a death: what was fetched ahead is removed.
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit())
-        # Of the server's session, pipes and files nothing may stay open: it waits for the ends of some.
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.closerange(3, lock)
-        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
-        work()
-    except (OSError, PgwalError):
-        # Who asks for the segment next meets the cause, and says it.
-        pass
-    finally:
-        os._exit(0)

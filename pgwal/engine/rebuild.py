@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import stat
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry import BackupEntry
@@ -25,6 +24,7 @@ from pgwal.datadir.owner import Owner, give_contents, give_directory, take_from_
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.disk.new_file import PlacedFile
 from pgwal.disk.tree_writer import TreeWriter
+from pgwal.engine.chain_blocks import read_blocks
 from pgwal.engine.chain_pieces import grouped_pieces, read_pieces
 from pgwal.engine.chain_source import (
     ANOTHER_BACKUP,
@@ -32,14 +32,17 @@ from pgwal.engine.chain_source import (
     OlderPages,
     OpenFiles,
     damaged,
+    fetched_bytes,
     of_chain,
     open_sources,
     opened,
     wrong_size,
 )
-from pgwal.engine.rebuild_options import RebuildOptions, default_jobs
+from pgwal.engine.marking import mark_of
+from pgwal.engine.rebuild_options import RebuildOptions, default_jobs, require_files
+from pgwal.engine.rebuild_report import RebuildReport, RebuiltFile
 from pgwal.engine.writing_threads import WritingThreads
-from pgwal.errors import FormatError, TargetError
+from pgwal.errors import FormatError, LimitExceeded
 from pgwal.relation import parse_relation_path
 from pgwal.repository.backup_data import BackupData, StoredContent, start_of
 from pgwal.repository.repository import Repository
@@ -54,25 +57,6 @@ def _has_group_access(repository: Repository, backup_id: str) -> bool:
     files = repository.catalogue.files(backup_id)
     with closing(files):
         return any(file.mode & stat.S_IRGRP for file in islice(files, 1))
-
-
-class RebuiltFile(NamedTuple):
-    """A file that was written; the checksum is None unless one was asked for."""
-
-    file: BackupFile
-    checksum: FileChecksum | None
-
-
-@dataclass(frozen=True, slots=True)
-class RebuildReport:
-    """What was rebuilt; sizes in bytes.  A change to what was made would change files of ``linked_backups``."""
-
-    entry: BackupEntry
-    chain_length: int
-    file_count: int
-    bytes_read: int
-    bytes_written: int
-    linked_backups: tuple[str, ...]
 
 
 class Rebuild:
@@ -104,24 +88,30 @@ class Rebuild:
         self._catalogue = repository.catalogue
         self._stored = repository.catalogue.data(*(entry.backup_id for entry in chain), jobs=self._threads.jobs)
         if options.method is not CopyMethod.COPY:
-            _require_files(self._stored, options.method)
+            require_files(self._stored, options.method)
         self._tables = [FileTable(repository.catalogue.files(entry.backup_id)) for entry in chain[1:]]
         self._checksum_algorithm = checksum_algorithm
+        self.wanted_blocks: Callable[[BackupFile], array[int] | None] | None = None
+        """Tells which blocks of a file are written, and all others are holes; None for all of it."""
         self._control_file: BackupFile | None = None
         self._owners: dict[Path, Owner] = {}
 
     # -- the directory -----------------------------------------------------------------------------------------
 
-    def make_directories(self, tablespaces: Mapping[int, Path]) -> None:
+    def make_directories(self, tablespaces: Mapping[int, Path], clear: Callable[[], None] | None = None) -> None:
         """Make all directories, and the symbolic links to those of tablespaces; mark the tree as incomplete.
 
         What root finds there is root's until all is done, and then its owner's again, with all that it holds.
+        ``clear`` removes what must not be there, once the tree is marked.
         """
         for place in (self.writer.root, *tablespaces.values()):
             if self._options.method is not CopyMethod.LINK and (owner := take_from_owner(place)) is not None:
                 self._owners[place] = owner
         self.writer.make_root()
-        self.writer.write(INCOMPLETE_NAME, [f"pgwal: backup {self._entry.backup_id} is not all here\n".encode()])
+        # Durable before anything else is there, for the next restore to tell what it finds.
+        self.writer.replace(INCOMPLETE_NAME, mark_of(self._entry, tablespaces))
+        if clear is not None:
+            clear()
         for oid, location in tablespaces.items():
             self.writer.make_tablespace(f"pg_tblspc/{oid}", location)
         with of_chain(self._stored[0]):
@@ -150,11 +140,9 @@ class Rebuild:
 
     def finish(self) -> None:
         """Make all of it durable, unless told otherwise, and then give pg_control its place and name."""
-        content = self.content(self.control_file)
+        self.writer.replace(INCOMPLETE_NAME, self.content(self.control_file))
         for place, owner in self._owners.items():
             give_contents(place, owner)
-        self._sync()
-        self.writer.replace(INCOMPLETE_NAME, content)
         self._sync()
         self.writer.rename(INCOMPLETE_NAME, CONTROL_FILE_PATH)
         for place, owner in self._owners.items():
@@ -181,6 +169,8 @@ class Rebuild:
             self._threads.bytes_read,
             self._threads.bytes_written,
             tuple(sorted(self.linked_backups)),
+            self._threads.bytes_kept,
+            fetched_bytes(self._stored, self._threads.bytes_read),
         )
 
     def _sync(self) -> None:
@@ -210,18 +200,36 @@ class Rebuild:
         """Write files with several threads, and yield each, in order, when it is there."""
         return self._threads.write_all(self._write, files)
 
+    def reconstructed(self, file: BackupFile) -> bytes:
+        """Return a small file that may be made of what several backups store of it."""
+        if file.size_bytes > _MAX_STORED_CONTENT:
+            raise LimitExceeded(f"{file.path} of backup {self._entry.backup_id} has {file.size_bytes} bytes")
+        content = bytearray(file.size_bytes)
+        with OpenFiles(self._threads.files_per_thread()) as files:
+            for offset, part in read_blocks(self._open_sources(file, files), None, self.writer.buffer()):
+                content[offset : offset + len(part)] = part
+        return bytes(content)
+
+    def _write_some(self, file: BackupFile, blocks: array[int]) -> None:
+        with OpenFiles(self._threads.files_per_thread()) as files:
+            sources = self._open_sources(file, files)
+            with self.writer.place(file.path, file.size_bytes) as target:
+                for offset, part in read_blocks(sources, blocks, self.writer.buffer()):
+                    target.write(part, offset)
+                    self._threads.count(read=len(part), written=len(part))
+
     def _write(self, file: BackupFile) -> RebuiltFile:
-        checksum = self._new_checksum()
-        if file.is_incremental:
+        checksum = None if self._checksum_algorithm is None else FileChecksum(self._checksum_algorithm)
+        blocks = None if self.wanted_blocks is None else self.wanted_blocks(file)
+        if blocks is not None:
+            self._write_some(file, blocks)
+        elif file.is_incremental:
             self._write_incremental(file, checksum)
         else:
             stored = StoredFile.of(file)
             self._write_whole(file, self._stored[0], stored, checksum)
         self._threads.count_file()
         return RebuiltFile(file, checksum)
-
-    def _new_checksum(self) -> FileChecksum | None:
-        return None if self._checksum_algorithm is None else FileChecksum(self._checksum_algorithm)
 
     def _write_whole(
         self, file: BackupFile, data: BackupData, stored: StoredFile, checksum: FileChecksum | None
@@ -371,16 +379,6 @@ class Rebuild:
             raise wrong_size(data, path, size, expected_size)
         if digest.hexdigest() != expected:
             raise damaged(data, path)
-
-
-def _require_files(stored: Iterable[BackupData], method: CopyMethod) -> None:
-    """Raise TargetError for backups that are not stored as files of this machine, before anything is made."""
-    for data in stored:
-        if data.path(CONTROL_FILE_PATH) is None:
-            raise TargetError(
-                f"backup {data.backup_id} has no files of this machine, which --{method} needs",
-                hint="Use --copy: it reads what is stored in packs, too.",
-            )
 
 
 def _size_of(source: ChainSource) -> int:

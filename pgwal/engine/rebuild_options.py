@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.disk.copy_method import CopyMethod
+from pgwal.errors import TargetError
+from pgwal.repository.backup_data import BackupData
 
 _MAX_DEFAULT_JOBS = 4
 
@@ -22,3 +26,13 @@ class RebuildOptions:
     method: CopyMethod = CopyMethod.COPY
     jobs: int | None = None
     sync: bool = True
+
+
+def require_files(stored: Iterable[BackupData], method: CopyMethod) -> None:
+    """Raise TargetError for backups that are not stored as files of this machine, before anything is made."""
+    for data in stored:
+        if data.path(CONTROL_FILE_PATH) is None:
+            raise TargetError(
+                f"backup {data.backup_id} has no files of this machine, which --{method} needs",
+                hint="Use --copy: it reads what is stored in packs, too.",
+            )

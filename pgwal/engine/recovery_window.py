@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.backup.chain import by_time, off_history
 from pgwal.backup.entry import BackupEntry
@@ -20,6 +20,9 @@ from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.repository import Repository
 from pgwal.timeline import TimelineHistory
 from pgwal.wal.page_magic import wal_format_of_major
+
+if TYPE_CHECKING:
+    from pgwal.wal.record_search import SoughtRecord
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +158,8 @@ def _holds_later(repository: Repository, candidate: _Candidate, target: Recovery
 
     The server's clock at its end does not tell that for certain: it may have been set back, or be a standby's.
     """
-    last = _last_end(repository, candidate.history, Lsn(0), candidate.entry.stop_lsn)
-    return last is not None and _passes(last, target)
+    last = last_transaction_end(repository, candidate.history, Lsn(0), candidate.entry.stop_lsn)
+    return last is not None and passes_time(last, target)
 
 
 def _first(candidates: list[_Candidate], reaches: Callable[[_Candidate], bool], target: RecoveryTarget) -> _Candidate:
@@ -216,8 +219,8 @@ def _require_later_transaction(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget
 ) -> None:
     """Raise RecoveryTargetError unless a transaction later than a time has ended: only at one does recovery stop."""
-    last = _last_end(repository, history, chosen.stop_lsn, _END_OF_LSNS)
-    if last is not None and _passes(last, target):
+    last = last_transaction_end(repository, history, chosen.stop_lsn, _END_OF_LSNS)
+    if last is not None and passes_time(last, target):
         return
     ended = "no transaction has ended" if last is None else f"the last transaction ended at {time_text(last)}"
     raise RecoveryTargetError(
@@ -263,7 +266,7 @@ def _require_no_gap(
     repository: Repository, chosen: BackupEntry, history: TimelineHistory, target: RecoveryTarget, *, to_gap: bool
 ) -> None:
     """Raise WalGap when recovery would meet a gap before its target, or before the end of WAL unless ``to_gap``."""
-    gap = _find_gap(repository, history, chosen.start_lsn)
+    gap = first_gap(repository, history, chosen.start_lsn)
     if gap is None or is_reached_before(repository, chosen, history, target, gap.start):
         return
     if target.is_set:
@@ -280,7 +283,8 @@ def _require_no_gap(
     logger.warning("recovery will end %s: %s", gap.reached, gap)
 
 
-def _find_gap(repository: Repository, history: TimelineHistory, start: Lsn) -> RecoveryGap | None:
+def first_gap(repository: Repository, history: TimelineHistory, start: Lsn) -> RecoveryGap | None:
+    """Return the first gap that recovery along a history meets, if it goes that far."""
     # Twice: what a receiver completes during the first look may be missing in it.
     for _ in range(2):
         gap = find_gap(repository.wal.segments(), history, repository.geometry, start)
@@ -296,30 +300,30 @@ def is_reached_before(
     if target.lsn is not None:
         return target.lsn < end
     if target.time is not None:
-        return _time_passes(repository, history, chosen.stop_lsn, end, target)
+        return _timepasses_time(repository, history, chosen.stop_lsn, end, target)
     if target.name is not None or target.xid is not None:
         return _finds(repository, history, chosen.stop_lsn, end, target)
     return target.immediate
 
 
-def _time_passes(
+def _timepasses_time(
     repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget
 ) -> bool:
     """Tell whether a transaction that ended in [start, end) did so later than the target: only there recovery stops.
 
     The segments with the last ones tell; decoding all would take long.
     """
-    last = _last_end(repository, history, start, end)
-    return last is not None and _passes(last, target)
+    last = last_transaction_end(repository, history, start, end)
+    return last is not None and passes_time(last, target)
 
 
-def _passes(time: datetime, target: RecoveryTarget) -> bool:
+def passes_time(time: datetime, target: RecoveryTarget) -> bool:
     """Tell whether recovery stops at a transaction that ended at this time."""
     assert target.time is not None
     return time > target.time or (target.exclusive and time == target.time)
 
 
-def _last_end(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn) -> datetime | None:
+def last_transaction_end(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn) -> datetime | None:
     """Return the latest time in the last segment of [start, end) in which a transaction ended; None when none did."""
     geometry = repository.geometry
     there = [(segment.timeline_id, segment.segment_no) for segment in repository.wal.segments()]
@@ -341,14 +345,20 @@ def _last_end(repository: Repository, history: TimelineHistory, start: Lsn, end:
 def _finds(repository: Repository, history: TimelineHistory, start: Lsn, end: Lsn, target: RecoveryTarget) -> bool:
     """Tell whether a record that ends recovery at the target starts in [start, end)."""
     # Late: a restore to the end of WAL need not decode any.
-    from pgwal.wal.record_search import find_record, restore_point, transaction_end
+    from pgwal.wal.record_search import find_record
 
-    if target.name is not None:
-        sought = restore_point(encode_path(target.name))
-    else:
-        sought = transaction_end(target.short_xid, wal_format_of_major(repository.identity.major))
+    sought = sought_record(repository, target)
     segment_size = repository.geometry.segment_size
     return any(
         find_record(partial(repository.wal.read, part.timeline_id), part, segment_size, sought) is not None
         for part in history.ranges_between(start, end)
     )
+
+
+def sought_record(repository: Repository, target: RecoveryTarget) -> SoughtRecord:
+    """Return what tells the record that a restore point's name or a transaction stands for."""
+    from pgwal.wal.record_search import restore_point, transaction_end
+
+    if target.name is not None:
+        return restore_point(encode_path(target.name))
+    return transaction_end(target.short_xid, wal_format_of_major(repository.identity.major))

@@ -15,10 +15,10 @@ from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.timeline import TimelineHistory
-from pgwal.wal.page_magic import wal_format_of_major
+from pgwal.wal.page_magic import WalFormat, wal_format_of_major
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP, WalScanner
 
-_RM_XLOG, _RM_XACT, _RM_TBLSPC = 0, 1, 5
+_RM_XLOG, _RM_XACT, _RM_DBASE, _RM_TBLSPC = 0, 1, 4, 5
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _PARAMETER_CHANGE = 0x60
 _TABLESPACE_CREATE = 0x00
@@ -29,6 +29,10 @@ _MOST_TABLESPACES = 1000
 
 # In the order of xl_parameter_change, which is that of pg_control.
 _PARAMETERS_OF_RECORD = struct.Struct("<5i")
+
+
+# Database and tablespace, and those that are copied (layout.DbaseCreateFileCopy).
+_DATABASE_COPY = struct.Struct("<4I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,17 @@ class CreatedTablespace:
 
 @dataclass(slots=True)
 class ReplayedWal:
-    """What was found.  ``last_record_lsn`` is where the last whole record starts; 0 when there is none."""
+    """What was found.  ``last_record_lsn`` is where the last whole record starts, and ``end_lsn`` where it ends; 0 when
+    there is none."""
 
     tablespaces: list[CreatedTablespace] = field(default_factory=list)
     parameters: list[tuple[Lsn, dict[str, int]]] = field(default_factory=list)
     """Those of each record that raises one of them over all before it."""
     last_record_lsn: Lsn = field(default=Lsn(0))
+    end_lsn: Lsn = field(default=Lsn(0))
     init_forks: CreatedInitForks = field(default_factory=CreatedInitForks)
+    copied_databases: set[int] = field(default_factory=set)
+    """Those whose files are copied, by CREATE DATABASE and ALTER DATABASE SET TABLESPACE."""
 
     def parameters_before(self, end: Lsn) -> dict[str, int]:
         """Return the highest values that records before ``end`` announce."""
@@ -79,20 +87,32 @@ def read_replayed_wal(repository: Repository, history: TimelineHistory, start: L
 
 def latest_transaction_end(repository: Repository, part: LsnRange) -> datetime | None:
     """Return the latest time at which a transaction ended by a record in a part of one timeline's WAL, None without."""
+    latest = max((microseconds for _, microseconds in _transaction_ends(repository, part)), default=None)
+    return None if latest is None else _time(latest)
+
+
+def transaction_ends(repository: Repository, part: LsnRange) -> Iterator[tuple[Lsn, datetime]]:
+    """Yield where each record starts that ends a transaction, in a part of one timeline's WAL, and the time it has."""
+    for lsn, microseconds in _transaction_ends(repository, part):
+        yield lsn, _time(microseconds)
+
+
+def _transaction_ends(repository: Repository, part: LsnRange) -> Iterator[tuple[Lsn, int]]:
     scanner = _scanner(repository, part, all_transaction_ends=True)
-    latest: int | None = None
     with suppress(FormatError):
         for data in repository.wal.read(part.timeline_id, Lsn(scanner.feed_lsn)):
             scanner.feed(data)
             while (event := scanner.scan()) == SPECIAL:
                 if scanner.special_rmid == _RM_XACT:
-                    (microseconds,) = struct.unpack_from("<q", scanner.special_main)
-                    latest = microseconds if latest is None else max(latest, microseconds)
+                    yield Lsn(scanner.special_lsn), int(struct.unpack_from("<q", scanner.special_main)[0])
                 scanner.take_blocks()
             scanner.take_blocks()
             if event != NEED_DATA:
                 break
-    return None if latest is None else _EPOCH + timedelta(microseconds=latest)
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _read_part(repository: Repository, history: TimelineHistory, part: LsnRange, found: ReplayedWal) -> bool:
@@ -105,6 +125,7 @@ def _read_part(repository: Repository, history: TimelineHistory, part: LsnRange,
             while (event := scanner.scan()) == SPECIAL:
                 record = scanner.special_rmid, scanner.special_info, scanner.special_main
                 _note(found, Lsn(scanner.special_lsn), *record)
+                _note_copy(found, wal_format, *record)
                 found.init_forks.take(wal_format, scanner.special_lsn, *record)
                 scanner.take_blocks()
             scanner.take_blocks()
@@ -116,7 +137,7 @@ def _read_part(repository: Repository, history: TimelineHistory, part: LsnRange,
     else:
         event = STOP if scanner.position >= part.end else END_OF_WAL
     if scanner.record_count:
-        found.last_record_lsn = Lsn(scanner.last_record_lsn)
+        found.last_record_lsn, found.end_lsn = Lsn(scanner.last_record_lsn), Lsn(scanner.position)
     return event == STOP
 
 
@@ -181,6 +202,11 @@ def _note(found: ReplayedWal, lsn: Lsn, rmid: int, info: int, main_data: bytes) 
         before = found.parameters_before(lsn)
         if any(value > before.get(name, -1) for name, value in values.items()):
             found.parameters.append((lsn, values))
+
+
+def _note_copy(found: ReplayedWal, wal_format: WalFormat, rmid: int, info: int, main_data: bytes) -> None:
+    if rmid == _RM_DBASE and info & _OPERATION == wal_format.dbase_create_file_copy:
+        found.copied_databases.add(_DATABASE_COPY.unpack_from(main_data)[2])
 
 
 def _raise_to(found: dict[str, int], values: dict[str, int]) -> None:

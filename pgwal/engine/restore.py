@@ -5,28 +5,36 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.exclusion import INCOMPLETE_NAME
+from pgwal.backup.exclusion import INCOMPLETE_NAME, TABLESPACE_DIRECTORY
 from pgwal.backup.label import BACKUP_LABEL_NAME, TABLESPACE_MAP_NAME, BackupLabel
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
+from pgwal.backup.standby import Standby
 from pgwal.backup.stored_path import encode_path
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
+from pgwal.disk.directory_lock import DirectoryLock
 from pgwal.engine.created_init_forks import CreatedInitForks
-from pgwal.engine.rebuild import Rebuild, RebuildReport
+from pgwal.engine.overwritten import OverwrittenDirectory
+from pgwal.engine.rebuild import Rebuild
+from pgwal.engine.rebuild_in_place import Confirmation, RebuildInPlace
 from pgwal.engine.rebuild_options import RebuildOptions
+from pgwal.engine.rebuild_report import RebuildReport
 from pgwal.engine.recovery_window import choose_backup, target_history
-from pgwal.engine.replayed_wal import ReplayedWal, read_replayed_wal
+from pgwal.engine.replay_forecast import ReplayForecast, first_record_from, forecast_replay
+from pgwal.engine.replayed_wal import CreatedTablespace, ReplayedWal, read_replayed_wal
 from pgwal.engine.restore_places import require_places
 from pgwal.engine.restored_configuration import archiving, settings_leading_out
+from pgwal.engine.selected_databases import fixed_target, select_databases
 from pgwal.engine.wal_tablespaces import require_own_tablespaces
-from pgwal.errors import ObjectNotFound, TargetError
+from pgwal.errors import BrokenInvariant, ObjectNotFound, TargetError
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
 from pgwal.repository.place import Place
@@ -42,6 +50,8 @@ _END_OF_LSNS = Lsn((1 << 64) - 1)
 _AUTO_CONF_NAME = "postgresql.auto.conf"
 _SIGNAL_NAME = "recovery.signal"
 _STANDBY_SIGNAL_NAME = "standby.signal"
+_WRITTEN_ANEW = (BACKUP_LABEL_NAME, _AUTO_CONF_NAME, _SIGNAL_NAME, _STANDBY_SIGNAL_NAME, TABLESPACE_MAP_NAME)
+"""What a restored directory has otherwise than its source had it, or not at all."""
 
 
 class ArchiveMode(Enum):
@@ -65,7 +75,10 @@ class RestoreRequest:
     the repository, and nothing is required of the WAL in it.  With ``to_gap``, recovery without a target may end where
     WAL is missing that has more behind it.  Unless it ``warns``, nothing is said of the backup's own configuration.
     Whether a tablespace may go to where the backup says, outside of the target, is for ``allow_tablespaces_in_place``:
-    see pgwal.engine.restore_places.
+    see pgwal.engine.restore_places.  With ``standby``, the server stays in recovery and follows its primary.
+    With ``databases``, those alone come whole; see pgwal.engine.selected_databases.  With ``delta``, a data directory
+    that is there is overwritten, once ``confirm`` has been told of it and has not raised anything: see
+    pgwal.engine.rebuild_in_place.
     """
 
     place: Place
@@ -80,14 +93,37 @@ class RestoreRequest:
     archive_mode: ArchiveMode = ArchiveMode.OFF_AT_TARGET
     warns: bool = True
     allow_tablespaces_in_place: bool = False
+    standby: Standby | None = None
+    databases: tuple[str, ...] = ()
+    delta: bool = False
+    confirm: Confirmation = lambda _: None
 
 
-def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], None] | None = None) -> RebuildReport:
-    """Rebuild a data directory; it is durable, and starts recovery from the repository, when this returns.
+class PreparedRestore(NamedTuple):
+    """What a restore will do, seen to before anything is written.
 
-    pg_control comes last, so that a restore that was interrupted cannot be started.  Raises TargetError when the
-    directory is not empty, RecoveryTargetError when the target cannot be reached, ObjectNotFound, ChainError or
-    FormatError when the chain is not whole, WalGap when WAL is missing that recovery needs.
+    ``created`` are tablespaces that recovery creates; ``replay`` is None where WAL comes from elsewhere.  ``request``
+    may have a target where it had none.  ``overwritten`` is what is there already, None where all is made.
+    """
+
+    request: RestoreRequest
+    repository: Repository
+    chain: list[BackupEntry]
+    replayed: ReplayedWal
+    replay: ReplayForecast | None
+    created: list[CreatedTablespace]
+    locations: dict[int, Path]
+    overwritten: OverwrittenDirectory | None
+
+    @property
+    def chosen(self) -> BackupEntry:
+        return self.chain[0]
+
+
+def prepare_restore(request: RestoreRequest) -> PreparedRestore:
+    """Choose the backup, read the WAL that it takes, and see to it that nothing is in the way; writes nothing.
+
+    Raises as ``restore_backup`` does, but for a directory to restore into that is not empty.
     """
     repository = Repository.open(request.place)
     require_identity(repository.store)
@@ -103,7 +139,9 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
     )
     chain = resolve_chain(entries, chosen.backup_id)
     replayed = _replayed(repository, chosen, request)
-    moved = require_own_tablespaces(repository, chosen, request.recovery_target, replayed, request.tablespaces)
+    if request.databases:
+        request = replace(request, recovery_target=fixed_target(repository, chosen, request.recovery_target, replayed))
+    created = require_own_tablespaces(repository, chosen, request.recovery_target, replayed, request.tablespaces)
     locations = tablespace_locations(chain[0], request.tablespaces)
     require_places(
         repository,
@@ -113,22 +151,70 @@ def restore_backup(request: RestoreRequest, on_progress: Callable[[int, int], No
         mapped=request.tablespaces,
         in_place=request.allow_tablespaces_in_place,
     )
-    for created in moved:
-        require_empty(Path(os.fsdecode(encode_path(created.path))), because=f"WAL creates {created} there")
-    with filling(request.target, locations.values()), repository.catalogue.hold(chosen.backup_id):
-        rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
+    overwritten = OverwrittenDirectory.find(request.target, chosen, locations) if request.delta else None
+    for each in created:
+        place = Path(os.fsdecode(encode_path(each.path)))
+        if overwritten is not None and request.allow_tablespaces_in_place and overwritten.owns(place):
+            overwritten.dropped[f"{TABLESPACE_DIRECTORY}/{each.oid}"] = place
+        else:
+            require_empty(place, because=f"WAL creates {each} there")
+    replay = forecast_replay(repository, chosen, request.recovery_target, replayed) if request.wal_is_here else None
+    return PreparedRestore(request, repository, chain, replayed, replay, created, locations, overwritten)
+
+
+def restore_backup(
+    request: RestoreRequest,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_prepared: Callable[[PreparedRestore], None] | None = None,
+) -> RebuildReport:
+    """Rebuild a data directory; it is durable, and starts recovery from the repository, when this returns.
+
+    pg_control comes last, so that a restore that was interrupted cannot be started.  ``on_prepared`` is told what will
+    be done before anything is.  Raises TargetError when the directory is not empty, RecoveryTargetError when the target
+    cannot be reached, ObjectNotFound, ChainError or FormatError when the chain is not whole, WalGap when WAL is missing
+    that recovery needs.
+    """
+    prepared = prepare_restore(request)
+    if on_prepared is not None:
+        on_prepared(prepared)
+    request, repository, chosen, locations = prepared.request, prepared.repository, prepared.chosen, prepared.locations
+    overwritten = prepared.overwritten
+    rebuild = prepared_rebuild(prepared, on_progress)
+    changing = filling(request.target, locations.values()) if overwritten is None else overwritten.changing()
+    with changing as held, repository.catalogue.hold(chosen.backup_id):
         rebuild.make_directories(locations)
+        if overwritten is None:
+            held.enter_context(DirectoryLock(request.target))
         old_settings: list[BackupFile] = []
-        for _ in rebuild.write_all(_all_but_settings(rebuild, replayed.init_forks, old_settings)):
+        for _ in rebuild.write_all(_all_but_settings(rebuild, prepared.replayed.init_forks, old_settings)):
             pass
-        settings = _settings(rebuild, chosen, request, replayed)
+        settings = _settings(rebuild, chosen, request, prepared.replayed)
         content = b"".join(rebuild.content(file) for file in old_settings)
         rebuild.writer.write(_AUTO_CONF_NAME, [with_settings(content, settings)])
-        rebuild.writer.write(_SIGNAL_NAME, [])
+        rebuild.writer.write(_SIGNAL_NAME if request.standby is None else _STANDBY_SIGNAL_NAME, [])
         rebuild.finish()
     if request.warns:
         _warn_of_configuration(request)
     return rebuild.report()
+
+
+def prepared_rebuild(prepared: PreparedRestore, on_progress: Callable[[int, int], None] | None = None) -> Rebuild:
+    """Return what writes the files, which has written none; raises for databases that the backup does not have."""
+    request, overwritten = prepared.request, prepared.overwritten
+    repository, chain = prepared.repository, prepared.chain
+    if overwritten is not None:
+        if request.databases:
+            raise BrokenInvariant("what is there is compared with all of a backup")
+        return RebuildInPlace(
+            repository, chain, overwritten, request.options, on_progress, anew=_WRITTEN_ANEW, confirm=request.confirm
+        )
+    rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
+    if request.databases and prepared.replay is not None:
+        selected = select_databases(repository, prepared.chosen, rebuild, request.databases, prepared.replay)
+        rebuild.wanted_blocks = selected.blocks_of
+        for line in selected.lines():
+            logger.info("%s", line)
+    return rebuild
 
 
 def _replayed(repository: Repository, chosen: BackupEntry, request: RestoreRequest) -> ReplayedWal:
@@ -136,12 +222,15 @@ def _replayed(repository: Repository, chosen: BackupEntry, request: RestoreReque
     if not request.wal_is_here:
         return ReplayedWal()
     target = request.recovery_target
+    history = target_history(repository, target.timeline, chosen)
     end = _END_OF_LSNS
     if target.lsn is not None:
-        end = Lsn(target.lsn + 1)
+        # A position within a record, or at the head of a page, is that of the next one.
+        record = first_record_from(repository, history, target.lsn)
+        end = Lsn((target.lsn if record is None else record.lsn) + 1)
     elif target.immediate:
         end = chosen.stop_lsn
-    return read_replayed_wal(repository, target_history(repository, target.timeline, chosen), chosen.start_lsn, end)
+    return read_replayed_wal(repository, history, chosen.start_lsn, end)
 
 
 def _settings(
@@ -149,14 +238,15 @@ def _settings(
 ) -> Iterator[tuple[str, str]]:
     """Yield what the restored server's postgresql.auto.conf must say."""
     target = request.recovery_target
-    yield from recovery_settings(target, request.restore_command, entry.major)
+    yield from recovery_settings(target, request.restore_command, entry.major, request.standby)
     # A server that lets nobody in while it recovers does not mind when the primary's max_connections was raised behind
     # the backup; others pause or end there.  At a target it may have to pause, which it can in this way alone.
-    yield "hot_standby", "on" if target.is_set else "off"
+    lets_people_in = target.is_set or request.standby is not None
+    yield "hot_standby", "on" if lets_people_in else "off"
     if target.immediate and version_of_major(entry.major).reads_ahead_in_recovery:
         # WAL behind a long-term backup is gone: reading ahead, a server would want it before it comes to its end.
         yield "recovery_prefetch", "off"
-    if target.is_set and (raised := replayed.parameters_before(_END_OF_LSNS)):
+    if lets_people_in and (raised := replayed.parameters_before(_END_OF_LSNS)):
         before = ControlFile.decode(rebuild.content(rebuild.control_file)).recovery_settings
         for name, value in raised.items():
             if value > before[name]:
@@ -179,7 +269,7 @@ def _warn_of_configuration(request: RestoreRequest) -> None:
     for setting in settings_leading_out(request.target):
         logger.warning("%s", setting)
     command = archiving(request.target)
-    if command is not None:
+    if command is not None and request.standby is None:
         logger.warning(
             "archive_mode is on: the restored server archives its WAL with %s, and so does its source, if that still"
             " runs; --archive-mode=off keeps it from that",
@@ -212,7 +302,7 @@ def _all_but_settings(
         elif file.path == _AUTO_CONF_NAME:
             old_settings.append(file)
         elif file.path not in (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME, TABLESPACE_MAP_NAME):
-            # Those are of a standby, or of a recovery under way: this one is to be a primary.  Nor may anything but the
+            # Those are of a standby, or of a recovery under way: this one gets its own.  Nor may anything but the
             # links that were just made say where tablespaces are.
             yield file
 
@@ -234,12 +324,16 @@ def _path(location: str) -> Path:
 
 
 @contextmanager
-def filling(target: Path, others: Iterable[Path]) -> Iterator[None]:
-    """Fill directories that must be empty; what fails in between leaves nothing that a server can be started on."""
+def filling(target: Path, others: Iterable[Path]) -> Iterator[ExitStack]:
+    """Fill directories that must be empty; what fails in between leaves nothing that a server can be started on.
+
+    Gives a stack for what is to be held as long.
+    """
     for directory in (target, *others):
         require_empty(directory)
     try:
-        yield
+        with ExitStack() as held:
+            yield held
     except BaseException:
         if target.exists():
             with suppress(OSError):
@@ -258,7 +352,7 @@ def require_empty(directory: Path, *, because: str = "") -> None:
         raise TargetError(f"cannot use {directory}: {os.strerror(error.errno or 0)}") from error
     if INCOMPLETE_NAME in names:
         raise TargetError(
-            f"directory {directory} holds a restore that was interrupted", hint="Empty it, and restore again."
+            f"directory {directory} holds a restore that was interrupted", hint="Restore with --delta, or empty it."
         )
     if names and because:
         raise TargetError(

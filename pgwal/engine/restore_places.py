@@ -68,6 +68,11 @@ def _require_outside(place: Path, repository: Path) -> None:
         raise TargetError(
             f"{place} lies in the repository {repository}", hint="Choose a place outside of the repository."
         )
+    if _below(repository, place) is not None:
+        raise TargetError(
+            f"the repository {repository} lies in {place}",
+            hint="Choose a place that does not have the repository in it.",
+        )
 
 
 def _below(place: Path, directory: Path) -> tuple[str, ...] | None:

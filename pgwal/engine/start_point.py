@@ -47,13 +47,23 @@ def agreed_history(
             " present primary, or use another repository.",
         )
     history = TimelineHistory.decode(timeline_id, content)
-    if stored.get(timeline_id, content) != content:
-        raise _other_history(timeline_id)
-    for ancestor_id in sorted(stored):
-        part = history.part_up_to(ancestor_id)
-        if part is not None and part.recorded != TimelineHistory.decode(ancestor_id, stored[ancestor_id]).recorded:
-            raise _other_history(ancestor_id)
+    require_one_history(history, content, stored)
     return history
+
+
+def require_one_history(history: TimelineHistory, content: bytes, stored: Mapping[int, bytes]) -> None:
+    """Raise HistoryMismatch unless a timeline's history, which is ``content``, is that of the archive, as far as it
+    tells: ``stored`` are the history files there, of the timeline itself, its ancestors, and others.
+    """
+    if stored.get(history.timeline_id, content) != content:
+        raise _other_history(history.timeline_id)
+    for timeline_id in sorted(stored):
+        other = TimelineHistory.decode(timeline_id, stored[timeline_id])
+        part, of_other = history.part_up_to(timeline_id), other.part_up_to(history.timeline_id)
+        if part is not None and part.recorded != other.recorded:
+            raise _other_history(timeline_id)
+        if of_other is not None and of_other.recorded != history.recorded:
+            raise _other_history(history.timeline_id)
 
 
 def _other_history(timeline_id: int) -> HistoryMismatch:

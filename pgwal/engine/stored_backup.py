@@ -44,6 +44,7 @@ from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.backup_data import chunks_of, start_of
 from pgwal.repository.layout import (
+    BACKUP_ARRIVAL_DIRECTORY,
     BACKUP_CLAIM_NAME,
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORIES_NAME,
@@ -60,6 +61,13 @@ _LAST_LINES = {
     BACKUP_ENTRY_NAME: re.compile(rb'"digest": "xxh3-128:[0-9a-f]{32}"\}\n'),
 }
 _LAST_LINE_SIZE = 128
+_OF_A_BACKUP = {
+    BACKUP_ARRIVAL_DIRECTORY,
+    BACKUP_CLAIM_NAME,
+    BACKUP_DATA_DIRECTORY,
+    BACKUP_DIRECTORIES_NAME,
+    BACKUP_ENTRY_NAME,
+}
 
 
 class Problem(NamedTuple):
@@ -82,8 +90,12 @@ class _ListedFile(NamedTuple):
 class StoredBackup:
     """One backup to verify; ``problems`` is what was found so far, ``control`` and ``label`` are what could be read."""
 
-    def __init__(self, repository: Repository, backup_id: str, *, opens_files: bool = True) -> None:
-        """Without ``opens_files``, what takes an identity to read is held against the digests of what is stored."""
+    def __init__(self, repository: Repository, backup_id: str, *, jobs: int = 1, opens_files: bool = True) -> None:
+        """What is packed is read ahead in ``jobs`` threads.
+
+        Without ``opens_files``, what takes an identity to read is held against the digests of what is stored.
+        """
+        self._jobs = jobs
         self._opens_files = opens_files
         self.problems: list[Problem] = []
         self.control: ControlFile | None = None
@@ -92,7 +104,7 @@ class StoredBackup:
         self._backup_id = backup_id
         self._folder = f"{BACKUP_DIRECTORY}/{backup_id}"
         self._entry_name = f"{self._folder}/{BACKUP_ENTRY_NAME}"
-        (self._data,) = repository.catalogue.data(backup_id)
+        (self._data,) = repository.catalogue.data(backup_id, jobs=jobs)
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
         self._entry_is_whole = self._manifest_is_whole = False
@@ -104,7 +116,6 @@ class StoredBackup:
         entry: BackupEntry | None,
         prior: BackupEntry | None,
         workers: Executor,
-        jobs: int,
         tell: Callable[[int], None],
     ) -> None:
         """Look at everything; ``entry`` is None when it cannot be read, and so is ``prior``.
@@ -114,7 +125,7 @@ class StoredBackup:
         with self._noting(self._entry_name):
             self._data.require_places()
             self._places_are_known = True
-        self._check_files(entry, workers, jobs, tell)
+        self._check_files(entry, workers, tell)
         for name in _LAST_LINES:
             self._check_last_line(name)
         if not self._places_are_known:
@@ -132,9 +143,7 @@ class StoredBackup:
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    def _check_files(
-        self, entry: BackupEntry | None, workers: Executor, jobs: int, tell: Callable[[int], None]
-    ) -> None:
+    def _check_files(self, entry: BackupEntry | None, workers: Executor, tell: Callable[[int], None]) -> None:
         checked_before = entry.start_lsn if entry is not None and entry.data_checksums else None
 
         def check(listed: _ListedFile) -> int:
@@ -143,7 +152,7 @@ class StoredBackup:
             self._check_file(*listed, checked_before)
             return listed.size_bytes
 
-        ahead = jobs * _PENDING_PER_WORKER
+        ahead = self._jobs * _PENDING_PER_WORKER
         with closing(ordered_map(workers, check, self._listed_files(), ahead=ahead)) as sizes:
             for size_bytes in sizes:
                 tell(size_bytes)
@@ -227,7 +236,7 @@ class StoredBackup:
         listed = array("Q", sorted(self._listed))
         with self._noting(self._folder):
             for name in names_in(self._repository.store, self._folder):
-                if name not in (BACKUP_CLAIM_NAME, BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME, BACKUP_ENTRY_NAME):
+                if name not in _OF_A_BACKUP:
                     self._note_at(f"{self._folder}/{name}", "it does not belong to the backup")
         for path in self._data.paths(lambda path, error: self._note(path, _reason(error))):
             digest = xxh3_64_intdigest(os.fsencode(path))

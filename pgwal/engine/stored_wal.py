@@ -28,7 +28,7 @@ from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal.page_magic import wal_format_of_major
 
 # Small, because a piece of zeros that has been compressed becomes a thousand times as large.
-_COMPRESSED_READ_SIZE = 1024
+COMPRESSED_READ_SIZE = 1024
 
 
 class StoredWal:
@@ -192,12 +192,12 @@ class StoredWal:
                 self._check_compressed_file(f"{WAL_DIRECTORY}/{segment.name}", compression)
 
     def _check_compressed_file(self, name: str, compression: str) -> None:
-        decoder = _decoder(compression)
+        decoder = segment_decoder(compression)
         size_bytes = 0
         try:
             with open_object(self._repository.store, name) as file:
                 # Little at a time: of some bytes may become a thousand times as many, or more.
-                while data := file.read(_COMPRESSED_READ_SIZE):
+                while data := file.read(COMPRESSED_READ_SIZE):
                     size_bytes += len(decoder.decompress(data))
                     if size_bytes > self._geometry.segment_size:
                         raise FormatError(f"it holds more than the {self._geometry.segment_size} bytes of a segment")
@@ -214,7 +214,7 @@ class StoredWal:
         self.problems.append(Problem(None, path, message))
 
 
-class _Decoder(Protocol):
+class Decoder(Protocol):
     """What the decoders of all formats have in common."""
 
     @property
@@ -224,10 +224,11 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def _decoder(compression: str) -> _Decoder:
-    decoders: dict[str, Callable[[], _Decoder]] = {
+def segment_decoder(compression: str) -> Decoder:
+    """Return what inflates a segment file of a compression; raises errors of the libraries."""
+    decoders: dict[str, Callable[[], Decoder]] = {
         ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-        ".lz4": lambda: cast(_Decoder, lz4.frame.LZ4FrameDecompressor()),
+        ".lz4": lambda: cast(Decoder, lz4.frame.LZ4FrameDecompressor()),
         ".gz": lambda: zlib.decompressobj(wbits=31),
     }
     return decoders[compression]()

@@ -18,7 +18,7 @@ from pgwal.engine.arriving_summaries import ArrivingSummaries
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
 from pgwal.engine.stream_events import StreamEvents
-from pgwal.engine.stream_options import DEFAULT_STATUS_INTERVAL_S, TICK_S, StreamOptions
+from pgwal.engine.stream_options import TICK_S, StreamOptions
 from pgwal.engine.streamed_server import ServerPosition
 from pgwal.errors import (
     PgwalError,
@@ -109,7 +109,7 @@ class TimelineStream:
         )
         delivery.begin(self._timeline_id)
         self._summaries.catch_up(stop, events.alive)
-        self._rest_is_cleared = False
+        self._rest_is_cleared = self._is_level = False
         self._full_s = 0.0
         self._lost: Lsn | None = None
         self._writer = WalWriter(
@@ -119,7 +119,7 @@ class TimelineStream:
             self._comparison.first_missing,
             events,
             synchronous=self._options.synchronous,
-            is_read_soon=self._options.compression.method is not CompressionMethod.NONE,
+            is_read_soon=repository.place.is_remote or self._options.compression.method is not CompressionMethod.NONE,
         )
         reports_flush = task.slot is not None or self._options.synchronous
         # Without --synchronous too: commits wait for whoever is named and reports what is durable.
@@ -133,8 +133,7 @@ class TimelineStream:
         )
         self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
         self._noted: tuple[Lsn, Lsn] | None = None
-        self._last_sync_s = time.monotonic()
-        self._last_state_s = time.monotonic()
+        self._last_sync_s = self._last_state_s = time.monotonic()
 
     def run(self) -> Lsn | None:
         """Stream until the timeline ends, and return where; None when there is nothing more to do.
@@ -205,12 +204,12 @@ class TimelineStream:
             if isinstance(event, WalData):
                 self._take(event)
         elif self._is_unsynced() or self._delivery.is_behind:
-            self._sync()
+            self._sync(may_hold=True)
+        if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
+            self._sync(may_hold=not self._session.reply_due)
         if self._session.reply_due:
             # A server that shuts down waits until all is reported as flushed.
             self._delivery.hurry()
-        if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
-            self._sync()
         # Commits may wait to hear of it: the server may have come to count this as a synchronous standby.
         is_awaited = self._session.has_flush_to_tell
         status = self._session.status_now(now) if is_awaited else self._session.status_due(now)
@@ -223,9 +222,7 @@ class TimelineStream:
 
     def _wait_s(self) -> float:
         wait_s = self._session.status_wait_s(time.monotonic())
-        if wait_s is None:
-            wait_s = DEFAULT_STATUS_INTERVAL_S
-        wait_s = min(wait_s, TICK_S)
+        wait_s = TICK_S if wait_s is None else min(wait_s, TICK_S)
         if self._is_unsynced():
             wait_s = min(wait_s, 0 if self._is_synchronous else self._pause_s())
         elif self._delivery.is_behind:
@@ -274,6 +271,10 @@ class TimelineStream:
         self._write(lsn, data)
         self._session.written(self._written_lsn)
         self._metrics.bytes_received += len(data)
+        if not (self._is_level or self._delivery.is_proven) and self._session.received_lsn >= self._continued_from:
+            # At once: what follows need not wait behind what an earlier receiver left.
+            self._is_level = True
+            self._sync(may_hold=True)
 
     def _write(self, lsn: Lsn, data: memoryview) -> None:
         """Write what the archive does not have whole."""
@@ -301,13 +302,15 @@ class TimelineStream:
         """Tell whether something was received and is not noted as durable."""
         return self._noted is None or self._noted[0] < self._session.received_lsn
 
-    def _sync(self) -> None:
+    def _sync(self, *, may_hold: bool = False) -> None:
         """Make what was received durable, then note it, then write the summaries that it completes.
 
-        What the server may forget is what outlives this machine, or with --synchronous what is durable on it.
+        What the server may forget is what outlives this machine, or with --synchronous what is durable on it.  What is
+        held in memory ``may_hold`` on there, unless somebody waits for it.
         """
         self._last_sync_s = time.monotonic()
-        self._writer.sync()
+        is_wanted = self._is_synchronous or self._summaries.has_finished or self._delivery.wants_open_segment
+        self._writer.sync(may_hold=may_hold and not is_wanted)
         self._session.written(self._written_lsn)
         flushed_lsn = self._flushed_lsn
         self._delivery.grow(self._timeline_id, flushed_lsn)
@@ -323,7 +326,7 @@ class TimelineStream:
             return
         self._noted = flushed_lsn, safe_lsn
         self._session.flushed(flushed_lsn if self._options.synchronous else safe_lsn)
-        self._summaries.write_finished()
+        self._summaries.write_finished(flushed_lsn)
         self._note_state()
 
     def _pause(self, seconds: float) -> None:

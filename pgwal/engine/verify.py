@@ -168,8 +168,8 @@ class _Verification:
             entry = report.entries.get(backup_id)
             prior = prior_of(entry, report.entries) if entry is not None else None
             self._check_chain(backup_id)
-            stored = StoredBackup(self._repository, backup_id, opens_files=report.opens_files)
-            stored.verify(entry, prior, workers, self._jobs, self._tell)
+            stored = StoredBackup(self._repository, backup_id, jobs=self._jobs, opens_files=report.opens_files)
+            stored.verify(entry, prior, workers, self._tell)
             report.problems += stored.problems
             self._starts[backup_id] = stored.label, stored.control
         stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]

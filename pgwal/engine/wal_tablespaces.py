@@ -58,7 +58,8 @@ def _created(
     for created in replayed.tablespaces:
         is_before_end = created.lsn < entry.stop_lsn
         if target.lsn is not None and not is_before_end:
-            ends_before = target.lsn < created.lsn or (target.exclusive and target.lsn == created.lsn)
+            # Nothing was read behind the record that recovery stops at.
+            ends_before = target.exclusive and created.lsn >= target.lsn
         else:
             ends_before = (
                 target.is_set

@@ -32,6 +32,7 @@ class WritingThreads:
         self.file_count = 0
         self.bytes_read = 0
         self.bytes_written = 0
+        self.bytes_kept = 0
         self._total_bytes = total_bytes
         self._on_progress = on_progress
         self._lock = threading.Lock()
@@ -58,15 +59,16 @@ class WritingThreads:
                 self._stopping = True
         self._stopping = False
 
-    def count(self, *, read: int = 0, written: int = 0) -> None:
-        """Count what a thread has done; ends it where another one has failed."""
+    def count(self, *, read: int = 0, written: int = 0, kept: int = 0) -> None:
+        """Count what a thread has done, or found done; ends it where another one has failed."""
         if self._stopping:
             raise _Stopped("another file could not be written")
         with self._lock:
             self.bytes_read += read
             self.bytes_written += written
-            if self._on_progress is not None and written:
-                self._on_progress(min(self.bytes_written, self._total_bytes), self._total_bytes)
+            self.bytes_kept += kept
+            if self._on_progress is not None and written + kept:
+                self._on_progress(min(self.bytes_written + self.bytes_kept, self._total_bytes), self._total_bytes)
 
     def count_file(self) -> None:
         """Count a file that is there."""

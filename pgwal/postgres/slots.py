@@ -22,10 +22,12 @@ class SlotFacts(NamedTuple):
     wal_status: str | None
     invalidation_reason: str | None = None
     """Why it is of no use any more; since 17."""
+    safe_wal_bytes: int | None = None
+    """How much more WAL may be written before the server may remove what the slot needs; None without such a limit."""
 
 
 _SLOT = (
-    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, {reason}"
+    "SELECT slot_type, active, active_pid, restart_lsn::text, wal_status, {reason}, safe_wal_size"
     " FROM pg_replication_slots WHERE slot_name = %s"
 )
 
@@ -38,6 +40,6 @@ def read_slot(connection: psycopg.Connection, name: str) -> SlotFacts | None:
         row = connection.execute(query, (name,)).fetchone()
         if row is None:
             return None
-        slot_type, active, active_pid, restart_lsn, wal_status, reason = row
+        slot_type, active, active_pid, restart_lsn, wal_status, reason, safe_wal_bytes = row
         lsn = None if restart_lsn is None else Lsn.parse(restart_lsn)
-        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status, reason)
+        return SlotFacts(name, slot_type, active, active_pid, lsn, wal_status, reason, safe_wal_bytes)

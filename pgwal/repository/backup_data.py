@@ -6,13 +6,13 @@ A store whose objects are files has the short ways of ``local_backup_data``; any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pgwal.backup.pack_table import Extent, Pack, PackedContents
+from pgwal.backup.pack_table import ContentPart, Extent, PackedContents
 from pgwal.errors import PgwalError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
@@ -38,8 +38,17 @@ class StoredContent(Protocol):
     def is_proven(self) -> bool:
         """Whether each part of it is compared with a digest of what was stored before it is given out."""
 
+    def parts(self) -> Iterator[ContentPart]:
+        """Yield, in order, the parts of which a digest is known without reading them; at most 1 MiB each."""
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which ranges, by start and end, are going to be read from now on, so that they alone are read ahead."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return what lies at an offset, less than ``length`` bytes at the end alone."""
+
+    def part(self, offset: int, length: int) -> tuple[bytes, int, int]:
+        """Return bytes, and where in them lies the start of what is wanted, and how much of it: 0 at the end alone."""
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Fill the start of ``target`` with what lies at an offset, and return how much that is: 0 at the end alone."""
@@ -75,8 +84,12 @@ class BackupData(Protocol):
         With ``of_unread`` no file was read: what can be told without opening anything is told of all that is packed.
         """
 
-    def packs(self) -> Sequence[Pack]:
-        """Return the packs that it needs, with the frames; none where files are stored one by one."""
+    @property
+    def fetched_bytes(self) -> int | None:
+        """How much was fetched out of packs so far, as it is stored, for all backups that were opened together.
+
+        None where files are stored one by one.
+        """
 
     def path(self, path: str) -> Path | None:
         """Return where a file of the operating system holds the content, None where none does."""
@@ -116,12 +129,8 @@ class BackupDataWriter(Protocol):
         """Take over part of a file that another backup of the repository stores whole, without a look at its bytes.
 
         Returns where it lies, nothing where it is a file of its own; None, with nothing done, where that is not
-        possible, as of what lies in packs to ``avoid``, of less than all of a file that is not in packs, or of nothing
-        there.
+        possible, as of less than all of a file that is not in packs, or of nothing there.
         """
-
-    def avoid(self, packs: Collection[str]) -> None:
-        """Carry nothing over that lies in some packs, so that they are not needed."""
 
     def create(self, path: str) -> NewContent:
         """Store a file piece by piece, which must be closed before ``sync``."""

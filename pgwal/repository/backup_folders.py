@@ -8,6 +8,9 @@ stored as that of an abandoned backup.  So that one stores an empty entry first,
 nothing is stored over it.  Whoever took the backup does so as well when it failed, for what a store was asked it may do
 when nobody waits for it any more.  The empty entry stays, and is needed only where a backup has said that it begins,
 and not that it ended.
+
+A backup that comes from another repository is not given up: it can be finished by whoever copies it again, see
+``arriving_backup``, and until then no pack goes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import NamedTuple
 from pgwal.backup.backup_id import is_backup_id
 from pgwal.errors import ObjectExists
 from pgwal.repository.layout import (
+    BACKUP_ARRIVAL_DIRECTORY,
     BACKUP_CLAIM_NAME,
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORIES_NAME,
@@ -34,23 +38,24 @@ NOTES_NAME = "files.spool"
 
 class BackupFolders(NamedTuple):
     """Names of folders in ``backups/``, in order: the ids of backups, damaged ones among them, and what is left of
-    abandoned and removed ones, or of the one that is being taken; ``names`` are all that are taken there."""
+    abandoned and removed ones, or of the one that is being taken; ``names`` are all that are taken there, and
+    ``arriving`` what comes from another repository, and is not all there."""
 
     finished: list[str]
     unfinished: list[str]
     names: list[str]
+    arriving: list[str]
 
 
 def find_backup_folders(store: ObjectStore) -> BackupFolders:
     """Look at the names alone; what is there besides, under names that no backup has, is passed over."""
     if as_renaming(store) is not None:
         names = names_in(store, BACKUP_DIRECTORY)
-        return BackupFolders(
-            [name for name in names if is_backup_id(name)],
-            [name for name in folders_in(store, BACKUP_DIRECTORY) if _is_unfinished(name)],
-            names,
-        )
-    finished, others, taken = set[str](), set[str](), set[str]()
+        unfinished = [name for name in folders_in(store, BACKUP_DIRECTORY) if _is_unfinished(name)]
+        arriving = [name for name in unfinished if store.exists(f"{folder_of(name)}/{BACKUP_ARRIVAL_DIRECTORY}")]
+        finished = [name for name in names if is_backup_id(name)]
+        return BackupFolders(finished, [name for name in unfinished if name not in arriving], names, arriving)
+    finished_ids, others, taken, arriving_ids = set[str](), set[str](), set[str](), set[str]()
     # All at once: a request for each backup takes longer.
     for name, size_bytes in store.list(f"{BACKUP_DIRECTORY}/"):
         backup_id, _, rest = name.removeprefix(f"{BACKUP_DIRECTORY}/").partition("/")
@@ -59,8 +64,12 @@ def find_backup_folders(store: ObjectStore) -> BackupFolders:
             if rest != BACKUP_ENTRY_NAME:
                 others.add(backup_id)
             elif size_bytes:
-                finished.add(backup_id)
-    return BackupFolders(sorted(finished), sorted(others - finished), sorted(taken))
+                finished_ids.add(backup_id)
+            if rest.startswith(f"{BACKUP_ARRIVAL_DIRECTORY}/"):
+                arriving_ids.add(backup_id)
+    arriving_ids -= finished_ids
+    others -= finished_ids | arriving_ids
+    return BackupFolders(sorted(finished_ids), sorted(others), sorted(taken), sorted(arriving_ids))
 
 
 def folder_of(backup_id: str) -> str:
@@ -85,8 +94,8 @@ def give_up(store: ObjectStore, folder: str) -> bool:
 
 def remove_backup(store: ObjectStore, folder: str) -> bool:
     """Remove what pgwal puts into a backup's folder, and the folder if nothing else is in it."""
-    if BACKUP_DATA_DIRECTORY in folders_in(store, folder):
-        store.delete_all(f"{folder}/{BACKUP_DATA_DIRECTORY}")
+    for name in {BACKUP_DATA_DIRECTORY, BACKUP_ARRIVAL_DIRECTORY}.intersection(folders_in(store, folder)):
+        store.delete_all(f"{folder}/{name}")
     store.recover(folder, BACKUP_ENTRY_NAME.__eq__)
     is_keeping_place = as_renaming(store) is None
     others = []

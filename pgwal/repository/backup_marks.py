@@ -1,4 +1,5 @@
-"""What is said of backups after they were taken, by an object each that is stored once: pins, and long-term backups.
+"""What is said of backups after they were taken, by an object each that is stored once: pins, long-term backups, and
+those that were copied from another repository.
 
 Marks go by the time in a backup's id, which the full backup has, too, that it is merged into.
 """
@@ -14,7 +15,7 @@ from pgwal.backup.backup_id import time_part
 from pgwal.backup.entry import BackupEntry
 from pgwal.errors import ObjectExists, ObjectNotFound
 from pgwal.repository.deletion import delete_what_can_go
-from pgwal.repository.layout import LONG_TERM_DIRECTORY, PIN_DIRECTORY
+from pgwal.repository.layout import COPIED_DIRECTORY, LONG_TERM_DIRECTORY, PIN_DIRECTORY
 from pgwal.repository.store import ObjectStore, names_in
 
 
@@ -56,28 +57,44 @@ class BackupMarks:
             self._store.delete(name)
         return True
 
+    def copied_ids(self, entries: Iterable[BackupEntry]) -> set[str]:
+        """Return the ids of those backups that were copied into this repository, be they there still or not."""
+        names = set(names_in(self._store, COPIED_DIRECTORY))
+        return {entry.backup_id for entry in entries if _name_with_position(entry) in names}
+
+    def mark_copied(self, entry: BackupEntry) -> None:
+        """Note that a backup was copied, so that it does not come again once it was expired here."""
+        content = json.dumps({"pgwal-copied": 1, "id": entry.backup_id}).encode() + b"\n"
+        with suppress(ObjectExists):
+            self._store.put(f"{COPIED_DIRECTORY}/{_name_with_position(entry)}", content)
+
+    def forget_copied(self, sources: Iterable[BackupEntry]) -> None:
+        """Remove what says that backups were copied that are not among those of the other repository any more."""
+        left = set(names_in(self._store, COPIED_DIRECTORY)) - {_name_with_position(entry) for entry in sources}
+        delete_what_can_go(self._store, [f"{COPIED_DIRECTORY}/{name}" for name in sorted(left)])
+
     def long_term_ids(self, entries: Iterable[BackupEntry]) -> set[str]:
         """Return the ids of those backups that are long-term backups."""
         names = set(names_in(self._store, LONG_TERM_DIRECTORY))
-        return {entry.backup_id for entry in entries if _long_term_name(entry) in names}
+        return {entry.backup_id for entry in entries if _name_with_position(entry) in names}
 
     def mark_long_term(self, entry: BackupEntry) -> None:
         """Make a backup a long-term backup, durably, before the first WAL behind it goes."""
         content = json.dumps({"pgwal-long-term": 1, "id": entry.backup_id, "stop_lsn": str(entry.stop_lsn)})
         with suppress(ObjectExists):
-            self._store.put(f"{LONG_TERM_DIRECTORY}/{_long_term_name(entry)}", content.encode() + b"\n")
+            self._store.put(f"{LONG_TERM_DIRECTORY}/{_name_with_position(entry)}", content.encode() + b"\n")
 
     def forget(self, gone: Iterable[BackupEntry], kept: Iterable[BackupEntry]) -> None:
         """Remove what says that backups that are gone were long-term backups.
 
         What is kept may be a full backup that one of them was merged into.
         """
-        left = {_long_term_name(entry) for entry in gone} - {_long_term_name(entry) for entry in kept}
+        left = {_name_with_position(entry) for entry in gone} - {_name_with_position(entry) for entry in kept}
         if left:
             left &= set(names_in(self._store, LONG_TERM_DIRECTORY))
         delete_what_can_go(self._store, [f"{LONG_TERM_DIRECTORY}/{name}" for name in sorted(left)])
 
 
-def _long_term_name(entry: BackupEntry) -> str:
+def _name_with_position(entry: BackupEntry) -> str:
     # With the position: were an id to come again, that of another backup would have another.
     return f"{time_part(entry.backup_id)}_{entry.start_timeline_id:08X}{entry.start_lsn:016X}"

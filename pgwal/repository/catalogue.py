@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from hashlib import sha256
 from typing import NamedTuple
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import decode_entry, decode_head, decode_pack_names
+from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_packs
 from pgwal.backup.label import BACKUP_LABEL_NAME
+from pgwal.backup.pack_table import Frame, Pack, PackedContents
+from pgwal.backup.pack_use import PackUsers
 from pgwal.errors import (
     FormatError,
     ObjectNotFound,
@@ -25,7 +29,9 @@ from pgwal.errors import (
 )
 from pgwal.repository.backup_data import BackupData, open_backup_data
 from pgwal.repository.backup_folders import BackupFolders, find_backup_folders, folder_of, give_up, remove_backup
+from pgwal.repository.frame_tables import FrameTables
 from pgwal.repository.layout import (
+    BACKUP_ARRIVAL_DIRECTORY,
     BACKUP_DATA_DIRECTORY,
     BACKUP_DIRECTORY,
     BACKUP_ENTRY_NAME,
@@ -34,12 +40,12 @@ from pgwal.repository.layout import (
     RepositoryIdentity,
 )
 from pgwal.repository.object_reader import open_buffered
-from pgwal.repository.pack_pool import list_packs, remove_packs
+from pgwal.repository.pack_pool import NO_GARBAGE, PackGarbage, list_packs, remove_packs
 from pgwal.repository.place import Place
 from pgwal.repository.sealing import format_for_new_files
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
-from pgwal.repository.store import StoredObject, as_renaming, folders_in
+from pgwal.repository.store import as_renaming, folders_in
 from pgwal.repository.waiting_threads import ask_for_each
 
 logger = logging.getLogger(__name__)
@@ -163,6 +169,14 @@ class Catalogue:
             # A longer line comes in pieces, of which none is one.
             yield iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 
+    def entry_sha256(self, backup_id: str) -> str:
+        """Return the SHA-256 digest of an entry, which has the digest of every file: it stands for all of a backup."""
+        digest = sha256()
+        with self._lines(folder_of(backup_id)) as lines:
+            for line in lines:
+                digest.update(line)
+        return digest.hexdigest()
+
     def label(self, backup_id: str) -> bytes | None:
         """Return the backup_label of a backup, as it lies there; None where there are no data that it could be of.
 
@@ -208,37 +222,81 @@ class Catalogue:
         except (FormatError, RepositoryError):
             return True
 
-    def unneeded_packs(self, expired: Collection[str] = (), *, only_named: bool = False) -> list[StoredObject]:
-        """Return the packs that no backup needs but those ``expired``; none at all while an entry cannot be read.
+    def pack_garbage(self, expired: Collection[str] = (), *, only_named: bool = False) -> PackGarbage:
+        """Return what no backup needs of the packs but those ``expired``; nothing while an entry cannot be read.
 
         What a backup needs that was set aside is kept: it may be brought back.
         Those of a backup that is being taken are among them unless ``only_named``, which are those that an expired one
-        names: only under the lock for backups they may be removed.
+        names: only under the lock for backups they may be removed.  None at all while a backup comes from another
+        repository: whoever copies it may have found here what it needs.
         """
-        packs = list(list_packs(self._store))
-        if not packs:
-            return packs
-        ids = set(self.ids())
+        packs, tables = list(list_packs(self._store)), FrameTables(self._store)
+        if not packs and not tables.names():
+            return NO_GARBAGE
+        folders = self.folders()
+        if folders.arriving:
+            logger.warning(
+                "no pack is removed, for %s has not arrived whole: run pgwal copy to its end, or remove that directory",
+                self._store.locate(folder_of(folders.arriving[0])),
+            )
+            return NO_GARBAGE
+        ids = set(folders.finished)
         try:
-            needed = self._pack_names([*map(folder_of, ids.difference(expired)), *self._set_aside()])
-            named = self._pack_names(map(folder_of, ids.intersection(expired))) if only_named else None
+            moves = tables.read()
+            if tables.damage is not None:
+                raise tables.damage
+            users = PackUsers({pack.name: pack.size_bytes for pack in packs}, moves)
+            kept = [*map(folder_of, ids.difference(expired)), *self._set_aside()]
+            for of_backup in self._packs(kept):
+                users.see(of_backup)
+            doubtful = users.doubtful()
+            for of_backup in self._packs(kept if doubtful else ()):
+                users.see_frames(of_backup, doubtful)
+            going = self._packs(map(folder_of, ids.intersection(expired))) if only_named else ()
+            named = {pack.name for of_backup in going for pack in of_backup}
         except StoreUnavailable:
             raise
         except (FormatError, RepositoryError) as error:
             logger.warning("no pack is removed, for it is not known which ones are needed: %s", error)
-            return []
-        return [pack for pack in packs if pack.name not in needed and (named is None or pack.name in named)]
+            return NO_GARBAGE
+        use = users.use()
+        unneeded = [pack for pack in packs if pack.name not in use.needed]
+        return PackGarbage(
+            [pack for pack in unneeded if not only_named or pack.name in named],
+            [name for name in tables.names() if name not in use.needed_tables],
+            use,
+        )
 
-    def needed_packs(self, ids: Iterable[str]) -> set[str]:
-        """Return the names of the packs that some backups need; raises FormatError where an entry cannot be read."""
-        return self._pack_names(map(folder_of, ids))
-
-    def _pack_names(self, folders: Iterable[str]) -> set[str]:
-        found = set[str]()
+    def _packs(self, folders: Iterable[str]) -> Iterator[list[Pack]]:
         for folder in folders:
             with self._lines(folder) as lines:
-                found.update(decode_pack_names(lines))
-        return found
+                yield decode_packs(lines)
+
+    def frames_named(self, names: AbstractSet[str]) -> dict[str, Pack]:
+        """Return some packs with all of their frames that any backup names, or one that was set aside.
+
+        Raises FormatError where an entry cannot be read.
+        """
+        found: dict[str, dict[int, Frame]] = {}
+        packs: dict[str, Pack] = {}
+        for of_backup in self._packs([*map(folder_of, self.ids()), *self._set_aside()]):
+            for pack in of_backup:
+                if pack.name in names:
+                    packs[pack.name] = pack
+                    found.setdefault(pack.name, {}).update((frame.offset, frame) for frame in pack)
+        return {name: pack.with_frames(found[name].values()) for name, pack in packs.items()}
+
+    def contents(self, backup_id: str) -> PackedContents:
+        """Return what the entry of a packed backup tells besides its files; raises FormatError for a damaged one."""
+        with self._lines(folder_of(backup_id)) as lines:
+            _, contents, files = decode_contents(lines)
+            for _ in files:
+                pass
+        return contents
+
+    def document(self, backup_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        """Give the lines of the entry of a backup as they are."""
+        return self._lines(folder_of(backup_id))
 
     def _set_aside(self) -> Iterator[str]:
         """Yield the folders of the backups that were moved out of the way with a history that was lost."""
@@ -270,6 +328,8 @@ class Catalogue:
         Only under the lock for backups, and after those that build on it.  Raises RepositoryLocked while it is held.
         """
         with self._place.leases.hold(self._entry_name(backup_id), exclusive=True):
+            # Left by a copy that died when all was there: it would be taken for one that is arriving.
+            self._store.delete_all(f"{folder_of(backup_id)}/{BACKUP_ARRIVAL_DIRECTORY}")
             renaming = as_renaming(self._store)
             if renaming is None:
                 self._place.leases.confirm()
@@ -277,10 +337,10 @@ class Catalogue:
             else:
                 renaming.rename(folder_of(backup_id), folder_of(backup_id) + UNFINISHED_SUFFIX)
 
-    def remove_packs(self, packs: Iterable[StoredObject]) -> None:
-        """Remove packs that no backup needs, and what killed writers left; only under the lock for backups."""
+    def remove_packs(self, names: Iterable[str], tables: Iterable[str] = ()) -> None:
+        """Remove packs and tables of such, and what killed writers left; only under the lock for backups."""
         self._place.leases.confirm()
-        remove_packs(self._store, [pack.name for pack in packs])
+        remove_packs(self._store, names, tables)
 
     def stage(self, backup_id: str, jobs: int = 1) -> StagedBackup:
         """Begin a backup, which does not count until it is published; what is packed is so in ``jobs`` threads.
@@ -308,7 +368,8 @@ class Catalogue:
         unfinished = self.give_up_unfinished()
         if unfinished:
             # Before the folders, which tell that there may be some.
-            self.remove_packs(self.unneeded_packs())
+            garbage = self.pack_garbage()
+            self.remove_packs([pack.name for pack in garbage.packs], garbage.tables)
         return [name.removesuffix(UNFINISHED_SUFFIX) for name in unfinished if self._remove(name)]
 
     def _remove(self, name: str) -> bool:

@@ -78,5 +78,9 @@ class Delivery(Protocol):
     def hurry(self) -> None:
         """Have what was received delivered now: somebody waits for it."""
 
+    @property
+    def wants_open_segment(self) -> bool:
+        """Whether the segment that is being received is to be durable here as far as it is: it can be delivered."""
+
     def paused(self) -> AbstractContextManager[None]:
         """Have nothing delivered for a while, whatever is moved meanwhile."""

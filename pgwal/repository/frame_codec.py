@@ -27,15 +27,16 @@ _MOST_WAITING = 8
 
 
 class EncodedFrame(NamedTuple):
-    """What is stored of a frame, its digest, and how many bytes of files it holds."""
+    """What is stored of a frame, its digest, how many bytes of files it holds, and their digest if it is another."""
 
     stored: bytes
     digest: bytes
     size_bytes: int
+    content_digest: bytes | None
 
     def at(self, offset: int) -> Frame:
         """Return the frame as it is when it begins at a byte offset of its pack."""
-        return Frame(offset, len(self.stored), self.size_bytes, self.digest)
+        return Frame(offset, len(self.stored), self.size_bytes, self.digest, self.content_digest)
 
 
 class FrameEncoder:
@@ -60,7 +61,8 @@ class FrameEncoder:
         shrunk = b"" if self._level is None else self._compressor(self._level).compress(content)
         kept = shrunk if shrunk and len(shrunk) < len(content) else content
         stored = bytes(kept) if seal is None else seal(number, kept)
-        return EncodedFrame(stored, xxh3_128_digest(stored), len(content))
+        content_digest = None if seal is None and kept is content else xxh3_128_digest(content)
+        return EncodedFrame(stored, xxh3_128_digest(stored), len(content), content_digest)
 
     def close(self) -> None:
         """End; what has not begun is not encoded."""

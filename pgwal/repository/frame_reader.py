@@ -6,20 +6,28 @@ What is read of a frame is checked against its digest each time, so that nothing
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
-from pgwal.backup.pack_table import Pack
+from pgwal.backup.moved_frames import FramePlace
+from pgwal.backup.pack_table import Frame, Pack
 from pgwal.encryption.container import FrameCipher, SealedFor
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.repository.frame_codec import FrameDecoder
+from pgwal.repository.frame_tables import FramePlaces
 from pgwal.repository.pack_pool import pack_object
-from pgwal.repository.store import ByteRange, ObjectStore, as_sealing
+from pgwal.repository.store import ByteRange, ObjectStore, StoreFeature, as_sealing
 
 _MOST_KEPT = 32
-_MOST_AHEAD = 24
-_MOST_AHEAD_OF_ONE = 8
+_MOST_AHEAD = 64
+_MOST_AHEAD_OF_ONE = 16
+_MOST_AHEAD_IN_FILES = 8
+_REQUEST_BYTES = 4 << 20
+_REQUEST_THREADS = 8
+"""Where each request takes its time, so many are under way at once, whatever there is to decode them with."""
 _FORGOTTEN_AFTER = 256
 """So many frames later nobody is going to ask for one that was read ahead: its file was given up."""
 _ANOTHER_BACKUP = "Restore another backup."
@@ -38,25 +46,32 @@ class FrameReader:
     """Reads frames of any backups for any number of threads, and ahead of them in ``jobs`` threads, which end with it.
 
     One file may be most of a database: whoever writes it would decode frame by frame, and the others have nothing to
-    do.
+    do.  Where objects are no files, each request takes its time: several frames are read by one, and several of those
+    are under way, whatever ``jobs`` is.
     """
 
     def __init__(self, store: ObjectStore, jobs: int = 1) -> None:
+        self.places = FramePlaces(store)
         self._store = store
         self._decoder = FrameDecoder()
-        self._threads = ThreadPoolExecutor(jobs, "read-frame") if jobs > 1 else None
+        are_files = StoreFeature.FILES in store.features
+        threads = jobs if are_files else max(jobs, _REQUEST_THREADS)
+        self._threads = ThreadPoolExecutor(threads, "read-frame") if threads > 1 else None
         self._most_kept = max(_MOST_KEPT, 4 * jobs)
-        self._ahead_of_one = max(1, min(_MOST_AHEAD_OF_ONE, _MOST_AHEAD // jobs))
+        most_ahead_of_one = _MOST_AHEAD_IN_FILES if are_files else _MOST_AHEAD_OF_ONE
+        self._ahead_of_one = max(2, min(most_ahead_of_one, _MOST_AHEAD // jobs))
         self._kept = OrderedDict[_Key, Future[bytes] | bytes]()
         # Apart, so that frames which are in use never make room for those that will be, nor those for each other: each
         # would have to be read, and decoded, again.
         self._ahead = OrderedDict[_Key, _Ahead]()
         self._asked_count = 0
         self._lock = Lock()
+        self.fetched_bytes = 0
+        """What was asked of the store, as it is stored."""
         self._ciphers: dict[str, FrameCipher] = {}
 
-    def content(self, pack: Pack, number: int, last: int | None = None) -> bytes:
-        """Return what a frame holds; those behind it up to the frame ``last`` will be wanted next.
+    def content(self, pack: Pack, number: int, following: Sequence[int] = ()) -> bytes:
+        """Return what a frame holds; those ``following`` will be wanted next, in this order.
 
         Raises FormatError where it is not what was stored, RepositoryError.
         """
@@ -69,9 +84,9 @@ class FrameReader:
             except KeyError:
                 pass
             return kept
-        return self._awaited(key, pack, number, last)
+        return self._awaited(key, pack, number, following)
 
-    def _awaited(self, key: _Key, pack: Pack, number: int, last: int | None) -> bytes:
+    def _awaited(self, key: _Key, pack: Pack, number: int, following: Sequence[int]) -> bytes:
         with self._lock:
             kept = self._kept.get(key)
             if isinstance(kept, bytes):
@@ -82,8 +97,8 @@ class FrameReader:
             future = Future[bytes]() if kept is None else kept
             self._keep(key, future)
         try:
-            if last is not None:
-                self._read_ahead(pack, number, last)
+            if following:
+                self._read_ahead(pack, following)
             if kept is None:
                 future.set_result(self._read(pack, number))
             content = future.result()
@@ -101,18 +116,41 @@ class FrameReader:
             self._keep(key, content)
         return content
 
-    def _read_ahead(self, pack: Pack, number: int, last: int) -> None:
+    def _read_ahead(self, pack: Pack, following: Sequence[int]) -> None:
         if self._threads is None:
             return
         with self._lock:
             while self._ahead and self._asked_count - next(iter(self._ahead.values())).since > _FORGOTTEN_AFTER:
                 self._ahead.popitem(last=False)
-            for later in range(number + 1, min(number + self._ahead_of_one, last) + 1):
-                if len(self._ahead) >= _MOST_AHEAD:
-                    return
-                key = (pack.name, later)
-                if key not in self._kept and key not in self._ahead:
-                    self._ahead[key] = _Ahead(self._threads.submit(self._read, pack, later), self._asked_count)
+            for some in self._requests(pack, following):
+                futures = [Future[bytes]() for _ in some]
+                self._threads.submit(self._read_several, pack, some, futures)
+                for later, future in zip(some, futures, strict=True):
+                    self._ahead[pack.name, later] = _Ahead(future, self._asked_count)
+
+    def _requests(self, pack: Pack, following: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Yield the first of the frames that follow which nobody has read yet, as many together as one request reads.
+
+        Fewer wait for those behind them, unless there are none.
+        """
+        most = self._ahead_of_one // 2
+        some: list[int] = []
+        size_bytes = 0
+        for number in following[: self._ahead_of_one]:
+            key = (pack.name, number)
+            is_known = key in self._kept or key in self._ahead
+            if some and (is_known or number != some[-1] + 1):
+                yield some
+                some, size_bytes = [], 0
+            if is_known:
+                continue
+            if len(self._ahead) + len(some) >= _MOST_AHEAD:
+                return
+            some.append(number)
+            size_bytes += pack[number].stored_size_bytes
+            if len(some) == most or size_bytes >= _REQUEST_BYTES or number == following[-1]:
+                yield some
+                some, size_bytes = [], 0
 
     def _keep(self, key: _Key, content: Future[bytes] | bytes) -> None:
         self._kept[key] = content
@@ -121,28 +159,63 @@ class FrameReader:
             self._kept.popitem(last=False)
 
     def _read(self, pack: Pack, number: int) -> bytes:
-        stored, place = self._stored(pack, number)
+        ((stored,), place) = self._stored(pack, (number,))
         return self._decoder.decode(stored, pack[number], number, place, self._cipher(pack))
+
+    def _read_several(self, pack: Pack, numbers: Sequence[int], futures: Sequence[Future[bytes]]) -> None:
+        """Read frames with one request, and tell each of ``futures`` what there is of its own, or what failed."""
+        try:
+            found, place = self._stored(pack, numbers)
+            cipher = self._cipher(pack)
+        except BaseException as error:
+            for future in futures:
+                future.set_exception(error)
+            return
+        for number, stored, future in zip(numbers, found, futures, strict=True):
+            try:
+                future.set_result(self._decoder.decode(stored, pack[number], number, place, cipher))
+            except BaseException as error:
+                future.set_exception(error)
 
     def require_stored(self, pack: Pack, number: int) -> None:
         """Raise FormatError unless a frame is stored as its entry says; what is encrypted is not opened."""
-        stored, place = self._stored(pack, number)
+        ((stored,), place) = self._stored(pack, (number,))
         if pack.sealed is None:
             self._decoder.decode(stored, pack[number], number, place)
         else:
             self._decoder.require_digest(stored, pack[number], number, place)
 
-    def _stored(self, pack: Pack, number: int) -> tuple[bytes, str]:
-        """Return what is stored of a frame, and what people call the place of its pack."""
-        frame, name = pack[number], pack_object(pack.name)
-        place = self._store.locate(name)
-        try:
-            (stored,) = self._store.get_ranges(name, [ByteRange(frame.offset, frame.offset + frame.stored_size_bytes)])
-        except ObjectNotFound as error:
-            raise FormatError(
-                f"{place} is missing, and with it what it holds of files", hint=_ANOTHER_BACKUP
-            ) from error
-        return stored, place
+    def _stored(self, pack: Pack, numbers: Sequence[int]) -> tuple[Sequence[bytes], str]:
+        """Return what is stored of frames, and what people call the place of their pack."""
+        frames = [pack[number] for number in numbers]
+        asked = [next(self.places.of(pack.name, frame.offset), None) for frame in frames]
+        likely = [where for where in asked if where is not None]
+        if len(likely) == len(frames) and len({where.pack_name for where in likely}) == 1:
+            # Of those that were moved, too, what lay together mostly does.
+            with suppress(ObjectNotFound):
+                return self._get(likely, frames)
+        found = [self._stored_alone(pack, frame) for frame in frames]
+        return [stored for stored, _ in found], found[0][1]
+
+    def _stored_alone(self, pack: Pack, frame: Frame) -> tuple[bytes, str]:
+        for where in self.places.of(pack.name, frame.offset):
+            with suppress(ObjectNotFound):
+                ((stored,), place) = self._get([where], [frame])
+                return stored, place
+        raise FormatError(
+            f"{self._store.locate(pack_object(pack.name))} is missing, and with it what it holds of files",
+            hint=_ANOTHER_BACKUP,
+        )
+
+    def _get(self, places: Sequence[FramePlace], frames: Sequence[Frame]) -> tuple[Sequence[bytes], str]:
+        """Return what is stored of frames, which lie in one pack; raises ObjectNotFound."""
+        name = pack_object(places[0].pack_name)
+        both = zip(places, frames, strict=True)
+        ranges = [ByteRange(where.offset, where.offset + frame.stored_size_bytes) for where, frame in both]
+        found = self._store.get_ranges(name, ranges)
+        with self._lock:
+            self.fetched_bytes += sum(frame.stored_size_bytes for frame in frames)
+        return found, self._store.locate(name)
 
     def _cipher(self, pack: Pack) -> FrameCipher | None:
         if pack.sealed is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from pgwal.repository.local_errors import refused
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
-    from pgwal.backup.pack_table import Extent, Pack
+    from pgwal.backup.pack_table import ContentPart, Extent
     from pgwal.repository.backup_data import BackupData
 
 
@@ -67,8 +67,9 @@ class LocalBackupData:
             for name in sorted((*names, *links)):
                 yield os.path.relpath(os.path.join(parent, name), self._root)  # noqa: PTH118 (a million of them)
 
-    def packs(self) -> Sequence[Pack]:
-        return ()
+    @property
+    def fetched_bytes(self) -> None:
+        return None
 
     def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
@@ -122,6 +123,12 @@ class LocalContent:
         self.size_bytes = size_bytes
         self._path = path
 
+    def parts(self) -> Iterator[ContentPart]:
+        yield from ()
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        pass
+
     def read_at(self, offset: int, length: int) -> bytes:
         try:
             content = os.pread(self.descriptor, length, offset)
@@ -133,6 +140,10 @@ class LocalContent:
         except OSError as error:
             raise _refused("read", self._path, error) from error
         return content
+
+    def part(self, offset: int, length: int) -> tuple[bytes, int, int]:
+        found = self.read_at(offset, length)
+        return found, 0, len(found)
 
     def read_into(self, offset: int, target: memoryview) -> int:
         try:
@@ -160,9 +171,6 @@ class LocalBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         self._tree.write_small(files)
         return [WrittenFile(len(content), content_digest(content)) for _, content in files]
-
-    def avoid(self, packs: Collection[str]) -> None:
-        pass
 
     def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
         """Make a hard link: what a repository stores does not change, and has its file system to itself."""

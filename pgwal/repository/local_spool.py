@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from io import BufferedRandom
 from pathlib import Path
 from typing import IO
@@ -14,7 +15,7 @@ from pgwal.repository.beneath import Beneath
 from pgwal.repository.local_errors import translated_errors
 from pgwal.repository.local_file import LocalFile
 
-_CLEAR_SIZE = 1 << 20
+_CLEAR_SIZE = _READ_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -45,6 +46,8 @@ class LocalSpool:
 
 class LocalAppender:
     """A preallocated file; see pgwal.repository.spool.Appender."""
+
+    is_held = False
 
     def __init__(self, beneath: Beneath, name: str, size_bytes: int, *, zeroed: bool) -> None:
         self._beneath = beneath
@@ -133,6 +136,18 @@ class LocalAppender:
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with translated_errors("rename", self._path):
             self._beneath.rename(self._name, f"{self._directory}/{name}" if self._directory else name)
+        self.close()
+
+    def pieces(self) -> Iterator[bytes]:
+        offset = 0
+        with translated_errors("read", self._path):
+            while data := os.pread(self._descriptor, _READ_SIZE, offset):
+                offset += len(data)
+                yield data
+
+    def discard(self) -> None:
+        with translated_errors("delete", self._path):
+            self._beneath.unlink(self._name)
         self.close()
 
     def close(self) -> None:

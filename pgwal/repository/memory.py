@@ -161,6 +161,8 @@ class MemorySpool:
 class MemoryAppender:
     """See pgwal.repository.spool.Appender; what is written is in the store when it is synced."""
 
+    is_held = False
+
     def __init__(self, store: ObjectStore, name: str, size_bytes: int) -> None:
         self._store = store
         self._name = name
@@ -184,6 +186,12 @@ class MemoryAppender:
     def rename(self, name: str, *, is_read_soon: bool) -> None:  # noqa: ARG002
         folder, slash, _ = self._name.rpartition("/")
         self._store.put(f"{folder}{slash}{name}", bytes(self._content), replace=True)
+        self._store.delete(self._name)
+
+    def pieces(self) -> Iterator[bytes]:
+        yield bytes(self._content)
+
+    def discard(self) -> None:
         self._store.delete(self._name)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +16,7 @@ from pgwal.repository.store import ByteRange, ObjectStore
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
-    from pgwal.backup.pack_table import Extent, Pack
+    from pgwal.backup.pack_table import ContentPart, Extent
     from pgwal.repository.backup_data import BackupData
 
 _READ_SIZE = 1 << 20
@@ -65,8 +65,9 @@ class ObjectBackupData:
         except RepositoryError as error:
             on_error("", error)
 
-    def packs(self) -> Sequence[Pack]:
-        return ()
+    @property
+    def fetched_bytes(self) -> None:
+        return None
 
     def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
@@ -87,9 +88,19 @@ class _ObjectContent:
         self._store = store
         self._name = name
 
+    def parts(self) -> Iterator[ContentPart]:
+        yield from ()
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        pass
+
     def read_at(self, offset: int, length: int) -> bytes:
         (found,) = self._store.get_ranges(self._name, [ByteRange(offset, offset + length)])
         return found
+
+    def part(self, offset: int, length: int) -> tuple[bytes, int, int]:
+        found = self.read_at(offset, length)
+        return found, 0, len(found)
 
     def read_into(self, offset: int, target: memoryview) -> int:
         found = self.read_at(offset, len(target))
@@ -140,9 +151,6 @@ class ObjectBackupDataWriter:
         for path, content in files:
             self._store.put(self._name(path), content)
         return [WrittenFile(len(content), content_digest(content)) for _, content in files]
-
-    def avoid(self, packs: Collection[str]) -> None:
-        pass
 
     def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:  # noqa: ARG002
         """Say that it cannot be done: an object has one name."""

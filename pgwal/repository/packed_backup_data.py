@@ -16,9 +16,10 @@ from xxhash import xxh3_128_digest
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry_document import decode_contents
-from pgwal.backup.pack_table import Extent, Pack, PackedContents, check_extents
+from pgwal.backup.pack_table import ContentPart, Extent, Pack, PackedContents, check_extents
 from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
+from pgwal.disk.block_reads import copy_parts
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.repository.frame_reader import FrameReader
 from pgwal.repository.pack_pool import pack_object
@@ -83,8 +84,9 @@ class PackedBackupData:
             raise ObjectNotFound(f"{self.locate(path)} is missing")
         return _PackedContent(self._frames, self._index.contents.packs, extents)
 
-    def packs(self) -> Sequence[Pack]:
-        return self._index.contents.packs
+    @property
+    def fetched_bytes(self) -> int:
+        return self._frames.fetched_bytes
 
     def places(self, path: str) -> tuple[Sequence[Pack], Sequence[Extent]] | None:
         """Return where a file lies, and the packs that the extents number; None of what is in no pack."""
@@ -99,7 +101,7 @@ class PackedBackupData:
         for pack, unused in zip(self._index.contents.packs, self._index.frames_without_files(), strict=True):
             name = pack_object(pack.name)
             try:
-                self._check_object(pack, name)
+                self._check_objects(pack)
                 for number in range(len(pack)) if of_unread else unused:
                     self._frames.require_stored(pack, number)
             except StoreUnavailable:
@@ -107,7 +109,21 @@ class PackedBackupData:
             except (FormatError, RepositoryError) as error:
                 yield name, error
 
-    def _check_object(self, pack: Pack, name: str) -> None:
+    def _check_objects(self, pack: Pack) -> None:
+        """Check a pack, or those that what is needed of it was moved to."""
+        try:
+            self._check_object(pack)
+        except ObjectNotFound:
+            for moved in self._frames.places.packs_of(pack):
+                try:
+                    self._check_object(moved)
+                except FormatError as error:
+                    place = self._store.locate(pack_object(moved.name))
+                    error.restate(f"{place}, to which frames of it were moved: {error}")
+                    raise
+
+    def _check_object(self, pack: Pack) -> None:
+        name = pack_object(pack.name)
         size_bytes = self._store.size(name)
         if size_bytes != pack.size_bytes:
             raise FormatError(f"it has {size_bytes} bytes, {pack.size_bytes} were stored")
@@ -190,6 +206,9 @@ class _Part(NamedTuple):
     last: int
 
 
+_NONE: Sequence[int] = ()
+_MOST_EXPECTED = 64
+"""More than are ever read ahead."""
 _NOTHING = _Part(0, 0, -1, -1, 0, -1)
 
 
@@ -205,6 +224,8 @@ class _PackedContent:
         self._extents = extents
         self._starts = [0, *accumulate(extent.length for extent in extents)]
         """Where in the file each extent begins, and where it ends."""
+        self._expected: dict[int, list[int]] | None = None
+        """By the number of a pack, the frames that are going to be read; None where nobody has told."""
         self._part = _NOTHING
         """Where was looked last: many blocks of a file lie in the same frame."""
 
@@ -214,31 +235,30 @@ class _PackedContent:
 
     def read_at(self, offset: int, length: int) -> bytes:
         pieces = []
-        while length > 0 and (piece := self._piece(offset, length)):
-            pieces.append(bytes(piece))
-            offset += len(piece)
-            length -= len(piece)
-        return b"".join(pieces)
+        while length > 0:
+            content, start, size = self.part(offset, length)
+            if not size:
+                break
+            pieces.append(content[start : start + size])
+            offset += size
+            length -= size
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, offset: int, target: memoryview) -> int:
-        piece = self._piece(offset, len(target))
-        target[: len(piece)] = piece
-        return len(piece)
+        content, start, size = self.part(offset, len(target))
+        return copy_parts(target, [content], array("Q", (start,)), array("I", (size,)))
 
-    def _piece(self, offset: int, length: int) -> memoryview:
-        """Return what one frame has of what is wanted, nothing at the end alone."""
-        part, last = self._part, None
+    def part(self, offset: int, length: int) -> tuple[bytes, int, int]:
+        """Return a frame, and where in it lies what it has of what is wanted, and its length; 0 at the end alone."""
+        part, following = self._part, _NONE
         if not part.start <= offset < part.end:
             if offset >= self.size_bytes:
-                return memoryview(b"")
+                return b"", 0, 0
             part = self._part_at(offset)
-            # Whoever comes from the frame before is going to read on; at the start a header may be all that is wanted.
-            if (self._part.pack, self._part.frame) == (part.pack, part.frame - 1):
-                last = part.last
+            following = self._following(part)
             self._part = part
-        content = memoryview(self._frames.content(self._packs[part.pack], part.frame, last))
-        start = part.offset_in_frame + offset - part.start
-        return content[start : min(start + length, part.offset_in_frame + part.end - part.start)]
+        content = self._frames.content(self._packs[part.pack], part.frame, following)
+        return content, part.offset_in_frame + offset - part.start, min(length, part.end - offset)
 
     def _part_at(self, offset: int) -> _Part:
         at = bisect_right(self._starts, offset) - 1
@@ -251,6 +271,38 @@ class _PackedContent:
         before = min(in_frame, offset - self._starts[at])
         end = min(offset - in_frame + pack[number].size_bytes, self._starts[at + 1])
         return _Part(offset - before, end, pack_number, number, in_frame - before, last)
+
+    def _following(self, part: _Part) -> Sequence[int]:
+        """Return the frames of a part's pack that are going to be read behind it, the nearest of them at least."""
+        if self._expected is None:
+            # Whoever comes from the frame before is going to read on; at the start a header may be all that is wanted.
+            is_read_on = (self._part.pack, self._part.frame) == (part.pack, part.frame - 1)
+            return range(part.frame + 1, part.last + 1) if is_read_on else ()
+        wanted = self._expected.get(part.pack, ())
+        at = bisect_right(wanted, part.frame)
+        return wanted[at : at + _MOST_EXPECTED]
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        found: dict[int, set[int]] = {}
+        for start, end in ranges:
+            offset = start
+            while offset < end:
+                part = self._part_at(offset)
+                found.setdefault(part.pack, set()).add(part.frame)
+                offset = part.end
+        self._expected = {pack: sorted(frames) for pack, frames in found.items()}
+
+    def parts(self) -> Iterator[ContentPart]:
+        """See StoredContent: of frames that hold nothing else."""
+        for start, (pack_number, first, offset_in_frame, length) in zip(self._starts, self._extents, strict=False):
+            pack = self._packs[pack_number]
+            begin = pack.position(first) + offset_in_frame
+            number = first if not offset_in_frame else first + 1
+            while number < len(pack) and (end := pack.position(number) + pack[number].size_bytes) <= begin + length:
+                digest = pack.content_digest(number)
+                if digest is not None:
+                    yield ContentPart(start + pack.position(number) - begin, end - pack.position(number), digest)
+                number += 1
 
     def close(self) -> None:
         pass

@@ -6,7 +6,7 @@ damaged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Condition
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.live_frames import slice_extents
 from pgwal.backup.manifest import MANIFEST_NAME
-from pgwal.backup.pack_table import Extent, Pack, PackedContents, Sealed
+from pgwal.backup.pack_table import Extent, Pack, PackedContents
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
-from pgwal.repository.pack_pool import new_pack_name, pack_object
+from pgwal.repository.pack_pool import begin_pack, pack_object
 from pgwal.repository.pack_stream import NewPack, PackStream
-from pgwal.repository.store import ObjectStore, as_sealing
+from pgwal.repository.store import ObjectStore
 from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ class PackedBackupDataWriter:
         self._packs: list[Pack] = []
         self._carried: dict[tuple[str, int], int] = {}
         """By id and number there, the numbers that packs of other backups have here."""
-        self._avoided: Collection[str] = ()
         self._streams: list[PackStream] = []
         self._idle: list[PackStream] = []
         self._directories = set[str]()
@@ -77,9 +76,6 @@ class PackedBackupDataWriter:
     def write_small(self, files: Sequence[tuple[str, bytes]]) -> list[WrittenFile]:
         return [self.write(path, (content,)) for path, content in files]
 
-    def avoid(self, packs: Collection[str]) -> None:
-        self._avoided = packs
-
     def carry(self, source: BackupData, path: str, offset: int, length: int) -> tuple[Extent, ...] | None:
         from pgwal.repository.packed_backup_data import PackedBackupData
 
@@ -88,8 +84,6 @@ class PackedBackupDataWriter:
             return None
         packs, extents = found
         carried = slice_extents(extents, packs, offset, length)
-        if self._avoided and any(packs[extent.pack].name in self._avoided for extent in carried):
-            return None
         with self._changed:
             return tuple(
                 extent._replace(pack=self._number_of(source.backup_id, extent.pack, packs)) for extent in carried
@@ -150,10 +144,7 @@ class PackedBackupDataWriter:
                 self._changed.notify()
 
     def _begin_pack(self) -> NewPack:
-        name, sealing, seal = new_pack_name(), as_sealing(self._store), None
-        if sealing is not None:
-            seal = sealing.keys.pack_seal(pack_object(name), bytes.fromhex(name))
-        pack = Pack(name, sealed=None if seal is None else Sealed(seal.header))
+        pack, seal = begin_pack(self._store)
         with self._changed:
             self._packs.append(pack)
             return NewPack(len(self._packs) - 1, pack, seal)

@@ -63,6 +63,7 @@ class SealedStore(StoreWrapper):
 
     def __init__(self, store: ObjectStore, keys: RepositoryKeys, geometry: WalGeometry) -> None:
         super().__init__(store)
+        self.as_stored = store
         self.keys = keys
         self._geometry = geometry
         self._ciphers = OrderedDict[str, _Opening]()
@@ -80,7 +81,7 @@ class SealedStore(StoreWrapper):
             return content
         place = self.locate(name)
         header, body = content[: kind.header_bytes], memoryview(content)[kind.header_bytes :]
-        return opened(self._opening(header, name, kind), body, place)
+        return opened(self.cipher_of(header, name, kind), body, place)
 
     def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         kind = _sealed_for(name)
@@ -111,7 +112,7 @@ class SealedStore(StoreWrapper):
             header, *found = found
             if not header and _may_be_empty(name):
                 return [b"" for _ in ranges]
-            opening = _Opening(self._opening(header, name, kind))
+            opening = _Opening(self.cipher_of(header, name, kind))
             self._keep(name, opening)
         return [self._opened_span(name, kind, *each, opening) for each in zip(spans, found, strict=True)]
 
@@ -152,7 +153,8 @@ class SealedStore(StoreWrapper):
         if (stored_bytes - kind.header_bytes - 1) % SEALED_FRAME_BYTES < TAG_BYTES - 1:
             raise damaged(place, "it ends within a frame")
 
-    def _opening(self, header: bytes, name: str, kind: SealedFor) -> FrameCipher:
+    def cipher_of(self, header: bytes, name: str, kind: SealedFor) -> FrameCipher:
+        """Return what opens the frames of an object that begins so; raises ChecksumMismatch, KeyRequired."""
         return self.keys.opening(header, _own_name(name), kind, self.locate(name), segment=_segment(name))
 
     def _keep(self, name: str, opening: _Opening) -> None:
@@ -196,6 +198,9 @@ class SealedStore(StoreWrapper):
         if name.startswith(f"{SUMMARY_DIRECTORY}/"):
             self._forget_what_is_summarised(name)
 
+    def opener(self, name: str) -> Opener:
+        return Opener(self, name)
+
     def copy(self, old: str, new: str) -> None:
         if _own_name(old) == _own_name(new):
             super().put(new, super().get(old, most_bytes=super().size(old)))
@@ -215,6 +220,44 @@ class SealedStore(StoreWrapper):
             return self._geometry.segment_start(segment_no + 1) > summary_range.start
 
         self.keys.forget_segments(is_needed)
+
+
+class Opener:
+    """Opens an object that is stored, as its pieces come; raises ChecksumMismatch, KeyRequired."""
+
+    def __init__(self, store: SealedStore, name: str) -> None:
+        kind = _sealed_for(name)
+        if kind is None:
+            raise BrokenInvariant(f"{name} is not sealed here")
+        self._store = store
+        self._name = name
+        self._kind = kind
+        self._place = store.locate(name)
+        self._waiting = b""
+        self._cipher: FrameCipher | None = None
+        self._number = 0
+
+    def open(self, piece: bytes) -> bytes:
+        """Return what is opened by now: the last frame is not, before it is known to be."""
+        self._waiting += piece
+        if self._cipher is None:
+            header, rest = self._waiting[: self._kind.header_bytes], self._waiting[self._kind.header_bytes :]
+            if not rest:
+                return b""
+            self._cipher, self._waiting = self._store.cipher_of(header, self._name, self._kind), rest
+        count = (len(self._waiting) - 1) // SEALED_FRAME_BYTES
+        if count <= 0:
+            return b""
+        body, self._waiting = self._waiting[: count * SEALED_FRAME_BYTES], self._waiting[count * SEALED_FRAME_BYTES :]
+        found = opened_frames(self._cipher, self._number, body, self._place, ends=False)
+        self._number += count
+        return b"".join(found)
+
+    def finish(self) -> bytes:
+        """Return the rest, when there are no more pieces."""
+        if self._cipher is None:
+            raise damaged(self._place, "it ends within its header")
+        return b"".join(opened_frames(self._cipher, self._number, self._waiting, self._place, ends=True))
 
 
 class _Opening:

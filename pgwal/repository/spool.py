@@ -5,11 +5,15 @@ It is local by nature: nothing that is reached over a network appends, and makes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import IO, Protocol
 
 
 class Appender(Protocol):
     """An object of fixed size that is written in place, such as a WAL segment that is being received."""
+
+    is_held: bool
+    """Whether what was written is nowhere but in this process until ``sync``: it ends with that."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at a byte offset; not durable until ``sync``."""
@@ -23,8 +27,15 @@ class Appender(Protocol):
     def rename(self, name: str, *, is_read_soon: bool) -> None:
         """Sync, give the object its final name in the same folder, durably, and close it.
 
+        A spool whose objects go elsewhere may have it there at once, and then not here.
         What is not ``is_read_soon`` need not stay in a cache, where it would take the place of something else.
         """
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield all that was written, synced or not, from the start on."""
+
+    def discard(self) -> None:
+        """Remove the object, and close it: what it holds is elsewhere."""
 
     def close(self) -> None:
         """Close without syncing or renaming."""

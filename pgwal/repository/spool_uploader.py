@@ -10,44 +10,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
 
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
-from pgwal.repository.layout import RECEIVER_STATE_NAME, WAL_DIRECTORY
-from pgwal.repository.repository import ReceiverState
+from pgwal.repository.layout import WAL_DIRECTORY
+from pgwal.repository.partial_schedule import PartialSchedule
 from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS
+from pgwal.repository.state_delivery import StateDelivery
 from pgwal.repository.store import objects_in
 from pgwal.repository.upload_order import Upload, next_upload
 from pgwal.repository.wal_archive import WalArchive
-from pgwal.repository.wal_file_name import (
-    COMPRESSION_SUFFIXES,
-    PARTIAL_SUFFIX,
-    partial_end,
-    split_segment_name,
-)
+from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX, partial_end, split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)
 
 _SPARE_SEGMENTS = 3
 """The one that was stored last, the one that is received, and one that is full before anybody looks."""
-_ASK_S, _NEAR_ASK_S = 2.0, 0.2
-"""How often it is asked whether somebody waits for the open segment, while that has grown; where that is no request,
-as often as storing it takes no more than a twentieth of the time."""
-_NEAR_SHARE = 20
-_STATE_MIN_S, _NEAR_STATE_MIN_S, _STATE_S, _STATE_MAX_S = 0.2, 0.02, 5.0, 60.0
-"""How old the state that others see may get when more is stored, when other things have changed, and when only time has
-passed: each costs a request."""
 _LOOK_S, _NEAR_LOOK_S = 0.25, 0.05
-_MOST_BYTES_AT_ONCE = 64 << 20
 _SLOW_S = 10.0
 """The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
+_MOST_BEFORE = 3
+"""So much of what waits is stored before a segment that does not: it gets less that way, and nobody waits long."""
 _RETRY_MIN_S, _RETRY_MAX_S = 0.5, 10.0
 _END_S = 5.0
 
@@ -81,13 +71,10 @@ class SpoolUploader:
         self._place = place
         self._geometry = geometry
         self._objects = SpooledObjects(place, geometry, compression)
-        self._partial_interval_s = partial_interval_s
         self._most_bytes = most_bytes
-        self._is_awaited = is_awaited
         self._is_near = place.place.directory is not None
-        self._ask_s = _NEAR_ASK_S if self._is_near else _ASK_S
+        self._partials = PartialSchedule(partial_interval_s, is_awaited, is_near=self._is_near)
         self._look_s = _NEAR_LOOK_S if self._is_near else _LOOK_S
-        self._state_min_s = _NEAR_STATE_MIN_S if self._is_near else _STATE_MIN_S
         self._changed = threading.Condition()
         self._at_work = threading.Lock()
         self._ended = False
@@ -96,6 +83,8 @@ class SpoolUploader:
         self.is_proven = False
         self._proven = 0, Lsn(0)
         self._examined, self._has_left = self._proven, False
+        self._goes_on = False
+        """Whether what is received now goes on with what is proven."""
         self._streamed_timeline_id = self._left_timeline_id = 0
         self._growing: tuple[int, int] | None = None
         self._waiting: set[tuple[int, int]] = set()
@@ -105,11 +94,11 @@ class SpoolUploader:
         self._deletable: list[str] = []
         self._may_delete = False
         self._is_idle = False
-        self._hurries = False
-        self._told: ReceiverState | None = None
+        self._state = StateDelivery(place.store, is_near=self._is_near)
         self._began_s: float | None = None
-        self._partial_at_s = self._asked_at_s = self._state_at_s = time.monotonic() - partial_interval_s
         self._look()
+        if self._is_near:
+            place.store_whole = self.store_whole
         self._thread = threading.Thread(target=self._run, name="pgwal-uploader", daemon=True)
 
     def _look(self) -> None:
@@ -162,9 +151,46 @@ class SpoolUploader:
         return not self._is_idle
 
     def add(self, name: str) -> None:
+        if self._is_whole(name):
+            return
         with self._changed:
             self._waiting.add(self._geometry.parse_file_name(name))
             self._wake()
+
+    def store_whole(self, name: str, content: Sequence[bytes | memoryview]) -> bool:
+        """Store a segment that has just been received, and is not in the spool; False where it must go through that.
+
+        It must where more waits that comes before it, or it is not known yet to go on with what is stored.
+        """
+        timeline_id, segment_no = self._geometry.parse_file_name(name)
+        partial = f"{name}{PARTIAL_SUFFIX}"
+        with self._at_work:
+            is_known = self._goes_on and timeline_id == self._streamed_timeline_id
+            if not is_known or self._ended or self._failure is not None or self.trouble is not None:
+                return False
+            with self._changed:
+                self._proven = max(self._proven, (timeline_id, self._geometry.segment_start(segment_no + 1)))
+            try:
+                for _ in range(_MOST_BEFORE):
+                    if (upload := self._next()) is not None:
+                        self._take(upload)
+                others = (other for other, _ in objects_in(self._store.local, WAL_DIRECTORY) if other != partial)
+                if not all(map(self._is_whole, others)):
+                    return False
+                self._objects.store_received(name, content)
+                with suppress(ObjectNotFound):
+                    self._store.local.delete(f"{WAL_DIRECTORY}/{partial}")
+            except RepositoryError as error:
+                # Whoever takes it from the spool knows whether that is to be tried again.
+                logger.debug("%s", error)
+                return False
+            self.done_count += 1
+            self._partials.note_stored()
+            with self._changed:
+                if self._kept is not None:
+                    self._deletable.append(f"{WAL_DIRECTORY}/{self._kept}")
+                    self._kept = None
+        return True
 
     def _wake(self) -> None:
         self._changes += 1
@@ -174,6 +200,7 @@ class SpoolUploader:
     def begin(self, timeline_id: int) -> None:
         with self._changed:
             self._streamed_timeline_id, self._growing, self._may_delete = timeline_id, None, False
+            self._goes_on = False
             # What was left of this timeline is going to be written again.
             self._deletable = [path for path in self._deletable if not _is_partial_of(path, timeline_id)]
 
@@ -204,6 +231,7 @@ class SpoolUploader:
             if begin > self._proven and self._has_left and not is_all:
                 # It goes on with what is still to be compared.
                 return
+            self._goes_on = is_all and self.is_proven
             if (timeline_id, lsn) > self._proven:
                 self._proven = timeline_id, lsn
                 self._wake()
@@ -242,8 +270,12 @@ class SpoolUploader:
 
     def hurry(self) -> None:
         with self._changed:
-            self._hurries = True
+            self._partials.hurries = True
             self._wake()
+
+    @property
+    def wants_open_segment(self) -> bool:
+        return not self._is_near or self._partials.is_due()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -251,7 +283,7 @@ class SpoolUploader:
             self._store.look_again()
             yield
             self._kept, self._deletable = None, []
-            self.is_proven, self._proven = False, (0, Lsn(0))
+            self.is_proven, self._proven, self._goes_on = False, (0, Lsn(0)), False
             self._examined, self._has_left = self._proven, False
             self._look()
 
@@ -261,7 +293,7 @@ class SpoolUploader:
         self._upload_until_ended()
         if self._failure is None and self.trouble is None:
             with suppress(RepositoryError):
-                self._send_state(at_once=True)
+                self._state.send(at_once=True)
 
     def _upload_until_ended(self) -> None:
         tries = 0
@@ -273,7 +305,7 @@ class SpoolUploader:
                     upload = self._next()
                     if upload is not None:
                         self._take(upload)
-                    self._send_state()
+                    self._state.send()
                 self._began_s, self.trouble, tries = None, None, 0
             except BaseException as error:  # raised again in the receiver
                 if not isinstance(error, RepositoryError) or not error.is_transient:
@@ -310,7 +342,7 @@ class SpoolUploader:
                 is_due=is_due,
             )
             if found is None and changes == self._changes:
-                self._is_idle, self._hurries = True, False
+                self._is_idle, self._partials.hurries = True, False
         return found
 
     def _is_due(self) -> bool:
@@ -319,13 +351,7 @@ class SpoolUploader:
             key = self._growing
             if key is None or self._ends.get(key, Lsn(0)) <= self._stored.get(key, Lsn(0)):
                 return False
-        now = time.monotonic()
-        if self._hurries or now - self._partial_at_s >= self._partial_interval_s:
-            return True
-        if now - self._asked_at_s < self._ask_s:
-            return False
-        self._asked_at_s = now
-        return self._is_awaited()
+        return self._partials.is_due()
 
     def _take(self, upload: Upload) -> None:
         name = upload.name.rpartition("/")[2]
@@ -352,9 +378,7 @@ class SpoolUploader:
                 if self._store.local.exists(f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"):
                     raise
                 return  # It is whole by now, and is taken as such.
-            self._partial_at_s = time.monotonic()
-            if self._is_near:
-                self._ask_s = min(_ASK_S, max(_NEAR_ASK_S, _NEAR_SHARE * (self._partial_at_s - began_s)))
+            self._partials.note_stored(time.monotonic() - began_s)
         with self._changed:
             self._stored[key] = max(end, self._stored.get(key, end))
             if key[0] < self._streamed_timeline_id:
@@ -365,18 +389,6 @@ class SpoolUploader:
         with self._changed:
             while self._may_delete and self._deletable:
                 self._store.local.delete(self._deletable.pop())
-
-    def _send_state(self, *, at_once: bool = False) -> None:
-        """Leave the receiver's state for others: soon when more is stored, else now and then."""
-        content, now = self._store.pending_state, time.monotonic()
-        if content is None or (now - self._state_at_s < self._state_min_s and not at_once):
-            return
-        state = ReceiverState.decode(content)._replace(updated_at=None, level_at=None)
-        is_more = self._told is None or state.flushed_lsn != self._told.flushed_lsn
-        if at_once or is_more or now - self._state_at_s > (_STATE_S if state != self._told else _STATE_MAX_S):
-            self._store.pending_state = None
-            self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
-            self._told, self._state_at_s = state, now
 
 
 def _is_partial_of(path: str, timeline_id: int) -> bool:

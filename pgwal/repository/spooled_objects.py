@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import cast
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
+from pgwal.repository.counted_pieces import CountedPieces
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.spooled_place import SpooledPlace
@@ -39,6 +41,14 @@ class SpooledObjects:
         self._put(path + self._compression.suffix, self._content(path, self._geometry.segment_size), name)
         self._delete_partials(name)
 
+    def store_received(self, name: str, content: Sequence[bytes | memoryview]) -> None:
+        """Store a whole segment that has not been in the spool; raises ObjectExists where it is stored already."""
+        path = f"{WAL_DIRECTORY}/{name}{self._compression.suffix}"
+        # What seals, and what compresses, takes views as well.
+        pieces = cast(Sequence[bytes], content)
+        self._put_new(path, compressed_pieces(pieces, self._compression, self._geometry.segment_size))
+        self._delete_partials(name)
+
     def store_partial(self, segment: str, end: Lsn) -> None:
         """Store a segment that is not whole up to where its WAL counts."""
         path = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
@@ -54,17 +64,21 @@ class SpooledObjects:
 
     def _put(self, path: str, content: Iterator[bytes], segment: str) -> None:
         """Store WAL that is not there; what is there of this name must be the same WAL."""
-        pieces = _Counted(content)
         try:
-            # In one piece where that is not too large: only then two that do so at once are told apart, over a network.
-            is_streamed = self._place.place.directory is not None or self._geometry.segment_size > _MOST_BYTES_AT_ONCE
-            self._store.remote.put(path, pieces if is_streamed else b"".join(pieces))
+            self._put_new(path, content)
         except ObjectExists:
             self._require_same(path, segment)
+            # Whoever has brought it may not have come to make its name durable.
+            self._store.remote.recover(WAL_DIRECTORY, lambda _: False)
             # It may have been compressed otherwise.
             self._store.note_stored(path, self._store.remote.size(path))
-        else:
-            self._store.note_stored(path, pieces.size_bytes)
+
+    def _put_new(self, path: str, content: Iterator[bytes]) -> None:
+        pieces = CountedPieces(content)
+        # In one piece where that is not too large: only then two that do so at once are told apart, over a network.
+        is_streamed = self._place.place.directory is not None or self._geometry.segment_size > _MOST_BYTES_AT_ONCE
+        self._store.remote.put(path, pieces if is_streamed else b"".join(pieces))
+        self._store.note_stored(path, pieces.size_bytes)
 
     def _require_same(self, path: str, segment: str) -> None:
         """Raise RepositoryError unless an object holds what the spool has of a segment, as far as its name says.
@@ -96,9 +110,8 @@ class SpooledObjects:
         Raises LeaseLost where another receives by now: it may go on from what would be deleted.
         """
         is_confirmed = False
-        for name, _ in self._store.stored(WAL_DIRECTORY):
-            base, _, complete = split_segment_name(name)
-            if base != segment or complete or name == newest:
+        for name in self._store.stored_of(WAL_DIRECTORY, segment):
+            if name == newest or split_segment_name(name)[2]:
                 continue
             if not is_confirmed:
                 # Not by the clock alone, which may have stood still with the machine.
@@ -127,16 +140,3 @@ class SpooledObjects:
                 self._store.remote.put(path, content)
         self._store.note_stored(path, len(content))
         self._store.local.delete(path)
-
-
-class _Counted:
-    """Pieces, and how many bytes they had together."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self.size_bytes = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for piece in self._pieces:
-            self.size_bytes += len(piece)
-            yield piece

@@ -16,6 +16,7 @@ from typing import IO
 
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
+from pgwal.repository.held_segment import MOST_HELD_BYTES, HeldSegment, StoreWhole
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place, address_of
@@ -45,6 +46,8 @@ class SpooledPlace(PlaceWrapper):
         super().__init__(place)
         self.local = spool
         self.store = SpooledStore(spool.store, place.store, identity.geometry)
+        self.store_whole: StoreWhole | None = None
+        """Stores a segment that has not been in the spool, where storing it takes no longer than that would."""
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
 
@@ -57,7 +60,10 @@ class SpooledPlace(PlaceWrapper):
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> Appender:
         """As Spool's: what is stored of a segment is there already."""
         if not self.local.store.exists(name):
-            self._take_from_store(name.rpartition("/")[2])
+            is_begun = self._take_from_store(name.rpartition("/")[2])
+            # Zeros are wanted where somebody waits for each sync: all is written then.
+            if self.store_whole is not None and not (is_begun or zeroed or size_bytes > MOST_HELD_BYTES):
+                return HeldSegment(self.local.spool, name, size_bytes, self.store_whole)
         return self.local.spool.preallocate(name, size_bytes, zeroed=zeroed)
 
     def settle(self, folder: str) -> None:
@@ -69,18 +75,18 @@ class SpooledPlace(PlaceWrapper):
     def drop_notes(self, name: str) -> None:
         self.local.spool.drop_notes(name)
 
-    def _take_from_store(self, name: str) -> None:
-        """Have a partial segment here as far as it is stored, durably."""
+    def _take_from_store(self, name: str) -> bool:
+        """Have a partial segment here as far as it is stored, durably; False where nothing is."""
         segment = split_segment_name(name)[0]
         stored = self._stored_partial(segment)
         if stored is not None:
             pieces = WalArchive(self.place.store, self._identity.geometry).segment_pieces(segment)
             self.local.store.put(f"{WAL_DIRECTORY}/{name}", pieces, replace=True)
+        return stored is not None
 
     def _stored_partial(self, segment: str) -> Lsn | None:
         """Return up to where a segment is stored that is not whole there, None where nothing is."""
-        names = (name for name, _ in self.store.stored(WAL_DIRECTORY))
-        own = [name for name in names if split_segment_name(name)[0] == segment]
+        own = self.store.stored_of(WAL_DIRECTORY, segment)
         if any(split_segment_name(name)[2] for name in own):
             return None
         return max((partial_end(name) or Lsn(0) for name in own), default=None)
@@ -250,8 +256,7 @@ class SpooledPlace(PlaceWrapper):
         return False
 
     def _is_stored_whole(self, segment: str) -> bool:
-        parts = (split_segment_name(name) for name, _ in self.store.stored(WAL_DIRECTORY))
-        return any(base == segment and complete for base, _, complete in parts)
+        return any(split_segment_name(name)[2] for name in self.store.stored_of(WAL_DIRECTORY, segment))
 
     def differs(self, name: str) -> RepositoryError:
         """Return the error for WAL that waits here and is stored otherwise."""

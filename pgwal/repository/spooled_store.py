@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from threading import Lock
 
 from pgwal.errors import ObjectExists, ObjectNotFound
 from pgwal.lsn import Lsn
@@ -23,6 +22,7 @@ from pgwal.repository.store import (
     as_copying,
     objects_in,
 )
+from pgwal.repository.stored_names import StoredNames
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_name, split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name
 
@@ -43,8 +43,7 @@ class SpooledStore:
         self.features = remote.features & {StoreFeature.COPIES}
         self._geometry = geometry
         self.pending_state: bytes | None = None
-        self._lock = Lock()
-        self._stored = self._listed()
+        self._stored = StoredNames(self._listed())
 
     def _listed(self) -> dict[str, int]:
         return {
@@ -60,32 +59,26 @@ class SpooledStore:
 
     def look_again(self) -> None:
         """List the store again: another process may have deleted some of what is remembered."""
-        with self._lock:
-            before = set(self._stored)
-        found = self._listed()
-        with self._lock:
-            # What is stored or deleted meanwhile by the receiver's own thread is known better here.
-            for name in before - found.keys():
-                self._stored.pop(name, None)
-            self._stored.update({name: size for name, size in found.items() if name not in before})
+        # What is stored or deleted meanwhile by the receiver's own thread is known better here.
+        before = self._stored.all()
+        self._stored.renew(before, self._listed())
 
     def stored(self, folder: str) -> list[StoredObject]:
         """Return the objects directly in a folder that are stored, whatever waits, by the last part of each name."""
-        with self._lock:
-            found = [(name.removeprefix(f"{folder}/"), size) for name, size in self._stored.items()]
-        return sorted(StoredObject(name, size) for name, size in found if "/" not in name)
+        return self._stored.directly_in(folder)
+
+    def stored_of(self, folder: str, segment: str) -> list[str]:
+        """Return the last parts of the names of what is stored of one segment, or of another file by its name."""
+        return self._stored.of_segment(folder, segment)
 
     def is_stored(self, name: str) -> bool:
-        with self._lock:
-            return name in self._stored
+        return name in self._stored
 
     def note_stored(self, name: str, size_bytes: int) -> None:
-        with self._lock:
-            self._stored[name] = size_bytes
+        self._stored.add(name, size_bytes)
 
     def note_deleted(self, name: str) -> None:
-        with self._lock:
-            self._stored.pop(name, None)
+        self._stored.remove(name)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -107,9 +100,9 @@ class SpooledStore:
             return self.remote.size(name)
         with suppress(ObjectNotFound):
             return self.local.size(name)
-        with self._lock:
-            if name in self._stored:
-                return self._stored[name]
+        stored_bytes = self._stored.size(name)
+        if stored_bytes is not None:
+            return stored_bytes
         raise ObjectNotFound(f"cannot read {self.locate(name)}: it does not exist", path=self.locate(name))
 
     def exists(self, name: str) -> bool:
@@ -166,7 +159,7 @@ class SpooledStore:
         """
         folder, _, last = name.partition("/")
         segment = split_segment_name(last)[0]
-        if not any(self._stored_of(folder, segment)):
+        if not self.stored_of(folder, segment):
             return None
         start = self._geometry.segment_start(self._geometry.parse_file_name(segment)[1])
         beginning = f"{folder}/{partial_name(segment, Lsn(start + len(content)), '')}"
@@ -202,17 +195,11 @@ class SpooledStore:
         folder, _, last = name.partition("/")
         segment, _, complete = split_segment_name(last)
         is_begun = complete and self.local.exists(f"{folder}/{segment}{PARTIAL_SUFFIX}")
-        for stored in self._stored_of(folder, segment):
+        for stored in (f"{folder}/{found}" for found in self.stored_of(folder, segment)):
             is_whole = not stored.endswith(PARTIAL_SUFFIX)
             if stored != beginning and (is_whole if is_begun else complete or not is_whole):
                 self.remote.delete(stored)
                 self.note_deleted(stored)
-
-    def _stored_of(self, folder: str, segment: str) -> Iterator[str]:
-        """Yield the paths of what is stored of one segment, or of another file by its name."""
-        for name, _ in self.stored(folder):
-            if split_segment_name(name)[0] == segment:
-                yield f"{folder}/{name}"
 
     def delete_all(self, folder: str) -> None:
         if folder in SPOOLED_FOLDERS:

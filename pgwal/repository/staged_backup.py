@@ -109,7 +109,7 @@ class StagedBackup:
 
     def _publish_by_entry(self, lines: Iterable[bytes]) -> None:
         """Store the entry, which makes it a backup, unless another has given that up: see ``backup_folders``."""
-        content = _at_once(lines)
+        content = at_once(lines)
         self._leases.confirm()
         self._is_entry_sent = True
         try:
@@ -155,7 +155,7 @@ class StagedBackup:
         return not self._is_entry_sent or give_up(self._store, self._folder)
 
 
-def _at_once(lines: Iterable[bytes]) -> bytes | Iterable[bytes]:
+def at_once(lines: Iterable[bytes]) -> bytes | Iterable[bytes]:
     """Return what a store can put in one request, which alone keeps it from being put over something."""
     first, size_bytes, rest = [], 0, iter(lines)
     for line in rest:

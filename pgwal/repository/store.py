@@ -146,10 +146,25 @@ class CopyingStore(ObjectStore, Protocol):
         """
 
 
+class ObjectOpener(Protocol):
+    """What opens one object; raises ChecksumMismatch, KeyRequired."""
+
+    def open(self, piece: bytes) -> bytes:
+        """Take the next piece of what is stored, and return what is opened by now."""
+
+    def finish(self) -> bytes:
+        """Return the rest, when there are no more pieces."""
+
+
 class SealingStore(ObjectStore, Protocol):
     """Objects that are sealed; packs are so by whoever puts them."""
 
     keys: RepositoryKeys
+    as_stored: ObjectStore
+    """The same objects, sealed as they are."""
+
+    def opener(self, name: str) -> ObjectOpener:
+        """Return what opens an object of this name, for whoever reads it ``as_stored``."""
 
     def require_form(self, name: str) -> None:
         """Raise ChecksumMismatch unless an object looks like a sealed one, as far as that shows without its key."""

@@ -11,7 +11,7 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import ObjectStore, StoredObject
-from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
+from pgwal.repository.wal_directory import MOST_LOOKS, WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
 
@@ -84,6 +84,13 @@ class WalArchive(WalDirectory):
         that one is whole.  Without them its end counts as it stands.
         Raises FormatError when a file is damaged, ObjectNotFound when it is gone.
         """
+        for _ in range(MOST_LOOKS):
+            # What is no open file is gone between two reads when a receiver has stored more of the segment.
+            with suppress(ObjectNotFound):
+                return self._end_of_records(segment, *in_front)
+        return self._end_of_records(segment, *in_front)
+
+    def _end_of_records(self, segment: WalSegmentFile, *in_front: WalSegmentFile) -> tuple[Lsn, bool]:
         # Not above: a server waits for each segment that it fetches, and that needs none of it.
         from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
 

@@ -136,6 +136,7 @@ class SegmentCompressor:
     is_away = False
     is_behind = False
     is_proven = True
+    wants_open_segment = True
 
     def __init__(self, store: ObjectStore, archive: WalArchive, compression: Compression) -> None:
         self.done_count = 0
@@ -236,6 +237,8 @@ class SegmentCompressor:
 
     def _take(self, name: str) -> None:
         try:
+            if not self._store.exists(f"{WAL_DIRECTORY}/{name}"):
+                return  # An archive_command has brought it, compressed.
             twin = _compressed_twin(self._store, name)
             if twin is not None and self._is_same(name, twin):
                 self._store.delete(f"{WAL_DIRECTORY}/{name}")

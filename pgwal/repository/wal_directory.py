@@ -50,6 +50,8 @@ _LONG_HEADER_SIZE = 40
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
 """Consecutive WAL; to be closed when not all of it is wanted."""
+MOST_LOOKS = 10
+"""So often a segment is looked for that is there under another name each time: a receiver stores it as it grows."""
 
 
 class WalSegmentFile(NamedTuple):
@@ -277,6 +279,15 @@ class WalDirectory:
             return _whole_of(self._files(name))
         return self._those_there(name + suffix for suffix in COMPRESSION_SUFFIXES)
 
+    def files_of(self, name: str) -> list[str]:
+        """Look what there is of a segment, and return the names of its files: those of whole ones first.
+
+        In a directory, partial ones whose names tell up to where they go are passed over.
+        """
+        if not self._has_files:
+            return self._stored_files(name)
+        return self._those_there(name + suffix for suffix in (*COMPRESSION_SUFFIXES, *_PARTIAL_SUFFIXES))
+
     def _those_there(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self._only in (None, name) and self._store.exists(self._path(name))]
 
@@ -324,8 +335,10 @@ class WalDirectory:
                 raise _Damaged from error
 
     def _open(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
-        for _ in range(2):  # a partial segment may be completed between two looks
+        for look in range(MOST_LOOKS):  # a partial segment may be completed, or stored anew, between two looks
             files = self._files(name)
+            if look and not files:
+                break
             whole = _whole_of(files)
             self._require_agreement(name, whole)
             for file_name in whole or files:

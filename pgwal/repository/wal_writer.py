@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Protocol
 
 from pgwal.errors import BrokenInvariant, RepositoryError
 from pgwal.lsn import Lsn
+from pgwal.repository.archived_segment import ArchivedSegment
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.place import Place
 from pgwal.repository.spool import Appender
-from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX
+from pgwal.repository.wal_archive import WalArchive
+from pgwal.repository.wal_file_name import PARTIAL_SUFFIX
 from pgwal.segment import WalGeometry
 
 _MAX_WAITING_BYTES = 16 << 20
@@ -32,10 +35,11 @@ class WalWriter:
     """Writes received WAL of one timeline into segments, from a segment start on.
 
     A segment that is full is completed by a thread, and what follows waits in memory: the next segment is not begun
-    before, so that at any time only the last one is partial.  ``written_lsn`` is the end of what was written,
-    ``flushed_lsn`` of what is durable.  ``synchronous`` says that it is synced often, because somebody waits for it,
-    ``is_read_soon`` that somebody reads each segment when it is complete.
-    A segment that is there whole is never written again.
+    before, so that at any time only the last one is partial.  ``flushed_lsn`` is the end of what is durable.
+    ``synchronous`` says that it is synced often, because somebody waits for it, ``is_read_soon`` that somebody reads
+    each segment when it is complete.
+    A segment that is there whole is never written again: an archive_command, or an earlier receiver, has brought it,
+    and what is received must be the same.  HistoryMismatch says that it is not.
     After an error of the storage nothing may be done but close it: what a failed sync has not made durable, the next
     one may pass over in silence.
     """
@@ -55,9 +59,10 @@ class WalWriter:
             raise BrokenInvariant("WAL is written from the start of a segment")
         # What an earlier writer renamed counts as complete from here on, even if it failed before that was durable.
         place.spool.settle(WAL_DIRECTORY)
-        self.written_lsn = start
         self.flushed_lsn = start
-        self._store = place.store
+        self._end = start
+        self._is_held = False
+        self._archive = WalArchive(place.store, geometry)
         self._spool = place.spool
         self._geometry = geometry
         self._timeline_id = timeline_id
@@ -69,6 +74,13 @@ class WalWriter:
         self._waiting_bytes = 0
         self._completer = ThreadPoolExecutor(1, "complete-segment")
         self._completing: Future[float] | None = None
+        self._is_archived = False
+        """Whether the segment that was completed last had been there whole before."""
+
+    @property
+    def written_lsn(self) -> Lsn:
+        """The end of what was written, and outlives this process."""
+        return self.flushed_lsn if self._is_held else self._end
 
     def write(self, data: bytes | memoryview) -> None:
         """Append ``data``, which must not change any more; a segment that gets full is synced and renamed."""
@@ -78,18 +90,18 @@ class WalWriter:
             self._write_waiting()
 
     def clear_rest(self) -> None:
-        """Write zeros over what an earlier writer left behind ``written_lsn`` of the segment that is written now."""
+        """Write zeros over what an earlier writer left behind what is written of the segment that is open now."""
         self._write_waiting()
-        self._open_segment().clear_behind(self.written_lsn % self._geometry.segment_size)
+        self._open_segment().clear_behind(self._end % self._geometry.segment_size)
 
-    def sync(self) -> None:
-        """Write all that waits, and make it durable."""
+    def sync(self, *, may_hold: bool = False) -> None:
+        """Write all that waits, and make it durable; where a segment is held in memory it may stay there alone."""
         self._write_waiting()
         self._await_completion()
-        if self._segment is not None and self.flushed_lsn < self.written_lsn:
+        if self._segment is not None and self.flushed_lsn < self._end and not (may_hold and self._is_held):
             started_s = time.monotonic()
             self._segment.sync()
-            self.flushed_lsn = self.written_lsn
+            self.flushed_lsn = self._end
             self._observer.wal_synced(time.monotonic() - started_s)
 
     def close(self) -> None:
@@ -104,40 +116,60 @@ class WalWriter:
         for data in waiting:
             view = memoryview(data)
             while view:
-                offset = self.written_lsn % self._geometry.segment_size
+                offset = self._end % self._geometry.segment_size
                 part = view[: self._geometry.segment_size - offset]
                 self._open_segment().write(offset, part)
-                self.written_lsn = Lsn(self.written_lsn + len(part))
+                self._end = Lsn(self._end + len(part))
                 view = view[len(part) :]
-                if self.written_lsn % self._geometry.segment_size == 0:
+                if self._end % self._geometry.segment_size == 0:
                     self._complete_segment()
 
     def _open_segment(self) -> Appender:
         self._await_completion()
         if self._segment is None:
-            self._require_missing(self._segment_name(self.written_lsn))
-            name = f"{WAL_DIRECTORY}/{self._segment_name(self.written_lsn)}{PARTIAL_SUFFIX}"
-            self._segment = self._spool.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
+            segment = self._segment_name(self._end)
+            if (archived := self._archived(segment)) is not None:
+                self._segment = archived
+            else:
+                name = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+                self._segment = self._spool.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
+            self._is_held = self._segment.is_held
         return self._segment
-
-    def _require_missing(self, name: str) -> None:
-        """Raise RepositoryError for a segment that is here whole: whatever a server says, that one is not rewritten."""
-        for suffix in COMPRESSION_SUFFIXES:
-            if self._store.exists(f"{WAL_DIRECTORY}/{name}{suffix}"):
-                raise RepositoryError(
-                    f"the server sends WAL of segment {name} to be written, which is whole in the repository already:"
-                    " nothing was overwritten",
-                    hint="Check the server's timeline history files, and that the connection leads to one server.",
-                )
 
     def _complete_segment(self) -> None:
         assert self._segment is not None
-        name = self._segment_name(self.written_lsn - 1)
+        name = self._segment_name(self._end - 1)
+        self._is_archived = isinstance(self._segment, ArchivedSegment)
         try:
-            self._completing = self._completer.submit(_complete, self._segment, name, is_read_soon=self._is_read_soon)
+            self._completing = self._completer.submit(self._complete, self._segment, name)
         except RuntimeError as error:
             raise RepositoryError(f"cannot complete WAL segment {name}: {error}") from error
         self._segment = None
+
+    def _archived(self, name: str) -> ArchivedSegment | None:
+        """Return a segment that is there whole, by a name that is durable; None where it is not."""
+        if not self._archive.is_complete(*self._geometry.parse_file_name(name)):
+            return None
+        # Whoever has brought it may not have come to that.
+        self._spool.settle(WAL_DIRECTORY)
+        return ArchivedSegment(self._archive, name)
+
+    def _complete(self, segment: Appender, name: str) -> float:
+        """Make a full segment durable under its final name, and return how many seconds that took.
+
+        Where an archive_command has brought it meanwhile, that one stays, if it is the same.
+        """
+        started_s = time.monotonic()
+        try:
+            if not isinstance(segment, ArchivedSegment) and (archived := self._archived(name)) is not None:
+                with closing(archived):
+                    archived.require_same(segment.pieces())
+                segment.discard()
+            else:
+                segment.rename(name, is_read_soon=self._is_read_soon)
+        finally:
+            segment.close()
+        return time.monotonic() - started_s
 
     def _await_completion(self) -> None:
         if self._completing is None:
@@ -145,19 +177,10 @@ class WalWriter:
         completing, self._completing = self._completing, None
         sync_s = completing.result()
         # Nothing has been written since.
-        self.flushed_lsn = self.written_lsn
+        self.flushed_lsn = self._end
         self._observer.wal_synced(sync_s)
-        self._observer.segment_completed(self._segment_name(self.written_lsn - 1))
+        if not self._is_archived:
+            self._observer.segment_completed(self._segment_name(self._end - 1))
 
     def _segment_name(self, lsn: int) -> str:
         return self._geometry.file_name(self._timeline_id, self._geometry.segment_no(lsn))
-
-
-def _complete(segment: Appender, name: str, *, is_read_soon: bool) -> float:
-    """Make a full segment durable under its final name, and return how many seconds that took."""
-    started_s = time.monotonic()
-    try:
-        segment.rename(name, is_read_soon=is_read_soon)
-    finally:
-        segment.close()
-    return time.monotonic() - started_s

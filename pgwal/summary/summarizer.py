@@ -209,6 +209,11 @@ class Summarizer:
         if self._scanner.untaken_count >= _MANY_BLOCKS:
             self._absorb()
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether summaries were finished since they were taken last."""
+        return bool(self._finished)
+
     def take_finished(self) -> list[Summary]:
         """Return the usable summaries finished since the last call, in LSN order."""
         return [summary for summary in self.take_pieces() if not summary.minimal]

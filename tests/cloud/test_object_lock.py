@@ -103,6 +103,6 @@ def test_what_cannot_go_stays_with_all_that_it_needs(
     expire(ExpireRequest(place, RetentionRules(keep_full=1)))
     assert repository.catalogue.ids() == [THIRD_FULL]
     assert repository.catalogue.unfinished() == []
-    assert repository.catalogue.unneeded_packs() == []
+    assert repository.catalogue.pack_garbage().packs == []
     assert [segment.segment_no for segment in repository.wal.segments()] == [7, 8, 9]
     assert verify(VerifyRequest(place)).problems == []

@@ -92,3 +92,34 @@ def test_parts_that_the_system_refuses(module: ModuleType) -> None:
             module.read_parts(memoryview(bytearray(9)), array("i", [descriptor]), array("Q", [0]), array("I", [9]))
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("module", FORMS)
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+    parts=st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 310), st.integers(0, 100)), max_size=20),
+    room=st.integers(-1, 10),
+)
+def test_parts_of_what_is_in_memory(
+    module: ModuleType, sizes: list[int], parts: list[tuple[int, int, int]], room: int
+) -> None:
+    contents = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+    parts = [(min(number, len(sizes) - 1), offset, length) for number, offset, length in parts]
+    whole = [bytes(length) if at < 0 else contents[at][offset : offset + length] for at, offset, length in parts]
+    expected = b"".join(whole)
+    size = sum(length for _, _, length in parts)
+    target = bytearray(b"\xaa" * max(0, size + room))
+    arguments = (
+        memoryview(target),
+        [None if number < 0 else contents[number] for number, _, _ in parts],
+        array("Q", [offset for _, offset, _ in parts]),
+        array("I", [length for _, _, length in parts]),
+    )
+    is_possible = all(number < 0 or offset + length <= len(contents[number]) for number, offset, length in parts)
+    if not is_possible or size > len(target):
+        with pytest.raises(ValueError, match="part"):
+            module.copy_parts(*arguments)
+        assert target == b"\xaa" * len(target)
+        return
+    assert module.copy_parts(*arguments) == size
+    assert target == expected.ljust(len(target), b"\xaa")

@@ -15,7 +15,7 @@ from keeping.stored_repository import FULL, entry_of
 
 from pgwal.backup.backup_file import MAX_INTEGER, BackupFile, BackupTotals, encode_file
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import decode_contents, decode_entry, decode_pack_names, encode_entry
+from pgwal.backup.entry_document import decode_contents, decode_entry, decode_packs, encode_entry
 from pgwal.backup.pack_table import (
     FRAME_SIZE,
     PACK_HEADER_SIZE,
@@ -47,7 +47,8 @@ def packs(draw: st.DrawFn) -> Pack:
         size_bytes = draw(st.one_of(st.integers(1, 5), st.integers(FRAME_SIZE - 2, FRAME_SIZE)))
         stored_size_bytes = draw(st.integers(1, size_bytes))
         position += draw(st.sampled_from((0, 0, 1, 1 << 40)))
-        pack.add(Frame(position, stored_size_bytes, size_bytes, draw(digests)))
+        content_digest = draw(st.one_of(st.none(), digests.filter(any)))
+        pack.add(Frame(position, stored_size_bytes, size_bytes, draw(digests), content_digest))
         position += stored_size_bytes
     pack.size_bytes = position + draw(st.sampled_from((0, 7)))
     return pack
@@ -97,7 +98,7 @@ def test_what_is_written_is_read_back(document: tuple[PackedContents, list[Backu
     assert found.directories == contents.directories
     assert list(found_files) == files
     assert list(decode_entry(lines)[1]) == files
-    assert decode_pack_names(lines) == {pack.name for pack in contents.packs}
+    assert [list(pack) for pack in decode_packs(lines)] == [list(pack) for pack in contents.packs]
     for file in files:
         check_extents(file.extents, found.packs, file.path)
 
@@ -141,7 +142,7 @@ def forged(lines: Iterable[bytes]) -> list[bytes]:
 
 def read_all(lines: list[bytes]) -> None:
     """Read an entry as its users do; raises FormatError."""
-    decode_pack_names(lines)
+    decode_packs(lines)
     list(decode_entry(lines)[1])
     _, contents, files = decode_contents(lines)
     for file in files:
@@ -302,6 +303,6 @@ def test_every_cut_and_every_flipped_bit_is_found() -> None:
         with pytest.raises(FormatError):
             read_all(content[:at].splitlines(keepends=True))
         flipped = content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
-        for read in (read_all, decode_pack_names, lambda lines: list(decode_entry(lines)[1])):
+        for read in (read_all, decode_packs, lambda lines: list(decode_entry(lines)[1])):
             with pytest.raises(FormatError):
                 read(flipped.splitlines(keepends=True))

@@ -151,3 +151,16 @@ def test_where_no_page_may_be_torn_all_are_looked_at(module: ModuleType) -> None
     one_bit = bytes(PAGE_SIZE - 1) + b"\1"
     assert module.find_bad_pages(bytes(PAGE_SIZE) + one_bit, 0, module.NEVER_TORN) == [1]
     assert module.find_bad_pages(bytes(PAGE_SIZE) + one_bit, 0, NEWEST - 1) == []
+
+
+@pytest.mark.parametrize("module", FORMS)
+@given(
+    lsns=st.lists(st.integers(0, NEWEST) | st.integers((1 << 32) - 3, (1 << 32) + 3), max_size=7),
+    lsn=st.integers(0, NEWEST) | st.integers((1 << 32) - 3, (1 << 32) + 3),
+    rest=st.integers(0, PAGE_SIZE - 1),
+)
+def test_pages_that_were_changed_behind_a_position(module: ModuleType, lsns: list[int], lsn: int, rest: int) -> None:
+    pages = [struct.pack("<II", each >> 32, each & 0xFFFFFFFF) + bytes(PAGE_SIZE - 8) for each in lsns]
+    found = module.find_newer_pages(b"".join(pages) + b"\xff" * rest, lsn)
+    assert found == [number for number, each in enumerate(lsns) if each > lsn]
+    assert [module.page_lsn(page) for page in pages] == lsns

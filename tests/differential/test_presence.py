@@ -177,7 +177,7 @@ def test_tablespace_created_while_the_backup_is_taken(
     site.assert_restores(location)
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18, 19)
 def test_tablespace_whose_disk_is_not_mounted(site: Site) -> None:
     location, other = site.location("side"), site.location("other")
     site.run(
@@ -209,7 +209,7 @@ def test_tablespace_whose_disk_is_not_mounted(site: Site) -> None:
 # ---- databases and relations
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 18, 19)
 def test_files_that_are_gone_without_a_word(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.run(f"CREATE TABLE lost AS {ROWS}", "CREATE DATABASE other", "CREATE DATABASE emptied", "CHECKPOINT")
     first = site.back_up("full", "local")

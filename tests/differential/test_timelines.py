@@ -234,7 +234,7 @@ def test_failover_under_load(pair: Pair, make_server: ServerFactory, scratch: Pa
     back_up_and_restore(pair, full, make_server, scratch)
 
 
-@pytest.mark.postgres(15, 17, 18, 19)
+@pytest.mark.postgres(15, 18, 19)
 def test_promotion_of_the_server_that_is_streamed_from(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """The receiver is a cascading standby: its own server is promoted, and the stream's timeline ends."""
     prepare(pair.primary)
@@ -329,7 +329,7 @@ def test_incrementals_of_a_standby(pair: Pair, make_server: ServerFactory, scrat
     restore_and_compare(pair, expected, make_server, scratch)
 
 
-@pytest.mark.postgres(13, 15, 18, 19)
+@pytest.mark.postgres(13, 18, 19)
 def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: ServerFactory, scratch: Path) -> None:
     """It got segments that the standby did not: it follows from where the standby left, and keeps what it has."""
     prepare(pair.primary)

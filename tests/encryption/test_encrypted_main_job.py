@@ -1,8 +1,12 @@
-"""The main job with an encrypted repository: a host that has public keys alone writes it, another one restores it."""
+"""The main job with an encrypted repository: a host that has public keys alone writes it, another one restores it.
+
+PGWAL_LARGE_TESTS=1 has it done with a server of every second major version as well.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +26,7 @@ from pgwal_cli.throwaway_server import ThrowawayServer
 
 MARK = b"a mark that nobody may see"
 TABLE = b"table_of_secrets"
+MAJORS = (13, 15, 17, 18, 19) if "PGWAL_LARGE_TESTS" in os.environ else (18,)
 IN_CLEAR = {"pgwal.json", "format.json", "receiver.lock", "backup.lock"}
 
 
@@ -49,6 +54,31 @@ class Host:
         return (path for path in self._directory.rglob("*") if path.is_file())
 
 
+class Commands:
+    """Runs pgwal, and keeps what it says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, *args: str | Path) -> str:
+        code, stdout = self.end(*args)
+        assert code == 0, self.said[-1]
+        return stdout
+
+    def end(self, *args: str | Path) -> tuple[int, str]:
+        finished = subprocess.run([*PGWAL, *map(str, args)], capture_output=True, text=True)
+        self.said += [finished.stdout, finished.stderr]
+        return finished.returncode, finished.stdout
+
+
+def observing_command(directory: Path, identity: Path) -> tuple[str, Path]:
+    """Return a command that prints an identity, and the file to which it notes all that it can see of processes."""
+    seen, script = directory / "seen", directory / "identity-command"
+    looks = f"(ps -eo args; env; cat /proc/[0-9]*/environ 2>/dev/null) >>{seen}"
+    script.write_text(f"{looks}\ncat {identity}\n")
+    return f"sh {script}", seen
+
+
 def stored_objects(place: LocalPlace | CloudPlace) -> dict[str, bytes]:
     """Return all that is stored, as it is."""
     if isinstance(place, CloudPlace):
@@ -70,7 +100,7 @@ def assert_equal_data(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-@pytest.mark.postgres(18)
+@pytest.mark.postgres(*MAJORS)
 def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     server: ThrowawayServer,
     make_server: ServerFactory,
@@ -78,7 +108,7 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     place: LocalPlace | CloudPlace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address = str(place)
+    address, pgwal = str(place), Commands()
     host, vault = Host(scratch / "host", monkeypatch), Host(scratch / "vault", monkeypatch)
     identity = scratch / "identity.txt"
     recipient = pgwal("key", "generate", "-o", identity).strip()
@@ -124,20 +154,24 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
         assert not holds(iter(objects.values()), wanted)
     assert holds((path.read_bytes() for path in server.data_directory.rglob("base/*/*")), MARK)
     assert not holds((path.read_bytes() for path in host.files()), secret.split()[-1].encode())
-    refused = subprocess.run(
-        [*PGWAL, "restore", "--repo", address, "-D", str(scratch / "refused")], capture_output=True, text=True
-    )
-    assert refused.returncode == 1
-    assert "--identity" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert pgwal.end("restore", "--repo", address, "-D", scratch / "refused")[0] == 1
+    assert "--identity" in pgwal.said[-1]
+    assert "Traceback" not in pgwal.said[-1]
     assert not (scratch / "refused").exists()
+    (metadata_key,) = (path.read_text().split()[-1] for path in host.files() if "metadata-keys" in path.parts)
 
     vault.enter()
     identity.write_text(secret)
     identity.chmod(0o600)
     key = ["--identity", str(identity)]
     assert "nothing is wrong" in pgwal("verify", "--repo", address, *key)
-    pgwal("export", second["id"], "--repo", address, "-o", scratch / "exported", *key)
+    command, seen = observing_command(scratch, identity)
+    pgwal("export", second["id"], "--repo", address, "-o", scratch / "exported", "--identity-command", command)
+    monkeypatch.setenv("PGWAL_IDENTITY", str(identity))
+    assert "nothing is wrong" in pgwal(
+        "verify", "--restore", "--bindir", server.installation.bin_dir, "--repo", address
+    )
+    monkeypatch.delenv("PGWAL_IDENTITY")
     merged = json.loads(pgwal("merge", third["id"], "--repo", address, "--json", *key))["id"]
     assert "nothing is wrong" in pgwal("verify", "--repo", address, *key)
     pgwal("combine", third["id"], "--repo", address, "-o", scratch / "combined", "--no-sync", *key)
@@ -160,6 +194,10 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
         assert checksums(restored) == expected
     written = (path for path in (*vault.files(), *target.rglob("*"), *(scratch / "relay").rglob("*")) if path.is_file())
     assert not holds((path.read_bytes() for path in written), secret.split()[-1].encode())
+    for text in (*pgwal.said, seen.read_text(errors="replace")):
+        assert secret.split()[-1] not in text
+        assert metadata_key not in text
+    assert holds(iter((seen.read_bytes(),)), b"pgwal_cli")
 
 
 @pytest.mark.postgres(18)

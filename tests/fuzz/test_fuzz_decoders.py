@@ -33,11 +33,19 @@ import pgwal
 import pgwal_cli
 from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file, load_json
 from pgwal.backup.backup_id import parse_backup_id
-from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_pack_names, encode_entry
+from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_packs, encode_entry
+from pgwal.backup.incomplete_mark import IncompleteMark
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.label import BackupLabel, TablespaceMap
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.manifest_reader import ManifestReader
+from pgwal.backup.moved_frames import (
+    FrameMoves,
+    MovedFrames,
+    Origin,
+    decode_moved_frames,
+    encode_moved_frames,
+)
 from pgwal.backup.pack_table import (
     FRAME_SIZE,
     Extent,
@@ -73,12 +81,14 @@ from pgwal.segment import WalGeometry, is_segment_name, parse_segment_size
 from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.codec import decode_link, decode_summary, encode_summary, parse_summary_file_name
 from pgwal.timeline import TimelineHistory
+from pgwal_cli.cluster_environment import parse_variable
 from pgwal_cli.init import _parse_compression as _parse_compression_of_packs
 from pgwal_cli.inspect_wal import _parse_relation
 from pgwal_cli.options import (
     parse_compression,
     parse_label,
     parse_lsn,
+    parse_percent,
     parse_place,
     parse_rate,
     parse_size,
@@ -92,7 +102,7 @@ SEED = int(os.environ.get("PGWAL_FUZZ_SEED", "1"))
 LONGEST_S = 10.0
 """One input takes microseconds; that it takes seconds shows work without a bound."""
 
-DECODER_NAME = re.compile(r"_?(decode|parse)(_|$)|feed$|split_segment_name$")
+DECODER_NAME = re.compile(r"_?(decode|parse)(_(?!args$)|$)|feed$|split_segment_name$")
 
 INTERESTING = (
     b"", b"\0", b"\xff", b"-1", b"0", b"1e999", b"NaN", b"Infinity", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"null",
@@ -163,7 +173,7 @@ def read_packed_entry(content: bytes) -> None:
     for file in files:
         with suppress(FormatError):
             check_extents(file.extents, contents.packs, file.stored_path)
-    assert decode_pack_names(lines) == {pack.name for pack in contents.packs}
+    assert [pack.name for pack in decode_packs(lines)] == [pack.name for pack in contents.packs]
     for _ in decode_entry(lines)[1]:
         pass
 
@@ -175,6 +185,24 @@ def read_packs(content: bytes) -> None:
     for pack in reader.finish():
         assert all(pack.find(pack.position(number)) == (number, 0) for number in range(len(pack)))
         assert pack.end <= len(pack) * FRAME_SIZE
+
+
+def read_moved_frames(content: bytes) -> None:
+    """Read a table whose digest is right."""
+    kept = b"".join(content.splitlines(keepends=True)[:-1])
+    moved = decode_moved_frames(kept + f'"digest": "xxh3-128:{content_digest(kept)}"}}\n'.encode())
+    moves = FrameMoves([moved])
+    for name, offsets in moved.origins:
+        assert all([place.pack_name for place in moves.places(name, at)] == [name, moved.pack.name] for at in offsets)
+
+
+def made_moved_frames() -> bytes:
+    pack = Pack("e" * 32)
+    for number in range(4):
+        pack.add(Frame(pack.size_bytes, 100 + number, 1000, bytes([number]) * 16))
+        pack.size_bytes += 100 + number
+    origins = [Origin("a" * 32, array("Q", [24, 900])), Origin("b" * 32, array("Q", [24, 1 << 33]))]
+    return b"".join(encode_moved_frames(MovedFrames(pack, origins)))
 
 
 def read_frame(content: bytes) -> None:
@@ -351,7 +379,7 @@ TEXTS: tuple[Callable[[str], object], ...] = (
     parse_timeline, parse_place, parse_size, _parse_address, parse_compression, _parse_compression_of_packs,
     _parse_relation,
     lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
-    lambda text: CloudPlace.parse(f"s3://{text}"),
+    lambda text: CloudPlace.parse(f"s3://{text}"), parse_percent, lambda text: parse_variable("AWS_REGION", text, ()),
 )  # fmt: skip
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "head of an entry": (read_head, None),
@@ -359,6 +387,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
     "entry": (read_entry, None),
     "packed entry": (read_packed_entry, made_packed_entry()),
     "packs of an entry": (read_packs, made_packs()),
+    "moved frames": (read_moved_frames, made_moved_frames()),
     "frame": (read_frame, made_frame()),
     "format.json": (read_format, StorageFormat(FileFormat.PACKED, Compression.parse("zstd:3")).encode()),
     "manifest": (read_manifest, made_manifest()),
@@ -379,6 +408,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes | None]] = {
         read_sealed_header,
         Header(SealedFor.RECIPIENTS, 1, 65536, bytes(range(16)), b"age-encryption.org/v1\n" * 12).encode(),
     ),
+    "mark of a restore": (IncompleteMark.decode, IncompleteMark(7710976684590823411, {16384: "/a"}).encode("x")),
     "postmaster.pid": (PostmasterFile.decode, b"12\n/data\n1795351772\n5432\n/tmp\n*\n  1 2\nready   \n"),
     "server message": (decode_server_message, SERVER_MESSAGE),
     "keepalive": (decode_server_message, b"k" + struct.pack(">QqB", 0x3000100, 7, 1)),

@@ -53,16 +53,18 @@ class Stored:
         return self.repository.place.directory
 
 
-def build_repository(path: Address, segment_count: int = 3, *, storage_format: StorageFormat = PLAIN_FORMAT) -> Stored:
-    """Build it with WAL segments from number 1 on; the backups are in the first three."""
+def build_repository(
+    path: Address, segment_count: int = 3, *, storage_format: StorageFormat = PLAIN_FORMAT, seed: int = 1
+) -> Stored:
+    """Build it with WAL segments from number 1 on; the backups are in the first three, of files by ``seed``."""
     place = place_at(path)
     if storage_format != place.default_format and not place.store.exists(STORAGE_FORMAT_NAME):
         initialise(place, storage_format)
     repository = Repository.open_or_create(path, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
-    wal = _build_wal(repository, segment_count)
+    wal = build_wal(repository, segment_count)
     starts = [Lsn(number * MB + 40) for number in (1, 2, 3)]
     stops = [next(r.end_lsn for r in wal.records[5:] if r.lsn > start) for start in starts]
-    random = Random(1)
+    random = Random(seed)
     whole = {TABLE: random.randbytes(3 * 8192), "base/5/16385": random.randbytes(8192), "base/5/PG_VERSION": b"16\n"}
     store_backup(repository, FULL, None, starts[0], stops[0], whole)
     changed = {"base/5/16385": random.randbytes(8192), "base/5/PG_VERSION": b"16\n"}
@@ -73,9 +75,9 @@ def build_repository(path: Address, segment_count: int = 3, *, storage_format: S
     return Stored(repository, [(record.lsn, record.total_length) for record in wal.records])
 
 
-def build_chains(path: Address, storage_format: StorageFormat = PLAIN_FORMAT) -> Stored:
+def build_chains(path: Address, storage_format: StorageFormat = PLAIN_FORMAT, *, seed: int = 1) -> Stored:
     """Build it with three chains, which start in segments 1 to 3, 5 and 6, and 7."""
-    stored = build_repository(path, SEGMENT_COUNT, storage_format=storage_format)
+    stored = build_repository(path, SEGMENT_COUNT, storage_format=storage_format, seed=seed)
     whole = {TABLE: bytes(8192)}
     for backup_id, prior_id, number in ((SECOND_FULL, None, 5), (ON_SECOND, SECOND_FULL, 6), (THIRD_FULL, None, 7)):
         start = Lsn(number * MB + 40)
@@ -85,7 +87,7 @@ def build_chains(path: Address, storage_format: StorageFormat = PLAIN_FORMAT) ->
     return stored
 
 
-def _build_wal(repository: Repository, segment_count: int) -> WalBuilder:
+def build_wal(repository: Repository, segment_count: int) -> WalBuilder:
     """Write segments, which begin with a checkpoint, and their summaries."""
     wal = WalBuilder(MAJOR, start_lsn=MB, system_identifier=SYSTEM_IDENTIFIER)
     for segment in range(segment_count):

@@ -21,6 +21,7 @@ from support.faulty_store import Fate, FaultyPlace
 
 from pgwal.backup.backup_id import merged_ids
 from pgwal.backup.chain import choose_prior, resolve_chain
+from pgwal.backup.entry_document import decode_packs
 from pgwal.backup.manifest_reader import read_manifest
 from pgwal.backup.retention_rules import Period, RetentionRules
 from pgwal.engine.combine import CombineRequest, combine_backups
@@ -103,7 +104,7 @@ def test_thirty_merges_in_a_row(chain: GrowingChain, tmp_path: Path) -> None:
             assert chain.exported(merged, tmp_path / str(number)) == chain.expected(merged)
             assert stored_problems(chain.place) == []
     packs = [pack.name for pack in list_packs(chain.place.store)]
-    assert chain.repository.catalogue.unneeded_packs() == []
+    assert chain.repository.catalogue.pack_garbage().packs == []
     assert len(packs) == len(set(packs))
     if chain.repository.catalogue.entries()[-1].packed_size_bytes is not None:
         lengths = {len(file.digest) for file in chain.repository.catalogue.files(merged)}
@@ -207,7 +208,7 @@ def test_a_merge_that_dies_leaves_what_counted_and_can_be_done_again(tmp_path: P
             expire(ExpireRequest(place, RetentionRules(keep_full=1)))
             left = Repository.open(place)
             assert [e.prior_id is None for e in left.catalogue.entries()] == [True, False]
-            assert left.catalogue.unneeded_packs() == []
+            assert left.catalogue.pack_garbage().packs == []
             assert stored_problems(place) == []
             target = tmp_path / f"after{number}"
             combine_backups(CombineRequest(place, ids[3], target))
@@ -410,46 +411,11 @@ def test_an_export_of_a_merged_backup_is_one_of_any_other(tmp_path: Path, storag
 
 def sizes(chain: GrowingChain) -> tuple[int, int]:
     """Return the bytes of all packs, and those of the frames that some entry needs of them."""
-    catalogue, needed = chain.repository.catalogue, dict[tuple[str, int], int]()
-    for backup_id in catalogue.ids():
-        (data,) = catalogue.data(backup_id)
-        for pack in data.packs():
+    repository, needed = chain.repository, dict[tuple[str, int], int]()
+    for backup_id in repository.catalogue.ids():
+        for pack in decode_packs(repository.store.get(f"backups/{backup_id}/backup.json").splitlines(keepends=True)):
             needed |= {(pack.name, frame.offset): frame.stored_size_bytes for frame in pack}
     return sum(pack.size_bytes for pack in list_packs(chain.place.store)), sum(needed.values())
-
-
-@pytest.mark.parametrize(("most_bytes", "is_given_up"), [(1 << 30, True), (0, False)])
-def test_worn_packs_are_given_up_within_what_may_be_rewritten(
-    tmp_path: Path, most_bytes: int, is_given_up: bool
-) -> None:
-    with tiny_frames():
-        chain = GrowingChain(memory(tmp_path), FORMATS["packed"], Random(11))
-        chain.full()
-        worn, kept = set[str](), list[str]()
-        for _ in range(25):
-            chain.incremental()
-            merged = merge_backup(MergeRequest(chain.place, max_rewrite_bytes=most_bytes)).entry.backup_id
-            expire(ExpireRequest(chain.place, RetentionRules(keep_full=1)))
-            assert chain.exported(merged, tmp_path / merged) == chain.expected(merged)
-            (data,) = chain.repository.catalogue.data(merged)
-            kept += worn & {pack.name for pack in data.packs()}
-            worn = {p.name for p in data.packs() if 4 * sum(f.stored_size_bytes for f in p) < p.size_bytes}
-        assert stored_problems(chain.place) == []
-        # One that has become worn just now is given up the next time.
-        assert (kept == []) == is_given_up
-
-
-def test_a_pack_that_another_backup_needs_is_not_given_up(tmp_path: Path) -> None:
-    with tiny_frames():
-        chain = GrowingChain(memory(tmp_path), FORMATS["packed"], Random(11))
-        chain.full()
-        rewritten = []
-        for _ in range(25):
-            chain.incremental()
-            report = merge_backup(MergeRequest(chain.place))
-            rewritten.append(report.rewritten_bytes)
-            pin_backup(chain.place, report.entry.backup_id)
-        assert set(rewritten) == {0}
 
 
 @pytest.mark.parametrize("dense", [4, 0])

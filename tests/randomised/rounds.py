@@ -48,9 +48,14 @@ from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 # The load takes all of the machine that it can get.
 WAIT_S = 180.0
 CHAIN_BROKEN = 4
+VERIFICATION_FAILED = 5
 # Failed, usage, no connection, a gap or another history: what docs/commands.md says of a refusal.
 REFUSALS = (1, 2, 3, CHAIN_BROKEN)
 MOST_FETCHED_ONE_BY_ONE = 8
+AUDIT_PERCENTS = (5, 25, 100)
+"""How much of what is not copied is read each time; a round's database is small."""
+AUDIT_SHARE = 0.5
+"""How often a round makes an audit without a backup; each incremental backup makes one of its own."""
 MERGE_SHARE = 0.3
 """How often a backup is merged after one was taken: by a chance of its own, which changes no other."""
 
@@ -142,6 +147,7 @@ class Round:
         self.choices = Choices.draw(self.chance, self.installation)
         self.numbers = count(1)
         self.merging = random.Random(f"merges of round {self.seed}")
+        self.auditing = random.Random(f"audits of round {self.seed}")
         self.life = Life()
         self.storage_format = format_of(self.seed)
         self.archives = [Archive(self.make_repository(1), self.life)]
@@ -270,6 +276,8 @@ class Round:
             for step in self.chance.choices(list(steps), list(steps.values()), k=self.choices.step_count):
                 self.let_it_run()
                 step()
+            if self.auditing.random() < AUDIT_SHARE:
+                self.audit()
             self.let_it_run()
             self.take("incremental")
             self.let_it_run()
@@ -531,6 +539,34 @@ class Round:
         if self.merging.random() < MERGE_SHARE:
             self.merge()
 
+    def audit(self) -> None:
+        """Read blocks that have not changed since the newest backup, while databases are copied, too."""
+        self.look_after_receiver()
+        if not self.archive.backups:
+            return
+        source = self.server
+        if self.standby is not None and self.auditing.random() < 0.4:
+            source = self.standby
+        arguments: list[str | Path] = ["--repo", self.repo, "-d", source.conninfo, "--json"]
+        if self.auditing.random() < 0.5:
+            arguments += ["--pgdata", source.data_directory]
+        if self.choices.use_slot:
+            arguments += ["--slot", "pgwal"]
+        arguments += ["--percent", str(self.auditing.choice(AUDIT_PERCENTS))]
+        outcome = finish(start_pgwal("audit", *arguments))
+        if source is not self.server and outcome.code == CHAIN_BROKEN and "before backup" in outcome.stderr:
+            self.note("the standby has not got to where the backup started")
+            return
+        if outcome.code != 0:
+            assert outcome.code != VERIFICATION_FAILED, f"MISSED: {outcome.stdout}"
+            self.refused("audit", outcome)
+            return
+        assert_nothing_raw(outcome)
+        found = json.loads(outcome.stdout)
+        read = f"{found['blocks_read']} of {found['unchanged_blocks']} blocks, {found['newer_blocks']} newer"
+        self.note(f"audit of the {source.directory.name} since {found['since']}: {read}")
+        self.accepted("audit")
+
     def merge(self) -> None:
         """Merge a backup, whose place the full one takes; at times it goes at once, as expire has it go.
 
@@ -593,6 +629,8 @@ class Round:
             arguments += ["--slot", "pgwal"]
         if command == "incremental":
             arguments += ["--since", self.since()]
+        if command != "full":
+            arguments += ["--audit", str(self.auditing.choice(AUDIT_PERCENTS))]
         arguments += ["--manifest-checksums", self.chance.choice(["NONE", "CRC32C", "SHA256"]), *more]
         shown = " ".join(str(argument) for argument in arguments[4:])
         self.note(f"{command} {shown} of the {source.directory.name}")

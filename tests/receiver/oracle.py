@@ -23,6 +23,7 @@ from test_main_job import prepare, run_load
 
 from pgwal.engine.summarize import read_changes
 from pgwal.lsn import Lsn, LsnRange
+from pgwal.repository.address import Address
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import decode_summary
@@ -139,7 +140,7 @@ def server_bytes(server: ThrowawayServer, repository: Repository, timeline_id: i
     return (server.data_directory / "pg_wal" / name).read_bytes()
 
 
-def assert_same_wal(server: ThrowawayServer, repo: Path, end: Lsn, *, start: Lsn | None = None) -> None:
+def assert_same_wal(server: ThrowawayServer, repo: Address, end: Lsn, *, start: Lsn | None = None) -> None:
     """Check that everything before ``end`` is in the archive as the server has it, with no hole, on timeline 1."""
     repository = Repository.open(repo)
     geometry = repository.geometry

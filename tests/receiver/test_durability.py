@@ -271,3 +271,31 @@ def refuse_directories(descriptor: int, fsync: Callable[[int], None] = os.fsync)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         raise OSError(errno.ENOSPC, "full")
     fsync(descriptor)
+
+
+@pytest.mark.parametrize("brought", ["before it is begun", "before it is whole"])
+def test_a_segment_that_was_brought_counts_when_its_name_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: str
+) -> None:
+    """An archive_command has stored it, and may not have come to sync the directory."""
+    place = LocalPlace(tmp_path)
+    place.make(["wal"])
+    name = GEOMETRY.file_name(1, 3)
+    content = bytes(range(256)) * (GEOMETRY.segment_size // 256)
+    writer = WalWriter(place, GEOMETRY, 1, Lsn(0x300000), Unobserving(), synchronous=False, is_read_soon=False)
+    if brought == "before it is whole":
+        writer.write(content[:1000])
+        writer.sync()
+        content_left = content[1000:]
+    else:
+        content_left = content
+    place.store.put(f"wal/{name}", content, durable=False)
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    writer.write(content_left)
+    writer.sync()
+    assert writer.flushed_lsn == 0x400000
+    assert (tmp_path / "wal").stat().st_ino in synced
+    writer.close()
+    assert [path.name for path in (tmp_path / "wal").iterdir()] == [name]

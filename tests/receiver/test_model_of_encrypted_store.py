@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from receiver.archive_meaning import stored_copies
 from receiver.model_server import GEOMETRY
-from receiver.test_model_of_store import OneHistoryInAStore
+from receiver.test_model_of_store import OneHistoryInAStore, StorePlace
 
 from pgwal.encryption.age import Identity
 from pgwal.encryption.key_files import write_identity
@@ -55,10 +55,28 @@ class OneHistoryInAnEncryptedStore(OneHistoryInAStore):
         return stored_copies(SealedStore(store, keys, GEOMETRY))
 
 
+class PlaceInDirectory(StorePlace):
+    """A directory, as far as a receiver sees one: segments are stored there that were never in the spool."""
+
+    directory = Path("/encrypted")
+
+
+class OneHistoryInAnEncryptedDirectory(OneHistoryInAnEncryptedStore):
+    """The same where storing a segment takes no longer than writing it to the spool."""
+
+    place_of_store = PlaceInDirectory
+
+
+OneHistoryInAnEncryptedDirectory.TestCase.settings = settings(OneHistoryInAStore.TestCase.settings, max_examples=5)
 OneHistoryInAnEncryptedStore.TestCase.settings = settings(OneHistoryInAStore.TestCase.settings, max_examples=5)
 
 
 # The other threads of a process die with it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 class TestOneHistoryInAnEncryptedStore(OneHistoryInAnEncryptedStore.TestCase):
+    """The machine as a test."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+class TestOneHistoryInAnEncryptedDirectory(OneHistoryInAnEncryptedDirectory.TestCase):
     """The machine as a test."""

@@ -42,6 +42,8 @@ class StorePlace(FaultyPlace):
 class OneHistoryInAStore(OneHistory):
     """Receivers run on this machine, or on others that have no spool."""
 
+    place_of_store = StorePlace
+
     def __init__(self) -> None:
         super().__init__()
         self._memory = MemoryPlace()
@@ -94,7 +96,7 @@ class OneHistoryInAStore(OneHistory):
         stop = StopRequest()
         traffic.stop = stop.set
         receiver = Receiver(
-            StorePlace(self._memory, fate or Fate()),
+            self.place_of_store(self._memory, fate or Fate()),
             ConnectionParameters(""),
             options,
             stop,

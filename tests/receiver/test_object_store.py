@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -230,6 +231,37 @@ def test_a_full_spool_pauses_the_stream(
     assert outcome.code == 0, outcome.stderr
     assert "WAL is received on into the spool" in outcome.stderr
     assert "the spool is full" in outcome.stderr
+
+
+@pytest.mark.skipif("PGWAL_LARGE_TESTS" not in os.environ, reason="waits half a minute; PGWAL_LARGE_TESTS=1 runs it")
+@pytest.mark.postgres(18)
+def test_a_slot_is_dropped_when_the_store_stays_away(
+    make_server: ServerFactory, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is dropped is said; what was not stored is in the spool yet, and on the server, and nothing is lost."""
+    server = keeping_server(make_server)
+    prepare(server)
+    guarded = ("--max-spool", "6M", "--max-retained", "4M", "--drop-slot")
+    process = start_pgwal(*bucket.stream(server, *guarded), env=bucket.env)
+    try:
+        wait_for(lambda: server_streams(server), "the stream")
+        repository = bucket.repository(monkeypatch)
+        stored = flush_lsn(server)
+        wait_for(lambda: reported(repository) >= stored, "the store to have all")
+        bucket.proxy.is_away = True
+        write(server, 9)
+        end = flush_lsn(server)
+        outcome = finish(process, timeout_s=120)
+    finally:
+        process.kill()
+    assert_failed(outcome, 4, 'slot "pgwal" was dropped', "--create-slot")
+    assert "no incremental can build on any backup" in outcome.errors[0]
+    with server.connect() as connection:
+        assert connection.execute("SELECT FROM pg_replication_slots").fetchone() is None
+    bucket.proxy.is_away = False
+    bucket.expire_lease(monkeypatch)
+    succeed(*bucket.stream(server, "--once"), env=bucket.env)
+    assert_same_wal(server, repository.place, end)
 
 
 @pytest.mark.postgres(18)

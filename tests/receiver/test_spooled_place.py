@@ -25,6 +25,7 @@ from pgwal.repository.repository import ReceiverState, Repository
 from pgwal.repository.spool_uploader import SpoolUploader
 from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace, opened_spool
+from pgwal.repository.state_delivery import StateDelivery
 from pgwal.repository.wal_compressor import compressed_pieces
 from pgwal.summary.codec import LsnRange, summary_file_name
 
@@ -351,13 +352,13 @@ def test_what_is_stored_while_it_is_put_stays_stored(
 
 def test_while_nothing_changes_the_state_is_stored_once_a_minute(store: Store, spooled: SpooledPlace) -> None:
     """It costs a request; whoever reads it is told of all else within seconds."""
-    uploader = uploader_of(spooled)
+    delivery = StateDelivery(spooled.store, is_near=False)
     state = ReceiverState(1, Lsn(900), Lsn(900), Lsn(800), "slot", updated_at=1.0, level_at=1.0)
 
     def is_stored_after(seconds: float, state: ReceiverState) -> bool:
-        uploader._state_at_s -= seconds
+        delivery._at_s -= seconds
         spooled.store.pending_state = state.encode()
-        uploader._send_state()
+        delivery.send()
         return Repository(store, IDENTITY).receiver_state() == state
 
     assert is_stored_after(1, state)

@@ -10,14 +10,17 @@ from keeping.stored_repository import FIRST, FULL, MAJOR, SYSTEM_IDENTIFIER, ent
 from repository.test_packs import small_frames
 
 from pgwal.backup.backup_file import BackupFile, BackupTotals
+from pgwal.backup.entry_document import decode_packs
 from pgwal.backup.incremental_file import IncrementalHeader
 from pgwal.backup.manifest import MANIFEST_NAME, ManifestWriter
 from pgwal.backup.pack_table import FRAME_SIZE
+from pgwal.backup.pack_use import WornPack
 from pgwal.lsn import Lsn
-from pgwal.repository import packed_backup_writer
+from pgwal.repository import pack_pool
 from pgwal.repository.compression import Compression
 from pgwal.repository.layout import STORAGE_FORMAT_NAME
 from pgwal.repository.memory import MemoryPlace
+from pgwal.repository.pack_rewriting import rewrite_packs
 from pgwal.repository.staged_backup import StagedBackup
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 
@@ -53,7 +56,7 @@ def write_packed(form: str) -> MemoryPlace:
         pytest.MonkeyPatch.context() as patched,
         StagedBackup(place, FIRST, storage_format) as staged,
     ):
-        patched.setattr(packed_backup_writer, "new_pack_name", lambda: next(names))
+        patched.setattr(pack_pool, "new_pack_name", lambda: next(names))
         for directory in ("base/5", "global", "pg_tblspc"):
             staged.data.make_directory(directory)
         for path, content in files_of(form).items():
@@ -73,14 +76,30 @@ def write_packed(form: str) -> MemoryPlace:
     return place
 
 
+MOVED = "moved"
+"""What is made of that which is not compressed when all of its first two packs is moved into a new one."""
+
+
+def write_moved() -> MemoryPlace:
+    """Write it, with a name for the new pack that is no secret."""
+    place = write_packed("none")
+    packs = decode_packs(place.store.get(f"backups/{FIRST}/backup.json").splitlines(keepends=True))[:2]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pack_pool, "new_pack_name", lambda: "f0" * 16)
+        worn = [WornPack(pack.name, pack.size_bytes, list(pack)) for pack in packs]
+        assert rewrite_packs(place, worn, lambda _: None) == worn
+    pack_pool.remove_packs(place.store, [pack.name for pack in packs])
+    return place
+
+
 def objects_of(place: MemoryPlace) -> dict[str, bytes]:
     return {name: place.store.get(name) for name, _ in place.store.list()}
 
 
 def make_packed(directory: Path = DIRECTORY) -> None:
     """Write the fixtures anew."""
-    for form in FORMS:
-        for name, content in objects_of(write_packed(form)).items():
+    for form, place in {**{form: write_packed(form) for form in FORMS}, MOVED: write_moved()}.items():
+        for name, content in objects_of(place).items():
             path = directory / form / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

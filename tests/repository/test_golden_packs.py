@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from keeping.stored_repository import FIRST
-from repository.golden_packs import FORMS, files_of, golden, objects_of, write_packed
+from repository.golden_packs import FORMS, MOVED, files_of, golden, objects_of, write_moved, write_packed
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry_document import decode_contents
@@ -59,6 +61,29 @@ def test_a_pack_is_what_the_documentation_says() -> None:
             assert (frame.offset, frame.stored_size_bytes) == (position, frame.size_bytes)
             position += frame.stored_size_bytes
         assert len(content) == position == pack.size_bytes
+
+
+def test_frames_that_were_moved_are_where_the_documentation_says() -> None:
+    place = golden(MOVED)
+    assert read(place) == files_of("none")
+    assert objects_of(place) == objects_of(write_moved())
+    packs, _, _ = contents_of(place)
+    there = {name for name, _ in list_packs(place.store)}
+    gone, name = [pack for pack in packs if pack.name not in there], "f0" * 16
+    assert (len(gone), there - {pack.name for pack in packs}) == (2, {name})
+    document = json.loads(place.store.get(f"moved_frames/{name}"))
+    assert document.keys() == {"pgwal-moved-frames", "packs", "from", "digest"}
+    head, *frames = document["packs"]
+    content = place.store.get(f"packs/f0/{name}")
+    assert (head["pack"], head["size"], head["frames"]) == (name, len(content), len(frames))
+    # All that entries say of a frame but its place holds on.
+    was = [(pack, frame) for pack in gone for frame in pack]
+    assert [frame[1:] for frame in frames] == [[f.stored_size_bytes, f.size_bytes, f.digest.hex()] for _, f in was]
+    assert document["from"] == [[pack.name, *(frame.offset for frame in pack)] for pack in gone]
+    before = golden("none")
+    for (offset, length, *_), (pack, frame) in zip(frames, was, strict=True):
+        old = before.store.get(pack_object(pack.name))
+        assert content[offset : offset + length] == old[frame.offset : frame.offset + length]
 
 
 def test_frames_that_are_compressed_have_up_to_a_mebibyte() -> None:

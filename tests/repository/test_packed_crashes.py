@@ -17,7 +17,7 @@ from support.fate import Fate
 from support.faulty_store import FaultyPlace
 
 from pgwal.backup.chain import resolve_chain
-from pgwal.backup.entry_document import decode_pack_names
+from pgwal.backup.entry_document import decode_packs
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.expire import ExpireRequest, expire
 from pgwal.engine.initialise import initialise
@@ -46,7 +46,7 @@ def needed_packs(place: Place) -> set[str]:
     repository, found = Repository.open(place), set[str]()
     for backup_id in repository.catalogue.ids():
         lines = place.store.get(f"backups/{backup_id}/backup.json").splitlines(keepends=True)
-        found |= decode_pack_names(lines)
+        found |= {pack.name for pack in decode_packs(lines)}
     assert found <= packs(place)
     return found
 
@@ -176,4 +176,5 @@ def test_parts_of_packs_that_a_killed_backup_left_are_removed(packed_site: Site,
 
 
 def kept_packs(place: Place) -> set[str]:
-    return decode_pack_names(place.store.get(f"backups/{NEW}/backup.json").splitlines(keepends=True))
+    lines = place.store.get(f"backups/{NEW}/backup.json").splitlines(keepends=True)
+    return {pack.name for pack in decode_packs(lines)}

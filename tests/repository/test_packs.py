@@ -398,19 +398,7 @@ class PackOfFrames:
         self.reader = FrameReader(store, jobs)
 
     def read(self, number: int) -> bytes:
-        return self.reader.content(self.pack, number, len(self.frames) - 1)
-
-
-def test_no_frame_is_read_twice_when_several_files_are_read_at_once() -> None:
-    """Two threads, two backups: four places from which each of them reads on, and reads ahead."""
-    store = CountingStore(MemoryStore())
-    pack = PackOfFrames(store, jobs=2, count=240)
-    store.counts.clear()
-    for step in range(60):
-        for first in range(0, 240, 60):
-            content = pack.reader.content(pack.pack, first + step, first + 59)
-            assert content == pack.frames[first + step]
-    assert store.counts["get_ranges"] == 240
+        return self.reader.content(self.pack, number, range(number + 1, len(self.frames)))
 
 
 class StoreWithReaders(MemoryStore):
@@ -425,16 +413,35 @@ class StoreWithReaders(MemoryStore):
         return super().get_ranges(name, ranges)
 
 
+def test_no_frame_is_read_twice_when_several_files_are_read_at_once() -> None:
+    """Two threads, two backups: four places from which each of them reads on, and reads ahead."""
+    store = StoreWithReaders()
+    pack = PackOfFrames(store, jobs=2, count=240)
+    for step in range(60):
+        for first in range(0, 240, 60):
+            content = pack.reader.content(pack.pack, first + step, range(first + step + 1, first + 60))
+            assert content == pack.frames[first + step]
+    assert sorted(start for _, start in store.reads) == [frame.offset for frame in pack.pack]
+
+
+def test_what_is_read_ahead_takes_few_requests() -> None:
+    store = CountingStore(MemoryStore())
+    pack = PackOfFrames(store, jobs=1, count=240)
+    store.counts.clear()
+    assert [pack.read(number) for number in range(240)] == pack.frames
+    assert store.counts["get_ranges"] < 40
+
+
 def test_what_is_read_ahead_for_nobody_is_forgotten() -> None:
     """Or the files of a restore after one that was given up would be read frame by frame."""
     store = StoreWithReaders()
     given = PackOfFrames(store, jobs=2, count=250)
     for abandoned in range(0, 40, 10):
-        given.reader.content(given.pack, abandoned, 249)
+        given.reader.content(given.pack, abandoned, range(abandoned + 1, 250))
     for _ in range(2):
         for number in range(50, 250):
             given.reader.content(given.pack, number)
-    given.reader.content(given.pack, 50, 249)
+    given.reader.content(given.pack, 50, range(51, 250))
     assert given.reader.content(given.pack, 58) == given.frames[58]
     readers = [name for name, start in store.reads if start == given.pack[58].offset]
     assert readers[-1].startswith("read-frame")

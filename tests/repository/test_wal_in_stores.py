@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from random import Random
 
 import pytest
+from core.wal_builder import RM_HEAP, BlockSpec, RecordSpec, WalBuilder
 from repository.places import cloud_memory, local
 
 from pgwal.engine.recovery_gap import is_in_gap
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
+from pgwal.repository.memory import MemoryStore
+from pgwal.repository.store import ByteRange
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import WalGeometry
 
@@ -64,6 +68,45 @@ def test_an_archive_is_the_same_in_a_directory_and_in_a_store(tmp_path: Path, se
         with there.reading_again():
             for _ in range(2):
                 assert b"".join(there.read(timeline_id, start)) == b"".join(here.read(timeline_id, start))
+
+
+class GrowingStore(MemoryStore):
+    """Has the open segment under another name after each of the first reads, as a receiver stores it that is quick."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.content = content
+        self.changes = 0
+        self.put(self.name, content)
+
+    @property
+    def name(self) -> str:
+        return f"wal/{GEOMETRY.file_name(1, 1)}.{self.changes:016X}.partial"
+
+    def get_ranges(self, name: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        found = super().get_ranges(name, ranges)
+        if self.changes < 6:
+            self.delete(self.name)
+            self.changes += 1
+            self.put(self.name, self.content)
+        return found
+
+
+@pytest.mark.parametrize("reading", ["records", "bytes"])
+def test_a_segment_that_is_stored_anew_between_reads_is_read_to_its_end(reading: str) -> None:
+    wal = WalBuilder(18, start_lsn=SIZE)
+    for number in range(200):
+        wal.append(RecordSpec(RM_HEAP, 0, 700, (BlockSpec(0, block_no=number, data=bytes(3000)),), b""))
+    content = wal.wal_to_segment_end()[:SIZE]
+    store = GrowingStore(content)
+    archive = WalArchive(store, GEOMETRY)
+    (segment,) = archive.segments()
+    if reading == "bytes":
+        assert b"".join(archive.read(1, Lsn(SIZE))) == content
+    else:
+        end, _ = archive.end_of_records(segment)
+        assert end > Lsn(SIZE + 500_000)
+    assert store.changes == 6
 
 
 def test_two_forms_of_a_segment_that_differ_are_an_error_in_a_store_too(tmp_path: Path) -> None:

@@ -39,9 +39,12 @@ class Scene:
         return target
 
     @contextmanager
-    def started(self, data_directory: Path, *, promoted: bool = True) -> Iterator[ThrowawayServer]:
+    def started(
+        self, data_directory: Path, *, promoted: bool = True, for_standby: bool = False
+    ) -> Iterator[ThrowawayServer]:
         """Start a server on a restored directory, which gets its WAL by pgwal fetch-wal, and close it at the end."""
-        with _ForkedRelay(["fetch-wal", "--repo", str(self.repo)], self.repo.parent / "relay") as relay:
+        words = ["fetch-wal", "--repo", str(self.repo), *(["--standby"] if for_standby else [])]
+        with _ForkedRelay(words, self.repo.parent / f"relay-{data_directory.name}") as relay:
             with (data_directory / "postgresql.auto.conf").open("a") as settings:
                 settings.write(f"restore_command = '{relay.restore_command}'\nsynchronous_standby_names = ''\n")
             server = self.make_server(adopt=data_directory)

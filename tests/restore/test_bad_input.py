@@ -272,7 +272,7 @@ def test_directory_with_an_interrupted_restore_is_named(made: MadeRepository, tm
     target.mkdir()
     (target / INCOMPLETE_NAME).touch()
     outcome = run_pgwal("restore", "--repo", made.path, "-D", target)
-    assert_failed(outcome, 1, "holds a restore that was interrupted", "Empty it")
+    assert_failed(outcome, 1, "holds a restore that was interrupted", "--delta, or empty it")
 
 
 def test_two_tablespaces_do_not_share_a_directory(tmp_path: Path, storage_format: StorageFormat) -> None:

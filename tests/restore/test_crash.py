@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -16,13 +17,16 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from core.test_control_file import build
 from fix_servers import ServerFactory
 from pgwal_process import finish, run_pgwal, start_pgwal, succeed
+from restore.damaged_directory import tree
 from restore.made_repository import Blocks, MadeRepository, block
 from restore.restored_server import Scene
 from test_main_job import server_streams
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
+from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -135,3 +139,34 @@ def test_no_committed_row_is_lost_with_a_synchronous_receiver(make_server: Serve
     with scene.started(target) as restored, restored.connect() as connection:
         found = {row[0] for row in connection.execute("SELECT id FROM t")}
     assert not committed - found
+
+
+@pytest.mark.parametrize("first", ["fresh", "delta"])
+def test_what_was_killed_is_finished_by_a_delta(tmp_path: Path, storage_format: StorageFormat, first: str) -> None:
+    made = MadeRepository(tmp_path / "repo", storage_format=storage_format)
+    paths = [f"base/5/{number}" for number in range(20000, 20500)]
+    made.add({CONTROL_FILE_PATH: build(18)} | dict.fromkeys(paths, block("a") * 4))
+    made.add({CONTROL_FILE_PATH: build(18)} | dict.fromkeys(paths[50:], Blocks(4, {2: block("b")})))
+    words = ["restore", "--repo", made.path, "-D"]
+    succeed(*words, tmp_path / "fresh")
+    expected = tree(tmp_path / "fresh")
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng, target, killed = random.Random(seed), tmp_path / "target", 0
+    for _ in range(KILLS):
+        if first == "delta":
+            succeed(*words, target, made.ids[0], "-N")
+        process = start_pgwal(*words, target, *(["--delta"] if first == "delta" else []))
+        while process.poll() is None and not (target / INCOMPLETE_NAME).exists():
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        if (target / INCOMPLETE_NAME).exists():
+            killed += 1
+            # Once before the start, in the middle of it another time.
+            assert not (target / CONTROL_FILE_PATH).exists() or first == "delta"
+        succeed(*words, target, "--delta")
+        assert tree(target) == expected
+        shutil.rmtree(target)
+    assert killed, "none was killed in the middle"

@@ -17,6 +17,7 @@ from fix_servers import ServerFactory
 from pgwal_process import Outcome, assert_failed, finish, run_pgwal, start_pgwal, succeed
 from restore.restored_server import Scene
 
+from pgwal.lsn import Lsn
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
 
 TRIAL_S = 300
@@ -117,6 +118,10 @@ def test_a_restore_beside_a_live_tablespace(make_server: ServerFactory, scratch:
         assert not target.exists()
         moved = run_pgwal(*live.restore, "-D", target, "-T", f"{live.location}={scratch / 'new'}")
         assert_failed(moved, 1, "-T cannot move tablespace", f"--target-lsn {found[1]} --target-exclusive")
+        # Within the record before it, so that it is the first one at or behind the target.
+        within = Lsn(Lsn.parse(found[1]) - 1)
+        outcome = run_pgwal(*live.restore, "-D", target, "--target-lsn", str(within), "--target-action", "promote")
+        assert_failed(outcome, 1, creates)
         # The way out, and a target that lies before.
         way_out = ["--target-lsn", found[1], "--target-exclusive", "--target-action", "promote"]
         live.scene.restore(target, *way_out)

@@ -25,6 +25,7 @@ from pgwal.backup.entry_document import decode_entry, encode_entry
 from pgwal.backup.recovery import RecoveryTarget, TargetAction, parse_target_time, recovery_settings, with_settings
 from pgwal.errors import RecoveryTargetError
 from pgwal.lsn import Lsn
+from pgwal.segment import WalGeometry
 from pgwal_cli.server_installation import ServerInstallation
 from pgwal_cli.throwaway_server import ThrowawayServer
 
@@ -200,10 +201,23 @@ def restored_rows(moments: Moments, scratch: Path, *target: str) -> tuple[str, l
     """Restore without naming a backup; return which one was taken, and the rows."""
     directory = scratch / "restored"
     action = ["--target-action", "promote"] if target else []
-    printed = succeed("restore", "--repo", moments.scene.repo, "-D", directory, "-N", "--json", *target, *action)
+    restore = ["restore", "--repo", moments.scene.repo, "-D", directory, "-N", "--json", *target, *action]
+    foreseen = json.loads(succeed(*restore, "--dry-run"))
+    assert not directory.exists()
+    outcome = run_pgwal(*restore)
+    assert outcome.code == 0, outcome.stderr
+    backup, replay = json.loads(outcome.stdout)["backup"], foreseen["replay"]
+    assert foreseen["backup"] == backup
+    assert re.search(rf"restoring backup {backup}.* from {replay['start_lsn']} to {replay['end_lsn']}", outcome.stderr)
     with moments.scene.started(directory) as server, server.connect() as connection:
         rows = [row[0] for row in connection.execute("SELECT id FROM t ORDER BY id")]
-    return json.loads(printed)["backup"], rows
+        row = connection.execute("SELECT pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()").fetchone()
+    assert row is not None
+    geometry = WalGeometry(1 << 20)
+    ends = [geometry.first_record_position(Lsn.parse(end)) for end in (row[0], replay["end_lsn"])]
+    assert ends[0] == ends[1], (row, replay)
+    assert replay["last_transaction"] == (row[1] and row[1].astimezone(UTC).isoformat())
+    return backup, rows
 
 
 CASES = {
@@ -236,7 +250,10 @@ def test_rows_at_the_target(moments: Moments, scratch: Path, case: str) -> None:
 
 
 def refused(moments: Moments, scratch: Path, *args: str) -> Outcome:
-    outcome = run_pgwal("restore", "--repo", moments.scene.repo, "-D", scratch / "refused", *args)
+    restore = ["restore", "--repo", moments.scene.repo, "-D", scratch / "refused", *args]
+    outcome = run_pgwal(*restore)
+    # A look ahead ends as the restore does.
+    assert run_pgwal(*restore, "--dry-run") == outcome
     assert not (scratch / "refused").exists()
     return outcome
 

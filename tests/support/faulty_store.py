@@ -56,6 +56,10 @@ class FaultyAppender:
         self._appender = appender
         self._fate = fate
 
+    @property
+    def is_held(self) -> bool:
+        return self._appender.is_held
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         self._fate.meet("write", str(offset))
         self._appender.write(offset, data)

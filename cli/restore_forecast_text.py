@@ -1,0 +1,123 @@
+"""What a restore says of itself before it starts, and all that ``--dry-run`` prints of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgwal.backup.recovery import time_text
+from pgwal_cli.output import print_json, size_text, table_lines
+
+if TYPE_CHECKING:
+    from pgwal.backup.entry import BackupEntry
+    from pgwal.engine.replay_forecast import ReplayForecast
+    from pgwal.engine.restore_forecast import RestoreForecast
+    from pgwal.engine.restore_room import FileSystemRoom
+
+
+def start_text(entry: BackupEntry, replay: ReplayForecast | None) -> str:
+    """Return the line that says which backup is restored, and what will be replayed."""
+    return f"backup {entry.backup_id}, which ended at {entry.stop_lsn} ({entry.finished_at}); {_replay_text(replay)}"
+
+
+def _replay_text(replay: ReplayForecast | None) -> str:
+    if replay is None:
+        return "what is replayed is not known, for WAL comes from elsewhere than the repository"
+    segments = "segment" if replay.segment_count == 1 else "segments"
+    last = replay.last_transaction_at
+    ended = "no transaction ended" if last is None else f"the last transaction ended at {time_text(last)}"
+    return (
+        f"then {size_text(replay.size_bytes)} of WAL in {replay.segment_count} {segments} are replayed, from"
+        f" {replay.start_lsn} to {replay.end_lsn} of timeline {replay.timeline_id}: {ended}"
+    )
+
+
+def print_restore_forecast(forecast: RestoreForecast, settings: dict[str, str], as_json: bool) -> None:
+    """Print what a restore would do."""
+    if as_json:
+        print_json(_document(forecast, settings))
+        return
+    print("\n".join(_lines(forecast)))
+
+
+def _lines(forecast: RestoreForecast) -> list[str]:
+    entry, replay = forecast.chain[0], forecast.replay
+    lines = [f"{start_text(entry, replay)}."]
+    if len(forecast.chain) > 1:
+        lines.append(f"It builds on {', '.join(each.backup_id for each in forecast.chain[1:])}.")
+    if replay is not None and replay.gap is not None:
+        lines.append(f"Recovery ends {replay.gap.reached}: {replay.gap}.")
+    lines += [f"WAL creates {created}." for created in forecast.created]
+    rows = [
+        (str(place.directory), _of_tablespace(place.tablespace_oid), str(place.file_count), size_text(place.size_bytes))
+        for room in forecast.rooms
+        for place in room.places
+    ]
+    lines += table_lines(("directory", "tablespace", "files", "size"), rows)
+    lines += [_room_text(room) for room in forecast.rooms]
+    return [*lines, "Replay takes room besides, for WAL and for what relations grow by. Nothing was written."]
+
+
+def _of_tablespace(oid: int | None) -> str:
+    return "-" if oid is None else str(oid)
+
+
+def _room_text(room: FileSystemRoom) -> str:
+    places = ", ".join(str(place.directory) for place in room.places)
+    verdict = "there is room" if room.is_enough else "there is not that room"
+    return f"{places}: {size_text(room.needed_bytes)} of {size_text(room.free_bytes)} that are free: {verdict}"
+
+
+def _document(forecast: RestoreForecast, settings: dict[str, str]) -> dict[str, object]:
+    entry = forecast.chain[0]
+    return {
+        "backup": entry.backup_id,
+        "chain": [each.backup_id for each in forecast.chain],
+        "stop_lsn": str(entry.stop_lsn),
+        "finished": entry.finished_at,
+        "recovery": settings,
+        "replay": None if forecast.replay is None else replay_document(forecast.replay),
+        "created_tablespaces": [
+            {"oid": created.oid, "path": created.path, "lsn": str(created.lsn)} for created in forecast.created
+        ],
+        "room": [
+            {
+                "places": [
+                    {
+                        "directory": str(place.directory),
+                        "tablespace": place.tablespace_oid,
+                        "files": place.file_count,
+                        "bytes": place.size_bytes,
+                    }
+                    for place in room.places
+                ],
+                "needed_bytes": room.needed_bytes,
+                "free_bytes": room.free_bytes,
+                "is_enough": room.is_enough,
+            }
+            for room in forecast.rooms
+        ],
+    }
+
+
+def replay_document(replay: ReplayForecast) -> dict[str, object]:
+    """Return what JSON says of the WAL that is replayed."""
+    last, gap = replay.last_transaction_at, replay.gap
+    return {
+        "timeline": replay.timeline_id,
+        "start_lsn": str(replay.start_lsn),
+        "end_lsn": str(replay.end_lsn),
+        "last_transaction": None if last is None else last.isoformat(),
+        "bytes": replay.size_bytes,
+        "segments": replay.segment_count,
+        "first_segment": replay.first,
+        "last_segment": replay.last,
+        "gap": None
+        if gap is None
+        else {
+            "timeline": gap.timeline_id,
+            "start": str(gap.start),
+            "end": str(gap.end),
+            "first_segment": gap.first,
+            "last_segment": gap.last,
+        },
+    }

@@ -1,0 +1,104 @@
+"""Rebuild a data directory where there is one: what is right stays, what is not wanted goes, the rest is fetched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pgwal.backup.backup_file import BackupFile
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.exclusion import INCOMPLETE_NAME, TABLESPACE_DIRECTORY
+from pgwal.control_file import CONTROL_FILE_PATH
+from pgwal.datadir.clearing import Clearing
+from pgwal.datadir.running_server import require_stopped
+from pgwal.engine.chain_source import of_chain
+from pgwal.engine.overwritten import Overwriting, OverwrittenDirectory
+from pgwal.engine.present_files import PresentFiles
+from pgwal.engine.rebuild import Rebuild
+from pgwal.engine.rebuild_options import RebuildOptions
+from pgwal.engine.rebuild_report import RebuiltFile
+from pgwal.engine.wanted_tree import WantedTree
+from pgwal.repository.repository import Repository
+
+Confirmation = Callable[[Overwriting], None]
+"""Is told what is going to be overwritten; what it raises ends a restore that has changed nothing yet."""
+
+
+class RebuildInPlace(Rebuild):
+    """As Rebuild, in an ``overwritten`` directory; files that its user writes ``anew`` must not stay there."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        chain: Sequence[BackupEntry],
+        overwritten: OverwrittenDirectory,
+        options: RebuildOptions,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        anew: Collection[str],
+        confirm: Confirmation,
+    ) -> None:
+        super().__init__(repository, chain, overwritten.root, options, on_progress)
+        self._repository = repository
+        self._overwritten = overwritten
+        self._anew = {CONTROL_FILE_PATH, *anew}
+        self._confirm = confirm
+        self._wanted: WantedTree | None = None
+        self._present = PresentFiles(
+            self.writer,
+            self._stored,
+            self._tables,
+            self._threads,
+            self._open_sources,
+            data_checksums=self._entry.data_checksums,
+        )
+
+    def make_directories(self, tablespaces: Mapping[int, Path], clear: Callable[[], None] | None = None) -> None:
+        """Tell what is overwritten, and then remove what is not wanted; see Rebuild."""
+        paths = (file.path for file in self._catalogue.files(self._entry.backup_id) if file.path != INCOMPLETE_NAME)
+        with of_chain(self._stored[0]):
+            directories = list(self._stored[0].directories())
+        wanted = self._wanted = WantedTree(self.writer.root, paths, directories, tablespaces, self._anew)
+        survey = Clearing(wanted, removes=False)
+        self._clear(survey, tablespaces)
+        found = self._overwritten
+        self._confirm(Overwriting(found.root, found.description(), survey.found, found.lost_wal(self._repository)))
+        require_stopped(found.root)
+
+        def make_room() -> None:
+            found.make_unstartable()
+            self._clear(Clearing(wanted, removes=True, directory_mode=self.writer.directory_mode), tablespaces)
+            if clear is not None:
+                clear()
+
+        super().make_directories(tablespaces, make_room)
+
+    def _clear(self, clearing: Clearing, tablespaces: Mapping[int, Path]) -> None:
+        clearing.clear(self.writer.root)
+        for oid, location in tablespaces.items():
+            clearing.clear(location, f"{TABLESPACE_DIRECTORY}/{oid}")
+        for path, location in self._overwritten.dropped.items():
+            clearing.clear(location, path)
+
+    def write_all(self, files: Iterable[BackupFile]) -> Iterator[RebuiltFile]:
+        """Make files of what is there, or write them, and yield each, in order, when it is as it is to be."""
+        assert self._wanted is not None
+        for rebuilt in super().write_all(files):
+            self._wanted.note(rebuilt.file.path)
+            yield rebuilt
+
+    def _write(self, file: BackupFile) -> RebuiltFile:
+        if not self._present.make(file):
+            return super()._write(file)
+        self._threads.count_file()
+        return RebuiltFile(file, None)
+
+    def finish(self) -> None:
+        """Remove what of the backup was not to be restored, and end as Rebuild does."""
+        assert self._wanted is not None
+        for file in self._catalogue.files(self._entry.backup_id) if self._wanted.leaves_out else ():
+            is_there = os.path.lexists(self.writer.root / file.path)
+            if is_there and file.path != INCOMPLETE_NAME and self._wanted.is_left_out(file.path):
+                self.writer.remove(file.path)
+        super().finish()
