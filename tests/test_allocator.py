@@ -10,17 +10,37 @@ import pytest
 
 _MESSAGES = 2000
 _PAGE_SIZE = 4096
-_RECEIVING = f"""
+_START = """
 import resource
+import threading
 from pgwal_cli.allocator import keep_freed_memory
-if {{keeps}}:
+if {keeps}:
     keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+"""
+_RECEIVING = f"""
 waiting = []
 for _ in range({_MESSAGES}):
     waiting.append(bytes({{size}})[25:])
     if len(waiting) == 8:
         waiting.clear()
+"""
+_THREADS = 8
+_IN_TURN = f"""
+def fill():
+    for turn in range({_THREADS}):
+        barrier.wait()
+        if turn == threads.index(threading.current_thread()):
+            list(map(b"x".__mul__, [{{size}}] * 8))
+
+barrier = threading.Barrier({_THREADS})
+threads = [threading.Thread(target=fill) for _ in range({_THREADS})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+_END = """
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -38,6 +58,14 @@ def test_memory_of_a_piece_of_a_file_is_used_for_the_next_one() -> None:
     assert page_faults(size, keeps=True) < _MESSAGES + once < page_faults(size, keeps=False)
 
 
-def page_faults(size: int, *, keeps: bool) -> int:
-    script = _RECEIVING.format(keeps=keeps, size=size)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_one_thread_frees_is_used_by_the_next_one() -> None:
+    size = 1 << 20
+    once = 8 * size // _PAGE_SIZE
+    assert once <= page_faults(size, _IN_TURN, keeps=True) < 2 * once
+    assert page_faults(size, _IN_TURN, keeps=False) > 4 * once
+
+
+def page_faults(size: int, work: str = _RECEIVING, *, keeps: bool) -> int:
+    script = "".join(part.format(keeps=keeps, size=size) for part in (_START, work, _END))
     return int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
