@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.35, 3.2
-"""Where the repository is reached over a network, each look is a request: waits double."""
+_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.3, 3.2
+"""Where the repository is reached over a network, each look is a request: at the next one twice as much time has passed
+since the first wait began, or the longest."""
 _LONGEST_SEALED_POLL_S = 0.05
 """Where what is looked at has to be decrypted."""
 _LISTED_EVERY = 8
@@ -91,6 +92,7 @@ class ReceivedWal:
         proven_at_s = last_progress_s + proof_after_s - proof_interval_s
         geometry = self._repository.geometry
         wanted = geometry.segment_start(geometry.last_segment_no(lsn) + 1) if complete else lsn
+        waited_s = 0.0
         self.check()
         if is_remote and not complete and _has(self._seen, timeline_id, wanted):
             # What is flushed stays so.
@@ -99,7 +101,8 @@ class ReceivedWal:
             if is_remote:
                 # What is not known to be there has only just been written.
                 time.sleep(poll_s)
-                poll_s = min(2 * poll_s, _LONGEST_REMOTE_POLL_S)
+                waited_s += poll_s
+                poll_s = min(waited_s, _LONGEST_REMOTE_POLL_S)
             state = self.receiver_state()
             has_all = _has(state, timeline_id, wanted)
             if has_all and not complete:

@@ -203,7 +203,7 @@ class TimelineStream:
             event = self._session.receive(message, now)
             if isinstance(event, WalData):
                 self._take(event)
-        elif self._is_unsynced() or self._delivery.is_behind:
+        elif self._is_unsynced() or self._delivery.is_behind or self._has_delivered():
             self._sync(may_hold=True)
         if self._session.reply_due or now - self._last_sync_s > self._sync_interval_s:
             self._sync(may_hold=not self._session.reply_due)
@@ -301,6 +301,10 @@ class TimelineStream:
     def _is_unsynced(self) -> bool:
         """Tell whether something was received and is not noted as durable."""
         return self._noted is None or self._noted[0] < self._session.received_lsn
+
+    def _has_delivered(self) -> bool:
+        """Tell whether more is where it belongs than was noted: nothing else happens when the last of it gets there."""
+        return self._noted is not None and self._noted[1] < self._safe_lsn
 
     def _sync(self, *, may_hold: bool = False) -> None:
         """Make what was received durable, then note it, then write the summaries that it completes.
