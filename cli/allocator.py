@@ -14,15 +14,25 @@ _KEPT_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep up to 32 MB of freed memory, in pieces of up to two megabytes, for whichever thread wants them.
+    """Have malloc keep up to 32 MB of freed memory, in pieces of up to two megabytes.
 
     A message of a walsender (128 KB) and a piece of a file (up to 1 MB) are so large that glibc gives their memory back
-    to the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Each
-    thread would keep its own as well, though what one has decoded another one writes and frees.  To be called before
-    there are threads.  Without glibc nothing changes.
+    to the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without
+    glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_PIECE)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def share_freed_memory() -> None:
+    """Have malloc keep freed memory, as above, for whichever thread wants it next; to be called before there are any.
+
+    What one thread has decoded another one writes and frees, and each would keep its own.  Not where pieces of many
+    sizes are made, as by compression: gaps between them take more than is saved.
+    """
+    keep_freed_memory()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pgwal_cli import options
-from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import (
@@ -43,7 +43,7 @@ def combine(
     from pgwal.engine.combine import CombineRequest, combine_backups
 
     how = rebuilding.rebuild_options()
-    keep_freed_memory()
+    share_freed_memory()
     request = CombineRequest(
         repo,
         backup,

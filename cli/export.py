@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pgwal_cli import options
-from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs, NoSync
@@ -30,7 +30,7 @@ def export(
     from pgwal.engine.export import ExportRequest, export_backup
 
     request = ExportRequest(repo, backup, output, jobs, sync=not no_sync)
-    keep_freed_memory()
+    share_freed_memory()
     with progress_bar("exporting", progress) as on_progress:
         report = export_backup(request, on_progress)
     if json:

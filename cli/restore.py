@@ -12,7 +12,7 @@ import typer
 
 from pgwal.errors import TargetError
 from pgwal_cli import options
-from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.overwriting import confirm_overwriting
 from pgwal_cli.progress import progress_bar
@@ -124,7 +124,7 @@ def restore(
     from pgwal.engine.restore import ArchiveMode, RestoreRequest
 
     how = rebuilding.rebuild_options()
-    keep_freed_memory()
+    share_freed_memory()
     recovery_target = target.recovery_target()
     followed = standby.followed(recovery_target)
     others = {how.method: how.method is not CopyMethod.COPY, "database": database, "dry-run": dry_run}

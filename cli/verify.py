@@ -12,7 +12,7 @@ import typer
 
 from pgwal.errors import PgwalError
 from pgwal_cli import options
-from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
@@ -134,7 +134,7 @@ class _Means(NamedTuple):
 def _verify(record: VerificationRecord, jobs: int, progress: bool) -> None:
     from pgwal.engine.verify import VerifyRequest, verify
 
-    keep_freed_memory()
+    share_freed_memory()
     begin_s = time.monotonic()
     try:
         with progress_bar("verifying", progress) as on_progress:

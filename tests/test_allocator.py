@@ -13,9 +13,9 @@ _PAGE_SIZE = 4096
 _START = """
 import resource
 import threading
-from pgwal_cli.allocator import keep_freed_memory
+from pgwal_cli.allocator import {how} as keep
 if {keeps}:
-    keep_freed_memory()
+    keep()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 """
 _RECEIVING = f"""
@@ -67,5 +67,6 @@ def test_memory_that_one_thread_frees_is_used_by_the_next_one() -> None:
 
 
 def page_faults(size: int, work: str = _RECEIVING, *, keeps: bool) -> int:
-    script = "".join(part.format(keeps=keeps, size=size) for part in (_START, work, _END))
+    how = "share_freed_memory" if work == _IN_TURN else "keep_freed_memory"
+    script = "".join(part.format(keeps=keeps, size=size, how=how) for part in (_START, work, _END))
     return int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
