@@ -20,12 +20,7 @@ from pgwal.engine.start_point import StreamStart
 from pgwal.engine.stream_events import StreamEvents
 from pgwal.engine.stream_options import TICK_S, StreamOptions
 from pgwal.engine.streamed_server import ServerPosition
-from pgwal.errors import (
-    PgwalError,
-    ReplicationInterrupted,
-    RepositoryError,
-    StandbyBehind,
-)
+from pgwal.errors import PgwalError, ReplicationInterrupted, RepositoryError, StandbyBehind
 from pgwal.lsn import Lsn
 from pgwal.postgres.replication_answer import EndOfTimeline
 from pgwal.postgres.walsender import WalSender

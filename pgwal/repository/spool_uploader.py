@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 _SPARE_SEGMENTS = 3
 """The one that was stored last, the one that is received, and one that is full before anybody looks."""
 _LOOK_S, _NEAR_LOOK_S = 0.25, 0.05
-_TOLD_S = 0.5
-"""How long after something was stored the receiver is looked at as often as near: it then has something to tell."""
 _SLOW_S = 10.0
 """The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
 _MOST_BEFORE = 3
@@ -298,7 +296,7 @@ class SpoolUploader:
                 self._state.send(at_once=True)
 
     def _upload_until_ended(self) -> None:
-        tries, stored_at_s = 0, -_TOLD_S
+        tries = 0
         while not self._ended:
             try:
                 self._began_s = time.monotonic()
@@ -318,11 +316,10 @@ class SpoolUploader:
                 self._wait(min(_RETRY_MAX_S, _RETRY_MIN_S * 2**tries), is_retry=True)
                 tries = min(tries + 1, 10)
                 continue
-            if upload is not None:
-                stored_at_s = time.monotonic()
+            if upload is None:
+                self._wait(self._state.look_s(self._look_s), is_retry=False)
             else:
-                tells_soon = time.monotonic() - stored_at_s < _TOLD_S
-                self._wait(_NEAR_LOOK_S if tells_soon else self._look_s, is_retry=False)
+                self._state.note_stored()
 
     def _wait(self, seconds: float, *, is_retry: bool) -> None:
         with self._changed:

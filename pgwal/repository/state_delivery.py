@@ -15,6 +15,9 @@ _LEAST_S, _NEAR_LEAST_S, _CHANGED_S, _MOST_S = 0.2, 0.02, 5.0, 60.0
 """How old the state that others see may get when more is stored, where that is no request, when other things have
 changed, and when only time has passed."""
 
+_TOLD_S, _LOOK_S = 0.5, 0.05
+"""How long after something was stored the receiver may have that to tell, and how often it is looked for."""
+
 
 class StateDelivery:
     """Stores what a receiver has left in a spooled store's ``pending_state``; ``is_near`` where that is no request."""
@@ -24,6 +27,15 @@ class StateDelivery:
         self._least_s = _NEAR_LEAST_S if is_near else _LEAST_S
         self._told: ReceiverState | None = None
         self._at_s = time.monotonic() - _MOST_S
+        self._stored_at_s = time.monotonic() - _TOLD_S
+
+    def note_stored(self) -> None:
+        """Note that something was stored, of which the receiver is going to tell."""
+        self._stored_at_s = time.monotonic()
+
+    def look_s(self, usual_s: float) -> float:
+        """Return after how long to look for a state to send, at the latest; usually after ``usual_s``."""
+        return min(usual_s, _LOOK_S) if time.monotonic() - self._stored_at_s < _TOLD_S else usual_s
 
     def send(self, *, at_once: bool = False) -> None:
         """Store the state if that is due, or ``at_once``; raises RepositoryError."""
