@@ -1,0 +1,211 @@
+"""Report on a repository: all that it, its receiver and its server tell, in one document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from pgwal import __version__
+from pgwal.backup.chain import root_of
+from pgwal.backup.entry import BackupEntry
+from pgwal.backup.retention_rules import RetentionRules
+from pgwal.engine.coverage import RecoverableRange, read_recoverable_ranges
+from pgwal.engine.expire_plan import ExpirePlanner
+from pgwal.engine.report_changes import ChangesRead, read_churn, read_forecast
+from pgwal.engine.report_findings import Found, find
+from pgwal.engine.report_parts import (
+    backup_parts,
+    chain_parts,
+    finding_parts,
+    receiver_part,
+    server_part,
+    timeline_parts,
+)
+from pgwal.engine.report_server import ServerSide, ask_server
+from pgwal.engine.report_times import CommitTimes, told_times
+from pgwal.engine.status import RepositoryStatus, read_repository_status
+from pgwal.errors import FormatError
+from pgwal.lsn import Lsn, LsnRange
+from pgwal.postgres.connection import ConnectionParameters
+from pgwal.report.document import CommitPart, Document, SizesPart
+from pgwal.report.position_times import KnownTime, PositionTimes
+from pgwal.report.recovery_windows import ChainWindow, Reach, recovery_windows
+from pgwal.report.shown_text import shown
+from pgwal.repository.backup_marks import BackupMarks
+from pgwal.repository.layout import SUMMARY_DIRECTORY, UNFINISHED_SUFFIX, WAL_DIRECTORY
+from pgwal.repository.repository import Repository
+from pgwal.repository.store import objects_in
+from pgwal.timeline import TimelineHistory
+
+
+class ReportRequest(NamedTuple):
+    """What to report on; without ``parameters`` no server is asked, without a ``slot`` about the receiver's.
+
+    What ended before ``since_s``, a Unix time, is left out of the pictures.  ``thoroughly`` is as of ``ask_server``.
+    """
+
+    repository: Repository
+    parameters: ConnectionParameters | None = None
+    slot: str | None = None
+    since_s: float | None = None
+    thoroughly: bool = True
+
+
+def read_report(request: ReportRequest) -> Document:
+    """Read all that is to be told; a repository that is damaged in parts is reported on as far as it can be.
+
+    Raises RepositoryError when it cannot be read at all, FormatError for a damaged history file, and as
+    ``ask_server``; a server that does not answer is a finding.
+    """
+    repository = request.repository
+    status = read_repository_status(repository)
+    entries, _ = repository.catalogue.survey()
+    side = _ask(request, status)
+    told = _Told.read(repository, status, entries)
+    since_s = request.since_s
+    problems: dict[str, str] = {}
+    churn = read_churn(ChangesRead(repository, request.parameters, told.times, since_s), problems)
+    forecast = read_forecast(repository, status, side, problems)
+    newest = told.newest_commit()
+    if newest is None:
+        problems["newest_commit"] = told.commit_times.problem or "no transaction has ended since a backup"
+    if side is None or side.status is None:
+        problems["server"] = "it was not asked" if side is None else str(side.problem)
+    found = Found(
+        status, entries, told.recoverable, told.windows, told.broken_ids, told.pinned_ids, told.unfinished,
+        told.running_id, 0 if churn is None else churn.unread_count, side,
+    )  # fmt: skip
+    return Document(
+        made_s=time.time(),
+        made_by=f"pgwal {__version__}",
+        repository=shown(str(repository.place)),
+        system_identifier=str(repository.identity.system_identifier),
+        major=repository.identity.major,
+        since_s=since_s,
+        findings=finding_parts(find(found)),
+        newest_commit=newest,
+        chains=chain_parts(found, told.times, since_s),
+        timelines=timeline_parts(status, told.histories, told.times, since_s),
+        backups=backup_parts(found, since_s),
+        churn=churn,
+        forecast=forecast,
+        receiver=receiver_part(status),
+        server=server_part(status, side),
+        sizes=_sizes(repository, entries),
+        problems={name: shown(problem) for name, problem in problems.items()},
+    )
+
+
+def _ask(request: ReportRequest, status: RepositoryStatus) -> ServerSide | None:
+    if request.parameters is None:
+        return None
+    slot = request.slot or (status.receiver.slot if status.receiver is not None else None)
+    return ask_server(
+        request.repository,
+        request.parameters,
+        slot,
+        has_backup=status.newest_backup is not None,
+        thoroughly=request.thoroughly,
+    )
+
+
+def _sizes(repository: Repository, entries: Sequence[BackupEntry]) -> SizesPart:
+    wal, summaries = (
+        sum(each.size_bytes for each in objects_in(repository.store, folder))
+        for folder in (WAL_DIRECTORY, SUMMARY_DIRECTORY)
+    )
+    return SizesPart(sum(entry.repository_bytes for entry in entries), wal, summaries)
+
+
+class _Told(NamedTuple):
+    """What a repository tells of its backups, and the times that were found for it."""
+
+    recoverable: dict[str, RecoverableRange | None]
+    windows: list[ChainWindow]
+    broken_ids: list[str]
+    pinned_ids: set[str]
+    unfinished: list[str]
+    running_id: str | None
+    histories: dict[int, TimelineHistory]
+    commit_times: CommitTimes
+    times: PositionTimes
+
+    @classmethod
+    def read(cls, repository: Repository, status: RepositoryStatus, entries: Sequence[BackupEntry]) -> _Told:
+        recoverable = read_recoverable_ranges(repository, entries)
+        histories = {history.timeline_id: history for history in repository.wal.histories()}
+        newest_lsn = max((part.end for timeline in status.coverage for part in timeline.wal), default=Lsn(0))
+        windows = recovery_windows(_reaches(entries, recoverable), newest_lsn)
+        folders = repository.catalogue.unfinished()
+        unfinished = sorted(name.removesuffix(UNFINISHED_SUFFIX) for name in folders)
+        is_running = bool(unfinished) and repository.backup_is_running()
+        commit_times = CommitTimes(repository)
+        known = [
+            *told_times(entries, status.receiver),
+            *_commits_at(commit_times, _turning_points(status, recoverable)),
+        ]
+        return cls(
+            recoverable,
+            windows,
+            _broken_ids(repository),
+            BackupMarks(repository.store).pinned(entry.backup_id for entry in entries),
+            unfinished,
+            unfinished[-1] if is_running else None,
+            histories,
+            commit_times,
+            PositionTimes(known),
+        )
+
+    def newest_commit(self) -> CommitPart | None:
+        """Return the newest transaction that can be recovered, None without one, or when it cannot be found."""
+        usable = [
+            (reach.end, backup_id, reach)
+            for backup_id, reach in self.recoverable.items()
+            if reach is not None and reach.end > reach.start
+        ]
+        if not usable:
+            return None
+        _, backup_id, reach = max(usable)
+        history = self.histories.get(reach.timeline_id, TimelineHistory(reach.timeline_id))
+        for part in reversed(history.ranges_between(reach.start, reach.end)):
+            found = self.commit_times.last_before(part)
+            if found is not None:
+                return CommitPart(str(found.lsn), found.time_s, part.timeline_id, backup_id)
+        return None
+
+
+def _reaches(entries: Sequence[BackupEntry], recoverable: dict[str, RecoverableRange | None]) -> Iterable[Reach]:
+    by_id = {entry.backup_id: entry for entry in entries}
+    for entry in entries:
+        reach = recoverable[entry.backup_id]
+        if reach is not None:
+            yield Reach(root_of(entry, by_id).backup_id, entry.backup_id, reach.start, reach.end, reach.is_long_term)
+
+
+def _broken_ids(repository: Repository) -> list[str]:
+    with suppress(FormatError):
+        return [entry.backup_id for entry in ExpirePlanner(repository, RetentionRules()).decide().broken]
+    return []
+
+
+def _turning_points(
+    status: RepositoryStatus, recoverable: dict[str, RecoverableRange | None]
+) -> list[tuple[Lsn, LsnRange, bool]]:
+    """Return positions whose times matter, the newest first: with the WAL to look at, and whether before or behind."""
+    found: set[tuple[Lsn, LsnRange, bool]] = set()
+    for timeline in status.coverage:
+        for part in timeline.wal:
+            found |= {(part.end, part, False), (part.start, part, True)}
+    for reach in recoverable.values():
+        if reach is not None and reach.end > reach.start:
+            found.add((reach.end, LsnRange(reach.timeline_id, reach.start, reach.end), False))
+    return sorted(found, reverse=True)
+
+
+def _commits_at(commits: CommitTimes, wanted: Iterable[tuple[Lsn, LsnRange, bool]]) -> Iterable[KnownTime]:
+    for position, part, is_start in wanted:
+        found = commits.first_after(part) if is_start else commits.last_before(part)
+        if found is not None:
+            yield KnownTime(position, found.time_s)
