@@ -163,7 +163,7 @@ def _tiles(document: Document) -> Iterator[str]:
             if commit is None
             else f"LSN {commit.lsn} on timeline {commit.timeline}",
         ),
-        ("Findings", f"{counts['critical']} critical, {counts['warning']} warnings", ""),
+        ("Findings", f"{counts['critical']} critical, {_count(counts['warning'], 'warning')}", ""),
         (
             "Newest backup",
             "none" if newest is None else time_text(newest.finished_s),

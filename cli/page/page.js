@@ -84,12 +84,12 @@
   }
   function axis(c, more) {
     return {
-      axisLabel: { color: c.faint, hideOverlap: true },
+      axisLabel: { color: c.faint, hideOverlap: true, alignMinLabel: "left", alignMaxLabel: "right" },
       axisLine: { lineStyle: { color: c.line } },
       splitLine: { lineStyle: { color: c.line } },
-      nameTextStyle: { color: c.faint },
+      nameTextStyle: { color: c.faint, align: "left" },
       ...more,
-      ...(more.axisLabel ? { axisLabel: { color: c.faint, hideOverlap: true, ...more.axisLabel } } : {}),
+      ...(more.axisLabel ? { axisLabel: { color: c.faint, hideOverlap: true, alignMinLabel: "left", alignMaxLabel: "right", ...more.axisLabel } } : {}),
     };
   }
   function rows(c, names, more) {
@@ -155,11 +155,11 @@
       data: [{ xAxis: commit.time_s * 1000 }],
     };
     return {
-      height: 120 + 30 * chains.length,
+      height: (commit ? 110 : 86) + 30 * chains.length,
       options: {
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
-        grid: { ...base(c).grid, top: 64 },
+        grid: { ...base(c).grid, top: commit ? 64 : 40 },
         xAxis: axis(c, { type: "time" }),
         yAxis: rows(c, chains.map((chain) => chain.chain_id)),
         series: [
@@ -290,6 +290,7 @@
       options: {
         ...base(c),
         aria: { enabled: true, label: { enabled: false } },
+        legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         visualMap: { type: "continuous", min: 0, max: 1, dimension: 4, seriesIndex: [], orient: "horizontal", right: 28, top: 2,
           itemHeight: 140, itemWidth: 12, text: [`${most} changes`, "none"], textStyle: { color: c.faint }, hoverLink: false,
@@ -310,7 +311,7 @@
     const backups = data.backups.filter((backup) => backup.stored_bytes !== null);
     const ids = backups.map((backup) => backup.backup_id);
     const sized = (kind, colour) => ({
-      name: `${kind}, stored`, type: "bar", stack: "size", itemStyle: { color: colour }, large: false,
+      name: `${kind}, stored`, type: "bar", barGap: "-100%", itemStyle: { color: colour },
       data: backups.map((backup) => (backup.kind === kind ? { value: Math.max(1, backup.stored_bytes), says: words(backup) } : null)),
     });
     const words = (backup) => `${backup.backup_id} (${backup.state}): ${sizeText(backup.stored_bytes)} stored, `
@@ -321,11 +322,11 @@
       options: {
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
-        grid: [{ left: 16, right: 28, top: 60, height: 170, containLabel: true },
-          { left: 16, right: 28, top: 250, height: 90, containLabel: true }],
+        grid: [{ left: 16, right: 28, top: 60, height: 160, containLabel: true },
+          { left: 16, right: 28, top: 262, height: 84, containLabel: true }],
         xAxis: [axis(c, { type: "category", data: ids, axisLabel: { show: false } }),
           axis(c, { type: "category", data: ids, gridIndex: 1, axisLabel: { formatter: (id) => id.slice(0, 8) } })],
-        yAxis: [axis(c, { type: "log", name: "stored", nameLocation: "end", axisLabel: { formatter: sizeText } }),
+        yAxis: [axis(c, { type: "log", name: "stored", axisLabel: { formatter: sizeText } }),
           axis(c, { type: "value", name: "seconds", gridIndex: 1, splitNumber: 3 })],
         dataZoom: backups.length > 60 ? [{ type: "slider", xAxisIndex: [0, 1], start: ends, end: 100, bottom: 8, height: 26,
           textStyle: { color: c.faint }, borderColor: c.line, labelFormatter: (_, id) => String(id).slice(0, 8) }] : [],
