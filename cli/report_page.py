@@ -233,7 +233,7 @@ def _coverage(document: Document) -> Section:
     holes = sum(len(timeline.wal_holes) for timeline in document.timelines)
     says = (
         f"{_count(len(document.timelines), 'timeline')} with {_count(holes, 'hole')} in the WAL. Along the LSNs, each"
-        " timeline has its WAL, and below it what of it is summarised; a line marks where it began."
+        " timeline has its WAL, and below it what of it is summarised; a triangle marks where it began."
     )
     return Section("coverage", "Coverage of timelines", says, [timelines_table(document)], bool(document.timelines))
 

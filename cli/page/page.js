@@ -69,7 +69,7 @@
       useUTC: true,
       backgroundColor: "transparent",
       textStyle: { color: c.ink, fontFamily: getComputedStyle(document.body).fontFamily },
-      grid: { left: 16, right: 28, top: 40, bottom: 28, containLabel: true },
+      grid: { left: 32, right: 28, top: 40, bottom: 28, containLabel: true },
       tooltip: {
         // Text on the canvas: no HTML is made of names, and the page allows no styles that come with it.
         renderMode: "richText",
@@ -84,13 +84,23 @@
   }
   function axis(c, more) {
     return {
-      axisLabel: { color: c.faint, hideOverlap: true, alignMinLabel: "left", alignMaxLabel: "right" },
+      axisLabel: { color: c.faint, hideOverlap: true },
       axisLine: { lineStyle: { color: c.line } },
       splitLine: { lineStyle: { color: c.line } },
       nameTextStyle: { color: c.faint, align: "left" },
       ...more,
-      ...(more.axisLabel ? { axisLabel: { color: c.faint, hideOverlap: true, alignMinLabel: "left", alignMaxLabel: "right", ...more.axisLabel } } : {}),
+      ...(more.axisLabel ? { axisLabel: { color: c.faint, hideOverlap: true, ...more.axisLabel } } : {}),
     };
+  }
+  function along(c, more) {
+    return axis(c, { ...more, axisLabel: { alignMinLabel: "left", alignMaxLabel: "right", ...more.axisLabel } });
+  }
+  // Sizes have ticks at round numbers of their units.
+  function sizes(c, values) {
+    const most = Math.max(...values, 1);
+    const step = 2 ** Math.max(0, Math.ceil(Math.log2(most / 5)));
+    return along(c, { type: "value", min: 0, max: Math.ceil(most / step) * step, interval: step,
+      axisLabel: { formatter: sizeText } });
   }
   function rows(c, names, more) {
     return axis(c, {
@@ -151,7 +161,7 @@
     const commit = data.newest_commit;
     const line = commit && {
       silent: true, symbol: "none", lineStyle: { color: c.mark, width: 2, type: "solid" },
-      label: { color: c.mark, formatter: "newest recoverable commit", position: "end", align: "right" },
+      label: { color: c.mark, formatter: "newest recoverable commit", position: "start", align: "right" },
       data: [{ xAxis: commit.time_s * 1000 }],
     };
     return {
@@ -160,7 +170,7 @@
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: commit ? 64 : 40 },
-        xAxis: axis(c, { type: "time" }),
+        xAxis: along(c, { type: "time" }),
         yAxis: rows(c, chains.map((chain) => chain.chain_id)),
         series: [
           { name: "recoverable", type: "custom", itemStyle: { color: c.reach }, encode: { x: [1, 2], y: 0 }, data: reach,
@@ -205,7 +215,7 @@
       options: {
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
-        xAxis: axis(c, { type: "value", min: 0, max: "dataMax",
+        xAxis: along(c, { type: "value", min: 0, max: "dataMax",
           axisLabel: { formatter: (value) => lsnText(first + BigInt(Math.round(value))) } }),
         yAxis: rows(c, data.timelines.map((timeline) => `timeline ${timeline.timeline}`)),
         series,
@@ -242,7 +252,8 @@
     }).filter((mark) => mark.bucket >= 0);
     const most = Math.max(...churn.total.map(([, count]) => count), 1);
     const drawn = series.map((one) => ({
-      name: one.name, type: "bar", stack: "all", itemStyle: { color: one.colour }, barCategoryGap: "8%",
+      name: one.name, type: "bar", stack: "all",
+      itemStyle: one.full === "all others" ? { color: one.colour, decal: { symbol: "none" } } : { color: one.colour }, barCategoryGap: "8%",
       data: labels.map((label, bucket) => ({ value: one.counts.get(bucket) || 0,
         says: `${label}, ${one.full}: ${one.counts.get(bucket) || 0} block changes` })),
     }));
@@ -261,7 +272,7 @@
         ...base(c),
         grid: { ...base(c).grid, top: 56 },
         tooltip: { ...base(c).tooltip, formatter: said },
-        xAxis: axis(c, { type: "category", data: labels }),
+        xAxis: along(c, { type: "category", data: labels }),
         yAxis: axis(c, { type: "value", name: "block changes" }),
         series: drawn,
       },
@@ -295,7 +306,7 @@
         visualMap: { type: "continuous", min: 0, max: 1, dimension: 4, seriesIndex: [], orient: "horizontal", right: 28, top: 2,
           itemHeight: 140, itemWidth: 12, text: [`${most} changes`, "none"], textStyle: { color: c.faint }, hoverLink: false,
           inRange: { color: [c.cold, c.hot] } },
-        xAxis: axis(c, { type: "value", min: 0, max: 100, axisLabel: { formatter: "{value} %" },
+        xAxis: along(c, { type: "value", min: 0, max: 100, axisLabel: { formatter: "{value} %" },
           name: "of the relation", nameLocation: "middle", nameGap: 26 }),
         yAxis: rows(c, heated.map((relation) => relation.name)),
         grid: { ...base(c).grid, bottom: 40 },
@@ -316,17 +327,21 @@
     });
     const words = (backup) => `${backup.backup_id} (${backup.state}): ${sizeText(backup.stored_bytes)} stored, `
       + `${sizeText(backup.size_bytes)} restored, took ${durationText(backup.finished_s - backup.started_s)}`;
+    const bytes = backups.map((backup) => Math.max(1, backup.stored_bytes));
+    const stored = { least: Math.min(...bytes) / 1.001, most: Math.max(...bytes) };
+    const power = (round, value) => 16 ** Math.max(0, round(Math.log(value) / Math.log(16)));
     const ends = Math.max(0, 100 - (100 * 60) / backups.length);
     return {
       height: 420,
       options: {
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
-        grid: [{ left: 16, right: 28, top: 60, height: 160, containLabel: true },
-          { left: 16, right: 28, top: 262, height: 84, containLabel: true }],
+        grid: [{ left: 32, right: 28, top: 60, height: 160, containLabel: true },
+          { left: 32, right: 28, top: 262, height: 84, containLabel: true }],
         xAxis: [axis(c, { type: "category", data: ids, axisLabel: { show: false } }),
           axis(c, { type: "category", data: ids, gridIndex: 1, axisLabel: { formatter: (id) => id.slice(0, 8) } })],
-        yAxis: [axis(c, { type: "log", name: "stored", axisLabel: { formatter: sizeText } }),
+        yAxis: [axis(c, { type: "log", logBase: 16, min: power(Math.floor, stored.least), max: power(Math.ceil, stored.most), name: "stored",
+            axisLabel: { formatter: sizeText } }),
           axis(c, { type: "value", name: "seconds", gridIndex: 1, splitNumber: 3 })],
         dataZoom: backups.length > 60 ? [{ type: "slider", xAxisIndex: [0, 1], start: ends, end: 100, bottom: 8, height: 26,
           textStyle: { color: c.faint }, borderColor: c.line, labelFormatter: (_, id) => String(id).slice(0, 8) }] : [],
@@ -356,7 +371,7 @@
         legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: 12, right: 90 },
-        xAxis: axis(c, { type: "value", axisLabel: { formatter: sizeText } }),
+        xAxis: sizes(c, values.map((one) => one.value)),
         yAxis: rows(c, names),
         series: [{ type: "bar", data: values, barMaxWidth: 18,
           label: { show: true, position: "right", color: c.ink, formatter: (params) => sizeText(params.value) } }],
@@ -369,7 +384,7 @@
   function drawLag(c) {
     const server = data.server;
     const known = [["behind the server", server.lag_bytes, c.full], ["held back by the slot", server.retained_bytes, c.mark],
-      ["left before the slot is given up", server.safe_wal_bytes, c.reach],
+      ["left until it is given up", server.safe_wal_bytes, c.reach],
       ["waits to be stored", data.receiver.spooled_bytes, c.summary]].filter(([, value]) => value !== null);
     const values = known.map(([name, value, colour]) => ({ value, itemStyle: { color: colour }, says: `${name}: ${sizeText(value)}` }));
     return {
@@ -380,7 +395,7 @@
         legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: 12, right: 90 },
-        xAxis: axis(c, { type: "value", min: 0, minInterval: 1, axisLabel: { formatter: sizeText } }),
+        xAxis: sizes(c, values.map((one) => one.value)),
         yAxis: rows(c, known.map(([name]) => name)),
         series: [{ type: "bar", data: values, barMaxWidth: 18,
           label: { show: true, position: "right", color: c.ink, formatter: (params) => sizeText(params.value) } }],

@@ -70,7 +70,8 @@ def _holes(ordered: Sequence[Reach], newest_lsn: Lsn) -> Iterable[tuple[Reach, S
     for reach in ordered:
         if furthest is not None and reach.start > furthest.end and not furthest.is_long_term:
             yield furthest, Span(furthest.end, reach.start)
-        if furthest is None or (reach.end, not reach.is_long_term) > (furthest.end, not furthest.is_long_term):
+        # Of several that end alike it is behind the newest that nothing more comes.
+        if furthest is None or (reach.end, not reach.is_long_term) >= (furthest.end, not furthest.is_long_term):
             furthest = reach
     if furthest is not None and newest_lsn > furthest.end and not furthest.is_long_term:
         yield furthest, Span(furthest.end, newest_lsn)

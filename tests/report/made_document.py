@@ -122,23 +122,17 @@ def _chains(backups: list[BackupPart], hole: SpanPart, span: object) -> list[Cha
     found = []
     for first in range(0, len(backups), _PER_CHAIN):
         members = backups[first : first + _PER_CHAIN]
-        start_s = members[0].finished_s
-        assert start_s is not None
-        is_cut = start_s < hole.start_s
-        end_s = hole.start_s if is_cut else NOW_S
-        later = [each.finished_s or 0.0 for each in backups if (each.finished_s or 0.0) > hole.end_s]
-        ids = [each.backup_id for each in members if not is_cut or (each.finished_s or 0.0) < hole.start_s]
-        is_last = is_cut and (first + _PER_CHAIN >= len(backups) or _end(backups[first + _PER_CHAIN]) > hole.start_s)
-        found.append(
-            ChainPart(
-                members[0].backup_id,
-                ids,
-                [],
-                [members[0].backup_id] if first == 0 else [],
-                [span(start_s, end_s)],
-                [span(hole.start_s, later[0])] if is_last else [],
-            )
-        )
+        start_s = _end(members[0])
+        after = [each for each in members if _end(each) > hole.end_s]
+        usable = [each.backup_id for each in members if _end(each) < hole.start_s or each in after]
+        spans, holes = [span(start_s, NOW_S)], []
+        if start_s < hole.start_s:
+            spans = [span(start_s, hole.start_s)]
+            if after:
+                spans.append(span(_end(after[0]), NOW_S))
+                holes = [span(hole.start_s, _end(after[0]))]
+        pinned = [members[0].backup_id] if first == 0 else []
+        found.append(ChainPart(members[0].backup_id, usable, [], pinned, spans, holes))
     return found
 
 
