@@ -5,6 +5,7 @@
   const data = JSON.parse(document.getElementById("pictures").textContent);
   const charts = new Map();
   const root = document.documentElement;
+  root.dataset.scripts = "on";
 
   // ---- text
 
