@@ -83,6 +83,8 @@
       aria: { enabled: true, label: { enabled: false }, decal: { show: true } },
     };
   }
+  // Without patterns: where place or a dashed edge tells what is what.
+  const plain = { enabled: true, label: { enabled: false } };
   function axis(c, more) {
     return {
       axisLabel: { color: c.faint, hideOverlap: true },
@@ -109,7 +111,7 @@
       data: names,
       inverse: true,
       axisTick: { show: false },
-      axisLabel: { width: 190, overflow: "truncate" },
+      axisLabel: { width: 230, overflow: "truncate", margin: 14 },
       ...more,
     });
   }
@@ -169,6 +171,7 @@
       height: (commit ? 110 : 86) + 30 * chains.length,
       options: {
         ...base(c),
+        aria: plain,
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: commit ? 64 : 40 },
         xAxis: along(c, { type: "time" }),
@@ -215,6 +218,7 @@
       height: 110 + 56 * data.timelines.length,
       options: {
         ...base(c),
+        aria: plain,
         tooltip: { ...base(c).tooltip, formatter: said },
         xAxis: along(c, { type: "value", min: 0, max: "dataMax",
           axisLabel: { formatter: (value) => lsnText(first + BigInt(Math.round(value))) } }),
@@ -301,7 +305,7 @@
       height: 110 + 24 * heated.length,
       options: {
         ...base(c),
-        aria: { enabled: true, label: { enabled: false } },
+        aria: plain,
         legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         visualMap: { type: "continuous", min: 0, max: 1, dimension: 4, seriesIndex: [], orient: "horizontal", right: 28, top: 2,
@@ -368,7 +372,7 @@
       height: 90 + 28 * names.length,
       options: {
         ...base(c),
-        aria: { enabled: true, label: { enabled: false } },
+        aria: plain,
         legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: 12, right: 90 },
@@ -392,7 +396,7 @@
       height: 70 + 34 * known.length,
       options: {
         ...base(c),
-        aria: { enabled: true, label: { enabled: false } },
+        aria: plain,
         legend: { show: false },
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: 12, right: 90 },
