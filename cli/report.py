@@ -38,6 +38,7 @@ def report(
     """
     from pgwal.backup.recovery import parse_target_time
     from pgwal.engine.report import ReportRequest, read_report
+    from pgwal.errors import PasswordRequired
     from pgwal.repository.repository import Repository
     from pgwal_cli.report_file import require_writable, write_whole
     from pgwal_cli.report_page import page_of
@@ -47,10 +48,16 @@ def report(
     require_writable(path)
     repository = Repository.open(repo)
 
-    def read(connect_to: ConnectionParameters) -> Document:
-        return read_report(ReportRequest(repository, connect_to, slot, since_s))
+    request = ReportRequest(repository, slot=slot, since_s=since_s)
 
-    document = connection.connecting(read)
+    def read(connect_to: ConnectionParameters) -> Document:
+        return read_report(request._replace(parameters=connect_to))
+
+    try:
+        document = connection.connecting(read)
+    except PasswordRequired as error:
+        # Nobody was there to ask.
+        document = read_report(request._replace(server_problem=str(error)))
     write_whole(path, "".join(page_of(document)))
     problem = document.problems.get("server")
     if problem is not None:

@@ -41,9 +41,11 @@ from pgwal.timeline import TimelineHistory
 
 
 class ReportRequest(NamedTuple):
-    """What to report on; without ``parameters`` no server is asked, without a ``slot`` about the receiver's.
+    """What to report on.
 
-    What ended before ``since_s``, a Unix time, is left out of the pictures.  ``thoroughly`` is as of ``ask_server``.
+    Without ``parameters`` no server is asked, and ``server_problem`` may say why; without a ``slot`` it is asked about
+    the receiver's.  What ended before ``since_s``, a Unix time, is left out of the pictures.  ``thoroughly`` is as of
+    ``ask_server``.
     """
 
     repository: Repository
@@ -51,6 +53,7 @@ class ReportRequest(NamedTuple):
     slot: str | None = None
     since_s: float | None = None
     thoroughly: bool = True
+    server_problem: str | None = None
 
 
 def read_report(request: ReportRequest) -> Document:
@@ -100,7 +103,7 @@ def read_report(request: ReportRequest) -> Document:
 
 def _ask(request: ReportRequest, status: RepositoryStatus) -> ServerSide | None:
     if request.parameters is None:
-        return None
+        return None if request.server_problem is None else ServerSide(problem=request.server_problem)
     slot = request.slot or (status.receiver.slot if status.receiver is not None else None)
     return ask_server(
         request.repository,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory, Templates, find_installation
+from keeping.stored_repository import build_chains
 from pgwal_process import assert_failed, run_pgwal, succeed
 from report.chromium import chromium, opened
 from report.reported_repository import TABLES, Reported, build_reported
@@ -18,6 +19,7 @@ from pgwal.engine.report import ReportRequest, read_report
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.report.document import Document
 from pgwal.repository.repository import Repository
+from pgwal_cli.server_account import append_as_server
 
 SETS_OF_ROUNDS = [1, 12] if "PGWAL_LARGE_TESTS" in os.environ else [1]
 
@@ -134,6 +136,28 @@ def test_a_server_that_is_away_is_a_finding(reported: Reported, tmp_path: Path) 
     assert outcome.code == 0
     assert outcome.stderr.startswith("pgwal: warning: the report is without the server: ")
     assert "it was not reached" in path.read_text()
+
+
+def test_a_password_that_nobody_gives_is_a_finding(reported: Reported, tmp_path: Path) -> None:
+    rules = reported.server.data_directory / "pg_hba.conf"
+    before = rules.read_bytes()
+    with reported.server.connect() as connection:
+        connection.execute("CREATE ROLE asked LOGIN PASSWORD 'secret'")
+    append_as_server(rules, b"local all asked scram-sha-256\n" + before, afresh=True)
+    reported.server.reload()
+    path = tmp_path / "report.html"
+    outcome = run_pgwal("report", "--repo", reported.repo, "-o", path, "-d", f"{reported.server.conninfo} user=asked")
+    append_as_server(rules, before, afresh=True)
+    reported.server.reload()
+    assert outcome.code == 0, outcome.stderr
+    assert "without the server" in outcome.stderr
+    assert "it was not reached: " in path.read_text()
+
+
+def test_a_server_of_another_cluster_is_an_error(reported: Reported, tmp_path: Path) -> None:
+    build_chains(tmp_path / "repo")
+    asked = ("-o", tmp_path / "report.html", "-d", reported.server.conninfo)
+    assert_failed(run_pgwal("report", "--repo", tmp_path / "repo", *asked), 1, "belongs to the cluster", "--repo")
 
 
 def test_since_leaves_out_what_ended_before(reported: Reported, tmp_path: Path) -> None:
