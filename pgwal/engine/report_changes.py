@@ -57,7 +57,7 @@ def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
         problems["churn"] = "no summary is that new"
         return None
     buckets = _buckets(read, timed)
-    churn, unread_count = Churn(), 0
+    churn, unread_count = Churn(_BUCKETS), 0
     for part, time_s in timed:
         try:
             changes = read.repository.summaries.read(part)
@@ -73,7 +73,7 @@ def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
         start_s=buckets.start_s,
         bucket_s=buckets.width_s,
         bucket_count=_BUCKETS,
-        total=sorted(churn.total.items()),
+        total=_counts(churn.total),
         relations=[
             _relation_part(relation, rank, names, buckets)
             for rank, relation in enumerate(relations[:MOST_SHOWN_RELATIONS])
@@ -82,6 +82,10 @@ def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
         summary_count=churn.summary_count,
         unread_count=unread_count,
     )
+
+
+def _counts(by_bucket: Iterable[int]) -> list[tuple[int, int]]:
+    return [(bucket, count) for bucket, count in enumerate(by_bucket) if count]
 
 
 def _buckets(read: ChangesRead, timed: Iterable[tuple[LsnRange, float]]) -> _Buckets:
@@ -109,9 +113,9 @@ def _relation_part(relation: RelationChurn, rank: int, names: Names, buckets: _B
         database_name=None if database is None else shown(database),
         block_count=relation.block_count,
         last_s=buckets.start_s + (relation.last_bucket + 1) * buckets.width_s,
-        by_bucket=sorted(relation.by_bucket.items()) if rank < _MOST_STACKED else [],
+        by_bucket=_counts(relation.by_bucket) if rank < _MOST_STACKED else [],
         heat_width=relation.heat.width if is_heated else 0,
-        heat=relation.heat.counts if is_heated else [],
+        heat=list(relation.heat.counts) if is_heated else [],
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
+from operator import add
 from typing import TYPE_CHECKING
 
 from pgwal.relation import Fork, RelFileLocator
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
     from pgwal.summary.block_map import BlockMap
 
 HEAT_COLUMNS = 64
-MOST_RELATIONS = 20_000
-"""Relations that are counted apart: memory does not grow with their number."""
+MOST_RELATIONS = 10_000
+"""Relations that are counted apart: memory does not grow with their number, and is about 15 MB for each 10 000."""
 _FEW_BLOCKS = 4 * HEAT_COLUMNS
 
 
@@ -25,7 +27,7 @@ class BlockHeat:
 
     def __init__(self) -> None:
         self.width = 1
-        self.counts: list[int] = []
+        self.counts = array("Q")
 
     def add(self, blocks: BitMap) -> None:
         """Count blocks that changed once more."""
@@ -33,7 +35,7 @@ class BlockHeat:
         while last >= self.width * HEAT_COLUMNS:
             self._widen()
         wanted = last // self.width + 1
-        self.counts.extend([0] * (wanted - len(self.counts)))
+        self.counts.extend([0] * max(0, wanted - len(self.counts)))
         if len(blocks) <= _FEW_BLOCKS:
             for block_no in blocks:
                 self.counts[block_no // self.width] += 1
@@ -43,8 +45,9 @@ class BlockHeat:
             self.counts[column] += blocks.range_cardinality(start, start + self.width)
 
     def _widen(self) -> None:
-        counts = [*self.counts, 0] if len(self.counts) % 2 else self.counts
-        self.counts = [one + other for one, other in zip(counts[::2], counts[1::2], strict=True)]
+        if len(self.counts) % 2:
+            self.counts.append(0)
+        self.counts = array("Q", map(add, self.counts[::2], self.counts[1::2]))
         self.width *= 2
 
 
@@ -56,17 +59,17 @@ class RelationChurn:
 
     __slots__ = ("block_count", "by_bucket", "heat", "last_bucket", "locator")
 
-    def __init__(self, locator: RelFileLocator) -> None:
+    def __init__(self, locator: RelFileLocator, bucket_count: int) -> None:
         self.locator = locator
         self.block_count = 0
-        self.by_bucket: dict[int, int] = {}
+        self.by_bucket = array("Q", bytes(8 * bucket_count))
         self.last_bucket = 0
         self.heat = BlockHeat()
 
     def add(self, bucket: int, fork: int, blocks: BitMap) -> None:
         count = len(blocks)
         self.block_count += count
-        self.by_bucket[bucket] = self.by_bucket.get(bucket, 0) + count
+        self.by_bucket[bucket] += count
         self.last_bucket = max(self.last_bucket, bucket)
         if fork == Fork.MAIN:
             self.heat.add(blocks)
@@ -78,10 +81,11 @@ class Churn:
     When there are too many relations, those that changed least are no longer told apart.
     """
 
-    def __init__(self, most_relations: int = MOST_RELATIONS) -> None:
+    def __init__(self, bucket_count: int, most_relations: int = MOST_RELATIONS) -> None:
+        self._bucket_count = bucket_count
         self._most_relations = most_relations
         self._relations: dict[RelFileLocator, RelationChurn] = {}
-        self.total: dict[int, int] = {}
+        self.total = array("Q", bytes(8 * bucket_count))
         self.summary_count = 0
         self.dropped_count = 0
         """Relations whose counts were let go."""
@@ -96,9 +100,9 @@ class Churn:
             locator = RelFileLocator(key.spc_oid, key.db_oid, key.rel_number)
             relation = self._relations.get(locator)
             if relation is None:
-                relation = self._relations[locator] = RelationChurn(locator)
+                relation = self._relations[locator] = RelationChurn(locator, self._bucket_count)
             relation.add(bucket, key.fork, blocks)
-            self.total[bucket] = self.total.get(bucket, 0) + len(blocks)
+            self.total[bucket] += len(blocks)
         if len(self._relations) > 2 * self._most_relations:
             kept = list(self.relations())[: self._most_relations]
             self.dropped_count += len(self._relations) - len(kept)
