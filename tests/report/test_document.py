@@ -180,11 +180,8 @@ def test_churn_is_by_relation_and_time() -> None:
     churn.add(3, block_map((10, 0, [1, 2]), (10, 2, [0]), (11, 0, [7])))
     churn.add(4, block_map((10, 0, [1]), (12, 0, [])))
     first, second = churn.relations()
-    assert (first.locator, first.block_count, first.by_bucket) == (
-        RelFileLocator(1663, 5, 10),
-        4,
-        array("Q", [0, 0, 0, 3, 1]),
-    )
+    assert (first.locator, first.block_count) == (RelFileLocator(1663, 5, 10), 4)
+    assert list(first.by_bucket) == [0, 0, 0, 3, 1]
     assert (first.heat.width, list(first.heat.counts)) == (1, [0, 2, 1])
     assert (second.locator.rel_number, list(second.by_bucket)) == (11, [0, 0, 0, 1, 0])
     assert list(churn.total) == [0, 0, 0, 4, 1]
