@@ -26,6 +26,9 @@
     const two = (number) => String(number).padStart(2, "0");
     return `${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}:${two(whole % 60)}`;
   }
+  function startText(id) {
+    return id.replace(/^\d{4}(\d\d)(\d\d)T(\d\d)(\d\d).*/, "$1-$2 $3:$4");
+  }
   function shortened(text, most) {
     return text.length > most ? `${text.slice(0, most - 1)}…` : text;
   }
@@ -111,7 +114,7 @@
       data: names,
       inverse: true,
       axisTick: { show: false },
-      axisLabel: { width: 230, overflow: "truncate", margin: 14 },
+      axisLabel: { width: Math.min(230, document.body.clientWidth * 0.3), overflow: "truncate", margin: 14 },
       ...more,
     });
   }
@@ -174,7 +177,7 @@
         aria: plain,
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: { ...base(c).grid, top: commit ? 64 : 40 },
-        xAxis: along(c, { type: "time" }),
+        xAxis: along(c, { type: "time", max: (range) => Math.max(range.max, commit ? commit.time_s * 1000 : 0) }),
         yAxis: rows(c, chains.map((chain) => chain.chain_id)),
         series: [
           { name: "recoverable", type: "custom", itemStyle: { color: c.reach }, encode: { x: [1, 2], y: 0 }, data: reach,
@@ -250,7 +253,8 @@
       while (seen.has(one.name)) one.name += "\u2032";
       seen.add(one.name);
     }
-    const labels = Array.from({ length: churn.bucket_count }, (_, bucket) => timeText(start(bucket) / 1000).slice(0, 16));
+    const labels = Array.from({ length: churn.bucket_count }, (_, bucket) => 
+      timeText(start(bucket) / 1000).slice(0, churn.bucket_s < 60 ? 19 : 16));
     const marks = data.backups.filter((backup) => backup.finished_s !== null).map((backup) => {
       const bucket = Math.min(churn.bucket_count - 1, Math.floor((backup.finished_s - churn.start_s) / churn.bucket_s));
       return { bucket, backup };
@@ -337,19 +341,19 @@
     const power = (round, value) => 16 ** Math.max(0, round(Math.log(value) / Math.log(16)));
     const ends = Math.max(0, 100 - (100 * 60) / backups.length);
     return {
-      height: 420,
+      height: backups.length > 60 ? 420 : 384,
       options: {
         ...base(c),
         tooltip: { ...base(c).tooltip, formatter: said },
         grid: [{ left: 32, right: 28, top: 60, height: 160, containLabel: true },
           { left: 32, right: 28, top: 262, height: 84, containLabel: true }],
         xAxis: [axis(c, { type: "category", data: ids, axisLabel: { show: false } }),
-          axis(c, { type: "category", data: ids, gridIndex: 1, axisLabel: { formatter: (id) => id.slice(0, 8) } })],
+          axis(c, { type: "category", data: ids, gridIndex: 1, axisLabel: { formatter: startText } })],
         yAxis: [axis(c, { type: "log", logBase: 16, min: power(Math.floor, stored.least), max: power(Math.ceil, stored.most), name: "stored",
             axisLabel: { formatter: sizeText } }),
           axis(c, { type: "value", name: "seconds", gridIndex: 1, splitNumber: 3 })],
         dataZoom: backups.length > 60 ? [{ type: "slider", xAxisIndex: [0, 1], start: ends, end: 100, bottom: 8, height: 26,
-          textStyle: { color: c.faint }, borderColor: c.line, labelFormatter: (_, id) => String(id).slice(0, 8) }] : [],
+          textStyle: { color: c.faint }, borderColor: c.line, labelFormatter: (_, id) => startText(String(id)) }] : [],
         series: [sized("full", c.full), sized("incremental", c.incremental),
           { name: "duration", type: "line", xAxisIndex: 1, yAxisIndex: 1, symbolSize: 5, itemStyle: { color: c.mark },
             lineStyle: { color: c.mark }, showSymbol: backups.length < 200,

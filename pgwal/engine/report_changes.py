@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 from typing import NamedTuple
 
 from pgwal.engine.backup_window import window_since
@@ -19,7 +20,7 @@ from pgwal.report.position_times import PositionTimes
 from pgwal.report.shown_text import shown
 from pgwal.repository.repository import Repository
 
-_BUCKETS = 96
+_MOST_BUCKETS = 96
 MOST_SHOWN_RELATIONS = 10_000
 _MOST_HEATED = 24
 """Relations whose blocks are shown; of the others a report holds no heat."""
@@ -40,9 +41,10 @@ class ChangesRead(NamedTuple):
 class _Buckets(NamedTuple):
     start_s: float
     width_s: float
+    bucket_count: int
 
     def of(self, time_s: float) -> int:
-        return min(_BUCKETS - 1, max(0, int((time_s - self.start_s) / self.width_s)))
+        return min(self.bucket_count - 1, max(0, int((time_s - self.start_s) / self.width_s)))
 
 
 def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
@@ -57,7 +59,7 @@ def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
         problems["churn"] = "no summary is that new"
         return None
     buckets = _buckets(read, timed)
-    churn, unread_count = Churn(_BUCKETS), 0
+    churn, unread_count = Churn(buckets.bucket_count), 0
     for part, time_s in timed:
         try:
             changes = read.repository.summaries.read(part)
@@ -72,7 +74,7 @@ def read_churn(read: ChangesRead, problems: dict[str, str]) -> ChurnPart | None:
     return ChurnPart(
         start_s=buckets.start_s,
         bucket_s=buckets.width_s,
-        bucket_count=_BUCKETS,
+        bucket_count=buckets.bucket_count,
         total=_counts(churn.total),
         relations=[
             _relation_part(relation, rank, names, buckets)
@@ -92,7 +94,8 @@ def _buckets(read: ChangesRead, timed: Iterable[tuple[LsnRange, float]]) -> _Buc
     ends = [time_s for _, time_s in timed]
     starts = [time_s for part, _ in timed if (time_s := read.times.at(part.start)) is not None]
     start_s = max(min(starts), read.since_s or 0.0)
-    return _Buckets(start_s, max(1.0, (max(ends) - start_s) / _BUCKETS))
+    width_s = max(1.0, (max(ends) - start_s) / _MOST_BUCKETS)
+    return _Buckets(start_s, width_s, max(1, min(_MOST_BUCKETS, ceil((max(ends) - start_s) / width_s))))
 
 
 def _names(read: ChangesRead, relations: Iterable[RelationChurn]) -> Names:

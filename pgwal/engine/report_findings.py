@@ -129,7 +129,11 @@ def duration_text(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return "a second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
+
+
+def _size_text(size_bytes: int) -> str:
+    return f"{size_bytes >> 10} kB" if size_bytes < 10 << 20 else f"{size_bytes >> 20} MB"
 
 
 def _windows(found: Found) -> Iterator[Finding]:
@@ -212,7 +216,9 @@ def _receiver(status: RepositoryStatus) -> Iterator[Finding]:
         yield Finding(Severity.OK, "receiver", "it runs")
     if state is not None and state.spooled_bytes:
         yield Finding(
-            Severity.NOTICE, "spool", f"{state.spooled_bytes} bytes of WAL wait to be stored on the receiver's machine"
+            Severity.NOTICE,
+            "spool",
+            f"{_size_text(state.spooled_bytes)} of WAL wait on the receiver's machine",
         )
 
 
@@ -226,7 +232,7 @@ def _server(found: Found) -> Iterator[Finding]:
     receiver = found.status.receiver
     if receiver is not None:
         lag = lag_behind(server.status, receiver)
-        message = f"{lag.size_bytes} bytes behind the server"
+        message = f"{_size_text(lag.size_bytes)} behind the server"
         if lag.seconds is not None and lag.seconds > _SILENT_S:
             yield Finding(
                 Severity.WARNING, "lag", f"{message}, for {duration_text(lag.seconds)}", "See the receiver's log."
@@ -273,7 +279,7 @@ def _slot(server: ServerStatus) -> Iterator[Finding]:
             Severity.WARNING,
             f"slot {name}",
             "no receiver is connected to it" if server.retained_bytes is None
-            else f"no receiver is connected to it; it holds back {server.retained_bytes} bytes of WAL",
+            else f"no receiver is connected to it; it holds back {_size_text(server.retained_bytes)} of WAL",
             "Start pgwal stream before the server's disk is full.",
         )  # fmt: skip
     else:

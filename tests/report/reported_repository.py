@@ -61,7 +61,7 @@ def build_reported(server: ThrowawayServer, repo: Path, rounds: int = 1) -> Repo
     take("after", "full")
     _change(server, 7)
     succeed("stream", *where, "--slot", "pgwal", "--once")
-    hole = _lose_segment(repo)
+    hole = _lose_segment(repo, ids["after"])
     take("newest", "full")
     for number in range(rounds):
         _change(server, number + 8)
@@ -95,13 +95,14 @@ def _promote(server: ThrowawayServer) -> None:
     wait_until_promoted(server)
 
 
-def _lose_segment(repo: Path) -> tuple[str, str]:
-    """Remove the newest whole segment but one, of all that is known of it; return what is missing."""
+def _lose_segment(repo: Path, backup_id: str) -> tuple[str, str]:
+    """Remove the first segment that a backup does not need itself, and what is known of it; return what is missing."""
     repository = Repository.open(repo)
-    whole = [segment for segment in repository.wal.segments() if segment.complete]
-    lost = whole[-2]
-    start, end = (repository.geometry.segment_start(lost.segment_no + more) for more in (0, 1))
-    name = repository.geometry.file_name(lost.timeline_id, lost.segment_no)
+    stop_lsn = repository.catalogue.entry(backup_id).stop_lsn
+    whole = sorted(segment.segment_no for segment in repository.wal.segments() if segment.complete)
+    lost = next(number for number in whole if repository.geometry.segment_start(number) >= stop_lsn)
+    start, end = (repository.geometry.segment_start(lost + more) for more in (0, 1))
+    name = repository.geometry.file_name(2, lost)
     for path in (repo / "wal").glob(f"{name}*"):
         path.unlink()
     for part in repository.summaries.ranges():

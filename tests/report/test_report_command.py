@@ -29,8 +29,8 @@ def reported(request: pytest.FixtureRequest, module_scratch: Path) -> Iterator[R
     """The repository, and its server, which runs on."""
     found = find_installation(18)
     assert found.installation is not None, found.origin
-    templates = Templates(module_scratch / "templates")
-    with ServerFactory(found.installation, templates, module_scratch / "servers") as make_server:
+    templates = Templates(module_scratch / f"templates{request.param}")
+    with ServerFactory(found.installation, templates, module_scratch / f"servers{request.param}") as make_server:
         server = make_server(initdb_args=("--wal-segsize=1",))
         yield build_reported(server, module_scratch / f"repo{request.param}", request.param)
 
