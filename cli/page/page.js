@@ -495,12 +495,14 @@
   addEventListener("beforeprint", () => {
     before = { theme: root.dataset.theme || "auto", closed: [...document.querySelectorAll("details:not([open])")] };
     for (const one of before.closed) one.open = true;
+    // Paper is narrower than a screen, and no frame is drawn any more once it is measured.
+    root.style.setProperty("--picture", "660px");
     choose("light");
-    charts.forEach((one) => one.chart.resize({ width: Math.min(one.place.clientWidth, 680) }));
   });
   addEventListener("afterprint", () => {
     if (!before) return;
     for (const one of before.closed) one.open = false;
+    root.style.removeProperty("--picture");
     choose(before.theme);
     before = null;
   });

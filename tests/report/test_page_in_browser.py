@@ -158,11 +158,13 @@ def test_on_paper_tables_are_open_and_colours_light(browser: Any, page_file: Pat
         page = shown_page.page
         page.evaluate(
             "addEventListener('beforeprint', () => { window.printed = [document.documentElement.dataset.theme,"
-            " document.querySelectorAll('details:not([open])').length]; })"
+            " document.querySelectorAll('details:not([open])').length,"
+            " ...[...document.querySelectorAll('canvas')].map((canvas) => canvas.clientWidth)]; })"
         )
         page.pdf(path=tmp_path / "report.pdf")
         assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
-        assert page.evaluate("window.printed") == ["light", 0]
+        # Pictures are as wide as paper when they are measured: what is wider is cut off.
+        assert page.evaluate("window.printed") == ["light", 0, *[660] * len(PICTURES)]
         page.wait_for_function("document.querySelectorAll('details[open]').length === 0")
         assert page.evaluate("document.documentElement.dataset.theme || 'auto'") == "auto"
         shown_page.assert_quiet()
