@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from pgwal import __version__
@@ -26,7 +25,6 @@ from pgwal.engine.report_parts import (
 from pgwal.engine.report_server import ServerSide, ask_server
 from pgwal.engine.report_times import CommitTimes, told_times
 from pgwal.engine.status import RepositoryStatus, read_repository_status
-from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.report.document import CommitPart, Document, SizesPart
@@ -137,7 +135,10 @@ class _Told(NamedTuple):
 
     @classmethod
     def read(cls, repository: Repository, status: RepositoryStatus, entries: Sequence[BackupEntry]) -> _Told:
-        recoverable = read_recoverable_ranges(repository, entries)
+        broken_ids = _broken_ids(repository)
+        # WAL is of no use to what lacks a backup that it builds on.
+        ranges = read_recoverable_ranges(repository, entries)
+        recoverable = {backup_id: None if backup_id in broken_ids else found for backup_id, found in ranges.items()}
         histories = {history.timeline_id: history for history in repository.wal.histories()}
         newest_lsn = max((part.end for timeline in status.coverage for part in timeline.wal), default=Lsn(0))
         windows = recovery_windows(_reaches(entries, recoverable), newest_lsn)
@@ -152,7 +153,7 @@ class _Told(NamedTuple):
         return cls(
             recoverable,
             windows,
-            _broken_ids(repository),
+            broken_ids,
             BackupMarks(repository.store).pinned(entry.backup_id for entry in entries),
             unfinished,
             unfinished[-1] if is_running else None,
@@ -188,9 +189,7 @@ def _reaches(entries: Sequence[BackupEntry], recoverable: dict[str, RecoverableR
 
 
 def _broken_ids(repository: Repository) -> list[str]:
-    with suppress(FormatError):
-        return [entry.backup_id for entry in ExpirePlanner(repository, RetentionRules()).decide().broken]
-    return []
+    return [entry.backup_id for entry in ExpirePlanner(repository, RetentionRules()).decide().broken]
 
 
 def _turning_points(

@@ -27,7 +27,10 @@ _JUDGED_INTERVALS = 10
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was read of a repository; ``running_id`` is the backup that is being taken."""
+    """What was read of a repository; ``running_id`` is the backup that is being taken.
+
+    ``recoverable`` has None for those of which WAL is missing, and for the broken ones, whose chain is not whole.
+    """
 
     status: RepositoryStatus
     entries: Sequence[BackupEntry]
@@ -70,6 +73,7 @@ def _backups(found: Found) -> Iterator[Finding]:
             backup.error.hint,
         )  # fmt: skip
     unusable = [entry.backup_id for entry in found.entries if found.recoverable[entry.backup_id] is None]
+    unusable = [backup_id for backup_id in unusable if backup_id not in found.broken_ids]
     if unusable:
         yield Finding(
             Severity.CRITICAL,

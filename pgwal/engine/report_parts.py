@@ -139,6 +139,9 @@ def _started_s(backup_id: str) -> float | None:
 def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart:
     reach = found.recoverable[entry.backup_id]
     state = "unusable" if reach is None else "long-term" if reach.is_long_term else "usable"
+    problem = None if reach is not None else "WAL that it needs is missing"
+    if entry.backup_id in found.broken_ids:
+        problem = "a backup that it builds on is missing or damaged"
     # A merged backup has the time of the one that it was made of, and a number where its id was taken before.
     is_merged = entry.kind is BackupKind.FULL and (has_twin or entry.backup_id[-1].isdigit())
     return BackupPart(
@@ -156,7 +159,7 @@ def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart
         checksum_failures=entry.checksum_failures,
         is_pinned=entry.backup_id in found.pinned_ids,
         is_merged=is_merged,
-        problem="WAL that it needs is missing" if reach is None else None,
+        problem=problem,
     )
 
 

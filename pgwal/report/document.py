@@ -70,7 +70,7 @@ class TimelinePart:
 
 @dataclass(frozen=True, slots=True)
 class BackupPart:
-    """``state`` is usable, long-term, unusable (WAL is missing), unreadable, unfinished or running.
+    """``state`` is usable, long-term, unusable (``problem`` says why), unreadable, unfinished or running.
 
     Of the last three hardly more than the id is known.
     """
