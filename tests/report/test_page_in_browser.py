@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +34,7 @@ def browser() -> Iterator[Any]:
 
 
 def written(document: Document, directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
     path = directory / "report.html"
     path.write_text("".join(page_of(document)))
     return path
@@ -216,24 +215,26 @@ def test_what_somehow_got_into_the_page_would_not_run(browser: Any, page_file: P
                 document.body.append(frame);
             }"""
         )
-        page.wait_for_timeout(0)
         assert page.evaluate("fetch('http://127.0.0.1:9/x').then(() => 'sent', () => 'refused')") == "refused"
         assert page.evaluate("window.wasRun") is None
+        while len(shown_page.complaints) < 3:
+            page.wait_for_event("console")
         assert all("Content Security Policy" in complaint for complaint in shown_page.complaints)
-        assert len(shown_page.complaints) >= 3
 
 
 def test_ten_thousand_relations_and_two_thousand_backups_open_at_once(browser: Any, tmp_path: Path) -> None:
     path = written(made_document(2000, 10_000, days=80), tmp_path)
     assert path.stat().st_size < 5_000_000
-    took_s = [math.inf]
-    while min(took_s) >= 3:
-        # The machine may be busy with something else.
-        assert len(took_s) < 4, took_s
-        began = time.monotonic()
-        with opened(browser, path) as shown_page:
-            took_s.append(time.monotonic() - began)
-            assert shown_page.page.locator("#churn table").first.locator("tbody tr").count() == 10_000
-            assert shown_page.page.locator("#backups tbody tr").count() == 2001
-            shown_page.assert_quiet()
-    print(f"{path.stat().st_size} bytes, open after {took_s[-1]:.2f} s")
+    with opened(browser, written(made_document(4, 4), tmp_path / "small")) as shown_page:
+        page = shown_page.page
+        # In time of the processor: the machine may be busy with something else.
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-drawn]", state="attached")
+        metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+        assert page.locator("#churn table").first.locator("tbody tr").count() == 10_000
+        assert page.locator("#backups tbody tr").count() == 2001
+        assert shown_page.complaints == []
+    assert 0.1 < metrics["TaskDuration"] < 3, metrics
+    print(f"{path.stat().st_size} bytes, open after {metrics['TaskDuration']:.2f} s of the processor")
