@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pgwal import __version__
-from pgwal.backup.chain import root_of
+from pgwal.backup.chain import is_on_history, root_of
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.engine.coverage import RecoverableRange, read_recoverable_ranges
@@ -126,6 +126,7 @@ class _Told(NamedTuple):
     recoverable: dict[str, RecoverableRange | None]
     windows: list[ChainWindow]
     broken_ids: list[str]
+    left_ids: set[str]
     pinned_ids: set[str]
     unfinished: list[str]
     running_id: str | None
@@ -140,8 +141,8 @@ class _Told(NamedTuple):
         ranges = read_recoverable_ranges(repository, entries)
         recoverable = {backup_id: None if backup_id in broken_ids else found for backup_id, found in ranges.items()}
         histories = {history.timeline_id: history for history in repository.wal.histories()}
-        newest_lsn = max((part.end for timeline in status.coverage for part in timeline.wal), default=Lsn(0))
-        windows = recovery_windows(_reaches(entries, recoverable), newest_lsn)
+        newest_lsn, left_ids = _left_behind(status, entries, histories)
+        windows = recovery_windows(_reaches(entries, recoverable, left_ids), newest_lsn)
         folders = repository.catalogue.unfinished()
         unfinished = sorted(name.removesuffix(UNFINISHED_SUFFIX) for name in folders)
         is_running = bool(unfinished) and repository.backup_is_running()
@@ -154,6 +155,7 @@ class _Told(NamedTuple):
             recoverable,
             windows,
             broken_ids,
+            left_ids,
             BackupMarks(repository.store).pinned(entry.backup_id for entry in entries),
             unfinished,
             unfinished[-1] if is_running else None,
@@ -165,13 +167,13 @@ class _Told(NamedTuple):
     def newest_commit(self) -> CommitPart | None:
         """Return the newest transaction that can be recovered, None without one, or when it cannot be found."""
         usable = [
-            (reach.end, backup_id, reach)
+            (backup_id not in self.left_ids, reach.end, backup_id, reach)
             for backup_id, reach in self.recoverable.items()
             if reach is not None and reach.end > reach.start
         ]
         if not usable:
             return None
-        _, backup_id, reach = max(usable)
+        _, _, backup_id, reach = max(usable)
         history = self.histories.get(reach.timeline_id, TimelineHistory(reach.timeline_id))
         for part in reversed(history.ranges_between(reach.start, reach.end)):
             found = self.commit_times.last_before(part)
@@ -180,12 +182,28 @@ class _Told(NamedTuple):
         return None
 
 
-def _reaches(entries: Sequence[BackupEntry], recoverable: dict[str, RecoverableRange | None]) -> Iterable[Reach]:
+def _left_behind(
+    status: RepositoryStatus, entries: Sequence[BackupEntry], histories: Mapping[int, TimelineHistory]
+) -> tuple[Lsn, set[str]]:
+    """Return where the newest timeline's WAL ends, and the backups that its history does not go through."""
+    if not status.coverage:
+        return Lsn(0), set()
+    newest = status.coverage[-1]
+    history = histories.get(newest.timeline_id, TimelineHistory(newest.timeline_id))
+    left_ids = {entry.backup_id for entry in entries if not is_on_history(entry, history)}
+    return max((part.end for part in newest.wal), default=Lsn(0)), left_ids
+
+
+def _reaches(
+    entries: Sequence[BackupEntry], recoverable: Mapping[str, RecoverableRange | None], left_ids: Collection[str]
+) -> Iterable[Reach]:
     by_id = {entry.backup_id: entry for entry in entries}
     for entry in entries:
         reach = recoverable[entry.backup_id]
         if reach is not None:
-            yield Reach(root_of(entry, by_id).backup_id, entry.backup_id, reach.start, reach.end, reach.is_long_term)
+            is_left = entry.backup_id in left_ids
+            root = root_of(entry, by_id)
+            yield Reach(root.backup_id, entry.backup_id, reach.start, reach.end, reach.is_long_term, is_left)
 
 
 def _broken_ids(repository: Repository) -> list[str]:

@@ -12,7 +12,9 @@ from pgwal.lsn import Lsn
 class Reach(NamedTuple):
     """What one backup of a chain reaches: every point from ``start`` to ``end``, or ``start`` alone when they equal.
 
-    ``is_long_term`` is one whose later WAL is left out on purpose.  ``chain_id`` is the id of the chain's full backup.
+    ``is_long_term`` is one whose later WAL is left out on purpose.  ``is_left`` is one whose timeline the cluster has
+    left before the backup ended: it leads to no point of today's history.  ``chain_id`` is the id of the chain's full
+    backup.
     """
 
     chain_id: str
@@ -20,6 +22,7 @@ class Reach(NamedTuple):
     start: Lsn
     end: Lsn
     is_long_term: bool = False
+    is_left: bool = False
 
 
 class Span(NamedTuple):
@@ -41,7 +44,7 @@ class ChainWindow:
 
 
 def recovery_windows(reaches: Iterable[Reach], newest_lsn: Lsn) -> list[ChainWindow]:
-    """Return the windows of chains, by where they begin; ``newest_lsn`` is where the WAL ends that was received.
+    """Return the windows of chains, by where they begin; ``newest_lsn`` is where the WAL of the newest timeline ends.
 
     The points behind the end of a chain up to the next backup are holes: unless a long-term backup is the last thing
     before them, for which WAL was let go on purpose.
@@ -52,7 +55,7 @@ def recovery_windows(reaches: Iterable[Reach], newest_lsn: Lsn) -> list[ChainWin
         window = windows.setdefault(reach.chain_id, ChainWindow(reach.chain_id))
         window.backup_ids.append(reach.backup_id)
         _extend(window.spans, Span(reach.start, reach.end))
-    for reach, hole in _holes(ordered, newest_lsn):
+    for reach, hole in _holes([reach for reach in ordered if not reach.is_left], newest_lsn):
         windows[reach.chain_id].holes.append(hole)
     return list(windows.values())
 

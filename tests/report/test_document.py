@@ -130,6 +130,16 @@ def test_what_was_received_behind_the_last_window_is_a_hole() -> None:
     assert window.backup_ids == ["a10", "a20"]
 
 
+def test_a_timeline_that_was_left_fills_no_hole_and_ends_in_none() -> None:
+    left = reach("a", 10, 90)._replace(is_left=True)
+    found = recovery_windows([left, reach("b", 5, 40), reach("c", 60, 80)], Lsn(80))
+    assert [(window.chain_id, window.holes) for window in found] == [
+        ("b", [Span(Lsn(40), Lsn(60))]),
+        ("a", []),
+        ("c", []),
+    ]
+
+
 def test_what_long_term_backups_leave_out_is_no_hole() -> None:
     found = recovery_windows([reach("a", 10, 10, is_long_term=True), reach("b", 60, 90)], Lsn(90))
     assert [window.holes for window in found] == [[], []]

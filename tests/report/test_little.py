@@ -105,6 +105,20 @@ def test_the_newest_wal_is_behind_a_hole(stored: Stored) -> None:
     assert (hole.start_lsn, hole.end_lsn) == ("0/800000", "0/A00000")
 
 
+def test_a_timeline_that_reaches_further_than_the_newest_is_no_hole(stored: Stored) -> None:
+    """The server was recovered to a point before what it had written since."""
+    wal = stored.root / "wal"
+    (wal / "00000002.history").write_text("1\t0/480000\tto a point\n")
+    shutil.copy(wal / "000000010000000000000004", wal / "000000020000000000000004")
+    document = report(stored.repository)
+    assert [timeline.timeline for timeline in document.timelines] == [1, 2]
+    assert [chain.holes for chain in document.chains] == [[], [], []]
+    spans = {chain.chain_id: chain.spans[-1].end_lsn for chain in document.chains}
+    # What was backed up before leads to the new timeline, the other backups along the old one.
+    assert spans == {FULL: "0/500000", SECOND_FULL: "0/A00000", THIRD_FULL: "0/A00000"}
+    assert "hole" not in " ".join(severities(document))
+
+
 def test_what_is_kept_on_purpose_is_no_hole(stored: Stored) -> None:
     repository = stored.repository
     entry = repository.catalogue.entry(SECOND_FULL)
