@@ -35,6 +35,7 @@ COMMANDS = {
     "list": "list_backups",
     "show": "show",
     "status": "status",
+    "report": "report",
     "map": "map_blocks",
     "restore": "restore",
     "combine": "combine",

@@ -1,4 +1,4 @@
-"""A receiver's metrics for Prometheus, over HTTP."""
+"""A receiver's metrics for Prometheus, over HTTP, and the page of a report beside them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pgwal.engine.status import ServerStatus
 from pgwal.errors import FormatError, PgwalError
 from pgwal.postgres.slots import SlotFacts
 from pgwal_cli.bounded_http_server import BoundedHttpServer
+from pgwal_cli.report_endpoint import LiveReport, with_report
 
 # Below pgwal's own, whose messages go to stderr.
 logger = logging.getLogger("pgwal.metrics")
@@ -36,18 +37,23 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serving_metrics(
-    address: tuple[str, int], metrics: Callable[[], ReceiverMetrics], watch: ServerWatch, limit: RetentionLimit | None
+    address: tuple[str, int],
+    metrics: Callable[[], ReceiverMetrics],
+    watch: ServerWatch,
+    limit: RetentionLimit | None,
+    report: LiveReport,
 ) -> Iterator[None]:
     """Serve a receiver's metrics while the context lasts; raises PgwalError when the address cannot be used.
 
-    ``metrics`` returns them; ``watch`` knows how the server stands, ``limit`` is what its slot may retain.
+    ``metrics`` returns them; ``watch`` knows how the server stands, ``limit`` is what its slot may retain.  At a path
+    of its own, the ``report`` is served.
     """
     registry = CollectorRegistry()
     registry.register(_ReceiverCollector(metrics, watch, limit))
     ProcessCollector(registry=registry)
     host, port = address
     try:
-        server = BoundedHttpServer(address, MetricsHandler.factory(registry))
+        server = BoundedHttpServer(address, with_report(MetricsHandler.factory(registry), report))
     except OSError as error:
         raise PgwalError(f"cannot serve metrics at {host}:{port}: {error.strerror or error}") from error
     logger.info("serving metrics at %s:%d", host, server.server_port)

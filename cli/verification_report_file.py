@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pgwal.errors import TargetError
 from pgwal_cli.output import size_text
+from pgwal_cli.report_file import require_writable, write_whole
 from pgwal_cli.verification_report import VerificationRecord, report_document
 
 
@@ -20,38 +18,14 @@ class ReportFile:
         """Raise TargetError for a place where nothing can be written: it is known before a verification of hours."""
         self.path = path.absolute()
         self.text_path = self.path.with_suffix(".txt") if self.path.suffix == ".json" else Path(f"{self.path}.txt")
-        directory = self.path.parent
-        if self.path.is_dir() or self.text_path.is_dir():
-            raise TargetError(f"cannot write the report {self.path}: it is a directory", hint="Name a file.")
-        if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
-            raise TargetError(
-                f"cannot write the report {self.path}: {directory} is no directory that can be written",
-                hint="Make the directory first, or name another one.",
-            )
+        for path in (self.path, self.text_path):
+            require_writable(path)
 
     def write(self, record: VerificationRecord) -> None:
         """Write the record of a verification that has ended, in place of an older one; raises TargetError."""
         document = report_document(record)
-        self._put(self.text_path, report_text(document))
-        self._put(self.path, json.dumps(document, indent=2) + "\n")
-
-    def _put(self, path: Path, content: str) -> None:
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise TargetError(f"cannot write the report {path}: {error.strerror}") from error
+        write_whole(self.text_path, report_text(document))
+        write_whole(self.path, json.dumps(document, indent=2) + "\n")
 
 
 def report_text(document: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
     from pgwal.engine.stream import Receiver
     from pgwal.postgres.connection import ConnectionParameters
+    from pgwal.report.document import Document
     from pgwal.repository.place import Place
 
 DropSlot = Annotated[
@@ -86,8 +88,10 @@ def run_watched(
         if watched.metrics is not None:
             # The library takes a while to import, and few want it.
             from pgwal_cli.metrics_endpoint import serving_metrics
+            from pgwal_cli.report_endpoint import LiveReport
 
-            held.enter_context(serving_metrics(watched.metrics, metrics, watch, limit))
+            report = LiveReport(lambda: _read_report(repo, connect_to, slot))
+            held.enter_context(serving_metrics(watched.metrics, metrics, watch, limit, report))
         watch.start()
         held.callback(watch.stop)
         if guard is None:
@@ -96,3 +100,15 @@ def run_watched(
         receive_guarded(receive, receive_afresh, guard, stop)
     if guard.must_drop:
         drop_slot(guard, connect_to, repo)
+
+
+_REPORTED_S = 30 * 86400.0
+"""How far back the pictures of a receiver's own report go: what they cost does not grow with a repository's age."""
+
+
+def _read_report(repo: Place, connect_to: ConnectionParameters, slot: str | None) -> Document:
+    from pgwal.engine.report import ReportRequest, read_report
+    from pgwal.repository.repository import Repository
+
+    since_s = time.time() - _REPORTED_S
+    return read_report(ReportRequest(Repository.open(repo), connect_to, slot, since_s, thoroughly=False))

@@ -33,6 +33,7 @@ CORE = {
     "wal": ALL_VALUES,
     "summary": ALL_VALUES | {"wal"},
     "backup": ALL_VALUES | {"wal", "summary"},
+    "report": ALL_VALUES | {"summary"},
     "replication": ALL_VALUES,
 }
 DISK = {"disk": ALL_VALUES | {"backup"}}

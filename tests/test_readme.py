@@ -40,6 +40,7 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
         "/srv/earlier": str(scratch / "earlier"),
         "/srv/exported": str(scratch / "exported"),
         "/srv/second": str(scratch / "second"),
+        "/srv/report.html": str(scratch / "report.html"),
     }
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"PGHOST": str(server.socket_directory), "PGPORT": str(server.port), "PGUSER": "postgres"}

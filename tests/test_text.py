@@ -83,6 +83,7 @@ def test_every_command_works_under_any_locale(
         ["show", backup, *where],
         ["show", backup, *where, "--json"],
         ["status", *where, "-d", server.conninfo],
+        ["report", *where, "-o", scratch / "report-\u00fc.html", "-d", server.conninfo],
         ["check", "-d", server.conninfo],
         ["grants", "--role", "r\u00f6le-\u4e2d", "-d", server.conninfo],
         ["stream", *where, "-d", server.conninfo, "--once"],

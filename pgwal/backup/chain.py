@@ -31,6 +31,15 @@ def prior_of(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> BackupEntr
     return None if entry.prior_id is None else by_id.get(prior_id_among(entry.prior_id, by_id))
 
 
+def root_of(entry: BackupEntry, by_id: Mapping[str, BackupEntry]) -> BackupEntry:
+    """Return what a backup builds on in the end, as far as that is there: mostly the full one of its chain."""
+    passed = {entry.backup_id}
+    while (prior := prior_of(entry, by_id)) is not None and prior.backup_id not in passed:
+        passed.add(prior.backup_id)
+        entry = prior
+    return entry
+
+
 def is_superseded(entry: BackupEntry, ids: Container[str]) -> bool:
     """Tell whether an incremental backup has been merged into a full one that is there."""
     return entry.prior_id is not None and any(merged in ids for merged in merged_ids(entry.backup_id))
