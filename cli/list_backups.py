@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgwal.engine.coverage import RecoverableRange
     from pgwal.engine.expire_plan import ExpireReport
     from pgwal.repository.repository import Repository
+    from pgwal_cli.documents import BackupMembers, ListDocument, ListedBackupDocument
 
 _HEADER = (
     "ID",
@@ -59,11 +60,15 @@ def list_backups(
     decision = _decided(repository, rules) if why else None
     if json:
         print_json(
-            [
-                backup_document(entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids)
-                | _why_members(decision, entry)
-                for entry in entries
-            ]
+            _document(
+                [
+                    backup_members(
+                        entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids
+                    )
+                    for entry in entries
+                ],
+                decision,
+            )
         )
     elif not entries:
         print("no backups")
@@ -89,8 +94,11 @@ def _why(decision: ExpireReport, entry: BackupEntry) -> str:
     return why_text(decision, entry.backup_id)
 
 
-def _why_members(decision: ExpireReport | None, entry: BackupEntry) -> dict[str, object]:
-    return {} if decision is None else {"why": why_document(decision, entry.backup_id)}
+def _document(backups: list[BackupMembers], decision: ExpireReport | None) -> ListDocument:
+    listed: list[ListedBackupDocument] = [
+        {**backup, "why": None if decision is None else why_document(decision, backup["id"])} for backup in backups
+    ]
+    return {"version": 1, "backups": listed}
 
 
 def _depths(entries: list[BackupEntry]) -> dict[str, int]:
@@ -132,9 +140,9 @@ def duration_s(entry: BackupEntry) -> float:
     return (datetime.fromisoformat(entry.finished_at) - datetime.fromisoformat(entry.started_at)).total_seconds()
 
 
-def backup_document(
+def backup_members(
     entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None, *, is_pinned: bool
-) -> dict[str, object]:
+) -> BackupMembers:
     """Return what ``list`` and ``show`` print of a backup with --json."""
     by_id = {other.backup_id: other for other in entries}
     prior = prior_of(entry, by_id)
@@ -146,26 +154,26 @@ def backup_document(
         "start_lsn": str(entry.start_lsn),
         "stop_lsn": str(entry.stop_lsn),
         "timeline": entry.start_timeline_id,
-        "window": None
-        if prior is None
-        else {"timeline": prior.start_timeline_id, "start": str(prior.start_lsn), "end": str(entry.start_lsn)},
+        "stop_timeline": entry.stop_timeline_id,
+        "prior_timeline": None if prior is None else prior.start_timeline_id,
+        "prior_lsn": None if prior is None else str(prior.start_lsn),
         "label": entry.label,
-        "started": entry.started_at,
-        "finished": entry.finished_at,
+        "started_at": entry.started_at,
+        "finished_at": entry.finished_at,
         "seconds": duration_s(entry),
-        "files": entry.totals.file_count,
-        "incremental_files": entry.totals.incremental_file_count,
-        "size": entry.totals.size_bytes,
-        "stored_size": entry.repository_bytes,
+        "file_count": entry.totals.file_count,
+        "incremental_file_count": entry.totals.incremental_file_count,
+        "size_bytes": entry.totals.size_bytes,
+        "stored_bytes": entry.repository_bytes,
         "format": "plain" if entry.packed_size_bytes is None else "packed",
         "pinned": is_pinned,
         "recoverable": None
         if recoverable is None
         else {
-            "start_lsn": str(recoverable.start),
-            "start_time": entry.finished_at,
-            "end_lsn": str(recoverable.end),
             "timeline": recoverable.timeline_id,
+            "start_lsn": str(recoverable.start),
+            "start_at": entry.finished_at,
+            "end_lsn": str(recoverable.end),
             "whole": recoverable.is_whole,
             "long_term": recoverable.is_long_term,
         },

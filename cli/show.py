@@ -10,12 +10,13 @@ import typer
 from pgwal.backup.chain import prior_of
 from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
-from pgwal_cli.list_backups import backup_document, chain_ids, duration_s
+from pgwal_cli.list_backups import backup_members, chain_ids, duration_s
 from pgwal_cli.output import print_json, size_text
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
+    from pgwal_cli.documents import BackupMembers, ShowDocument
 
 
 def show(
@@ -38,22 +39,29 @@ def show(
     is_pinned = bool(BackupMarks(repository.store).pinned([backup]))
     if json:
         print_json(
-            backup_document(entry, entries, recoverable, is_pinned=is_pinned)
-            | {
-                "built_on_it": _built_on_it(entry, entries),
-                "system_identifier": str(entry.system_identifier),
-                "major": entry.major,
-                "data_checksums": entry.data_checksums,
-                "checksum_failures": entry.checksum_failures,
-                "wal_segment_size": entry.wal_segment_size,
-                "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
-            }
+            _document(
+                backup_members(entry, entries, recoverable, is_pinned=is_pinned), entry, _built_on_it(entry, entries)
+            )
         )
     else:
         fields = _fields(entry, entries, recoverable)
         if is_pinned:
             fields.append(("pinned", "yes: it is never expired"))
         print("\n".join(f"{name:<16} {value}" for name, value in fields))
+
+
+def _document(members: BackupMembers, entry: BackupEntry, built_on_it: list[str]) -> ShowDocument:
+    return {
+        "version": 1,
+        **members,
+        "built_on_it": built_on_it,
+        "system_identifier": str(entry.system_identifier),
+        "major": entry.major,
+        "data_checksums": entry.data_checksums,
+        "checksum_failure_count": entry.checksum_failures,
+        "wal_segment_bytes": entry.wal_segment_size,
+        "tablespaces": [{"tablespace_oid": oid, "path": path} for oid, path in sorted(entry.tablespaces.items())],
+    }
 
 
 def _built_on_it(entry: BackupEntry, entries: list[BackupEntry]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,15 +11,21 @@ import typer
 from pgwal.errors import ConnectionFailed
 from pgwal_cli import options
 from pgwal_cli.exit_codes import NO_CONNECTION
-from pgwal_cli.output import print_error, print_json, size_text
+from pgwal_cli.output import print_error, print_json, range_documents, size_text
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import TimelineCoverage
     from pgwal.engine.slot_guard import RetentionLimit
     from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus
-    from pgwal.lsn import LsnRange
     from pgwal.repository.repository import ReceiverState
+    from pgwal_cli.condition_documents import (
+        CoverageDocument,
+        NewestBackupDocument,
+        ReceiverDocument,
+        ServerDocument,
+        StatusDocument,
+    )
 
 
 @options.with_groups
@@ -167,47 +174,49 @@ def _document(
     lag: Lag | None,
     problem: ConnectionFailed | None,
     limit: RetentionLimit | None,
-) -> dict[str, object]:
+) -> StatusDocument:
     identity = found.repository.identity
     return {
+        "version": 1,
         "repository": str(found.repository.place),
         "system_identifier": str(identity.system_identifier),
         "major": identity.major,
-        "receiver": {"running": found.receiver_is_running} | _receiver_document(found.receiver),
+        "receiver": _receiver_document(found.receiver, is_running=found.receiver_is_running),
         "server": None if server is None else _server_document(server, limit),
         "server_error": None if problem is None else str(problem),
-        "lag": None if lag is None else {"bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
+        "lag": None if lag is None else {"wal_bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
         "coverage": [_timeline_document(timeline) for timeline in found.coverage],
-        "unreadable_backups": [{"id": backup.backup_id, "problem": str(backup.error)} for backup in found.unreadable],
+        "unreadable_backups": [
+            {"backup": backup.backup_id, "message": str(backup.error)} for backup in found.unreadable
+        ],
         "newest_backup": None if found.newest_backup is None else _backup_document(found, found.newest_backup),
     }
 
 
-def _receiver_document(state: ReceiverState | None) -> dict[str, object]:
-    if state is None:
-        return {}
+def _receiver_document(state: ReceiverState | None, *, is_running: bool) -> ReceiverDocument:
     return {
-        "timeline": state.timeline_id,
-        "received_lsn": str(state.written_lsn),
-        "flushed_lsn": str(state.flushed_lsn),
-        "summarised_lsn": str(state.summarised_lsn),
-        "spooled_bytes": state.spooled_bytes,
-        "slot": state.slot,
-        "updated_at": _rounded(state.updated_at),
-        "level_at": _rounded(state.level_at),
+        "running": is_running,
+        "timeline": None if state is None else state.timeline_id,
+        "received_lsn": None if state is None else str(state.written_lsn),
+        "flushed_lsn": None if state is None else str(state.flushed_lsn),
+        "summarized_lsn": None if state is None else str(state.summarised_lsn),
+        "spooled_bytes": None if state is None else state.spooled_bytes,
+        "slot": None if state is None else state.slot,
+        "updated_at": None if state is None else _time_text(state.updated_at),
+        "level_at": None if state is None else _time_text(state.level_at),
     }
 
 
-def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> dict[str, object]:
+def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> ServerDocument:
     slot = server.slot
     return {
         "timeline": server.timeline_id,
         "flush_lsn": str(server.flush_lsn),
         "in_recovery": server.in_recovery,
-        "slot": None
+        "replication_slot": None
         if server.slot_name is None
         else {
-            "name": server.slot_name,
+            "slot": server.slot_name,
             "exists": slot is not None,
             "active": slot is not None and slot.active,
             "restart_lsn": None if slot is None or slot.restart_lsn is None else str(slot.restart_lsn),
@@ -220,32 +229,30 @@ def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> dict
     }
 
 
-def _timeline_document(timeline: TimelineCoverage) -> dict[str, object]:
+def _timeline_document(timeline: TimelineCoverage) -> CoverageDocument:
     return {
         "timeline": timeline.timeline_id,
-        "wal": _ranges_document(timeline.wal),
-        "wal_holes": _ranges_document(timeline.wal_holes),
-        "summaries": _ranges_document(timeline.summaries),
-        "summary_holes": _ranges_document(timeline.summary_holes),
+        "wal_ranges": range_documents(timeline.wal),
+        "wal_gaps": range_documents(timeline.wal_holes),
+        "summary_ranges": range_documents(timeline.summaries),
+        "summary_gaps": range_documents(timeline.summary_holes),
     }
 
 
-def _backup_document(found: RepositoryStatus, newest: BackupEntry) -> dict[str, object]:
+def _backup_document(found: RepositoryStatus, newest: BackupEntry) -> NewestBackupDocument:
     return {
         "id": newest.backup_id,
         "kind": newest.kind.value,
         "start_lsn": str(newest.start_lsn),
         "timeline": newest.start_timeline_id,
-        "finished": newest.finished_at,
-        "missing": [
-            {"timeline": hole.timeline_id, "start": str(hole.start), "end": str(hole.end)} for hole in found.missing
-        ],
+        "finished_at": newest.finished_at,
+        "window_gaps": range_documents(found.missing),
         "chain_problem": found.chain_problem,
     }
 
 
-def _ranges_document(ranges: list[LsnRange]) -> list[dict[str, str]]:
-    return [{"start": str(part.start), "end": str(part.end)} for part in ranges]
+def _time_text(unix_s: float | None) -> str | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
 
 
 def _rounded(seconds: float | None) -> float | None:
