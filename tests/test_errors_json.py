@@ -44,7 +44,7 @@ def test_an_object_that_is_not_there(tmp_path: Path) -> None:
     error = error_of(run_pgwal("list", "--json", "--repo", tmp_path / "absent"))
     assert error["message"] in run_pgwal("list", "--repo", tmp_path / "absent").stderr
     assert error["exit_code"] == 1
-    assert not error["is_transient"]
+    assert not error["transient"]
 
 
 def test_misuse() -> None:
@@ -65,7 +65,7 @@ def test_a_lock_that_is_held(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     error = error_of(run_pgwal("full", "--json", "-h", tmp_path, "--repo", tmp_path / "repo"))
-    assert (error["kind"], error["exit_code"], error["is_transient"]) == ("ConnectionFailed", 3, True)
+    assert (error["kind"], error["exit_code"], error["transient"]) == ("ConnectionFailed", 3, True)
 
 
 def test_positions_are_text_as_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,8 +76,8 @@ def test_positions_are_text_as_everywhere(capsys: pytest.CaptureFixture[str]) ->
         "message": "gone",
         "hint": "Look.",
         "exit_code": 4,
-        "is_transient": False,
-        "facts": {"timeline_id": 2, "lsn": "1/28"},
+        "transient": False,
+        "facts": {"timeline": 2, "lsn": "1/28"},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def wait_until_level(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
 
 
 def holes(found: dict[str, Any]) -> list[Any]:
-    return [hole for timeline in found["coverage"] for hole in timeline["wal_holes"] + timeline["summary_holes"]]
+    return [gap for timeline in found["coverage"] for gap in timeline["wal_gaps"] + timeline["summary_gaps"]]
 
 
 @pytest.mark.postgres(15, 18)
@@ -210,15 +211,15 @@ def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) 
         text = succeed("status", "--repo", repo, "-d", server.conninfo)
     assert found["receiver"]["running"]
     assert found["receiver"]["flushed_lsn"] == found["server"]["flush_lsn"]
-    assert Lsn.parse(found["receiver"]["summarised_lsn"]) > Lsn.parse(full["stop_lsn"])
-    assert time.time() - found["receiver"]["updated_at"] < 60
-    slot = found["server"]["slot"]
-    assert (slot["name"], slot["exists"], slot["active"], slot["wal_status"]) == ("pgwal", True, True, "reserved")
+    assert Lsn.parse(found["receiver"]["summarized_lsn"]) > Lsn.parse(full["stop_lsn"])
+    assert time.time() - datetime.fromisoformat(found["receiver"]["updated_at"]).timestamp() < 60
+    slot = found["server"]["replication_slot"]
+    assert (slot["slot"], slot["exists"], slot["active"], slot["wal_status"]) == ("pgwal", True, True, "reserved")
     assert found["newest_backup"]["id"] == full["id"]
-    assert found["newest_backup"]["missing"] == []
+    assert found["newest_backup"]["window_gaps"] == []
     assert holes(found) == []
     (timeline,) = found["coverage"]
-    assert timeline["wal"][-1]["end"] == found["receiver"]["flushed_lsn"]
+    assert timeline["wal_ranges"][-1]["end_lsn"] == found["receiver"]["flushed_lsn"]
     for line in (
         "receiver         running, last heard of",
         "lag              ",
@@ -239,10 +240,10 @@ def test_status_without_a_receiver_and_without_a_server(make_server: ServerFacto
     found = status_of(server, repo)
     assert not found["receiver"]["running"]
     assert found["receiver"]["flushed_lsn"] >= level["receiver"]["flushed_lsn"]
-    assert found["lag"]["bytes"] > 0
+    assert found["lag"]["wal_bytes"] > 0
     assert 0 < found["lag"]["seconds"] < 60
-    assert not found["server"]["slot"]["active"]
-    assert found["server"]["slot"]["retained_bytes"] >= found["lag"]["bytes"]
+    assert not found["server"]["replication_slot"]["active"]
+    assert found["server"]["replication_slot"]["retained_bytes"] >= found["lag"]["wal_bytes"]
 
     server.stop()
     for form in ("--json",), ():
@@ -274,13 +275,13 @@ def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scra
     (repo / "wal" / lost.name).unlink()
     start, end = (repository.geometry.segment_start(lost.segment_no + more) for more in (0, 1))
     found = status_of(server, repo)
-    assert found["coverage"][0]["wal_holes"] == [{"start": str(start), "end": str(end)}]
+    assert found["coverage"][0]["wal_gaps"] == [{"timeline": 1, "start_lsn": str(start), "end_lsn": str(end)}]
     assert f"WAL missing    {start} to {end}" in succeed("status", "--repo", repo, "-d", server.conninfo)
     # Summaries stand for WAL; where they are missing too, an incremental is not possible.
     for path in (repo / "summaries").iterdir():
         path.unlink()
     found = status_of(server, repo)
-    assert found["newest_backup"]["missing"] == [{"timeline": 1, "start": str(start), "end": str(end)}]
+    assert found["newest_backup"]["window_gaps"] == [{"timeline": 1, "start_lsn": str(start), "end_lsn": str(end)}]
     text = succeed("status", "--repo", repo, "-d", server.conninfo)
     assert f"WAL is missing for an incremental: {start} to {end} on timeline 1" in text
 
