@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.disk.new_file import GrowingFile, refused
 from pgwal.errors import (
     ChecksumMismatch,
-    ErrorFacts,
     PgwalError,
     ReceivedByBackup,
     ServerError,
@@ -27,8 +25,6 @@ from pgwal.lsn import Lsn
 from pgwal.repository.layout import BACKUP_LOCK_NAME, RepositoryIdentity
 from pgwal.repository.repository import Repository
 from pgwal_cli.output import print_error
-
-COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 
 
 def error_of(outcome: Outcome) -> dict[str, Any]:
@@ -106,8 +102,3 @@ def test_a_restated_error_keeps_its_kind_and_its_facts() -> None:
     assert str(error) == "wrong, of a file"
     assert error.facts == {"offset_bytes": 8, "path": "file"}
     assert error.hint == "Look."
-
-
-def test_every_fact_is_documented() -> None:
-    (paragraph,) = re.findall(r"`facts` has .*?\n\n", COMMANDS.read_text(encoding="utf-8"), re.DOTALL)
-    assert set(ErrorFacts.__annotations__) == set(re.findall(r"`(\w+)`", paragraph)) - {"facts"}
