@@ -11,6 +11,7 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.retention_options import RetentionOptions, decision_lines, why_document
+from pgwal_cli.terminal import printable, terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,7 +66,7 @@ def expire(
     if json:
         print_json(_document(report, dry_run))
     else:
-        print("\n".join([*(decision_lines(report) if dry_run else []), *_lines(report, dry_run)]))
+        _print(report, dry_run)
 
 
 def warn_of_unjudged(report: ExpireReport) -> None:
@@ -83,6 +84,19 @@ def warn_of_unjudged(report: ExpireReport) -> None:
             f" damaged; it is left in place{no_wal}",
             file=sys.stderr,
         )
+
+
+def _print(report: ExpireReport, dry_run: bool) -> None:
+    console = terminal() if dry_run else None
+    if console is None:
+        print("\n".join([*(decision_lines(report) if dry_run else []), *_lines(report, dry_run)]))
+        return
+    from pgwal_cli.decision_table import print_decision
+
+    print_decision(console, report)
+    console.print()
+    for line in _lines(report, dry_run):
+        console.print(printable(line))
 
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:

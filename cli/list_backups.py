@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,13 +12,18 @@ from pgwal.backup.chain import prior_of
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text, table_lines
 from pgwal_cli.retention_options import RetentionOptions, why_document, why_text
+from pgwal_cli.terminal import parsed_time, terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
     from pgwal.engine.expire_plan import ExpireReport
     from pgwal.repository.repository import Repository
     from pgwal_cli.documents import BackupMembers, ListDocument, ListedBackupDocument
+
+_Listed = tuple["BackupEntry", "RecoverableRange | None", bool, float, str | None]
 
 _HEADER = (
     "ID",
@@ -72,6 +77,13 @@ def list_backups(
         )
     elif not entries:
         print("no backups")
+    elif (console := terminal()) is not None:
+        listed = [
+            (entry, recoverable[entry.backup_id], entry.backup_id in pinned_ids, duration_s(entry),
+             None if decision is None else _why(decision, entry))
+            for entry in entries
+        ]  # fmt: skip
+        _print_on_terminal(console, repository, listed)
     else:
         depths = _depths(entries)
         header = _HEADER if decision is None else (*_HEADER, "WHY (UTC)")
@@ -80,6 +92,20 @@ def list_backups(
             row = _row(entry, depths[entry.backup_id], recoverable[entry.backup_id], entry.backup_id in pinned_ids)
             rows.append(row if decision is None else (*row, _why(decision, entry)))
         print("\n".join(table_lines(header, rows)))
+
+
+def _print_on_terminal(console: Console, repository: Repository, listed: list[_Listed]) -> None:
+    from pgwal.engine.coverage import read_coverage
+    from pgwal.engine.kept_wal import read_kept_wal
+    from pgwal_cli.list_table import ListedBackup, print_backups
+
+    receiver = repository.receiver_state()
+    entries = [entry for entry, *_ in listed]
+    known_times = {(entry.stop_timeline_id, entry.stop_lsn): parsed_time(entry.finished_at) for entry in entries}
+    if receiver is not None and receiver.updated_at is not None:
+        known_times[receiver.timeline_id, receiver.flushed_lsn] = datetime.fromtimestamp(receiver.updated_at, UTC)
+    coverage = read_coverage(repository, receiver, read_kept_wal(repository, entries))
+    print_backups(console, [ListedBackup(*each) for each in listed], coverage, known_times)
 
 
 def _decided(repository: Repository, rules: RetentionOptions) -> ExpireReport:

@@ -12,6 +12,7 @@ from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
 from pgwal_cli.list_backups import backup_members, chain_ids, duration_s
 from pgwal_cli.output import print_json, size_text
+from pgwal_cli.terminal import BAD, FAINT, GOOD, NOTE, age_text, fields_of, parsed_time, printable, styled, terminal
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
@@ -47,7 +48,28 @@ def show(
         fields = _fields(entry, entries, recoverable)
         if is_pinned:
             fields.append(("pinned", "yes: it is never expired"))
+        _print_fields(fields, entry, recoverable)
+
+
+def _print_fields(fields: list[tuple[str, str]], entry: BackupEntry, recoverable: RecoverableRange | None) -> None:
+    console = terminal()
+    if console is None:
         print("\n".join(f"{name:<16} {value}" for name, value in fields))
+        return
+    styles = {"recoverable": BAD if recoverable is None else GOOD if recoverable.is_whole else NOTE, "pinned": NOTE}
+    ages = {"from": entry.started_at, "to": entry.finished_at}
+    console.print(
+        fields_of(
+            (
+                name,
+                styled(
+                    (printable(value), styles.get(name, "")),
+                    (f", {age_text(parsed_time(ages[name]))}" if name in ages else "", FAINT),
+                ),
+            )
+            for name, value in fields
+        )
+    )
 
 
 def _document(members: BackupMembers, entry: BackupEntry, built_on_it: list[str]) -> ShowDocument:
