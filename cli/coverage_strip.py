@@ -59,8 +59,17 @@ def _meet(one: LsnRange, other: LsnRange) -> bool:
     return max(one.start, other.start) < min(one.end, other.end)
 
 
-def coverage_table(coverage: Iterable[TimelineCoverage], *, with_summaries: bool) -> Table:
-    """Return of each timeline a strip between its first and last LSN."""
+def print_coverage(console: Console, coverage: Sequence[TimelineCoverage], *, with_summaries: bool) -> None:
+    """Print of each timeline a strip between its first and last LSN, and each gap in words; nothing without WAL."""
+    if not coverage:
+        return
+    console.print()
+    console.print(_table(coverage, with_summaries=with_summaries))
+    for line in _gap_lines(coverage, with_summaries=with_summaries, ascii_only=console.options.ascii_only):
+        console.print(line)
+
+
+def _table(coverage: Iterable[TimelineCoverage], *, with_summaries: bool) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     for ratio in (None, None, 1, None):
         table.add_column(no_wrap=True, ratio=ratio)
@@ -83,7 +92,7 @@ def coverage_table(coverage: Iterable[TimelineCoverage], *, with_summaries: bool
     return table
 
 
-def gap_lines(coverage: Iterable[TimelineCoverage], *, with_summaries: bool, ascii_only: bool) -> list[Text]:
+def _gap_lines(coverage: Iterable[TimelineCoverage], *, with_summaries: bool, ascii_only: bool) -> list[Text]:
     """Return what the signs mean, and each gap in words."""
     whole, part, none, _ = _SIGNS[ascii_only]
     lines = [

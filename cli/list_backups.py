@@ -12,7 +12,7 @@ from pgwal.backup.chain import prior_of
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text, table_lines
 from pgwal_cli.retention_options import RetentionOptions, why_document, why_text
-from pgwal_cli.terminal import parsed_time, terminal
+from pgwal_cli.terminal import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
     from pgwal.engine.expire_plan import ExpireReport
+    from pgwal.lsn import Lsn
     from pgwal.repository.repository import Repository
     from pgwal_cli.documents import BackupMembers, ListDocument, ListedBackupDocument
 
+_MOST_ENDS = 4
+"""Of so many WAL is read: more there are where much is missing."""
 _Listed = tuple["BackupEntry", "RecoverableRange | None", bool, float, str | None]
 
 _HEADER = (
@@ -101,11 +104,21 @@ def _print_on_terminal(console: Console, repository: Repository, listed: list[_L
 
     receiver = repository.receiver_state()
     entries = [entry for entry, *_ in listed]
-    known_times = {(entry.stop_timeline_id, entry.stop_lsn): parsed_time(entry.finished_at) for entry in entries}
+    known_times = _end_times(repository, [recoverable for _, recoverable, *_ in listed])
     if receiver is not None and receiver.updated_at is not None:
         known_times[receiver.timeline_id, receiver.flushed_lsn] = datetime.fromtimestamp(receiver.updated_at, UTC)
     coverage = read_coverage(repository, receiver, read_kept_wal(repository, entries))
     print_backups(console, [ListedBackup(*each) for each in listed], coverage, known_times)
+
+
+def _end_times(repository: Repository, ranges: list[RecoverableRange | None]) -> dict[tuple[int, Lsn], datetime]:
+    """Return of the newest ends to which backups can be recovered of which time the last transaction is."""
+    from pgwal.engine.recoverable_time import last_recoverable_time
+
+    ends = {(each.timeline_id, each.end): each for each in ranges if each is not None and not each.is_long_term}
+    newest = sorted(ends)[-_MOST_ENDS:]
+    found = {end: last_recoverable_time(repository, ends[end]) for end in newest}
+    return {end: moment for end, moment in found.items() if moment is not None}
 
 
 def _decided(repository: Repository, rules: RetentionOptions) -> ExpireReport:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from pgwal_cli.coverage_strip import coverage_table, gap_lines
+from pgwal_cli.coverage_strip import print_coverage
 from pgwal_cli.output import size_text
 from pgwal_cli.terminal import (
     BAD,
@@ -77,11 +77,7 @@ def print_backups(
     narrow = [_narrow_row(backup, known_times) for backup in backups]
     wide = [_wide_row(backup, known_times) for backup in backups]
     print_first_that_fits(console, table_of(_WIDE, wide), table_of(_NARROW, narrow), stacked(_NARROW, narrow))
-    if coverage:
-        console.print()
-        console.print(coverage_table(coverage, with_summaries=False))
-        for line in gap_lines(coverage, with_summaries=False, ascii_only=console.options.ascii_only):
-            console.print(line)
+    print_coverage(console, coverage, with_summaries=False)
 
 
 def _name(entry: BackupEntry) -> str:

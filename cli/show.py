@@ -12,11 +12,27 @@ from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
 from pgwal_cli.list_backups import backup_members, chain_ids, duration_s
 from pgwal_cli.output import print_json, size_text
-from pgwal_cli.terminal import BAD, FAINT, GOOD, NOTE, age_text, fields_of, parsed_time, printable, styled, terminal
+from pgwal_cli.terminal import (
+    BAD,
+    FAINT,
+    GOOD,
+    NOTE,
+    age_text,
+    fields_of,
+    moment_text,
+    parsed_time,
+    printable,
+    styled,
+    terminal,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
+    from pgwal.repository.repository import Repository
     from pgwal_cli.documents import BackupMembers, ShowDocument
 
 
@@ -48,28 +64,47 @@ def show(
         fields = _fields(entry, entries, recoverable)
         if is_pinned:
             fields.append(("pinned", "yes: it is never expired"))
-        _print_fields(fields, entry, recoverable)
+        console = terminal()
+        if console is None:
+            print("\n".join(f"{name:<16} {value}" for name, value in fields))
+        else:
+            _print_on_terminal(console, fields, entry, repository, recoverable)
 
 
-def _print_fields(fields: list[tuple[str, str]], entry: BackupEntry, recoverable: RecoverableRange | None) -> None:
-    console = terminal()
-    if console is None:
-        print("\n".join(f"{name:<16} {value}" for name, value in fields))
-        return
+def _print_on_terminal(
+    console: Console,
+    fields: list[tuple[str, str]],
+    entry: BackupEntry,
+    repository: Repository,
+    recoverable: RecoverableRange | None,
+) -> None:
+    from pgwal.engine.coverage import read_coverage
+    from pgwal.engine.kept_wal import read_kept_wal
+    from pgwal_cli.coverage_strip import print_coverage
+
     styles = {"recoverable": BAD if recoverable is None else GOOD if recoverable.is_whole else NOTE, "pinned": NOTE}
-    ages = {"from": entry.started_at, "to": entry.finished_at}
-    console.print(
-        fields_of(
-            (
-                name,
-                styled(
-                    (printable(value), styles.get(name, "")),
-                    (f", {age_text(parsed_time(ages[name]))}" if name in ages else "", FAINT),
-                ),
-            )
-            for name, value in fields
-        )
+    ages = {"from": age_text(parsed_time(entry.started_at)), "to": age_text(parsed_time(entry.finished_at))}
+    rows = []
+    for name, value in fields:
+        age = f", {ages[name]}" if name in ages else ""
+        rows.append((name, styled((printable(value), styles.get(name, "")), (age, FAINT))))
+        if name == "recoverable":
+            rows += _last_transaction(repository, recoverable)
+    console.print(fields_of(rows))
+    coverage = read_coverage(
+        repository, repository.receiver_state(), read_kept_wal(repository, repository.catalogue.entries())
     )
+    print_coverage(console, coverage, with_summaries=False)
+
+
+def _last_transaction(repository: Repository, recoverable: RecoverableRange | None) -> list[tuple[str, Text]]:
+    """Return of which time the last transaction is that can be recovered, where that is known."""
+    from pgwal.engine.recoverable_time import last_recoverable_time
+
+    if recoverable is None or recoverable.is_long_term:
+        return []
+    last = last_recoverable_time(repository, recoverable)
+    return [] if last is None else [("last transaction", styled(moment_text(last), (f", {age_text(last)}", FAINT)))]
 
 
 def _document(members: BackupMembers, entry: BackupEntry, built_on_it: list[str]) -> ShowDocument:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from pgwal_cli.coverage_strip import coverage_table, gap_lines
+from pgwal_cli.coverage_strip import print_coverage
 from pgwal_cli.output import size_text
 from pgwal_cli.status_text import retention_text, slot_text
 from pgwal_cli.terminal import (
@@ -46,11 +46,7 @@ def print_status_table(
     """Print how things stand; ``server`` is None where it was not reached."""
     fields = [*_repository_fields(found), *_server_fields(server, lag, limit), *_backup_fields(found)]
     console.print(fields_of(fields))
-    if found.coverage:
-        console.print()
-        console.print(coverage_table(found.coverage, with_summaries=True))
-        for line in gap_lines(found.coverage, with_summaries=True, ascii_only=console.options.ascii_only):
-            console.print(line)
+    print_coverage(console, found.coverage, with_summaries=True)
 
 
 def _repository_fields(found: RepositoryStatus) -> _Fields:

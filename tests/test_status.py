@@ -186,7 +186,7 @@ def status_of(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
 
 def wait_until_level(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
     deadline = time.monotonic() + 30
-    while (found := status_of(server, repo))["lag"] != {"bytes": 0, "seconds": 0.0}:
+    while (found := status_of(server, repo))["lag"] != {"wal_bytes": 0, "seconds": 0.0}:
         assert time.monotonic() < deadline, found
     return found
 
