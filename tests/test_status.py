@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from fix_servers import ServerFactory
 from pgwal_process import assert_nothing_raw, run_pgwal, succeed
+from support.terminal import on_terminal, plain, widest
 from test_main_job import prepare, run_load, streaming
 
 from pgwal.backup.backup_file import BackupTotals
@@ -195,6 +197,10 @@ def holes(found: dict[str, Any]) -> list[Any]:
     return [gap for timeline in found["coverage"] for gap in timeline["wal_gaps"] + timeline["summary_gaps"]]
 
 
+def start_time(repo: Path, backup_id: str) -> str:
+    return Repository.open(repo).catalogue.entry(backup_id).started_at
+
+
 @pytest.mark.postgres(15, 18)
 def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) -> None:
     server, repo = make_server(initdb_args=("--wal-segsize=1",), settings={"wal_keep_size": "1GB"}), scratch / "repo"
@@ -209,7 +215,15 @@ def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) 
             run_load(server, step)
         found = wait_until_level(server, repo)
         text = succeed("status", "--repo", repo, "-d", server.conninfo)
+        shown = on_terminal(80, "status", "--repo", repo, "-d", server.conninfo)
     assert found["receiver"]["running"]
+    assert widest(shown) <= 80
+    assert re.search(r"received +[0-9A-F/]+ on timeline 1, \d{4}-\d\d-\d\d [\d:]+Z, \d+ s +ago", plain(shown))
+    # Rows were changed until now: the last of that can be recovered, and it is said of which time it is.
+    of_backup = plain(on_terminal(80, "show", full["id"], "--repo", repo))
+    (last,) = re.findall(r"last transaction +(\d{4}-\d\d-\d\d [\d:]+)Z, \d+ (?:s|min) ago", of_backup)
+    assert datetime.fromisoformat(f"{last}+00:00") >= datetime.fromisoformat(start_time(repo, full["id"]))
+    assert re.search(r"to   [0-9A-F/]+\s+\d+ (s|min) ago", plain(on_terminal(80, "list", "--repo", repo)))
     assert found["receiver"]["flushed_lsn"] == found["server"]["flush_lsn"]
     assert Lsn.parse(found["receiver"]["summarized_lsn"]) > Lsn.parse(full["stop_lsn"])
     assert time.time() - datetime.fromisoformat(found["receiver"]["updated_at"]).timestamp() < 60

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
-import termios
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keeping.stored_repository import FIRST, FULL, ON_SECOND, SECOND, SECOND_FULL, THIRD_FULL, build_chains
-from pgwal_process import PGWAL, environment, run_pgwal
+from pgwal_process import run_pgwal
 from rich.cells import cell_len
 from rich.console import Console
+from support.terminal import STYLE, on_terminal, plain, widest
 
 from pgwal.engine.coverage import RecoverableRange, TimelineCoverage
 from pgwal.lsn import Lsn, LsnRange
@@ -32,7 +26,6 @@ from pgwal_cli.list_table import ListedBackup, print_backups
 from pgwal_cli.terminal import age_text, duration_text, printable
 
 IDS = (FULL, FIRST, SECOND, SECOND_FULL, ON_SECOND, THIRD_FULL)
-STYLE = re.compile(r"\x1b\[([0-9;]*)m")
 LSN = re.compile(r"\b[0-9A-F]+/[0-9A-F]+\b")
 COMMANDS = (
     ("list",),
@@ -51,46 +44,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "wal" / repository.geometry.file_name(1, 6)).unlink()
     assert run_pgwal("pin", FIRST, "--repo", path).code == 0
     return path
-
-
-@cache
-def on_terminal(columns: int, *args: str | Path, **env: str) -> str:
-    """Return what a command prints on a terminal of so many columns."""
-    terminal, other_end = pty.openpty()
-    try:
-        fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        variables = {name: value for name, value in environment(**env).items() if name not in ("COLUMNS", "LINES")}
-        process = subprocess.Popen(
-            [*PGWAL, *map(str, args)],
-            env={"TERM": "xterm-256color"} | variables,
-            stdin=other_end,
-            stdout=other_end,
-            stderr=subprocess.DEVNULL,
-        )
-    finally:
-        os.close(other_end)
-    output = b""
-    # Linux says by an error that nobody holds the other end any more.
-    while piece := _read(terminal):
-        output += piece
-    os.close(terminal)
-    assert process.wait() in (0, 3)
-    return output.decode().replace("\r\n", "\n")
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:
-        return b""
-
-
-def plain(text: str) -> str:
-    return STYLE.sub("", text)
-
-
-def widest(text: str) -> int:
-    return max(cell_len(line) for line in plain(text).split("\n"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
