@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pgwal.backup.entry import BackupEntry
-    from pgwal.engine.coverage import RecoverableRange
+    from pgwal.engine.coverage import RecoverableRange, TimelineCoverage
     from pgwal.repository.repository import Repository
     from pgwal_cli.documents import BackupMembers, ShowDocument
 
@@ -68,7 +68,10 @@ def show(
         if console is None:
             print("\n".join(f"{name:<16} {value}" for name, value in fields))
         else:
-            _print_on_terminal(console, fields, entry, repository, recoverable)
+            from pgwal.engine.coverage import read_coverage_for
+
+            coverage = read_coverage_for(repository, entries)
+            _print_on_terminal(console, fields, entry, repository, recoverable, coverage)
 
 
 def _print_on_terminal(
@@ -77,9 +80,8 @@ def _print_on_terminal(
     entry: BackupEntry,
     repository: Repository,
     recoverable: RecoverableRange | None,
+    coverage: list[TimelineCoverage],
 ) -> None:
-    from pgwal.engine.coverage import read_coverage
-    from pgwal.engine.kept_wal import read_kept_wal
     from pgwal_cli.coverage_strip import print_coverage
 
     styles = {"recoverable": BAD if recoverable is None else GOOD if recoverable.is_whole else NOTE, "pinned": NOTE}
@@ -91,9 +93,6 @@ def _print_on_terminal(
         if name == "recoverable":
             rows += _last_transaction(repository, recoverable)
     console.print(fields_of(rows))
-    coverage = read_coverage(
-        repository, repository.receiver_state(), read_kept_wal(repository, repository.catalogue.entries())
-    )
     print_coverage(console, coverage, with_summaries=False)
 
 

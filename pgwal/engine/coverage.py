@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
-from pgwal.engine.kept_wal import KeptWal
+from pgwal.engine.kept_wal import KeptWal, read_kept_wal
 from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.backup_marks import BackupMarks
@@ -53,6 +53,16 @@ def read_coverage(
             TimelineCoverage(timeline_id, ranges, kept.missed(holes), summary_ranges, kept.missed(summary_holes))
         )
     return found
+
+
+def read_coverage_for(repository: Repository, entries: list[BackupEntry]) -> list[TimelineCoverage]:
+    """Return what there is of each timeline, with the entries of all backups that can be read.
+
+    What is not kept on purpose is no gap, unless there are others, of which that is not known.
+    """
+    are_all = len(entries) == len(repository.catalogue.ids())
+    kept = read_kept_wal(repository, entries) if are_all else None
+    return read_coverage(repository, repository.receiver_state(), kept)
 
 
 def _split(
