@@ -87,7 +87,7 @@ def test_the_main_job_of_two_clusters(
     main, legacy = json.loads(succeed("list", "--all", "--json", env=env))["clusters"]
     assert (main["cluster"], legacy["cluster"]) == ("main", "legacy")
     for listed in (main, legacy):
-        assert [backup["kind"] for backup in listed["result"]] == ["full", "incremental"]
+        assert [backup["kind"] for backup in listed["result"]["backups"]] == ["full", "incremental"]
     assert succeed("verify", "--all", env=env).count("nothing is wrong") == 2
     assert "cluster legacy" in succeed("expire", "--all", "--dry-run", env=env)
     for name, factory in (("main", make_server), ("legacy", make_other)):
