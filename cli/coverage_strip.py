@@ -95,9 +95,15 @@ def _table(coverage: Iterable[TimelineCoverage], *, with_summaries: bool) -> Tab
 def _gap_lines(coverage: Iterable[TimelineCoverage], *, with_summaries: bool, ascii_only: bool) -> list[Text]:
     """Return what the signs mean, and each gap in words."""
     whole, part, none, _ = _SIGNS[ascii_only]
+    blank = f"blank: not kept on purpose{', or not summarized yet' if with_summaries else ''}"
     lines = [
         Text.assemble(
-            (whole, GOOD), (" there  ", FAINT), (part, NOTE), (" in part  ", FAINT), (none, BAD), (" missing", FAINT)
+            (whole, GOOD),
+            (" there  ", FAINT),
+            (part, NOTE),
+            (" in part  ", FAINT),
+            (none, BAD),
+            (f" missing  {blank}", FAINT),
         )
     ]
     for timeline in coverage:

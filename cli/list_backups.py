@@ -98,14 +98,14 @@ def list_backups(
 
 
 def _print_on_terminal(console: Console, repository: Repository, listed: list[_Listed]) -> None:
-    from pgwal.engine.coverage import read_coverage_for
+    from pgwal.engine.coverage import read_wal_coverage
     from pgwal_cli.list_table import ListedBackup, print_backups
 
     receiver = repository.receiver_state()
     known_times = _end_times(repository, [recoverable for _, recoverable, *_ in listed])
     if receiver is not None and receiver.updated_at is not None:
         known_times[receiver.timeline_id, receiver.flushed_lsn] = datetime.fromtimestamp(receiver.updated_at, UTC)
-    coverage = read_coverage_for(repository, [entry for entry, *_ in listed])
+    coverage = read_wal_coverage(repository, [entry for entry, *_ in listed])
     print_backups(console, [ListedBackup(*each) for each in listed], coverage, known_times)
 
 

@@ -68,9 +68,9 @@ def show(
         if console is None:
             print("\n".join(f"{name:<16} {value}" for name, value in fields))
         else:
-            from pgwal.engine.coverage import read_coverage_for
+            from pgwal.engine.coverage import read_wal_coverage
 
-            coverage = read_coverage_for(repository, entries)
+            coverage = read_wal_coverage(repository, entries)
             _print_on_terminal(console, fields, entry, repository, recoverable, coverage)
 
 

@@ -72,6 +72,7 @@ def test_a_strip_shows_the_gap_which_stands_in_words_too(root: Path) -> None:
             (strip,) = re.findall(r"WAL of TLI 1  0/100000  (.*)  0/A00000", text)
             assert re.fullmatch("█+▒?·+▒?█+", strip)
             assert cell_len(strip) > columns / 2
+            assert "· missing  blank: not kept on purpose" in text
             assert "missing: 1024 kB of WAL from 0/600000 to 0/700000" in text
     ascii_alone = plain(on_terminal(80, "list", "--repo", root, PYTHONIOENCODING="ascii"))
     assert re.search(r"0/100000  #+\+?\.+\+?#+  0/A00000", ascii_alone)
