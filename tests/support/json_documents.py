@@ -75,6 +75,8 @@ _WITH_OPTIONS = {
     ("restore", "--dry-run"): "restore-dry-run",
     ("inspect", "--stats"): "inspect-stats",
 }
+_MAY_BE_NEGATIVE = ("safe_wal_bytes",)
+"""The server says it, of a slot that it may give up at its next checkpoint."""
 _LSN = "^[0-9A-F]{1,8}/[0-9A-F]{1,8}$"
 _TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$"
 _PATTERNS = {"_lsn": (_LSN, None), "_at": (_TIME, "date-time"), "system_identifier": ("^[0-9]+$", None)}
@@ -163,9 +165,10 @@ def scalar_schema(hint: Any, name: str) -> dict[str, Any]:
     if hint is bool:
         return {"type": "boolean"}
     if hint is int:
-        return {"type": "integer", "minimum": 0}
+        return {"type": "integer"} | ({} if name in _MAY_BE_NEGATIVE else {"minimum": 0})
     if hint is float:
-        return {"type": "number", "minimum": 0}
+        # A clock may have been set back meanwhile.
+        return {"type": "number"}
     assert hint is str, f"{name}: {hint}"
     for end, (pattern, form) in _PATTERNS.items():
         if f"_{name}".endswith(end):
