@@ -95,7 +95,7 @@ class _Delta:
         """Restore once more, and return how much was fetched."""
         command = [self._context.pgwal, *self._words(backup_id, target), *options, "--json"]
         said = json.loads(subprocess.check_output(command, env=self._context.environment, stderr=subprocess.DEVNULL))
-        return int(said["bytes_fetched"])
+        return int(said["fetched_bytes"])
 
     def _words(self, backup_id: str, target: Path) -> list[str | Path]:
         where: list[str | Path] = ["--repo", self._address, "-D", target, "-j", str(JOBS)]

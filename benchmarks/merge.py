@@ -41,7 +41,7 @@ def _full(repository: BenchmarkedRepository, data_directory: object) -> Measurem
     before = set(repository.backup_ids())
     measured = repository.backup("full", "--pgdata", str(data_directory))
     (made,) = set(repository.backup_ids()) - before
-    (size_bytes,) = (backup["size"] for backup in repository.backups() if backup["id"] == made)
+    (size_bytes,) = (backup["size_bytes"] for backup in repository.backups() if backup["id"] == made)
     repository.drop(made)
     return measured._replace(stored_bytes=size_bytes)
 
@@ -54,4 +54,4 @@ def _merge(context: Context, repository: BenchmarkedRepository, backup_id: str) 
     shutil.rmtree(merged)
     said = json.loads(subprocess.check_output([context.pgwal, *command]))
     shutil.rmtree(merged)
-    return measured._replace(stored_bytes=said["bytes_read"] + said["bytes_written"])
+    return measured._replace(stored_bytes=said["read_bytes"] + said["written_bytes"])

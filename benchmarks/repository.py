@@ -105,7 +105,8 @@ class BenchmarkedRepository:
     def backups(self) -> list[dict[str, Any]]:
         """Return what is told of its backups, oldest first."""
         command = [self._context.pgwal, "list", "--repo", self.address, "--json"]
-        listed: list[dict[str, Any]] = json.loads(subprocess.check_output(command, env=self._context.environment))
+        output = subprocess.check_output(command, env=self._context.environment)
+        listed: list[dict[str, Any]] = json.loads(output)["backups"]
         return listed
 
     def _options(self) -> list[str | Path]:

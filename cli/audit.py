@@ -9,12 +9,13 @@ import typer
 from pgwal_cli import options
 from pgwal_cli.audit_text import missed_document, tally_document, tally_text
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
-from pgwal_cli.output import print_json, size_text
+from pgwal_cli.output import print_json, range_documents, size_text
 from pgwal_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from pgwal.engine.audit import AuditReport
     from pgwal.postgres.connection import ConnectionParameters
+    from pgwal_cli.wal_documents import AuditDocument
 
 DEFAULT_PERCENT = 1.0
 
@@ -99,17 +100,16 @@ def _lines(report: AuditReport) -> list[str]:
     ]
 
 
-def _document(report: AuditReport) -> dict[str, object]:
+def _document(report: AuditReport) -> AuditDocument:
     from pgwal.wal.page_magic import wal_format_of_major
 
     wal_format = wal_format_of_major(report.prior.major)
     return {
-        "since": report.prior.backup_id,
-        "window": [
-            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.window
-        ],
-        "flushed_until": str(report.flushed_until),
+        "version": 1,
+        "prior": report.prior.backup_id,
+        "window": range_documents(report.window),
+        "flushed_lsn": str(report.flushed_until),
         **tally_document(report.tally),
         "seconds": round(report.seconds, 3),
-        "missed": [missed_document(block, wal_format) for block in report.tally.missed],
+        "missed_blocks": [missed_document(block, wal_format) for block in report.tally.missed],
     }

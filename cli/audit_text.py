@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pgwal_cli.output import size_text
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pgwal.engine.block_audit import AuditTally
     from pgwal.engine.missed_blocks import MissedBlock
     from pgwal.wal.page_magic import WalFormat
+    from pgwal_cli.documents import TallyDocument
+    from pgwal_cli.wal_documents import MissedBlockDocument, RecordMembers
 
 
 def tally_text(tally: AuditTally) -> str:
@@ -21,34 +23,34 @@ def tally_text(tally: AuditTally) -> str:
     )
 
 
-def tally_document(tally: AuditTally) -> dict[str, object]:
+def tally_document(tally: AuditTally) -> TallyDocument:
     """Return the same as JSON takes it."""
     return {
         "percent": tally.sample.percent,
         "seed": tally.sample.seed,
-        "unchanged_blocks": tally.unchanged_block_count,
-        "blocks_read": tally.block_count,
-        "bytes_read": tally.bytes_read,
-        "newer_blocks": tally.newer_block_count,
-        "missed_blocks": tally.missed_count,
+        "unchanged_block_count": tally.unchanged_block_count,
+        "read_block_count": tally.block_count,
+        "read_bytes": tally.bytes_read,
+        "newer_block_count": tally.newer_block_count,
+        "missed_block_count": tally.missed_count,
     }
 
 
-def missed_document(block: MissedBlock, wal_format: WalFormat) -> dict[str, object]:
+def missed_document(block: MissedBlock, wal_format: WalFormat) -> MissedBlockDocument:
     """Return a missed block, and the record that it was changed by, as JSON takes them."""
     from pgwal.wal.describe import record_document
 
     return {
         "path": block.path,
-        "tablespace": block.locator.spc_oid,
-        "database": block.locator.db_oid,
-        "relation": block.locator.rel_number,
+        "tablespace_oid": block.locator.spc_oid,
+        "database_oid": block.locator.db_oid,
+        "relation_number": block.locator.rel_number,
         "fork": block.fork.name.lower(),
-        "block": block.block_no,
+        "block_no": block.block_no,
         "page_lsn": str(block.page_lsn),
         "timeline": block.timeline_id,
-        "is_damaged": block.is_damaged,
-        "wal_is_archived": block.has_wal,
-        "record_names_block": block.is_named,
-        "record": None if block.record is None else record_document(wal_format, block.record),
+        "damaged": block.is_damaged,
+        "wal_archived": block.has_wal,
+        "named_by_record": block.is_named,
+        "record": None if block.record is None else cast("RecordMembers", record_document(wal_format, block.record)),
     }

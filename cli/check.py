@@ -13,6 +13,7 @@ from pgwal_cli.output import print_json
 
 if TYPE_CHECKING:
     from pgwal.engine.check import CheckReport
+    from pgwal_cli.condition_documents import CheckDocument
 
 
 @options.with_groups
@@ -52,8 +53,9 @@ def _print_report(report: CheckReport) -> None:
             print(f"         {finding.hint}")
 
 
-def _document(report: CheckReport) -> dict[str, object]:
+def _document(report: CheckReport) -> CheckDocument:
     return {
+        "version": 1,
         "role": report.role,
         "database": report.database,
         "lacking": report.is_lacking,

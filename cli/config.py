@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -15,6 +15,13 @@ from pgwal_cli.configuration_file import ConfigurationError, ConfigurationFile, 
 from pgwal_cli.configured_options import CommandOptions, CommandSettings, all_commands, is_overridden, own_variable
 from pgwal_cli.exit_codes import USAGE, UsageError
 from pgwal_cli.output import print_json, table_lines
+
+if TYPE_CHECKING:
+    from pgwal_cli.condition_documents import (
+        ConfigCheckDocument,
+        ConfigShowDocument,
+        ConfiguredClusterDocument,
+    )
 
 _LIBPQ = {"dbname": "PGDATABASE", "host": "PGHOST", "port": "PGPORT", "username": "PGUSER"}
 """Variables that libpq reads for what neither the command line nor the file says."""
@@ -37,13 +44,13 @@ def check(context: typer.Context, json: options.Json = False) -> None:
     file, clusters = _file_and_clusters(context.obj)
     problems = _problems(file, clusters)
     if json:
-        print_json(
-            {
-                "file": str(file.path),
-                "clusters": clusters,
-                "problems": [{"message": str(problem), "hint": problem.hint} for problem in problems],
-            }
-        )
+        document: ConfigCheckDocument = {
+            "version": 1,
+            "path": str(file.path),
+            "cluster_names": clusters,
+            "mistakes": [{"message": str(problem), "hint": problem.hint} for problem in problems],
+        }
+        print_json(document)
     else:
         for problem in problems:
             print(f"{problem}{'' if problem.hint is None else f'. {problem.hint}'}")
@@ -61,18 +68,27 @@ def show(context: typer.Context, json: options.Json = False) -> None:
     file, clusters = _file_and_clusters(context.obj)
     shown = {name: list(_effective(file, name)) for name in _names(clusters)}
     if json:
-        print_json(
-            {
-                "file": str(file.path),
-                "clusters": {name or "": [option._asdict() for option in found] for name, found in shown.items()},
-            }
-        )
+        print_json(_document(file, shown))
         return
     print(file.path)
     for name, found in shown.items():
         print(f"\n{'without a cluster' if name is None else f'cluster {name}'}")
         rows = [(option.command or "-", option.option, option.value, option.origin) for option in found]
         print("\n".join(table_lines(("COMMAND", "OPTION", "VALUE", "FROM"), rows)))
+
+
+def _document(file: ConfigurationFile, shown: Mapping[str | None, list[_Effective]]) -> ConfigShowDocument:
+    clusters: list[ConfiguredClusterDocument] = [
+        {
+            "cluster": name,
+            "options": [
+                {"command": each.command, "option": each.option, "value": each.value, "origin": each.origin}
+                for each in found
+            ],
+        }
+        for name, found in shown.items()
+    ]
+    return {"version": 1, "path": str(file.path), "clusters": clusters}
 
 
 class _Effective(NamedTuple):

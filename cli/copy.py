@@ -15,6 +15,7 @@ from pgwal_cli.rebuilding import Jobs
 
 if TYPE_CHECKING:
     from pgwal.engine.copy_repository import CopyReport
+    from pgwal_cli.documents import CopyDocument
 
 
 def copy(
@@ -93,17 +94,18 @@ def _lines(report: CopyReport, to: Place, dry_run: bool) -> list[str]:
     return lines
 
 
-def _document(report: CopyReport, dry_run: bool) -> dict[str, object]:
+def _document(report: CopyReport, dry_run: bool) -> CopyDocument:
     return {
+        "version": 1,
         "dry_run": dry_run,
-        "copied": [entry.backup_id for entry in report.backups],
-        "expired": [entry.backup_id for entry in report.expired],
-        "packs": report.pack_count,
+        "copied_backups": [entry.backup_id for entry in report.backups],
+        "left_out_backups": [entry.backup_id for entry in report.expired],
+        "pack_count": report.pack_count,
         "backup_bytes": report.backup_bytes,
-        "wal_segments": report.segment_count,
+        "segment_count": report.segment_count,
         "wal_bytes": report.wal_bytes,
-        "summaries": report.summary_count,
-        "wal_opened": report.opens_files,
+        "summary_count": report.summary_count,
+        "opens_files": report.opens_files,
         "problems": [
             {"backup": problem.backup_id, "path": problem.path, "message": problem.message}
             for problem in report.problems

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgwal.errors import PgwalError, TargetError
 from pgwal_cli.demo_load import WriteLoad, create_tables, table_checksums
@@ -22,6 +22,9 @@ from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
 from pgwal_cli.server_installation import ServerInstallation, embedded_installation, make_reachable
 from pgwal_cli.throwaway_server import ThrowawayServer
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import DemoDocument, DemoStepDocument
 
 _Result = TypeVar("_Result")
 
@@ -85,14 +88,14 @@ class _Step:
         counts = ("" if count is None else str(count) for count in (self.copied_blocks, self.blocks))
         return (self.name, f"{self.seconds:.1f}", *sizes, *counts)
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> DemoStepDocument:
         return {
             "step": self.name,
             "seconds": round(self.seconds, 3),
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "copied_blocks": self.copied_blocks,
-            "blocks": self.blocks,
+            "read_bytes": self.bytes_read,
+            "written_bytes": self.bytes_written,
+            "copied_block_count": self.copied_blocks,
+            "block_count": self.blocks,
         }
 
 
@@ -119,10 +122,11 @@ class DemoReport:
     def lines(self) -> list[str]:
         return table_lines(_HEADER, [step.row() for step in self.steps])
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> DemoDocument:
         return {
+            "version": 1,
             "equal": self.is_equal,
-            "tables": len(self.source),
+            "table_count": len(self.source),
             "steps": [step.document() for step in self.steps],
         }
 
@@ -207,7 +211,7 @@ class _Demo:
             arguments += ["--pgdata", str(self._server.data_directory)]
         output = json_codec.loads(self._pgwal(*command, *arguments))
         seconds = time.monotonic() - begin_s
-        counts = (output[key] for key in ("bytes_read", "bytes_written", "copied_blocks", "blocks"))
+        counts = (output[key] for key in ("read_bytes", "written_bytes", "copied_block_count", "block_count"))
         self._report.steps.append(_Step(name, seconds, *counts))
         assert isinstance(output, dict)
         return output
@@ -223,7 +227,7 @@ class _Demo:
             command = ["--restore-command", relay.restore_command]
         output = json_codec.loads(self._pgwal("restore", backup_id, "-D", str(self._target), *command, "--json"))
         seconds = time.monotonic() - begin_s
-        self._report.steps.append(_Step("restore", seconds, output["bytes_read"], output["bytes_written"]))
+        self._report.steps.append(_Step("restore", seconds, output["read_bytes"], output["written_bytes"]))
         restored = ThrowawayServer(self._installation, self._directory / "restored_server")
         restored.adopt(self._target)
         self._opened.enter_context(restored)

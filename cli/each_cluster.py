@@ -11,7 +11,7 @@ from typing import Any
 
 from pgwal_cli.cluster_command import Chosen
 from pgwal_cli.exit_codes import INTERRUPTED
-from pgwal_cli.output import print_json
+from pgwal_cli.output import ERROR_LINE, print_json
 
 _WORST_FIRST = (5, 4, 1, 2, 3, 6, 0)
 """Exit codes: what is damaged, what is missing, what failed, what is misunderstood, what may go away by itself."""
@@ -40,7 +40,7 @@ def run_for_each(
         if code == INTERRUPTED:
             return code
     if as_json:
-        print_json(documents)
+        print_json({"version": 1, "clusters": documents})
         sys.stdout.flush()
     return next((code for code in _WORST_FIRST if code in codes), max(codes))
 
@@ -52,7 +52,7 @@ def _collect(arguments: list[str], run: Callable[[list[str], Chosen], int]) -> t
         code = run(arguments, Chosen(of_all=True))
     error = None
     for line in said.getvalue().splitlines():
-        if line.startswith('{"error": '):
+        if line.startswith(ERROR_LINE):
             error = json.loads(line)["error"]
         else:
             print(line, file=sys.stderr)

@@ -11,12 +11,15 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.retention_options import RetentionOptions, decision_lines, why_document
+from pgwal_cli.terminal import printable, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pgwal.backup.pack_use import WornPack
     from pgwal.engine.expire_plan import ExpireReport
+    from pgwal.repository.store import StoredObject
+    from pgwal_cli.documents import ExpireDocument, StoredFileDocument, WornPackDocument
 
 DEFAULT_MAX_REWRITE: Any = "1G"
 """As text, which the option reads."""
@@ -63,7 +66,7 @@ def expire(
     if json:
         print_json(_document(report, dry_run))
     else:
-        print("\n".join([*(decision_lines(report) if dry_run else []), *_lines(report, dry_run)]))
+        _print(report, dry_run)
 
 
 def warn_of_unjudged(report: ExpireReport) -> None:
@@ -81,6 +84,19 @@ def warn_of_unjudged(report: ExpireReport) -> None:
             f" damaged; it is left in place{no_wal}",
             file=sys.stderr,
         )
+
+
+def _print(report: ExpireReport, dry_run: bool) -> None:
+    console = terminal() if dry_run else None
+    if console is None:
+        print("\n".join([*(decision_lines(report) if dry_run else []), *_lines(report, dry_run)]))
+        return
+    from pgwal_cli.decision_table import print_decision
+
+    print_decision(console, report)
+    console.print()
+    for line in _lines(report, dry_run):
+        console.print(printable(line))
 
 
 def _lines(report: ExpireReport, dry_run: bool) -> list[str]:
@@ -121,26 +137,36 @@ def _rewriting_lines(report: ExpireReport, dry_run: bool) -> list[str]:
     return lines
 
 
-def _pack_documents(packs: Sequence[WornPack]) -> list[dict[str, object]]:
-    return [{"name": pack.name, "size": pack.size_bytes, "needed": pack.needed_bytes} for pack in packs]
+def _file_documents(files: Iterable[StoredObject]) -> list[StoredFileDocument]:
+    return [{"name": file.name, "stored_bytes": file.size_bytes} for file in files]
 
 
-def _document(report: ExpireReport, dry_run: bool) -> dict[str, object]:
+def _pack_documents(packs: Sequence[WornPack]) -> list[WornPackDocument]:
+    return [{"name": pack.name, "stored_bytes": pack.size_bytes, "needed_bytes": pack.needed_bytes} for pack in packs]
+
+
+def _document(report: ExpireReport, dry_run: bool) -> ExpireDocument:
     return {
+        "version": 1,
         "dry_run": dry_run,
-        "expired": [{"id": entry.backup_id, "stored_size": entry.repository_bytes} for entry in report.expired],
-        "kept": [entry.backup_id for entry in report.kept],
-        "why": {entry.backup_id: why_document(report, entry.backup_id) for entry in report.kept},
-        "merged": [entry.backup_id for entry in report.merged],
-        "long_term": [entry.backup_id for entry in report.long_term],
-        "broken": [entry.backup_id for entry in report.broken],
-        "unreadable": [backup.backup_id for backup in report.unreadable],
-        "unfinished": report.unfinished,
-        "wal_needed_from": None if report.wal_needed_from is None else str(report.wal_needed_from),
-        "packs": [{"name": pack.name, "size": pack.size_bytes} for pack in report.packs],
-        "rewritten": _pack_documents(report.rewritten),
-        "waiting": _pack_documents(report.waiting),
-        "wal": [{"name": file.name, "size": file.size_bytes} for file in report.wal],
-        "summaries": [{"name": file.name, "size": file.size_bytes} for file in report.summaries],
-        "bytes": report.backup_bytes + report.wal_bytes + report.summary_bytes,
+        "expired_backups": [
+            {"id": entry.backup_id, "stored_bytes": entry.repository_bytes} for entry in report.expired
+        ],
+        "kept_backups": [
+            {"id": entry.backup_id, "why": why_document(report, entry.backup_id)} for entry in report.kept
+        ],
+        "merged_backups": [entry.backup_id for entry in report.merged],
+        "long_term_backups": [entry.backup_id for entry in report.long_term],
+        "broken_backups": [entry.backup_id for entry in report.broken],
+        "unreadable_backups": [
+            {"backup": backup.backup_id, "message": str(backup.error)} for backup in report.unreadable
+        ],
+        "unfinished_backups": report.unfinished,
+        "kept_wal_lsn": None if report.wal_needed_from is None else str(report.wal_needed_from),
+        "removed_packs": _file_documents(report.packs),
+        "rewritten_packs": _pack_documents(report.rewritten),
+        "waiting_packs": _pack_documents(report.waiting),
+        "removed_wal": _file_documents(report.wal),
+        "removed_summaries": _file_documents(report.summaries),
+        "removed_bytes": report.backup_bytes + report.wal_bytes + report.summary_bytes,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs, NoSync
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import ExportDocument
 
 
 def export(
@@ -34,14 +37,14 @@ def export(
     with progress_bar("exporting", progress) as on_progress:
         report = export_backup(request, on_progress)
     if json:
-        print_json(
-            {
-                "id": report.entry.backup_id,
-                "kind": report.entry.kind.value,
-                "files": report.file_count,
-                "bytes_written": report.bytes_written,
-            }
-        )
+        document: ExportDocument = {
+            "version": 1,
+            "backup": report.entry.backup_id,
+            "kind": report.entry.kind.value,
+            "file_count": report.file_count,
+            "written_bytes": report.bytes_written,
+        }
+        print_json(document)
     else:
         print(
             f"exported {report.entry.kind} backup {report.entry.backup_id} to {output}: {report.file_count} files,"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgwal_cli.output import print_json, size_text, table_lines
+from pgwal_cli.output import print_json, range_documents, size_text, table_lines
 
 if TYPE_CHECKING:
     from pgwal.engine.forecast import Forecast, RelationForecast
+    from pgwal_cli.documents import BackupForecastDocument
 
 
 def print_forecast(forecast: Forecast, as_json: bool) -> None:
@@ -46,27 +47,26 @@ def _name(relation: RelationForecast) -> str:
     return relation.path if relation.database is None else f"{relation.database}: {relation.path}"
 
 
-def _document(forecast: Forecast) -> dict[str, object]:
+def _document(forecast: Forecast) -> BackupForecastDocument:
     return {
+        "version": 1,
         "kind": "full" if forecast.prior is None else "incremental",
         "prior": None if forecast.prior is None else forecast.prior.backup_id,
-        "window": [
-            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in forecast.window
-        ],
+        "window": range_documents(forecast.window),
         "server_lsn": str(forecast.server_lsn),
         "relations": [
             {
-                "name": relation.name,
+                "relation": relation.name,
                 "database": relation.database,
                 "path": relation.path,
-                "blocks": relation.block_count,
-                "bytes": relation.size_bytes,
+                "block_count": relation.block_count,
+                "size_bytes": relation.size_bytes,
             }
             for relation in forecast.relations
         ],
-        "other_files": forecast.other_file_count,
+        "other_file_count": forecast.other_file_count,
         "other_bytes": forecast.other_size_bytes,
-        "blocks": forecast.block_count,
-        "bytes": forecast.size_bytes,
-        "total_bytes": forecast.total_size_bytes,
+        "block_count": forecast.block_count,
+        "size_bytes": forecast.size_bytes,
+        "cluster_bytes": forecast.total_size_bytes,
     }

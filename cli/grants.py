@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgwal_cli import options
 from pgwal_cli.output import print_json
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import GrantsDocument
 
 
 @options.with_groups
@@ -32,7 +35,8 @@ def grants(
 
     database, statements = connection.connecting(missing)
     if json:
-        print_json({"role": role, "database": database, "statements": statements})
+        document: GrantsDocument = {"version": 1, "role": role, "database": database, "statements": statements}
+        print_json(document)
         return
     # In one line, or what follows would be taken for SQL.
     where = one_line(f"in database {quoted_identifier(database)}")

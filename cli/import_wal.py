@@ -15,6 +15,7 @@ from pgwal_cli.progress import progress_bar
 if TYPE_CHECKING:
     from pgwal.engine.import_wal import ImportReport
     from pgwal.segment import WalGeometry
+    from pgwal_cli.wal_documents import ImportDocument
 
 
 def import_wal(
@@ -45,8 +46,9 @@ def import_wal(
         raise typer.Exit(FAILED)
 
 
-def _document(report: ImportReport, geometry: WalGeometry, *, dry_run: bool) -> dict[str, object]:
+def _document(report: ImportReport, geometry: WalGeometry, *, dry_run: bool) -> ImportDocument:
     return {
+        "version": 1,
         "dry_run": dry_run,
         "files": [
             {"path": file.path, "outcome": file.outcome.value, "reason": file.reason or None} for file in report.files
@@ -54,8 +56,8 @@ def _document(report: ImportReport, geometry: WalGeometry, *, dry_run: bool) -> 
         "gaps": [
             {
                 "timeline": gap.timeline_id,
-                "start": str(gap.start),
-                "end": str(gap.end),
+                "start_lsn": str(gap.start),
+                "end_lsn": str(gap.end),
                 "first_segment": geometry.file_name(gap.timeline_id, geometry.segment_no(gap.start)),
                 "last_segment": geometry.file_name(gap.timeline_id, geometry.last_segment_no(gap.end)),
             }

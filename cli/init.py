@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression, Compr
 from pgwal.repository.storage_format import FileFormat, StorageFormat
 from pgwal_cli import options
 from pgwal_cli.output import print_json
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import InitDocument
 
 Format = Annotated[
     FileFormat | None,
@@ -68,14 +71,14 @@ def init(
         raise typer.BadParameter("--compress is for --format packed: plain files are stored as they are")
     found = initialise(repo, wanted, recipient or ())
     if json:
-        print_json(
-            {
-                "repository": str(repo),
-                "format": found.files.value,
-                "compression": str(found.compression),
-                "encrypted": found.encryption_id is not None,
-            }
-        )
+        document: InitDocument = {
+            "version": 1,
+            "repository": str(repo),
+            "format": found.files.value,
+            "compression": str(found.compression),
+            "encrypted": found.encryption_id is not None,
+        }
+        print_json(document)
     else:
         print(f"{repo} is a repository of format {found}")
         if found.encryption_id is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pgwal.wal.page_magic import WalFormat
     from pgwal.wal.record import WalRecord
+    from pgwal_cli.wal_documents import RecordStatisticsDocument, RecordTypeDocument
 
 _STATS_HEADER = ("TYPE", "N", "(%)", "RECORD SIZE", "(%)", "FPI SIZE", "(%)", "COMBINED SIZE", "(%)")
 
@@ -79,7 +80,7 @@ def _print_records(wal_format: WalFormat, records: Iterable[WalRecord], json: bo
 
     for record in records:
         if json:
-            json_codec.dump(record_document(wal_format, record), sys.stdout)
+            json_codec.dump({"version": 1, **record_document(wal_format, record)}, sys.stdout)
             sys.stdout.write("\n")
         else:
             sys.stdout.write(record_line(wal_format, record) + "\n")
@@ -99,9 +100,7 @@ def _print_stats(wal_format: WalFormat, records: Iterable[WalRecord], json: bool
         images[name] += image_length(record)
         sizes[name] += record.total_length - image_length(record)
     if json:
-        print_json(
-            [{"type": n, "count": counts[n], "record_size": sizes[n], "image_size": images[n]} for n in sorted(counts)]
-        )
+        print_json(_statistics_document(counts, sizes, images))
         return
     totals = (counts.total(), sizes.total(), images.total(), sizes.total() + images.total())
     rows = [
@@ -109,6 +108,22 @@ def _print_stats(wal_format: WalFormat, records: Iterable[WalRecord], json: bool
         for name in sorted(counts)
     ]
     print("\n".join(table_lines(_STATS_HEADER, [*rows, _stats_row("Total", totals, totals)])))
+
+
+def _statistics_document(counts: Counter[str], sizes: Counter[str], images: Counter[str]) -> RecordStatisticsDocument:
+    types: list[RecordTypeDocument] = []
+    for name in sorted(counts):
+        rmgr, _, record_type = name.partition("/")
+        types.append(
+            {
+                "rmgr": rmgr,
+                "record_type": record_type,
+                "record_count": counts[name],
+                "record_bytes": sizes[name],
+                "image_bytes": images[name],
+            }
+        )
+    return {"version": 1, "record_types": types}
 
 
 def _stats_row(name: str, values: tuple[int, ...], totals: tuple[int, ...]) -> tuple[str, ...]:

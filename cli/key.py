@@ -14,6 +14,7 @@ from pgwal_cli.output import print_json
 
 if TYPE_CHECKING:
     from pgwal.engine.keys import KeyReport
+    from pgwal_cli.documents import IdentityDocument, KeysDocument
 
 Recipients = Annotated[
     list[str],
@@ -34,7 +35,8 @@ def generate(
     identity = Identity.generate()
     write_identity(output, identity)
     if json:
-        print_json({"file": str(output), "recipient": identity.recipient})
+        document: IdentityDocument = {"version": 1, "path": str(output), "recipient": identity.recipient}
+        print_json(document)
     else:
         print(identity.recipient)
 
@@ -70,14 +72,14 @@ def metadata(repo: options.Repo, json: options.Json = False) -> None:
 def _print(report: KeyReport, as_json: bool) -> None:
     keyring, path = report
     if as_json:
-        print_json(
-            {
-                "repository": keyring.repository_id,
-                "recipients": list(keyring.recipients),
-                "generation": keyring.content[-1].generation,
-                "metadata_key": path,
-            }
-        )
+        document: KeysDocument = {
+            "version": 1,
+            "encryption_id": keyring.repository_id,
+            "recipients": list(keyring.recipients),
+            "generation": keyring.content[-1].generation,
+            "metadata_key_path": path,
+        }
+        print_json(document)
         return
     for recipient in keyring.recipients:
         print(recipient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,12 +12,21 @@ from pgwal.backup.chain import prior_of
 from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text, table_lines
 from pgwal_cli.retention_options import RetentionOptions, why_document, why_text
+from pgwal_cli.terminal import terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import RecoverableRange
     from pgwal.engine.expire_plan import ExpireReport
+    from pgwal.lsn import Lsn
     from pgwal.repository.repository import Repository
+    from pgwal_cli.documents import BackupMembers, ListDocument, ListedBackupDocument
+
+_MOST_ENDS = 4
+"""Of so many WAL is read: more there are where much is missing."""
+_Listed = tuple["BackupEntry", "RecoverableRange | None", bool, float, str | None]
 
 _HEADER = (
     "ID",
@@ -59,14 +68,25 @@ def list_backups(
     decision = _decided(repository, rules) if why else None
     if json:
         print_json(
-            [
-                backup_document(entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids)
-                | _why_members(decision, entry)
-                for entry in entries
-            ]
+            _document(
+                [
+                    backup_members(
+                        entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids
+                    )
+                    for entry in entries
+                ],
+                decision,
+            )
         )
     elif not entries:
         print("no backups")
+    elif (console := terminal()) is not None:
+        listed = [
+            (entry, recoverable[entry.backup_id], entry.backup_id in pinned_ids, duration_s(entry),
+             None if decision is None else _why(decision, entry))
+            for entry in entries
+        ]  # fmt: skip
+        _print_on_terminal(console, repository, listed)
     else:
         depths = _depths(entries)
         header = _HEADER if decision is None else (*_HEADER, "WHY (UTC)")
@@ -75,6 +95,28 @@ def list_backups(
             row = _row(entry, depths[entry.backup_id], recoverable[entry.backup_id], entry.backup_id in pinned_ids)
             rows.append(row if decision is None else (*row, _why(decision, entry)))
         print("\n".join(table_lines(header, rows)))
+
+
+def _print_on_terminal(console: Console, repository: Repository, listed: list[_Listed]) -> None:
+    from pgwal.engine.coverage import read_wal_coverage
+    from pgwal_cli.list_table import ListedBackup, print_backups
+
+    receiver = repository.receiver_state()
+    known_times = _end_times(repository, [recoverable for _, recoverable, *_ in listed])
+    if receiver is not None and receiver.updated_at is not None:
+        known_times[receiver.timeline_id, receiver.flushed_lsn] = datetime.fromtimestamp(receiver.updated_at, UTC)
+    coverage = read_wal_coverage(repository, [entry for entry, *_ in listed])
+    print_backups(console, [ListedBackup(*each) for each in listed], coverage, known_times)
+
+
+def _end_times(repository: Repository, ranges: list[RecoverableRange | None]) -> dict[tuple[int, Lsn], datetime]:
+    """Return of the newest ends to which backups can be recovered of which time the last transaction is."""
+    from pgwal.engine.recoverable_time import last_recoverable_time
+
+    ends = {(each.timeline_id, each.end): each for each in ranges if each is not None and not each.is_long_term}
+    newest = sorted(ends)[-_MOST_ENDS:]
+    found = {end: last_recoverable_time(repository, ends[end]) for end in newest}
+    return {end: moment for end, moment in found.items() if moment is not None}
 
 
 def _decided(repository: Repository, rules: RetentionOptions) -> ExpireReport:
@@ -89,8 +131,11 @@ def _why(decision: ExpireReport, entry: BackupEntry) -> str:
     return why_text(decision, entry.backup_id)
 
 
-def _why_members(decision: ExpireReport | None, entry: BackupEntry) -> dict[str, object]:
-    return {} if decision is None else {"why": why_document(decision, entry.backup_id)}
+def _document(backups: list[BackupMembers], decision: ExpireReport | None) -> ListDocument:
+    listed: list[ListedBackupDocument] = [
+        {**backup, "why": None if decision is None else why_document(decision, backup["id"])} for backup in backups
+    ]
+    return {"version": 1, "backups": listed}
 
 
 def _depths(entries: list[BackupEntry]) -> dict[str, int]:
@@ -132,9 +177,9 @@ def duration_s(entry: BackupEntry) -> float:
     return (datetime.fromisoformat(entry.finished_at) - datetime.fromisoformat(entry.started_at)).total_seconds()
 
 
-def backup_document(
+def backup_members(
     entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None, *, is_pinned: bool
-) -> dict[str, object]:
+) -> BackupMembers:
     """Return what ``list`` and ``show`` print of a backup with --json."""
     by_id = {other.backup_id: other for other in entries}
     prior = prior_of(entry, by_id)
@@ -146,26 +191,26 @@ def backup_document(
         "start_lsn": str(entry.start_lsn),
         "stop_lsn": str(entry.stop_lsn),
         "timeline": entry.start_timeline_id,
-        "window": None
-        if prior is None
-        else {"timeline": prior.start_timeline_id, "start": str(prior.start_lsn), "end": str(entry.start_lsn)},
+        "stop_timeline": entry.stop_timeline_id,
+        "prior_timeline": None if prior is None else prior.start_timeline_id,
+        "prior_lsn": None if prior is None else str(prior.start_lsn),
         "label": entry.label,
-        "started": entry.started_at,
-        "finished": entry.finished_at,
+        "started_at": entry.started_at,
+        "finished_at": entry.finished_at,
         "seconds": duration_s(entry),
-        "files": entry.totals.file_count,
-        "incremental_files": entry.totals.incremental_file_count,
-        "size": entry.totals.size_bytes,
-        "stored_size": entry.repository_bytes,
+        "file_count": entry.totals.file_count,
+        "incremental_file_count": entry.totals.incremental_file_count,
+        "size_bytes": entry.totals.size_bytes,
+        "stored_bytes": entry.repository_bytes,
         "format": "plain" if entry.packed_size_bytes is None else "packed",
         "pinned": is_pinned,
         "recoverable": None
         if recoverable is None
         else {
-            "start_lsn": str(recoverable.start),
-            "start_time": entry.finished_at,
-            "end_lsn": str(recoverable.end),
             "timeline": recoverable.timeline_id,
+            "start_lsn": str(recoverable.start),
+            "start_at": entry.finished_at,
+            "end_lsn": str(recoverable.end),
             "whole": recoverable.is_whole,
             "long_term": recoverable.is_long_term,
         },

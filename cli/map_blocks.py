@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyroaring import BitMap
 
     from pgwal.summary.block_map import BlockMap
+    from pgwal_cli.wal_documents import ChangedForkDocument
 
 Item = TypeVar("Item")
 
@@ -135,24 +136,26 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def json_of(block_map: BlockMap) -> Iterator[str]:
-    """Yield what print_json would print of the list of all entries, without having that in memory."""
+    """Yield what print_json would print of the document of all entries, without having that in memory."""
+    yield '{\n  "version": 1,\n  "forks": '
     is_empty = True
     for key, changes in block_map.entries():
-        entry = {
-            "tablespace": key.spc_oid,
-            "database": key.db_oid,
-            "relation": key.rel_number,
+        entry: ChangedForkDocument = {
+            "tablespace_oid": key.spc_oid,
+            "database_oid": key.db_oid,
+            "relation_number": key.rel_number,
             "fork": Fork(key.fork).name.lower(),
-            "limit_block": None if changes.limit_block == INVALID_BLOCK_NUMBER else changes.limit_block,
-            "blocks": [],
+            "limit_block_no": None if changes.limit_block == INVALID_BLOCK_NUMBER else changes.limit_block,
+            "block_ranges": [],
         }
-        yield ("[\n" if is_empty else ",\n") + indent(json_codec.dumps(entry, indent=2), "  ").removesuffix("]\n  }")
+        opened = indent(json_codec.dumps(entry, indent=2), "    ").removesuffix("]\n    }")
+        yield ("[\n" if is_empty else ",\n") + opened
         is_empty = False
         separator = ""
         for intervals in _batches(_intervals(changes.blocks)):
             yield separator + ",".join(
-                [f"\n      [\n        {first},\n        {last}\n      ]" for first, last in intervals]
+                [f"\n        [\n          {first},\n          {last}\n        ]" for first, last in intervals]
             )
             separator = ","
-        yield "\n    ]\n  }" if separator else "]\n  }"
-    yield "[]\n" if is_empty else "\n]\n"
+        yield "\n      ]\n    }" if separator else "]\n    }"
+    yield "[]\n}\n" if is_empty else "\n  ]\n}\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from pgwal_cli import options
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import MergeDocument
 
 
 def merge(
@@ -27,17 +30,17 @@ def merge(
     with progress_bar("merging", progress) as on_progress:
         report = merge_backup(MergeRequest(repo, backup, jobs), on_progress)
     if json:
-        print_json(
-            {
-                "id": report.entry.backup_id,
-                "merged": report.merged.backup_id,
-                "chain_length": report.chain_length,
-                "files": report.file_count,
-                "size": report.entry.totals.size_bytes,
-                "bytes_read": report.bytes_read,
-                "bytes_written": report.bytes_written,
-            }
-        )
+        document: MergeDocument = {
+            "version": 1,
+            "id": report.entry.backup_id,
+            "backup": report.merged.backup_id,
+            "backup_count": report.chain_length,
+            "file_count": report.file_count,
+            "size_bytes": report.entry.totals.size_bytes,
+            "read_bytes": report.bytes_read,
+            "written_bytes": report.bytes_written,
+        }
+        print_json(document)
     else:
         print(
             f"merged {report.chain_length} backups into {report.entry.backup_id}, a full backup as of"

@@ -10,10 +10,13 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgwal.errors import PgwalError, SlowScanner
-from pgwal.lsn import Lsn
+from pgwal.lsn import Lsn, LsnRange
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import ErrorMembers, FactsDocument, RangeDocument
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -47,6 +50,12 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.0f} {_UNITS[unit]}"
 
 
+ERROR_LINE = '{"version": 1, "error": '
+"""How a line of stderr begins that is an error in JSON."""
+_FACTS = {"timeline_id": "timeline", "backup_id": "backup"}
+"""Facts that JSON names as it does everywhere."""
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     # In one piece: an unbuffered standard output would get it word by word.
@@ -71,27 +80,35 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
 
 
 def print_error(error: PgwalError, *, as_json: bool = False) -> None:
-    """Print an error and its hint on stderr; ``as_json`` as one line, in the form that docs/commands.md has."""
+    """Print an error and its hint on stderr; ``as_json`` as one line, in the form that docs/json.md has."""
     if as_json:
-        sys.stderr.write(json.dumps({"error": error_document(error)}) + "\n")
+        sys.stderr.write(json.dumps({"version": 1, "error": error_document(error)}) + "\n")
         return
     print(f"pgwal: error: {error}", file=sys.stderr)
     if error.hint:
         print(f"pgwal: hint: {error.hint}", file=sys.stderr)
 
 
-def error_document(error: PgwalError) -> dict[str, Any]:
+def error_document(error: PgwalError) -> ErrorMembers:
     """Return what JSON says of an error."""
-    facts: dict[str, Any] = {**error.facts}
-    facts |= {name: str(Lsn(facts[name])) for name in ("lsn", "end_lsn") if name in facts}
+    facts: Any = {
+        _FACTS.get(name, name): str(Lsn(value)) if name in ("lsn", "end_lsn") else value  # type: ignore[call-overload]
+        for name, value in error.facts.items()
+    }
+    known: FactsDocument = facts
     return {
         "kind": type(error).__name__,
         "message": str(error),
         "hint": error.hint,
         "exit_code": error.exit_code,
-        "is_transient": error.is_transient,
-        "facts": facts,
+        "transient": error.is_transient,
+        "facts": known,
     }
+
+
+def range_documents(ranges: Iterable[LsnRange]) -> list[RangeDocument]:
+    """Return what JSON says of ranges of WAL."""
+    return [{"timeline": part.timeline_id, "start_lsn": str(part.start), "end_lsn": str(part.end)} for part in ranges]
 
 
 class _MessageFormatter(logging.Formatter):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgwal_cli import options
 from pgwal_cli.output import print_json
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import PinDocument
 
 
 def pin(
@@ -20,6 +23,7 @@ def pin(
 
     is_new = pin_backup(repo, backup)
     if json:
-        print_json({"id": backup, "pinned": True, "changed": is_new})
+        document: PinDocument = {"version": 1, "backup": backup, "pinned": True, "changed": is_new}
+        print_json(document)
     else:
         print(f"pinned {backup}" if is_new else f"{backup} is pinned already")

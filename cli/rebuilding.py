@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from pgwal.engine.rebuild_options import RebuildOptions
     from pgwal.engine.rebuild_report import RebuildReport
+    from pgwal_cli.restore_documents import CombineDocument
 
 logger = logging.getLogger("pgwal")
 
@@ -108,13 +109,14 @@ def warn_of_root(directory: Path) -> None:
         logger.warning("all of %s belongs to root, and a server does not run as root: chown it to its user", directory)
 
 
-def rebuild_document(report: RebuildReport) -> dict[str, object]:
+def rebuild_document(report: RebuildReport) -> CombineDocument:
     """Return what --json prints of it."""
     return {
+        "version": 1,
         "backup": report.entry.backup_id,
-        "chain_length": report.chain_length,
-        "files": report.file_count,
-        "bytes_read": report.bytes_read,
-        "bytes_written": report.bytes_written,
-        "linked_backups": report.linked_backups,
+        "backup_count": report.chain_length,
+        "file_count": report.file_count,
+        "read_bytes": report.bytes_read,
+        "written_bytes": report.bytes_written,
+        "linked_backups": list(report.linked_backups),
     }

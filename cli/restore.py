@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pgwal.engine.rebuild_report import RebuildReport
     from pgwal.engine.restore import PreparedRestore, RestoreRequest
     from pgwal.repository.place import Place
+    from pgwal_cli.restore_documents import RestoreDocument
 
 logger = logging.getLogger("pgwal")
 
@@ -173,9 +174,14 @@ def _restore(request: RestoreRequest, progress: bool, json: bool) -> None:
     warn_of_links(report.linked_backups, request.target)
     warn_of_root(request.target)
     if json:
-        kept = {"bytes_kept": report.bytes_kept, "bytes_fetched": report.bytes_fetched}
-        recovery = {"recovery": dict(request.recovery_target.settings()), "standby": request.standby is not None}
-        print_json(rebuild_document(report) | kept | recovery)
+        document: RestoreDocument = {
+            **rebuild_document(report),
+            "kept_bytes": report.bytes_kept,
+            "fetched_bytes": report.bytes_fetched,
+            "recovery": dict(request.recovery_target.settings()),
+            "standby": request.standby is not None,
+        }
+        print_json(document)
     else:
         _print_report(request, report)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pgwal.engine.replay_forecast import ReplayForecast
     from pgwal.engine.restore_forecast import RestoreForecast
     from pgwal.engine.restore_room import FileSystemRoom
+    from pgwal_cli.restore_documents import ReplayDocument, RestoreForecastDocument
 
 
 def start_text(entry: BackupEntry, replay: ReplayForecast | None) -> str:
@@ -67,56 +68,58 @@ def _room_text(room: FileSystemRoom) -> str:
     return f"{places}: {size_text(room.needed_bytes)} of {size_text(room.free_bytes)} that are free: {verdict}"
 
 
-def _document(forecast: RestoreForecast, settings: dict[str, str]) -> dict[str, object]:
+def _document(forecast: RestoreForecast, settings: dict[str, str]) -> RestoreForecastDocument:
     entry = forecast.chain[0]
     return {
+        "version": 1,
         "backup": entry.backup_id,
         "chain": [each.backup_id for each in forecast.chain],
         "stop_lsn": str(entry.stop_lsn),
-        "finished": entry.finished_at,
+        "finished_at": entry.finished_at,
         "recovery": settings,
         "replay": None if forecast.replay is None else replay_document(forecast.replay),
         "created_tablespaces": [
-            {"oid": created.oid, "path": created.path, "lsn": str(created.lsn)} for created in forecast.created
+            {"tablespace_oid": created.oid, "path": created.path, "lsn": str(created.lsn)}
+            for created in forecast.created
         ],
-        "room": [
+        "file_systems": [
             {
                 "places": [
                     {
-                        "directory": str(place.directory),
-                        "tablespace": place.tablespace_oid,
-                        "files": place.file_count,
-                        "bytes": place.size_bytes,
+                        "path": str(place.directory),
+                        "tablespace_oid": place.tablespace_oid,
+                        "file_count": place.file_count,
+                        "size_bytes": place.size_bytes,
                     }
                     for place in room.places
                 ],
                 "needed_bytes": room.needed_bytes,
                 "free_bytes": room.free_bytes,
-                "is_enough": room.is_enough,
+                "enough": room.is_enough,
             }
             for room in forecast.rooms
         ],
     }
 
 
-def replay_document(replay: ReplayForecast) -> dict[str, object]:
+def replay_document(replay: ReplayForecast) -> ReplayDocument:
     """Return what JSON says of the WAL that is replayed."""
     last, gap = replay.last_transaction_at, replay.gap
     return {
         "timeline": replay.timeline_id,
         "start_lsn": str(replay.start_lsn),
         "end_lsn": str(replay.end_lsn),
-        "last_transaction": None if last is None else last.isoformat(),
-        "bytes": replay.size_bytes,
-        "segments": replay.segment_count,
+        "last_transaction_at": None if last is None else last.isoformat(),
+        "wal_bytes": replay.size_bytes,
+        "segment_count": replay.segment_count,
         "first_segment": replay.first,
         "last_segment": replay.last,
         "gap": None
         if gap is None
         else {
             "timeline": gap.timeline_id,
-            "start": str(gap.start),
-            "end": str(gap.end),
+            "start_lsn": str(gap.start),
+            "end_lsn": str(gap.end),
             "first_segment": gap.first,
             "last_segment": gap.last,
         },

@@ -12,6 +12,7 @@ from pgwal_cli.output import table_lines
 if TYPE_CHECKING:
     from pgwal.backup.retention_rules import RetentionRules
     from pgwal.engine.expire_plan import ExpireReport
+    from pgwal_cli.documents import ReasonDocument
 
 _MOST_DAYS = 36500
 
@@ -96,6 +97,6 @@ def why_text(report: ExpireReport, backup_id: str) -> str:
     return ", ".join(map(str, report.reasons.get(backup_id, ()))) or "-"
 
 
-def why_document(report: ExpireReport, backup_id: str) -> list[dict[str, str]]:
+def why_document(report: ExpireReport, backup_id: str) -> list[ReasonDocument]:
     """Return the same for programs."""
-    return [{"rule": rule, "for": detail} for rule, detail in report.reasons.get(backup_id, ())]
+    return [{"rule": rule, "detail": detail} for rule, detail in report.reasons.get(backup_id, ())]

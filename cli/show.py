@@ -10,12 +10,30 @@ import typer
 from pgwal.backup.chain import prior_of
 from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
-from pgwal_cli.list_backups import backup_document, chain_ids, duration_s
+from pgwal_cli.list_backups import backup_members, chain_ids, duration_s
 from pgwal_cli.output import print_json, size_text
+from pgwal_cli.terminal import (
+    BAD,
+    FAINT,
+    GOOD,
+    NOTE,
+    age_text,
+    fields_of,
+    moment_text,
+    parsed_time,
+    printable,
+    styled,
+    terminal,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from pgwal.backup.entry import BackupEntry
-    from pgwal.engine.coverage import RecoverableRange
+    from pgwal.engine.coverage import RecoverableRange, TimelineCoverage
+    from pgwal.repository.repository import Repository
+    from pgwal_cli.documents import BackupMembers, ShowDocument
 
 
 def show(
@@ -38,22 +56,68 @@ def show(
     is_pinned = bool(BackupMarks(repository.store).pinned([backup]))
     if json:
         print_json(
-            backup_document(entry, entries, recoverable, is_pinned=is_pinned)
-            | {
-                "built_on_it": _built_on_it(entry, entries),
-                "system_identifier": str(entry.system_identifier),
-                "major": entry.major,
-                "data_checksums": entry.data_checksums,
-                "checksum_failures": entry.checksum_failures,
-                "wal_segment_size": entry.wal_segment_size,
-                "tablespaces": {str(oid): path for oid, path in sorted(entry.tablespaces.items())},
-            }
+            _document(
+                backup_members(entry, entries, recoverable, is_pinned=is_pinned), entry, _built_on_it(entry, entries)
+            )
         )
     else:
         fields = _fields(entry, entries, recoverable)
         if is_pinned:
             fields.append(("pinned", "yes: it is never expired"))
-        print("\n".join(f"{name:<16} {value}" for name, value in fields))
+        console = terminal()
+        if console is None:
+            print("\n".join(f"{name:<16} {value}" for name, value in fields))
+        else:
+            from pgwal.engine.coverage import read_wal_coverage
+
+            coverage = read_wal_coverage(repository, entries)
+            _print_on_terminal(console, fields, entry, repository, recoverable, coverage)
+
+
+def _print_on_terminal(
+    console: Console,
+    fields: list[tuple[str, str]],
+    entry: BackupEntry,
+    repository: Repository,
+    recoverable: RecoverableRange | None,
+    coverage: list[TimelineCoverage],
+) -> None:
+    from pgwal_cli.coverage_strip import print_coverage
+
+    styles = {"recoverable": BAD if recoverable is None else GOOD if recoverable.is_whole else NOTE, "pinned": NOTE}
+    ages = {"from": age_text(parsed_time(entry.started_at)), "to": age_text(parsed_time(entry.finished_at))}
+    rows = []
+    for name, value in fields:
+        age = f", {ages[name]}" if name in ages else ""
+        rows.append((name, styled((printable(value), styles.get(name, "")), (age, FAINT))))
+        if name == "recoverable":
+            rows += _last_transaction(repository, recoverable)
+    console.print(fields_of(rows))
+    print_coverage(console, coverage, with_summaries=False)
+
+
+def _last_transaction(repository: Repository, recoverable: RecoverableRange | None) -> list[tuple[str, Text]]:
+    """Return of which time the last transaction is that can be recovered, where that is known."""
+    from pgwal.engine.recoverable_time import last_recoverable_time
+
+    if recoverable is None or recoverable.is_long_term:
+        return []
+    last = last_recoverable_time(repository, recoverable)
+    return [] if last is None else [("last transaction", styled(moment_text(last), (f", {age_text(last)}", FAINT)))]
+
+
+def _document(members: BackupMembers, entry: BackupEntry, built_on_it: list[str]) -> ShowDocument:
+    return {
+        "version": 1,
+        **members,
+        "built_on_it": built_on_it,
+        "system_identifier": str(entry.system_identifier),
+        "major": entry.major,
+        "data_checksums": entry.data_checksums,
+        "checksum_failure_count": entry.checksum_failures,
+        "wal_segment_bytes": entry.wal_segment_size,
+        "tablespaces": [{"tablespace_oid": oid, "path": path} for oid, path in sorted(entry.tablespaces.items())],
+    }
 
 
 def _built_on_it(entry: BackupEntry, entries: list[BackupEntry]) -> list[str]:

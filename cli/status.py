@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,15 +10,22 @@ import typer
 from pgwal.errors import ConnectionFailed
 from pgwal_cli import options
 from pgwal_cli.exit_codes import NO_CONNECTION
-from pgwal_cli.output import print_error, print_json, size_text
+from pgwal_cli.output import print_error, print_json, range_documents
+from pgwal_cli.status_text import print_status
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.engine.coverage import TimelineCoverage
     from pgwal.engine.slot_guard import RetentionLimit
     from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus
-    from pgwal.lsn import LsnRange
     from pgwal.repository.repository import ReceiverState
+    from pgwal_cli.condition_documents import (
+        CoverageDocument,
+        NewestBackupDocument,
+        ReceiverDocument,
+        ServerDocument,
+        StatusDocument,
+    )
 
 
 @options.with_groups
@@ -55,110 +62,10 @@ def status(
     if json:
         print_json(_document(found, server, lag, problem, limit))
     else:
-        print("\n".join([*_repository_lines(found), *_server_lines(server, lag, limit), *_coverage_lines(found)]))
+        print_status(found, server, lag, limit)
     if problem is not None:
         print_error(problem, as_json=json)
         raise typer.Exit(NO_CONNECTION)
-
-
-# ---- text ----
-
-
-def _repository_lines(found: RepositoryStatus) -> list[str]:
-    identity = found.repository.identity
-    lines = [
-        f"repository       {found.repository.place}: PostgreSQL {identity.major},"
-        f" system identifier {identity.system_identifier}",
-        f"receiver         {'running' if found.receiver_is_running else 'not running'}{_age_text(found.receiver)}",
-    ]
-    state = found.receiver
-    if state is not None:
-        lines += [
-            f"timeline         {state.timeline_id}",
-            f"received         {state.written_lsn}",
-            f"flushed          {state.flushed_lsn}",
-            f"summarised       {state.summarised_lsn}",
-        ]
-        if state.spooled_bytes is not None:
-            lines.append(f"spool            {size_text(state.spooled_bytes)} wait to be stored")
-    return lines
-
-
-def _age_text(state: ReceiverState | None) -> str:
-    if state is None or state.updated_at is None:
-        return ""
-    return f", last heard of {_seconds_text(max(0.0, time.time() - state.updated_at))} ago"
-
-
-def _seconds_text(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def _server_lines(server: ServerStatus | None, lag: Lag | None, limit: RetentionLimit | None) -> list[str]:
-    if server is None:
-        return ["server           not reached"]
-    role = "standby" if server.in_recovery else "primary"
-    lines = [f"server           {server.flush_lsn} on timeline {server.timeline_id}, {role}"]
-    if lag is not None:
-        since = "" if lag.seconds is None else f", {_seconds_text(lag.seconds)}"
-        lines.append(f"lag              {size_text(lag.size_bytes)}{since}")
-    lines.append(f"slot             {_slot_text(server)}")
-    if limit is not None and (warning := _retention_text(server, limit)):
-        lines.append(f"  {warning}")
-    return lines
-
-
-def _retention_text(server: ServerStatus, limit: RetentionLimit) -> str | None:
-    """Return the warning of a slot that retains nearly, or more than, what it may."""
-    from pgwal.engine.slot_guard import Retention
-
-    allowed = size_text(limit.max_bytes)
-    match limit.judge(server.retained_bytes):
-        case Retention.NEAR:
-            return f"warning: that is more than three quarters of {allowed}; see that the receiver runs"
-        case Retention.BEYOND:
-            return f"warning: that is more than {allowed}: start the receiver, or drop the slot before the disk is full"
-    return None
-
-
-def _slot_text(server: ServerStatus) -> str:
-    if server.slot_name is None:
-        return "none is used: the server may remove WAL that is not received yet"
-    if server.slot is None:
-        return f"{server.slot_name} does not exist"
-    active = "active" if server.slot.active else "not active"
-    held = "reserves no WAL" if server.retained_bytes is None else f"holds back {size_text(server.retained_bytes)}"
-    safe = server.slot.safe_wal_bytes
-    rest = "" if safe is None else f"; the server gives it up after another {size_text(max(0, safe))} of WAL"
-    return f"{server.slot_name}: {active}, {held}, {server.slot.wal_status or 'no WAL status'}{rest}"
-
-
-def _coverage_lines(found: RepositoryStatus) -> list[str]:
-    lines = [line for timeline in found.coverage for line in _timeline_lines(timeline)]
-    lines += [f"backup left out  {backup.backup_id}: {backup.error}" for backup in found.unreadable]
-    newest = found.newest_backup
-    if newest is None:
-        return [*lines, "newest backup    none"]
-    lines.append(f"newest backup    {newest.backup_id}, from {newest.start_lsn} on timeline {newest.start_timeline_id}")
-    if found.chain_problem is not None:
-        lines.append(f"  no incremental can build on it: {found.chain_problem}")
-    lines += [f"  WAL is missing for an incremental: {hole}" for hole in found.missing]
-    return lines
-
-
-def _timeline_lines(timeline: TimelineCoverage) -> list[str]:
-    return [
-        f"on timeline {timeline.timeline_id}",
-        *[f"  WAL            {part.start} to {part.end}" for part in timeline.wal],
-        *[f"  WAL missing    {part.start} to {part.end}" for part in timeline.wal_holes],
-        *[f"  summaries      {part.start} to {part.end}" for part in timeline.summaries],
-        *[f"  no summaries   {part.start} to {part.end}" for part in timeline.summary_holes],
-    ]
-
-
-# ---- JSON ----
 
 
 def _document(
@@ -167,47 +74,49 @@ def _document(
     lag: Lag | None,
     problem: ConnectionFailed | None,
     limit: RetentionLimit | None,
-) -> dict[str, object]:
+) -> StatusDocument:
     identity = found.repository.identity
     return {
+        "version": 1,
         "repository": str(found.repository.place),
         "system_identifier": str(identity.system_identifier),
         "major": identity.major,
-        "receiver": {"running": found.receiver_is_running} | _receiver_document(found.receiver),
+        "receiver": _receiver_document(found.receiver, is_running=found.receiver_is_running),
         "server": None if server is None else _server_document(server, limit),
         "server_error": None if problem is None else str(problem),
-        "lag": None if lag is None else {"bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
+        "lag": None if lag is None else {"wal_bytes": lag.size_bytes, "seconds": _rounded(lag.seconds)},
         "coverage": [_timeline_document(timeline) for timeline in found.coverage],
-        "unreadable_backups": [{"id": backup.backup_id, "problem": str(backup.error)} for backup in found.unreadable],
+        "unreadable_backups": [
+            {"backup": backup.backup_id, "message": str(backup.error)} for backup in found.unreadable
+        ],
         "newest_backup": None if found.newest_backup is None else _backup_document(found, found.newest_backup),
     }
 
 
-def _receiver_document(state: ReceiverState | None) -> dict[str, object]:
-    if state is None:
-        return {}
+def _receiver_document(state: ReceiverState | None, *, is_running: bool) -> ReceiverDocument:
     return {
-        "timeline": state.timeline_id,
-        "received_lsn": str(state.written_lsn),
-        "flushed_lsn": str(state.flushed_lsn),
-        "summarised_lsn": str(state.summarised_lsn),
-        "spooled_bytes": state.spooled_bytes,
-        "slot": state.slot,
-        "updated_at": _rounded(state.updated_at),
-        "level_at": _rounded(state.level_at),
+        "running": is_running,
+        "timeline": None if state is None else state.timeline_id,
+        "received_lsn": None if state is None else str(state.written_lsn),
+        "flushed_lsn": None if state is None else str(state.flushed_lsn),
+        "summarized_lsn": None if state is None else str(state.summarised_lsn),
+        "spooled_bytes": None if state is None else state.spooled_bytes,
+        "slot": None if state is None else state.slot,
+        "updated_at": None if state is None else _time_text(state.updated_at),
+        "level_at": None if state is None else _time_text(state.level_at),
     }
 
 
-def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> dict[str, object]:
+def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> ServerDocument:
     slot = server.slot
     return {
         "timeline": server.timeline_id,
         "flush_lsn": str(server.flush_lsn),
         "in_recovery": server.in_recovery,
-        "slot": None
+        "replication_slot": None
         if server.slot_name is None
         else {
-            "name": server.slot_name,
+            "slot": server.slot_name,
             "exists": slot is not None,
             "active": slot is not None and slot.active,
             "restart_lsn": None if slot is None or slot.restart_lsn is None else str(slot.restart_lsn),
@@ -220,32 +129,30 @@ def _server_document(server: ServerStatus, limit: RetentionLimit | None) -> dict
     }
 
 
-def _timeline_document(timeline: TimelineCoverage) -> dict[str, object]:
+def _timeline_document(timeline: TimelineCoverage) -> CoverageDocument:
     return {
         "timeline": timeline.timeline_id,
-        "wal": _ranges_document(timeline.wal),
-        "wal_holes": _ranges_document(timeline.wal_holes),
-        "summaries": _ranges_document(timeline.summaries),
-        "summary_holes": _ranges_document(timeline.summary_holes),
+        "wal_ranges": range_documents(timeline.wal),
+        "wal_gaps": range_documents(timeline.wal_holes),
+        "summary_ranges": range_documents(timeline.summaries),
+        "summary_gaps": range_documents(timeline.summary_holes),
     }
 
 
-def _backup_document(found: RepositoryStatus, newest: BackupEntry) -> dict[str, object]:
+def _backup_document(found: RepositoryStatus, newest: BackupEntry) -> NewestBackupDocument:
     return {
         "id": newest.backup_id,
         "kind": newest.kind.value,
         "start_lsn": str(newest.start_lsn),
         "timeline": newest.start_timeline_id,
-        "finished": newest.finished_at,
-        "missing": [
-            {"timeline": hole.timeline_id, "start": str(hole.start), "end": str(hole.end)} for hole in found.missing
-        ],
+        "finished_at": newest.finished_at,
+        "window_gaps": range_documents(found.missing),
         "chain_problem": found.chain_problem,
     }
 
 
-def _ranges_document(ranges: list[LsnRange]) -> list[dict[str, str]]:
-    return [{"start": str(part.start), "end": str(part.end)} for part in ranges]
+def _time_text(unix_s: float | None) -> str | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
 
 
 def _rounded(seconds: float | None) -> float | None:

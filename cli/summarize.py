@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgwal.lsn import Lsn
 from pgwal_cli import options
-from pgwal_cli.output import print_json, table_lines
+from pgwal_cli.output import print_json, range_documents, table_lines
 from pgwal_cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from pgwal_cli.wal_documents import SummarizeDocument
 
 _HEADER = ("TIMELINE", "START", "END", "BLOCKS", "FILE")
 
@@ -41,6 +44,13 @@ def summarize(
         (str(w.range.timeline_id), str(w.range.start), str(w.range.end), str(w.block_count), w.name) for w in written
     ]
     if json:
-        print_json([dict(zip((name.lower() for name in _HEADER), row, strict=True)) for row in rows])
+        document: SummarizeDocument = {
+            "version": 1,
+            "summaries": [
+                {**of_range, "block_count": summary.block_count, "name": summary.name}
+                for of_range, summary in zip(range_documents(w.range for w in written), written, strict=True)
+            ],
+        }
+        print_json(document)
     else:
         print("\n".join(table_lines(_HEADER, rows)))

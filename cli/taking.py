@@ -14,12 +14,13 @@ from pgwal_cli import options
 from pgwal_cli.allocator import keep_freed_memory
 from pgwal_cli.audit_text import tally_document, tally_text
 from pgwal_cli.forecast_text import print_forecast
-from pgwal_cli.output import print_json, size_text
+from pgwal_cli.output import print_json, range_documents, size_text
 from pgwal_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from pgwal.engine.backup_report import BackupReport
     from pgwal.postgres.connection import ConnectionParameters
+    from pgwal_cli.documents import BackupDocument
 
 _Result = TypeVar("_Result")
 
@@ -105,25 +106,24 @@ def _print_report(report: BackupReport) -> None:
         print(f"  {sum(report.requests.values())} requests to the store: {kinds}")
 
 
-def _document(report: BackupReport) -> dict[str, object]:
+def _document(report: BackupReport) -> BackupDocument:
     entry = report.entry
     return {
+        "version": 1,
         "id": entry.backup_id,
         "kind": entry.kind.value,
         "prior": entry.prior_id,
         "start_lsn": str(entry.start_lsn),
         "stop_lsn": str(entry.stop_lsn),
         "timeline": entry.start_timeline_id,
-        "window": [
-            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.window
-        ],
-        "changed_blocks": report.changed_block_count,
-        "copied_blocks": report.copied_block_count,
-        "blocks": report.block_count,
-        "bytes_read": report.bytes_read,
-        "bytes_written": report.bytes_written,
-        "checksum_failures": entry.checksum_failures,
+        "window": range_documents(report.window),
+        "changed_block_count": report.changed_block_count,
+        "copied_block_count": report.copied_block_count,
+        "block_count": report.block_count,
+        "read_bytes": report.bytes_read,
+        "written_bytes": report.bytes_written,
+        "checksum_failure_count": entry.checksum_failures,
         "audit": None if report.audit is None else tally_document(report.audit),
-        "seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
+        "phase_seconds": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
         "requests": report.requests,
     }

@@ -28,6 +28,7 @@ from pgwal.repository.repository import Repository
 from pgwal_cli.amcheck import CheckedDatabase, check_database, first_line
 from pgwal_cli.restore_command import fetch_wal_words, restore_command
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
+from pgwal_cli.restore_documents import TrialDocument
 from pgwal_cli.server_account import require_own_place, require_reachable, server_account
 from pgwal_cli.server_configuration import access_files, setting_lines
 from pgwal_cli.server_installation import ServerInstallation, make_reachable
@@ -126,17 +127,17 @@ class TrialReport:
     def seconds(self) -> float:
         return sum(self.step_seconds.values())
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> TrialDocument:
         return {
             "backup": self.backup_id,
             "end_lsn": None if self.end_lsn is None else str(self.end_lsn),
-            "stopped_before": None if self.stopped_before is None else str(self.stopped_before.lsn),
-            "databases": len(self.databases),
-            "tables": self.table_count,
-            "indexes": self.index_count,
+            "stopped_before_lsn": None if self.stopped_before is None else str(self.stopped_before.lsn),
+            "database_count": len(self.databases),
+            "table_count": self.table_count,
+            "index_count": self.index_count,
             "unchecked_indexes": self.unchecked_indexes,
             "seconds": round(self.seconds, 3),
-            "problems": self.problems,
+            "messages": self.problems,
         }
 
 

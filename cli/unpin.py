@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgwal_cli import options
 from pgwal_cli.output import print_json
+
+if TYPE_CHECKING:
+    from pgwal_cli.documents import PinDocument
 
 
 def unpin(
@@ -20,6 +23,7 @@ def unpin(
 
     was_pinned = unpin_backup(repo, backup)
     if json:
-        print_json({"id": backup, "pinned": False, "changed": was_pinned})
+        document: PinDocument = {"version": 1, "backup": backup, "pinned": False, "changed": was_pinned}
+        print_json(document)
     else:
         print(f"unpinned {backup}" if was_pinned else f"{backup} is not pinned")

@@ -13,12 +13,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pgwal import __version__
 from pgwal.checksum import ContentDigest
 from pgwal.errors import PgwalError
-from pgwal_cli.output import error_document
+from pgwal_cli.output import error_document, range_documents
 from pgwal_cli.restore_forecast_text import replay_document
 
 if TYPE_CHECKING:
@@ -28,10 +28,18 @@ if TYPE_CHECKING:
     from pgwal.repository.place import Place
     from pgwal.repository.repository import Repository
     from pgwal_cli.amcheck import CheckedDatabase
+    from pgwal_cli.documents import ErrorMembers
+    from pgwal_cli.restore_documents import (
+        CheckedDatabaseDocument,
+        CheckedDocument,
+        FailureDocument,
+        ReplayedDocument,
+        RestoredDocument,
+        VerificationReportDocument,
+        VerifiedBackupDocument,
+        VerifiedDocument,
+    )
     from pgwal_cli.trial_restore import TrialReport
-
-REPORT_VERSION = 1
-PASSED, FAILED = "passed", "failed"
 
 
 @dataclass(slots=True)
@@ -66,24 +74,29 @@ class VerificationRecord:
         return is_done and self.failure is None and not self.problems
 
 
-def report_document(record: VerificationRecord) -> dict[str, Any]:
+def report_document(record: VerificationRecord) -> VerificationReportDocument:
     """Return the JSON document of a verification that has ended, in whatever way."""
+    repository = _opened(record.place)
+    identity = None if repository is None else repository.identity
     return {
-        "pgwal-verification": REPORT_VERSION,
-        "verdict": PASSED if record.has_passed else FAILED,
+        "version": 1,
+        "verdict": "passed" if record.has_passed else "failed",
         "failure": _failure_document(record),
-        "problems": record.problems,
-        "started": record.started_at.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "messages": record.problems,
+        "started_at": record.started_at.isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(record.seconds, 3),
         "pgwal_version": __version__,
         "host": socket.gethostname(),
         "user": _user(),
-        "repository": _repository_document(record),
+        "repository": str(record.place),
+        "system_identifier": None if identity is None else str(identity.system_identifier),
+        "major": None if identity is None else identity.major,
+        "wal_segment_bytes": None if identity is None else identity.segment_size,
         "asked": {
             "backup": record.backup,
             "restore": record.target is not None,
-            "target": None if record.target is None else dict(record.target.settings()),
+            "recovery": None if record.target is None else dict(record.target.settings()),
         },
         "verified": _verified_document(record),
         "restored": _restored_document(record.trial),
@@ -99,7 +112,7 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _failure_document(record: VerificationRecord) -> dict[str, Any] | None:
+def _failure_document(record: VerificationRecord) -> ErrorMembers | FailureDocument | None:
     """Return what kept it from being done as it was asked for."""
     failure = record.failure
     if isinstance(failure, PgwalError):
@@ -120,21 +133,7 @@ def _opened(place: Place) -> Repository | None:
     return None
 
 
-def _repository_document(record: VerificationRecord) -> dict[str, Any]:
-    repository = _opened(record.place)
-    address = str(record.place)
-    if repository is None:
-        return {"address": address, "system_identifier": None, "postgresql": None, "wal_segment_size": None}
-    identity = repository.identity
-    return {
-        "address": address,
-        "system_identifier": str(identity.system_identifier),
-        "postgresql": identity.major,
-        "wal_segment_size": identity.segment_size,
-    }
-
-
-def _verified_document(record: VerificationRecord) -> dict[str, Any] | None:
+def _verified_document(record: VerificationRecord) -> VerifiedDocument | None:
     report = record.verified
     if report is None:
         return None
@@ -143,18 +142,18 @@ def _verified_document(record: VerificationRecord) -> dict[str, Any] | None:
         "backups": [
             _backup_document(backup_id, report.entries.get(backup_id), repository) for backup_id in report.backup_ids
         ],
-        "wal": [
-            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.wal_ranges
-        ],
-        "bytes_read": report.bytes_read,
+        "wal_ranges": range_documents(report.wal_ranges),
+        "read_bytes": report.bytes_read,
         "opens_files": report.opens_files,
         "file_digests": ContentDigest.algorithm,
-        "problems": len(report.problems),
+        "problem_count": len(report.problems),
         "seconds": round(record.verify_seconds, 3),
     }
 
 
-def _backup_document(backup_id: str, entry: BackupEntry | None, repository: Repository | None) -> dict[str, Any]:
+def _backup_document(
+    backup_id: str, entry: BackupEntry | None, repository: Repository | None
+) -> VerifiedBackupDocument:
     if entry is None:
         return {"id": backup_id}
     digest = None
@@ -166,65 +165,65 @@ def _backup_document(backup_id: str, entry: BackupEntry | None, repository: Repo
         "kind": entry.kind.value,
         "prior": entry.prior_id,
         "start_lsn": str(entry.start_lsn),
-        "start_timeline": entry.start_timeline_id,
+        "timeline": entry.start_timeline_id,
         "stop_lsn": str(entry.stop_lsn),
         "stop_timeline": entry.stop_timeline_id,
-        "finished": entry.finished_at,
+        "finished_at": entry.finished_at,
         "label": entry.label,
-        "files": entry.totals.file_count,
+        "file_count": entry.totals.file_count,
         "stored_bytes": entry.totals.stored_size_bytes,
         "data_checksums": entry.data_checksums,
         "entry_sha256": digest,
     }
 
 
-def _restored_document(trial: TrialReport | None) -> dict[str, Any] | None:
+def _restored_document(trial: TrialReport | None) -> RestoredDocument | None:
     if trial is None or trial.rebuilt is None:
         return None
     rebuilt = trial.rebuilt
     return {
         "backup": trial.backup_id,
-        "chain_length": rebuilt.chain_length,
-        "files": rebuilt.file_count,
-        "bytes_read": rebuilt.bytes_read,
-        "bytes_written": rebuilt.bytes_written,
+        "backup_count": rebuilt.chain_length,
+        "file_count": rebuilt.file_count,
+        "read_bytes": rebuilt.bytes_read,
+        "written_bytes": rebuilt.bytes_written,
         "seconds": round(trial.step_seconds["restore"], 3),
     }
 
 
-def _replayed_document(trial: TrialReport | None) -> dict[str, Any] | None:
+def _replayed_document(trial: TrialReport | None) -> ReplayedDocument | None:
     if trial is None or trial.target is None:
         return None
     last = trial.last_transaction_at
     return {
         "expected": replay_document(trial.target.replay),
-        "target": dict(trial.target.target.settings()),
+        "recovery": dict(trial.target.target.settings()),
         "stopped_before_tablespace": None if trial.stopped_before is None else str(trial.stopped_before),
-        "server": trial.server_version,
+        "server_version": trial.server_version,
         "replayed_lsn": None if trial.replayed_lsn is None else str(trial.replayed_lsn),
-        "last_transaction": None if last is None else last.isoformat(),
+        "last_transaction_at": None if last is None else last.isoformat(),
         "seconds": round(trial.step_seconds["replay"], 3),
     }
 
 
-def _checked_document(trial: TrialReport | None) -> dict[str, Any] | None:
+def _checked_document(trial: TrialReport | None) -> CheckedDocument | None:
     if trial is None or not trial.databases:
         return None
     return {
         "by": "amcheck",
         "databases": [_database_document(database) for database in trial.databases],
-        "tables": trial.table_count,
-        "indexes": trial.index_count,
+        "table_count": trial.table_count,
+        "index_count": trial.index_count,
         "seconds": round(trial.step_seconds["check"], 3),
     }
 
 
-def _database_document(database: CheckedDatabase) -> dict[str, Any]:
+def _database_document(database: CheckedDatabase) -> CheckedDatabaseDocument:
     return {
-        "name": database.name,
-        "tables": database.table_count,
-        "indexes": database.index_count,
+        "database": database.name,
+        "table_count": database.table_count,
+        "index_count": database.index_count,
         "unchecked_indexes": database.unchecked_indexes,
-        "problems": database.problems,
+        "messages": database.problems,
         "seconds": round(database.seconds, 3),
     }

@@ -14,7 +14,7 @@ from pgwal.errors import PgwalError
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
-from pgwal_cli.output import print_json, size_text
+from pgwal_cli.output import print_json, range_documents, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.recovery_target import TargetOptions
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
     from pgwal.backup.recovery import RecoveryTarget
     from pgwal.engine.verify import VerifyReport
+    from pgwal_cli.restore_documents import VerifyDocument
     from pgwal_cli.trial_restore import TrialReport
     from pgwal_cli.verification_report import VerificationRecord
     from pgwal_cli.verification_report_file import ReportFile
@@ -203,17 +204,16 @@ def _lines(report: VerifyReport, trial: TrialReport | None) -> list[str]:
     return [*lines, f"{count} problem{'s' * (count > 1)}" if count else "nothing is wrong"]
 
 
-def _document(report: VerifyReport, trial: TrialReport | None) -> dict[str, object]:
+def _document(report: VerifyReport, trial: TrialReport | None) -> VerifyDocument:
     return {
-        "backups": report.backup_ids,
-        "bytes_read": report.bytes_read,
+        "version": 1,
+        "verified_backups": report.backup_ids,
+        "read_bytes": report.bytes_read,
         "opens_files": report.opens_files,
-        "wal": [
-            {"timeline": part.timeline_id, "start": str(part.start), "end": str(part.end)} for part in report.wal_ranges
-        ],
+        "wal_ranges": range_documents(report.wal_ranges),
         "problems": [
             {"backup": problem.backup_id, "path": problem.path, "message": problem.message}
             for problem in report.problems
         ],
-        "restore": None if trial is None else trial.document(),
+        "trial": None if trial is None else trial.document(),
     }

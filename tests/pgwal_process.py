@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 
 from support.fork_server import ForkServer
+from support.json_documents import hold_to_schemas
+
+from pgwal_cli.output import ERROR_LINE
 
 PGWAL = [sys.executable, "-P", "-m", "pgwal_cli"]
 TIMEOUT_S = 60
@@ -53,7 +56,7 @@ class Outcome:
         return self._after("pgwal: hint: ") + [str(error["hint"]) for error in self._as_json() if error["hint"]]
 
     def _as_json(self) -> list[dict[str, object]]:
-        return [json.loads(line)["error"] for line in self.stderr.splitlines() if line.startswith('{"error": ')]
+        return [json.loads(line)["error"] for line in self.stderr.splitlines() if line.startswith(ERROR_LINE)]
 
     def _after(self, prefix: str) -> list[str]:
         return [line.removeprefix(prefix) for line in self.stderr.splitlines() if line.startswith(prefix)]
@@ -88,6 +91,9 @@ def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Outc
         process.kill()
         process.communicate()
         raise
+    assert isinstance(process.args, list)
+    words = process.args[process.args.index(PGWAL[-1]) + 1 :] if PGWAL[-1] in process.args else []
+    hold_to_schemas(words, process.returncode, stdout, stderr)
     return Outcome(process.returncode, stdout, stderr)
 
 
@@ -136,7 +142,7 @@ def assert_failed(outcome: Outcome, code: int, cause: str, hint: str | None = No
 
 def assert_nothing_raw(outcome: Outcome) -> None:
     """Check that stderr has messages of pgwal alone: no traceback, no warning of Python's, no broken line."""
-    assert all(line.startswith(("pgwal: ", '{"error": ')) for line in outcome.stderr.splitlines()), outcome.stderr
+    assert all(line.startswith(("pgwal: ", ERROR_LINE)) for line in outcome.stderr.splitlines()), outcome.stderr
 
 
 def peak_mb(*command: str | Path) -> float:

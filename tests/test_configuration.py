@@ -167,15 +167,15 @@ def test_the_nearest_table_counts(tmp_path: Path, repo: Path) -> None:
     )
     shown = json.loads(succeed("config", "show", "--json", env={"PGWAL_CONFIG": str(file)}))["clusters"]
     values = {
-        name: {(option["command"], option["option"]): option["value"] for option in options}
-        for name, options in shown.items()
+        each["cluster"]: {(option["command"], option["option"]): option["value"] for option in each["options"]}
+        for each in shown
     }
     assert values["main"] == {
         (None, "repo"): str(repo), (None, "jobs"): "1", ("verify", "jobs"): "2", (None, "keep-full"): "3",
     }  # fmt: skip
     assert values["other"][(None, "jobs")] == "5"
     assert values["other"][("verify", "jobs")] == "6"
-    origin = next(option["origin"] for option in shown["main"] if option["option"] == "keep-full")
+    origin = next(option["origin"] for option in shown[0]["options"] if option["option"] == "keep-full")
     assert origin == f"{file}:9 [cluster.main]"
 
 
@@ -305,7 +305,7 @@ def test_commands_are_shown_by_their_names_alone(tmp_path: Path, repo: Path) -> 
 def test_a_right_file_is_said_to_be_right(file: Path) -> None:
     outcome = run(file, "config", "check")
     assert (outcome.code, outcome.stdout) == (0, f"{file}: main, away; nothing is wrong\n")
-    assert json.loads(run(file, "config", "check", "--json").stdout)["problems"] == []
+    assert json.loads(run(file, "config", "check", "--json").stdout)["mistakes"] == []
     assert_failed(run_pgwal("config", "check"), USAGE, "no configuration file")
 
 
@@ -373,7 +373,7 @@ def test_a_store_is_reached_by_the_variables_of_its_cluster(tmp_path: Path) -> N
     file = write(tmp_path / "stores.toml", text % tmp_path)
     listed = run(file, "list", "--all", "--json")
     assert listed.code == NO_CONNECTION
-    first, second = (each["error"]["message"] for each in json.loads(listed.stdout))
+    first, second = (each["error"]["message"] for each in json.loads(listed.stdout)["clusters"])
     assert "127.0.0.1:1 does not answer" in first
     assert "127.0.0.1:2 does not answer" in second
     by_variable = run(file, "list", "-C", "first", AWS_ENDPOINT_URL="http://127.0.0.1:3")
@@ -431,7 +431,7 @@ def test_all_runs_for_each_and_ends_with_the_worst(file: Path, repo: Path) -> No
     (repo / "backups" / "20261122T101530Z_full" / "backup.json").write_text("{}")
     verified = run(file, "verify", "--all", "--json")
     assert verified.code == VERIFICATION_FAILED
-    main, away = json.loads(verified.stdout)
+    main, away = json.loads(verified.stdout)["clusters"]
     assert (main["cluster"], main["exit_code"]) == ("main", VERIFICATION_FAILED)
     assert main["result"]["problems"]
     assert (away["exit_code"], away["result"], away["error"]["kind"]) == (FAILED, None, "ObjectNotFound")

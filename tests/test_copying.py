@@ -79,7 +79,7 @@ def test_any_number_of_jobs_gives_the_same_backup(server: ThrowawayServer, repo:
 def test_the_rate_is_kept(server: ThrowawayServer, scratch: Path, jobs: str) -> None:
     options = [*as_options(server, "local"), "-j", jobs, "--max-rate", "12M", "--json"]
     report = json.loads(succeed("full", "--repo", scratch / "repo", *options))
-    assert report["seconds"]["copy"] >= 0.95 * report["bytes_read"] / (12 << 20)
+    assert report["phase_seconds"]["copy"] >= 0.95 * report["read_bytes"] / (12 << 20)
 
 
 # ---- pages, on a server
@@ -115,7 +115,7 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
         session.execute("SELECT count(*) FROM t")
         (path,) = session.execute("SELECT pg_relation_filepath('t')").fetchone() or ("",)
         first = json.loads(succeed("full", "--repo", repo, *as_options(server, "local"), "--json"))
-        assert first["checksum_failures"] == 0
+        assert first["checksum_failure_count"] == 0
         session.execute("UPDATE t SET v = 'y' WHERE ctid >= '(11,0)' AND ctid < '(14,0)'")
         session.execute("CHECKPOINT")
     for block in (12, 40):
@@ -133,7 +133,7 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
                 assert f"checksum verification failed in file {path}, block {block}\n" in outcome.stderr
             assert outcome.stderr.count("verification failed") == len(blocks)
             report = json.loads(outcome.stdout)
-            assert report["checksum_failures"] == len(blocks)
+            assert report["checksum_failure_count"] == len(blocks)
             with (repo / "backups" / report["id"] / "backup.json").open("rb") as lines:
                 assert decode_entry(lines)[0].checksum_failures == len(blocks)
             verified = run_pgwal("verify", report["id"], "--repo", repo)
@@ -142,7 +142,7 @@ def test_bad_pages_are_found_by_every_kind_of_backup(make_server: ServerFactory,
                 f"block {', '.join(map(str, blocks))} differed from its checksum" in verified.stdout + verified.stderr
             )
             shown = json.loads(succeed("show", report["id"], "--repo", repo, "--json"))
-            assert shown["checksum_failures"] == len(blocks)
+            assert shown["checksum_failure_count"] == len(blocks)
 
 
 @pytest.mark.postgres(18)

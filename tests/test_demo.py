@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from pgwal_process import PGWAL
+from support.json_documents import validate
 
 SMALL = ["demo", "--pgdata-size", "10", "--rounds", "1"]
 
@@ -36,10 +37,11 @@ def test_the_restored_server_equals_the_source(guarded_scratch: Path, options: l
     output, messages = demo.communicate(timeout=300)
     assert demo.returncode == 0, messages
     report = json.loads(output)
+    validate("demo", report)
     assert report["equal"]
-    backups = [step for step in report["steps"] if step["copied_blocks"] is not None]
+    backups = [step for step in report["steps"] if step["copied_block_count"] is not None]
     assert [step["step"].split(",")[0] for step in backups] == ["full backup", "incremental 1", "incremental 2"]
-    assert all(0 < step["copied_blocks"] < step["blocks"] for step in backups[1:])
+    assert all(0 < step["copied_block_count"] < step["block_count"] for step in backups[1:])
     assert list(guarded_scratch.iterdir()) == []
     assert processes_below(guarded_scratch) == []
 

@@ -63,19 +63,19 @@ def test_a_dry_run_names_what_the_backup_copies(make_server: ServerFactory, scra
     assert state(server, repo) == before
     document = found[0]
     assert document["relations"] == found[2]["relations"]
-    blocks = {each["name"] or each["path"]: each["blocks"] for each in document["relations"]}
+    blocks = {each["relation"] or each["path"]: each["block_count"] for each in document["relations"]}
     # The free space map goes whole.
     assert 3 <= blocks["s.changed"] <= 3 + 4
     assert blocks.get("public.unchanged", 0) <= 4
     # All of a table that was made anew.
     assert 5 < blocks["public.truncated"] < 50
     assert blocks[path] > 0
-    assert document["blocks"] == sum(blocks.values())
+    assert document["block_count"] == sum(blocks.values())
     assert (document["prior"], document["kind"]) == (full["id"], "incremental")
-    assert document["bytes"] < document["total_bytes"] / 2
+    assert document["size_bytes"] < document["cluster_bytes"] / 2
     taken = json.loads(succeed("incremental", *as_options(server, repo), "-c", "fast", "--json"))
     # Little is written between the two.
-    assert document["bytes"] <= taken["bytes_read"] <= document["bytes"] + 100 * 8192
+    assert document["size_bytes"] <= taken["read_bytes"] <= document["size_bytes"] + 100 * 8192
 
 
 @pytest.mark.postgres(18)

@@ -147,7 +147,7 @@ def test_missing_wal_is_named(taken: Taken) -> None:
     assert_failed(run_pgwal(*taken.taking("incremental")), CHAIN_BROKEN, cause, hint)
     mapped = run_pgwal("map", "--repo", taken.repo, "--from", taken.incremental["start_lsn"], "--to", taken.end_lsn)
     assert_failed(mapped, CHAIN_BROKEN, cause, hint)
-    listed = json.loads(succeed("list", "--repo", taken.repo, "--json"))
+    listed = json.loads(succeed("list", "--repo", taken.repo, "--json"))["backups"]
     assert [entry["id"] for entry in listed] == [taken.full["id"], taken.incremental["id"]]
     assert not list((taken.repo / "backups").glob("*.unfinished"))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
+from support.json_documents import hold_to_schemas
 
 from pgwal_cli.restore_command_relay import RestoreCommandRelay
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -31,6 +32,7 @@ LOAD = """
 def pgwal(*args: str | Path) -> str:
     finished = subprocess.run([*PGWAL, *map(str, args)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+    hold_to_schemas([*map(str, args)], finished.returncode, finished.stdout, finished.stderr)
     return finished.stdout
 
 
@@ -111,8 +113,8 @@ def test_backups_restored_hold_the_same_rows(
     # Without a receiver, the backup runs one itself.
     third = json.loads(pgwal("incremental", *source, "--slot", "pgwal", "--json"))
     assert (first["prior"], second["prior"], third["prior"]) == (full["id"], full["id"], second["id"])
-    assert 0 < first["copied_blocks"] < first["blocks"]
-    listed = json.loads(pgwal("list", "--repo", repo, "--json"))
+    assert 0 < first["copied_block_count"] < first["block_count"]
+    listed = json.loads(pgwal("list", "--repo", repo, "--json"))["backups"]
     assert [entry["id"] for entry in listed] == [backup["id"] for backup in (full, first, second, third)]
     assert "FORK main: blocks" in pgwal("map", "--repo", repo, "--from", full["start_lsn"], "--to", third["start_lsn"])
     run_load(server, 5)

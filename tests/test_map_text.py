@@ -44,15 +44,15 @@ def intervals(blocks: set[int]) -> list[list[int]]:
     return [[first, last] for first, last in zip(starts, ends, strict=True)]
 
 
-def document(content: Changes) -> list[dict[str, Any]]:
+def forks(content: Changes) -> list[dict[str, Any]]:
     return [
         {
-            "tablespace": 1663,
-            "database": 5,
-            "relation": rel_number,
+            "tablespace_oid": 1663,
+            "database_oid": 5,
+            "relation_number": rel_number,
             "fork": Fork(fork).name.lower(),
-            "limit_block": limit_block,
-            "blocks": intervals(blocks),
+            "limit_block_no": limit_block,
+            "block_ranges": intervals(blocks),
         }
         for (rel_number, fork), (limit_block, blocks) in sorted(content.items())
     ]
@@ -60,10 +60,10 @@ def document(content: Changes) -> list[dict[str, Any]]:
 
 def lines(content: Changes, *, individual: bool) -> list[str]:
     found = []
-    for entry in document(content):
-        prefix = f"TS 1663, DB 5, REL {entry['relation']}, FORK {entry['fork']}:"
-        found += [] if entry["limit_block"] is None else [f"{prefix} limit {entry['limit_block']}"]
-        for first, last in entry["blocks"]:
+    for entry in forks(content):
+        prefix = f"TS 1663, DB 5, REL {entry['relation_number']}, FORK {entry['fork']}:"
+        found += [] if entry["limit_block_no"] is None else [f"{prefix} limit {entry['limit_block_no']}"]
+        for first, last in entry["block_ranges"]:
             if individual:
                 found += [f"{prefix} block {block_no}" for block_no in range(first, last + 1)]
             else:
@@ -81,7 +81,7 @@ def test_a_map_is_printed_in_batches_as_in_one_piece(content: Changes, batch: in
             printed = "".join(text_of(made(content), individual))
             assert printed.splitlines() == lines(content, individual=individual)
             assert not printed or printed.endswith("\n")
-        assert "".join(json_of(made(content))) == json.dumps(document(content), indent=2) + "\n"
+        assert "".join(json_of(made(content))) == json.dumps({"version": 1, "forks": forks(content)}, indent=2) + "\n"
 
 
 def test_the_memory_of_a_map_does_not_grow_with_what_is_printed(tmp_path: Path) -> None:

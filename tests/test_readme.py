@@ -81,7 +81,7 @@ def test_everyday_commands(server: ThrowawayServer, scratch: Path) -> None:
 
 
 def with_real_names(command: str, repo: Path) -> str:
-    entries = json.loads(pgwal("list", "--repo", repo, "--json"))
+    entries = json.loads(pgwal("list", "--repo", repo, "--json"))["backups"]
     starts = [entry["start_lsn"] for entry in entries]
     command = command.replace("0/3000028", starts[0]).replace("0/5000028", starts[-1])
     return command.replace(BACKUP_ID, entries[0]["id"])

@@ -151,14 +151,18 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def summarized(wal: Path, output: Path, *args: str) -> dict[str, bytes]:
     """Return the summary files that pgwal writes, and check that it lists them."""
-    listed = json.loads(succeed("summarize", wal, "-o", output, "--json", *args))
+    listed = json.loads(succeed("summarize", wal, "-o", output, "--json", *args))["summaries"]
     found = contents(output)
-    assert [entry["file"] for entry in listed] == sorted(found)
+    assert [entry["name"] for entry in listed] == sorted(found)
     for entry in listed:
-        summary_range = parse_summary_file_name(entry["file"])
+        summary_range = parse_summary_file_name(entry["name"])
         assert summary_range is not None
-        assert [entry[name] for name in ("timeline", "start", "end")] == [str(value) for value in summary_range]
-        assert int(entry["blocks"]) == decode_summary(found[entry["file"]], "").block_count()
+        assert (entry["timeline"], entry["start_lsn"], entry["end_lsn"]) == (
+            summary_range.timeline_id,
+            str(summary_range.start),
+            str(summary_range.end),
+        )
+        assert entry["block_count"] == decode_summary(found[entry["name"]], "").block_count()
     return found
 
 
@@ -435,12 +439,13 @@ Meaning = dict[tuple[object, ...], tuple[int, set[int]]]
 
 def meaning(*args: object) -> Meaning:
     """Return of each fork its limit and the changed blocks below: those behind are changed, named or not."""
-    document = json.loads(succeed("map", "--json", *(arg if isinstance(arg, Path) else str(arg) for arg in args)))
+    printed = succeed("map", "--json", *(arg if isinstance(arg, Path) else str(arg) for arg in args))
+    document = json.loads(printed)["forks"]
     found: Meaning = {}
     for entry in document:
-        key = tuple(entry[name] for name in ("tablespace", "database", "relation", "fork"))
-        limit = INVALID_BLOCK_NUMBER if entry["limit_block"] is None else entry["limit_block"]
-        blocks = {n for first, last in entry["blocks"] for n in range(first, last + 1)}
+        key = tuple(entry[name] for name in ("tablespace_oid", "database_oid", "relation_number", "fork"))
+        limit = INVALID_BLOCK_NUMBER if entry["limit_block_no"] is None else entry["limit_block_no"]
+        blocks = {n for first, last in entry["block_ranges"] for n in range(first, last + 1)}
         found[key] = (limit, {block for block in blocks if block < limit})
     return found
 
@@ -595,9 +600,13 @@ def test_inspect_sums_as_pg_waldump_does(recorded: Recorded) -> None:
             numbers = [int(n) for n in re.findall(r"(\d+) +\(", match["numbers"])]
             expected[match["name"]] = numbers
     ours: list[str | Path] = ["inspect", recorded.plain, "--from", str(starts[0]), "--to", str(starts[-1]), "--stats"]
-    document = json.loads(succeed(*ours, "--json"))
-    assert {entry["type"]: entry["count"] for entry in document} == {name: n[0] for name, n in expected.items()}
-    sizes = {entry["type"]: (entry["record_size"], entry["image_size"]) for entry in document}
+    document = json.loads(succeed(*ours, "--json"))["record_types"]
+    assert {f"{entry['rmgr']}/{entry['record_type']}": entry["record_count"] for entry in document} == {
+        name: n[0] for name, n in expected.items()
+    }
+    sizes = {
+        f"{entry['rmgr']}/{entry['record_type']}": (entry["record_bytes"], entry["image_bytes"]) for entry in document
+    }
     assert sizes == {name: (n[1], n[2]) for name, n in expected.items()}
     text = succeed(*ours).splitlines()
     assert text[-1].split()[:2] == ["Total", str(sum(n[0] for n in expected.values()))]
@@ -612,8 +621,11 @@ def test_inspect_json_is_a_record_a_line(recorded: Recorded) -> None:
     found = [
         (
             Lsn.parse(d["lsn"]),
-            d["length"],
-            [(b["tablespace"], b["database"], b["relation"], FORKS.index(b["fork"]), b["block"]) for b in d["blocks"]],
+            d["size_bytes"],
+            [
+                (b["tablespace_oid"], b["database_oid"], b["relation_number"], FORKS.index(b["fork"]), b["block_no"])
+                for b in d["block_references"]
+            ],
         )
         for d in documents
     ]

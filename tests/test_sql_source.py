@@ -474,7 +474,7 @@ def test_a_role_with_the_printed_grants_takes_backups(
     run_load(server, 1)
     incremental = json.loads(succeed("incremental", *taking, "--progress", env=environment))
     assert incremental["prior"] == full["id"]
-    assert 0 < incremental["copied_blocks"] < incremental["blocks"]
+    assert 0 < incremental["copied_block_count"] < incremental["block_count"]
     expected = checksums(server)
 
     succeed("restore", "latest", "--repo", repo, "-D", target)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fix_servers import ServerFactory
 from pgwal_process import assert_nothing_raw, run_pgwal, succeed
+from support.terminal import on_terminal, plain, widest
 from test_main_job import prepare, run_load, streaming
 
 from pgwal.backup.backup_file import BackupTotals
@@ -185,13 +188,17 @@ def status_of(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
 
 def wait_until_level(server: ThrowawayServer, repo: Path) -> dict[str, Any]:
     deadline = time.monotonic() + 30
-    while (found := status_of(server, repo))["lag"] != {"bytes": 0, "seconds": 0.0}:
+    while (found := status_of(server, repo))["lag"] != {"wal_bytes": 0, "seconds": 0.0}:
         assert time.monotonic() < deadline, found
     return found
 
 
 def holes(found: dict[str, Any]) -> list[Any]:
-    return [hole for timeline in found["coverage"] for hole in timeline["wal_holes"] + timeline["summary_holes"]]
+    return [gap for timeline in found["coverage"] for gap in timeline["wal_gaps"] + timeline["summary_gaps"]]
+
+
+def start_time(repo: Path, backup_id: str) -> str:
+    return Repository.open(repo).catalogue.entry(backup_id).started_at
 
 
 @pytest.mark.postgres(15, 18)
@@ -208,17 +215,25 @@ def test_status_follows_the_receiver(make_server: ServerFactory, scratch: Path) 
             run_load(server, step)
         found = wait_until_level(server, repo)
         text = succeed("status", "--repo", repo, "-d", server.conninfo)
+        shown = on_terminal(80, "status", "--repo", repo, "-d", server.conninfo)
     assert found["receiver"]["running"]
+    assert widest(shown) <= 80
+    assert re.search(r"received +[0-9A-F/]+ on timeline 1, \d{4}-\d\d-\d\d [\d:]+Z, \d+ s +ago", plain(shown))
+    # Rows were changed until now: the last of that can be recovered, and it is said of which time it is.
+    of_backup = plain(on_terminal(80, "show", full["id"], "--repo", repo))
+    (last,) = re.findall(r"last transaction +(\d{4}-\d\d-\d\d [\d:]+)Z, \d+ (?:s|min) ago", of_backup)
+    assert datetime.fromisoformat(f"{last}+00:00") >= datetime.fromisoformat(start_time(repo, full["id"]))
+    assert re.search(r"to   [0-9A-F/]+\s+\d+ (s|min) ago", plain(on_terminal(80, "list", "--repo", repo)))
     assert found["receiver"]["flushed_lsn"] == found["server"]["flush_lsn"]
-    assert Lsn.parse(found["receiver"]["summarised_lsn"]) > Lsn.parse(full["stop_lsn"])
-    assert time.time() - found["receiver"]["updated_at"] < 60
-    slot = found["server"]["slot"]
-    assert (slot["name"], slot["exists"], slot["active"], slot["wal_status"]) == ("pgwal", True, True, "reserved")
+    assert Lsn.parse(found["receiver"]["summarized_lsn"]) > Lsn.parse(full["stop_lsn"])
+    assert time.time() - datetime.fromisoformat(found["receiver"]["updated_at"]).timestamp() < 60
+    slot = found["server"]["replication_slot"]
+    assert (slot["slot"], slot["exists"], slot["active"], slot["wal_status"]) == ("pgwal", True, True, "reserved")
     assert found["newest_backup"]["id"] == full["id"]
-    assert found["newest_backup"]["missing"] == []
+    assert found["newest_backup"]["window_gaps"] == []
     assert holes(found) == []
     (timeline,) = found["coverage"]
-    assert timeline["wal"][-1]["end"] == found["receiver"]["flushed_lsn"]
+    assert timeline["wal_ranges"][-1]["end_lsn"] == found["receiver"]["flushed_lsn"]
     for line in (
         "receiver         running, last heard of",
         "lag              ",
@@ -239,10 +254,10 @@ def test_status_without_a_receiver_and_without_a_server(make_server: ServerFacto
     found = status_of(server, repo)
     assert not found["receiver"]["running"]
     assert found["receiver"]["flushed_lsn"] >= level["receiver"]["flushed_lsn"]
-    assert found["lag"]["bytes"] > 0
+    assert found["lag"]["wal_bytes"] > 0
     assert 0 < found["lag"]["seconds"] < 60
-    assert not found["server"]["slot"]["active"]
-    assert found["server"]["slot"]["retained_bytes"] >= found["lag"]["bytes"]
+    assert not found["server"]["replication_slot"]["active"]
+    assert found["server"]["replication_slot"]["retained_bytes"] >= found["lag"]["wal_bytes"]
 
     server.stop()
     for form in ("--json",), ():
@@ -274,13 +289,13 @@ def test_status_names_a_segment_that_is_missing(make_server: ServerFactory, scra
     (repo / "wal" / lost.name).unlink()
     start, end = (repository.geometry.segment_start(lost.segment_no + more) for more in (0, 1))
     found = status_of(server, repo)
-    assert found["coverage"][0]["wal_holes"] == [{"start": str(start), "end": str(end)}]
+    assert found["coverage"][0]["wal_gaps"] == [{"timeline": 1, "start_lsn": str(start), "end_lsn": str(end)}]
     assert f"WAL missing    {start} to {end}" in succeed("status", "--repo", repo, "-d", server.conninfo)
     # Summaries stand for WAL; where they are missing too, an incremental is not possible.
     for path in (repo / "summaries").iterdir():
         path.unlink()
     found = status_of(server, repo)
-    assert found["newest_backup"]["missing"] == [{"timeline": 1, "start": str(start), "end": str(end)}]
+    assert found["newest_backup"]["window_gaps"] == [{"timeline": 1, "start_lsn": str(start), "end_lsn": str(end)}]
     text = succeed("status", "--repo", repo, "-d", server.conninfo)
     assert f"WAL is missing for an incremental: {start} to {end} on timeline 1" in text
 

@@ -66,7 +66,7 @@ def test_the_main_job_of_two_clusters(
     file.chmod(0o644)
     env = {"PGWAL_CONFIG": str(file)}
     assert "main, legacy; nothing is wrong" in succeed("config", "check", env=env)
-    assert json.loads(succeed("check", "--all", "--json", env=env))[0]["result"]["lacking"] is False
+    assert json.loads(succeed("check", "--all", "--json", env=env))["clusters"][0]["result"]["lacking"] is False
     receivers = []
     for name, each in servers.items():
         prepare(each)
@@ -84,10 +84,10 @@ def test_the_main_job_of_two_clusters(
         receiver.terminate()
         assert finish(receiver).code == 0
 
-    main, legacy = json.loads(succeed("list", "--all", "--json", env=env))
+    main, legacy = json.loads(succeed("list", "--all", "--json", env=env))["clusters"]
     assert (main["cluster"], legacy["cluster"]) == ("main", "legacy")
     for listed in (main, legacy):
-        assert [backup["kind"] for backup in listed["result"]] == ["full", "incremental"]
+        assert [backup["kind"] for backup in listed["result"]["backups"]] == ["full", "incremental"]
     assert succeed("verify", "--all", env=env).count("nothing is wrong") == 2
     assert "cluster legacy" in succeed("expire", "--all", "--dry-run", env=env)
     for name, factory in (("main", make_server), ("legacy", make_other)):
@@ -102,7 +102,7 @@ def test_the_main_job_of_two_clusters(
 
     other.stop()
     outcome = run_pgwal("status", "--all", "--json", env=env)
-    main, legacy = json.loads(outcome.stdout)
+    main, legacy = json.loads(outcome.stdout)["clusters"]
     assert (outcome.code, main["exit_code"], legacy["exit_code"]) == (3, 0, 3)
     assert legacy["result"]["server"] is None
     assert legacy["error"]["kind"] == "ConnectionFailed"
@@ -118,7 +118,7 @@ def wait_until_streaming(server: ThrowawayServer) -> None:
 def wait_until_level(env: dict[str, str]) -> None:
     deadline = time.monotonic() + 60
     while True:
-        found = json.loads(run_pgwal("status", "--all", "--json", env=env).stdout)
-        if all(each["result"]["lag"] == {"bytes": 0, "seconds": 0.0} for each in found):
+        found = json.loads(run_pgwal("status", "--all", "--json", env=env).stdout)["clusters"]
+        if all(each["result"]["lag"] == {"wal_bytes": 0, "seconds": 0.0} for each in found):
             return
         assert time.monotonic() < deadline, found

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
 from pgwal.backup.entry import BackupEntry
-from pgwal.engine.kept_wal import KeptWal
+from pgwal.engine.kept_wal import KeptWal, read_kept_wal
 from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.backup_marks import BackupMarks
@@ -33,13 +33,16 @@ class TimelineCoverage(NamedTuple):
 
 
 def read_coverage(
-    repository: Repository, receiver: ReceiverState | None, kept: KeptWal | None = None
+    repository: Repository, receiver: ReceiverState | None, kept: KeptWal | None = None, *, with_summaries: bool = True
 ) -> list[TimelineCoverage]:
-    """Return what there is of each timeline, oldest first; what is not ``kept`` on purpose is no hole."""
+    """Return what there is of each timeline, oldest first; what is not ``kept`` on purpose is no hole.
+
+    Without summaries none of them is read, and there are none.
+    """
     kept = kept or KeptWal()
     geometry = repository.geometry
     # Of those that an older pgwal wrote, and damaged ones, there is none.
-    links = repository.summaries.links()
+    links = repository.summaries.links() if with_summaries else {}
     summaries, wal = sorted(links), archived_ranges(repository, receiver)
     history = _newest_history(repository, {part.timeline_id for part in (*summaries, *wal)})
     broken = seams(links, geometry)
@@ -53,6 +56,16 @@ def read_coverage(
             TimelineCoverage(timeline_id, ranges, kept.missed(holes), summary_ranges, kept.missed(summary_holes))
         )
     return found
+
+
+def read_wal_coverage(repository: Repository, entries: Sequence[BackupEntry]) -> list[TimelineCoverage]:
+    """Return what there is of each timeline's WAL, with the entries of all backups that can be read.
+
+    What is not kept on purpose is no gap, unless there are others, of which that is not known.
+    """
+    are_all = len(entries) == len(repository.catalogue.ids())
+    kept = read_kept_wal(repository, entries) if are_all else None
+    return read_coverage(repository, repository.receiver_state(), kept, with_summaries=False)
 
 
 def _split(

@@ -33,19 +33,19 @@ def record_line(wal_format: WalFormat, record: WalRecord) -> str:
     return " ".join(parts) + "".join(f", {_block_text(block)}" for block in record.blocks)
 
 
-def record_document(wal_format: WalFormat, record: WalRecord) -> dict[str, object]:
-    """Return a record as JSON takes it."""
+def record_document(wal_format: WalFormat, record: WalRecord) -> dict[str, Any]:
+    """Return a record as JSON takes it: docs/schemas/inspect.json has its members."""
     return {
         "lsn": str(record.lsn),
         "end_lsn": str(record.end_lsn),
         "prev_lsn": str(record.prev_lsn),
         "rmgr": rmgr_name(record.rmid),
-        "record": record_name(wal_format, record.rmid, record.info),
+        "record_type": record_name(wal_format, record.rmid, record.info),
         "info": record.info,
         "xid": record.xid,
-        "length": record.total_length,
-        "image_length": image_length(record),
-        "blocks": [_block_document(block) for block in record.blocks],
+        "size_bytes": record.total_length,
+        "image_bytes": image_length(record),
+        "block_references": [_block_document(block) for block in record.blocks],
         "data": _plain(_payload(wal_format, record)),
     }
 
@@ -94,13 +94,13 @@ def _block_text(block: BlockReference) -> str:
 
 def _block_document(block: BlockReference) -> dict[str, object]:
     return {
-        "id": block.block_id,
-        "tablespace": block.locator.spc_oid,
-        "database": block.locator.db_oid,
-        "relation": block.locator.rel_number,
+        "block_id": block.block_id,
+        "tablespace_oid": block.locator.spc_oid,
+        "database_oid": block.locator.db_oid,
+        "relation_number": block.locator.rel_number,
         "fork": block.fork.name.lower(),
-        "block": block.block_no,
-        "image_length": block.image_length,
+        "block_no": block.block_no,
+        "image_bytes": block.image_length,
         "will_init": block.will_init,
     }
 

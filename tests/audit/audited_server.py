@@ -47,8 +47,8 @@ class AuditedServer:
         outcome = self.try_audit("--percent", "100", *options)
         assert outcome.code == 0, f"{outcome.stderr}\n{outcome.stdout}"
         document: dict[str, Any] = json.loads(outcome.stdout)
-        assert document["missed"] == []
-        assert document["missed_blocks"] == 0
+        assert document["missed_blocks"] == []
+        assert document["missed_block_count"] == 0
         return document
 
     def try_audit(self, *options: str) -> Outcome:

@@ -70,23 +70,27 @@ def test_a_block_that_the_map_lacks(audited: AuditedServer) -> None:
     audited.execute(f"DELETE FROM kept WHERE ctid = '({BLOCK_NO},1)'")
     audited.receive()
     before = audited.audit()
-    assert before["since"] == full["id"]
-    assert before["newer_blocks"] == 0
+    assert before["prior"] == full["id"]
+    assert before["newer_block_count"] == 0
     assert audited.forget("kept", BLOCK_NO)
 
     outcome = audited.try_audit("--percent", "100")
     assert outcome.code == VERIFICATION_FAILED
     assert_nothing_raw(outcome)
     found = json.loads(outcome.stdout)
-    assert found["unchanged_blocks"] == before["unchanged_blocks"] + 1
-    (missed,) = found["missed"]
+    assert found["unchanged_block_count"] == before["unchanged_block_count"] + 1
+    (missed,) = found["missed_blocks"]
     spc_oid, db_oid, rel_number = audited.file_of("kept").locator
-    assert (missed["path"], missed["fork"], missed["block"]) == (audited.path_of("kept"), "main", BLOCK_NO)
-    assert (missed["tablespace"], missed["database"], missed["relation"]) == (spc_oid, db_oid, rel_number)
-    assert (missed["record"]["rmgr"], missed["record"]["record"]) == ("Heap", "DELETE")
+    assert (missed["path"], missed["fork"], missed["block_no"]) == (audited.path_of("kept"), "main", BLOCK_NO)
+    assert (missed["tablespace_oid"], missed["database_oid"], missed["relation_number"]) == (
+        spc_oid,
+        db_oid,
+        rel_number,
+    )
+    assert (missed["record"]["rmgr"], missed["record"]["record_type"]) == ("Heap", "DELETE")
     assert missed["record"]["end_lsn"] == missed["page_lsn"]
-    assert missed["record_names_block"]
-    assert Lsn.parse(found["window"][0]["start"]) < Lsn.parse(missed["page_lsn"])
+    assert missed["named_by_record"]
+    assert Lsn.parse(found["window"][0]["start_lsn"]) < Lsn.parse(missed["page_lsn"])
 
     over_sql = AuditedServer(audited.server, audited.repo, is_local=False)
     text = run_pgwal("audit", *over_sql.place[:-1], "--percent", "100")
@@ -106,8 +110,8 @@ def test_a_block_that_the_map_lacks(audited: AuditedServer) -> None:
     audited.remove_summaries()
     audited.audit()
     incremental = audited.back_up("incremental", "--audit", "100")
-    assert incremental["audit"]["missed_blocks"] == 0
-    assert incremental["audit"]["blocks_read"] == incremental["audit"]["unchanged_blocks"] > 100
+    assert incremental["audit"]["missed_block_count"] == 0
+    assert incremental["audit"]["read_block_count"] == incremental["audit"]["unchanged_block_count"] > 100
 
 
 @pytest.mark.postgres(18)
@@ -129,8 +133,8 @@ def test_a_sample_can_be_drawn_again(make_server: ServerFactory, scratch: Path) 
         documents = [json.loads(outcome.stdout) for outcome in outcomes]
         assert {outcome.code for outcome in outcomes} == {VERIFICATION_FAILED if has_it[seed] else 0}
         assert documents[0]["seed"] == documents[1]["seed"] == seed
-        assert documents[0]["blocks_read"] == documents[1]["blocks_read"]
-        assert 0.4 < documents[0]["blocks_read"] / documents[0]["unchanged_blocks"] < 0.6
+        assert documents[0]["read_block_count"] == documents[1]["read_block_count"]
+        assert 0.4 < documents[0]["read_block_count"] / documents[0]["unchanged_block_count"] < 0.6
 
 
 @pytest.mark.postgres(*LOOKED_AT)
@@ -155,12 +159,12 @@ def test_pages_with_lsns_that_no_record_has(make_server: ServerFactory, scratch:
     outcome = audited.try_audit("--percent", "100")
     assert outcome.code == VERIFICATION_FAILED, outcome.stderr
     assert_nothing_raw(outcome)
-    missed = json.loads(outcome.stdout)["missed"]
-    assert [(each["block"], each["wal_is_archived"]) for each in missed] == [(3, True), (5, False), (13, True)]
+    missed = json.loads(outcome.stdout)["missed_blocks"]
+    assert [(each["block_no"], each["wal_archived"]) for each in missed] == [(3, True), (5, False), (13, True)]
     assert [each["record"] for each in missed[:2]] == [None, None]
-    assert [each["is_damaged"] for each in missed[:2]] == [has_checksums, has_checksums]
-    assert missed[2]["record"]["record"] == "DELETE"
-    assert not missed[2]["record_names_block"]
+    assert [each["damaged"] for each in missed[:2]] == [has_checksums, has_checksums]
+    assert missed[2]["record"]["record_type"] == "DELETE"
+    assert not missed[2]["named_by_record"]
 
 
 # ---- what is not
@@ -180,10 +184,10 @@ def test_after_changes_of_every_kind(make_server: ServerFactory, scratch: Path) 
         local.audit()
         local.execute("CHECKPOINT")
         found = [audited.audit() for audited in (local, AuditedServer(server, local.repo, is_local=False))]
-        assert found[0]["unchanged_blocks"] == found[1]["unchanged_blocks"]
-        assert found[0]["blocks_read"] == found[0]["unchanged_blocks"] > 1000
-        assert Lsn.parse(found[0]["flushed_until"]) > Lsn.parse(found[0]["window"][0]["start"])
-        assert local.back_up("incremental", "--audit", "100")["audit"]["missed_blocks"] == 0
+        assert found[0]["unchanged_block_count"] == found[1]["unchanged_block_count"]
+        assert found[0]["read_block_count"] == found[0]["unchanged_block_count"] > 1000
+        assert Lsn.parse(found[0]["flushed_lsn"]) > Lsn.parse(found[0]["window"][0]["start_lsn"])
+        assert local.back_up("incremental", "--audit", "100")["audit"]["missed_block_count"] == 0
 
 
 @pytest.mark.postgres(*LOOKED_AT)
@@ -203,8 +207,8 @@ def test_hint_bits(make_server: ServerFactory, scratch: Path, has_checksums: boo
     assert len(hinted) > 40
     found = audited.audit()
     incremental = audited.back_up("incremental", "--audit", "100")
-    assert (incremental["changed_blocks"] >= len(hinted)) is has_checksums
-    assert found["missed_blocks"] == incremental["audit"]["missed_blocks"] == 0
+    assert (incremental["changed_block_count"] >= len(hinted)) is has_checksums
+    assert found["missed_block_count"] == incremental["audit"]["missed_block_count"] == 0
 
 
 @pytest.mark.postgres(*LOOKED_AT)
@@ -265,7 +269,7 @@ def test_a_standby_that_is_promoted(make_server: ServerFactory, scratch: Path) -
     while int(of_standby.value("SELECT count(*) FROM kept WHERE filler = 'changed'")) == 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert of_standby.audit()["unchanged_blocks"] == changed["unchanged_blocks"]
+    assert of_standby.audit()["unchanged_block_count"] == changed["unchanged_block_count"]
     audited.receive()
     primary.stop()
     of_standby.server.promote()
@@ -274,7 +278,7 @@ def test_a_standby_that_is_promoted(make_server: ServerFactory, scratch: Path) -
     found = of_standby.audit()
     assert [part["timeline"] for part in found["window"]] == [1, 2]
     of_standby.execute("UPDATE kept SET filler = 'again' WHERE id % 89 = 1", "CHECKPOINT")
-    assert of_standby.audit()["unchanged_blocks"] <= found["unchanged_blocks"]
+    assert of_standby.audit()["unchanged_block_count"] <= found["unchanged_block_count"]
 
 
 # ---- what cannot be audited

@@ -36,7 +36,9 @@ def test_what_is_stored_there_is_restored(address: str, tmp_path: Path) -> None:
     succeed("restore", THIRD_FULL, "--repo", address, "-D", tmp_path / "restored")
     assert (tmp_path / "restored" / "PG_VERSION").exists()
     succeed("expire", "--keep-full", "1", "--repo", address)
-    assert [entry["id"] for entry in json.loads(succeed("list", "--repo", address, "--json"))] == [THIRD_FULL]
+    assert [entry["id"] for entry in json.loads(succeed("list", "--repo", address, "--json"))["backups"]] == [
+        THIRD_FULL
+    ]
 
 
 @pytest.mark.parametrize("command", ["list", "init"])

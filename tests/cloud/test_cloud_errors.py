@@ -56,7 +56,7 @@ def fails(
     as_json = run_pgwal(*arguments, "--json", env=env)
     (document,) = (json.loads(line)["error"] for line in as_json.stderr.splitlines() if line.startswith("{"))
     assert document["exit_code"] == code
-    assert document["is_transient"] == (code == 3)
+    assert document["transient"] == (code == 3)
     assert document["facts"].get("store_code") == store_code
     for said in (outcome, as_json):
         assert "secret" not in (said.stdout + said.stderr).replace("secret key", "").replace("SECRET_ACCESS_KEY", "")

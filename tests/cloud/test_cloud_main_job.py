@@ -37,8 +37,8 @@ def test_backups_restored_from_a_bucket_hold_the_same_rows(
         run_load(server, 2)
     second = json.loads(pgwal("incremental", *source, "--since", full["start_lsn"], "--slot", "pgwal", "--json"))
     assert (first["prior"], second["prior"]) == (full["id"], full["id"])
-    assert 0 < first["copied_blocks"] < first["blocks"]
-    listed = json.loads(pgwal("list", "--repo", address, "--json"))
+    assert 0 < first["copied_block_count"] < first["block_count"]
+    listed = json.loads(pgwal("list", "--repo", address, "--json"))["backups"]
     assert [(entry["id"], entry["format"]) for entry in listed] == [
         (backup["id"], "packed") for backup in (full, first, second)
     ]
@@ -66,4 +66,4 @@ def test_backups_restored_from_a_bucket_hold_the_same_rows(
         wait_until_promoted(restored)
         assert checksums(restored) == expected
     expired = json.loads(pgwal("expire", "--keep-full", "1", "--repo", address, "--json"))
-    assert expired["expired"] == []
+    assert expired["expired_backups"] == []

@@ -81,7 +81,7 @@ def test_a_copy_of_a_copy_restores_to_a_point_in_time_with_its_own_wal(
         with under_load(server):
             killed_on_the_way(bucket, *to_bucket)
             copied = json.loads(pgwal(*to_bucket, "--json"))
-            assert copied["copied"] in ([full, first], [first])
+            assert copied["copied_backups"] in ([full, first], [first])
             assert copied["problems"] == []
             assert copied["requests"]["put"] < 200
             second_incremental = json.loads(pgwal("incremental", *source, "--json"))["id"]
@@ -99,9 +99,9 @@ def test_a_copy_of_a_copy_restores_to_a_point_in_time_with_its_own_wal(
             session.execute("SELECT pg_switch_wal()")
         run_load(server, 4)
     again = json.loads(pgwal(*to_bucket, "--json"))
-    assert again["copied"] == [second_incremental]
-    assert json.loads(pgwal(*to_bucket, "--json"))["copied"] == []
-    entries = json.loads(pgwal("list", "--repo", bucket.address, "--json"))
+    assert again["copied_backups"] == [second_incremental]
+    assert json.loads(pgwal(*to_bucket, "--json"))["copied_backups"] == []
+    entries = json.loads(pgwal("list", "--repo", bucket.address, "--json"))["backups"]
     assert {(entry["id"], entry["format"]) for entry in entries} == {
         (backup, "packed") for backup in (full, first, second_incremental)
     }
@@ -109,7 +109,7 @@ def test_a_copy_of_a_copy_restores_to_a_point_in_time_with_its_own_wal(
     onwards = json.loads(
         pgwal("copy", "--repo", bucket.address, "--to", second, "--with-wal", "-j", "2", "--json", "latest")
     )
-    assert onwards["copied"] == [full, first, second_incremental]
+    assert onwards["copied_backups"] == [full, first, second_incremental]
     for folder in ("packs", "wal", "backups"):
         bucket.store.delete_all(folder)
     assert "nothing is wrong" in pgwal("verify", "--repo", second)

@@ -57,8 +57,8 @@ def test_from_a_bucket(
         assert outcome.code == 0, outcome.stderr
         assert tree(target) == expected, done
         again = json.loads(succeed("restore", ids[1], *words, "-D", target, "--delta"))
-        assert again["bytes_written"] == 0
-        assert again["bytes_fetched"] < whole["bytes_fetched"] / 2
+        assert again["written_bytes"] == 0
+        assert again["fetched_bytes"] < whole["fetched_bytes"] / 2
         shutil.rmtree(scratch / "outside")
         if before == ids[0]:
             shutil.rmtree(target)

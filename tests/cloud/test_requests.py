@@ -63,12 +63,12 @@ def test_an_incremental_backup_without_changes_takes_few_requests(
         assert re.search(r"\d+ requests to the store: \d+ get, ", pgwal("full", *source[:-1]))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         backup = json.loads(pgwal("incremental", *source))
-    assert backup["copied_blocks"] < backup["blocks"] // 2
+    assert backup["copied_block_count"] < backup["block_count"] // 2
     asked = "\n".join(proxy.asked)
     assert backup["requests"] == _kinds(proxy.asked), asked
     assert sum(backup["requests"].values()) == len(proxy.asked)
     looks = sum(line.endswith("receiver.json") for line in proxy.asked)
-    waited_s = backup["seconds"]["wait for the window's WAL"] + backup["seconds"]["wait for WAL"]
+    waited_s = backup["phase_seconds"]["wait for the window's WAL"] + backup["phase_seconds"]["wait for WAL"]
     assert len(proxy.asked) - looks <= _MOST_BESIDE_LOOKS, asked
     # The waits between two looks double: there is one more than seconds, in each of three places.
     assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 3 + waited_s, asked

@@ -147,7 +147,7 @@ def test_a_record_that_a_crash_cut_off(make_server: ServerFactory, scratch: Path
         if server.installation.major >= 17:
             assert_summaries_equal_the_servers(server, repo)
     assert incremental["prior"] == full["id"]
-    assert 0 < incremental["copied_blocks"] < incremental["blocks"]
+    assert 0 < incremental["copied_block_count"] < incremental["block_count"]
 
     bounds = ["--from", str(start), "--to", str(end)]
     inspected = succeed("inspect", repo / "wal", *bounds).splitlines()

@@ -28,10 +28,12 @@ def test_native_tools_accept_a_merged_backup_and_what_builds_on_it(
             run_load(server, step)
             succeed("incremental", *source)
         merged = json.loads(succeed("merge", "--repo", repo, "--json"))
-        assert merged["chain_length"] == 3
-        assert merged["bytes_written"] < merged["size"] / 2
+        assert merged["backup_count"] == 3
+        assert merged["written_bytes"] < merged["size_bytes"] / 2
         succeed("expire", "--repo", repo, "--keep-full", "1")
-        assert [each["id"] for each in json.loads(succeed("list", "--repo", repo, "--json"))] == [merged["id"]]
+        assert [each["id"] for each in json.loads(succeed("list", "--repo", repo, "--json"))["backups"]] == [
+            merged["id"]
+        ]
         run_load(server, 3)
         last = json.loads(succeed("incremental", *source))
         assert last["prior"] == merged["id"]

@@ -79,7 +79,7 @@ class Case:
             return rows(server)
 
     def backups(self) -> list[str]:
-        return [entry["id"] for entry in json.loads(succeed("list", "--repo", self.repo, "--json"))]
+        return [entry["id"] for entry in json.loads(succeed("list", "--repo", self.repo, "--json"))["backups"]]
 
     def assert_refused(self, *commands: str, server: ThrowawayServer | None = None) -> list[Lsn]:
         """Check that commands refuse to go on with the server; return where they say that the two histories part."""

@@ -127,6 +127,6 @@ def test_wal_of_two_lives_is_refused(spliced: Spliced, tmp_path: Path) -> None:
     )
     status = json.loads(run_pgwal("status", "--repo", repo, "--json").stdout)
     (timeline,) = status["coverage"]
-    ranges = [(Lsn.parse(part["start"]), Lsn.parse(part["end"])) for part in timeline["summaries"]]
+    ranges = [(Lsn.parse(part["start_lsn"]), Lsn.parse(part["end_lsn"])) for part in timeline["summary_ranges"]]
     assert start in {begin for begin, _ in ranges} or Lsn(start + 40) in {begin for begin, _ in ranges}
-    assert timeline["summary_holes"] == []
+    assert timeline["summary_gaps"] == []

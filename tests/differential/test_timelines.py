@@ -179,7 +179,7 @@ def back_up_and_restore(pair: Pair, full: dict[str, str], make_server: ServerFac
     incremental = json.loads(succeed("incremental", *pair.source(pair.standby)))
     assert incremental["prior"] == full["id"]
     assert [part["timeline"] for part in incremental["window"]] == [1, 2]
-    assert 0 < incremental["copied_blocks"] < incremental["blocks"]
+    assert 0 < incremental["copied_block_count"] < incremental["block_count"]
     run_load(pair.standby, 90)
     expected = checksums(pair.standby)
     succeed("stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once")

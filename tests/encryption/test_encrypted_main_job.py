@@ -136,7 +136,7 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
         time.sleep(1)
     expected = checksums(server)
     third = json.loads(pgwal("incremental", *source, "--slot", "pgwal", "--json"))
-    listed = json.loads(pgwal("list", "--repo", address, "--json"))
+    listed = json.loads(pgwal("list", "--repo", address, "--json"))["backups"]
     assert [entry["id"] for entry in listed] == [backup["id"] for backup in (full, first, second, third)]
     assert [backup["prior"] for backup in (first, second, third)] == [full["id"], first["id"], second["id"]]
     assert address in pgwal("status", "--repo", address, "-d", server.conninfo, "--slot", "pgwal")
@@ -179,7 +179,7 @@ def test_a_host_with_public_keys_alone_writes_what_an_identity_restores(
     assert_equal_data(scratch / "combined", scratch / "merged")
     host.enter()
     pgwal("expire", "--repo", address, "--keep-full", "1")
-    assert [entry["id"] for entry in json.loads(pgwal("list", "--repo", address, "--json"))] == [merged]
+    assert [entry["id"] for entry in json.loads(pgwal("list", "--repo", address, "--json"))["backups"]] == [merged]
     vault.enter()
     target = scratch / "restored"
     pgwal("restore", "latest", "--repo", address, "-D", target, *key)

@@ -237,7 +237,7 @@ def test_fetch_wal(scene: Scene) -> None:
 @EITHER_WILL_DO
 def test_expire(scene: Scene) -> None:
     def check_rest(outcome: Outcome) -> None:
-        listed = json.loads(scene.system.run(["list", "--repo", scene.copy, "--json"]).stdout)
+        listed = json.loads(scene.system.run(["list", "--repo", scene.copy, "--json"]).stdout)["backups"]
         assert scene.backups[2]["id"] in [backup["id"] for backup in listed]
         # What it could not read it cannot judge: that stays, and is named.
         assert outcome.code or len(listed) == 1 or "is left in place" in outcome.stderr

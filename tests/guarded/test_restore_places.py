@@ -218,7 +218,7 @@ def test_modes_are_those_of_the_cluster(make_server: ServerFactory, scratch: Pat
         scene.restore(target, tablespaces={side: new_side})
         succeed(
             "combine",
-            json.loads(succeed("list", "--repo", scene.repo, "--json"))[-1]["id"],
+            json.loads(succeed("list", "--repo", scene.repo, "--json"))["backups"][-1]["id"],
             "--repo",
             scene.repo,
             "-o",

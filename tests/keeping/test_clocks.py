@@ -47,7 +47,7 @@ def real(day: int) -> str:
 
 def test_the_newest_is_the_last_in_wal(tmp_path: Path, storage_format: StorageFormat) -> None:
     repo = build(tmp_path, [AHEAD, real(1), real(2), real(3)], storage_format)
-    listed = json.loads(succeed("list", "--repo", repo, "--json"))
+    listed = json.loads(succeed("list", "--repo", repo, "--json"))["backups"]
     assert [backup["id"] for backup in listed] == [AHEAD, real(1), real(2), real(3)]
     status = json.loads(run_pgwal("status", "--repo", repo, "-h", tmp_path, "--json").stdout)
     assert status["newest_backup"]["id"] == real(3)

@@ -627,10 +627,10 @@ def test_the_command_says_what_it_would_do_and_what_it_did(packed: LocalPlace, t
     foreseen = json.loads(succeed(*command, "--dry-run", "--json"))
     assert not to.exists()
     done = json.loads(succeed(*command, "--json", "-j", "2"))
-    for name in ("copied", "backup_bytes", "wal_segments", "wal_bytes", "summaries"):
+    for name in ("copied_backups", "backup_bytes", "segment_count", "wal_bytes", "summary_count"):
         assert foreseen[name] == done[name]
-    assert done["copied"] == ALL
-    assert (done["problems"], done["requests"], done["wal_segments"]) == ([], None, 9)
+    assert done["copied_backups"] == ALL
+    assert (done["problems"], done["requests"], done["segment_count"]) == ([], None, 9)
     assert succeed(*command).strip() == f"{to} has it all"
     assert succeed(*command, "--dry-run").strip() == f"{to} has it all"
     pack = next(path for path in (packed.root / "packs").rglob("*") if path.is_file())

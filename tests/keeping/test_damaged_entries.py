@@ -88,12 +88,12 @@ def names(outcome: Outcome, backup_id: str) -> bool:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_others_are_listed_shown_and_restored(repo: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    before = json.loads(succeed("list", "--repo", repo, "--json"))
+    before = json.loads(succeed("list", "--repo", repo, "--json"))["backups"]
     damage(entry_of(repo, THIRD_FULL))
     outcome = run_pgwal("list", "--repo", repo, "--json")
     assert outcome.code == 0
     assert names(outcome, THIRD_FULL)
-    assert json.loads(outcome.stdout) == [backup for backup in before if backup["id"] != THIRD_FULL]
+    assert json.loads(outcome.stdout)["backups"] == [backup for backup in before if backup["id"] != THIRD_FULL]
     outcome = run_pgwal("show", SECOND, "--repo", repo)
     assert outcome.code == 0
     assert names(outcome, THIRD_FULL)
@@ -103,7 +103,7 @@ def test_the_others_are_listed_shown_and_restored(repo: Path, tmp_path: Path, da
     assert f"backup left out  {THIRD_FULL}: " in outcome.stdout
     assert f"newest backup    {ON_SECOND}" in outcome.stdout
     document = json.loads(run_pgwal("status", "--repo", repo, "-h", tmp_path, "--json").stdout)
-    assert [backup["id"] for backup in document["unreadable_backups"]] == [THIRD_FULL]
+    assert [backup["backup"] for backup in document["unreadable_backups"]] == [THIRD_FULL]
     outcome = run_pgwal("restore", SECOND, "--repo", repo, "-D", tmp_path / "second")
     assert outcome.code == 0, outcome.stderr
     outcome = run_pgwal("restore", "latest", "--repo", repo, "-D", tmp_path / "latest")
@@ -180,7 +180,7 @@ def test_expire_keeps_what_it_cannot_judge_and_goes_on_with_the_rest(
     outcome = run_pgwal("expire", "--keep-full", "1", "--repo", repo, "--json")
     assert outcome.code == 0, outcome.stderr
     assert f"backup {backup_id} is left in place, with all that it may need" in outcome.stderr
-    assert json.loads(outcome.stdout)["unreadable"] == [backup_id]
+    assert [each["backup"] for each in json.loads(outcome.stdout)["unreadable_backups"]] == [backup_id]
     assert Repository.open(repo).catalogue.ids() == kept
     assert wal_numbers(repo)[0] == first_segment
     # Once the entry is there again, so is everything else that is needed.
@@ -198,7 +198,7 @@ def test_expire_removes_nothing_where_the_label_is_damaged_too(repo: Path) -> No
     (repo / "backups" / ON_SECOND / "data" / "backup_label").write_bytes(b"nothing")
     before = wal_numbers(repo)
     report = json.loads(run_pgwal("expire", "--keep-full", "1", "--repo", repo, "--json").stdout)
-    assert report["expired"] == report["wal"] == report["summaries"] == []
+    assert report["expired_backups"] == report["removed_wal"] == report["removed_summaries"] == []
     assert wal_numbers(repo) == before
     assert Repository.open(repo).catalogue.ids() == [FULL, FIRST, SECOND, SECOND_FULL, ON_SECOND, THIRD_FULL]
 

@@ -282,8 +282,8 @@ def test_the_command_says_what_it_removed(repository: Repository) -> None:
     assert "would remove 4 WAL files, 4096 kB: 000000010000000000000001 to 000000010000000000000004" in text
     assert text.endswith("kept 3 backups, and WAL from 0/500028 on\n")
     found = json.loads(run_pgwal("expire", "--repo", root, "--keep-full", "2", "--json", "-P").stdout)
-    assert [backup["id"] for backup in found["expired"]] == [SECOND, FIRST, FULL]
-    assert (found["dry_run"], found["wal_needed_from"], len(found["wal"])) == (False, "0/500028", 4)
+    assert [backup["id"] for backup in found["expired_backups"]] == [SECOND, FIRST, FULL]
+    assert (found["dry_run"], found["kept_wal_lsn"], len(found["removed_wal"])) == (False, "0/500028", 4)
     kept = run_pgwal("expire", "--repo", root, "--keep-days", "36500").stdout
     assert kept == "nothing to remove\nkept 3 backups, and WAL from 0/500028 on\n"
 
@@ -306,9 +306,11 @@ def test_list_and_show_tell_what_can_be_recovered(repository: Repository) -> Non
     assert lines[2].startswith(f"  {FIRST}")
     assert lines[3].startswith(f"    {SECOND}")
     (repository.store.root / "wal" / repository.geometry.file_name(1, 6)).unlink()
-    found = {backup["id"]: backup for backup in json.loads(run_pgwal("list", "--repo", root, "--json").stdout)}
+    found = {
+        backup["id"]: backup for backup in json.loads(run_pgwal("list", "--repo", root, "--json").stdout)["backups"]
+    }
     assert found[SECOND]["chain"] == [SECOND, FIRST, FULL]
-    assert found[SECOND]["window"] == {"timeline": 1, "start": "0/200028", "end": "0/300028"}
+    assert (found[SECOND]["prior_timeline"], found[SECOND]["prior_lsn"]) == (1, "0/200028")
     # WAL that is missing ends what the chains before can reach, and makes a backup useless.
     assert found[FULL]["recoverable"]["end_lsn"] == "0/600000"
     assert found[FULL]["recoverable"]["whole"] is False
@@ -316,7 +318,8 @@ def test_list_and_show_tell_what_can_be_recovered(repository: Repository) -> Non
     assert found[THIRD_FULL]["recoverable"]["end_lsn"] == "0/900000"
     assert found[THIRD_FULL]["recoverable"]["whole"] is True
     shown = json.loads(run_pgwal("show", FIRST, "--repo", root, "--json").stdout)
-    assert found[FIRST].items() <= shown.items()
+    assert found[FIRST].pop("why") is None
+    assert shown | found[FIRST] == shown
     assert shown["built_on_it"] == [SECOND]
     text = run_pgwal("show", FIRST, "--repo", root).stdout
     assert f"chain            {FIRST}, {FULL}" in text

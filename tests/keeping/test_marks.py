@@ -225,7 +225,7 @@ def test_pin_and_unpin_say_what_they_did(root: Path) -> None:
     assert [line.split()[0] for line in lines if line.endswith("pinned")] == [FULL]
     assert "pinned           yes" in run_pgwal("show", FULL, "--repo", root).stdout
     found = json.loads(run_pgwal("unpin", FULL, "--repo", root, "--json").stdout)
-    assert found == {"id": FULL, "pinned": False, "changed": True}
+    assert found == {"version": 1, "backup": FULL, "pinned": False, "changed": True}
     assert run_pgwal("unpin", FULL, "--repo", root).stdout == f"{FULL} is not pinned\n"
     assert_failed(run_pgwal("pin", "20250101T000000Z_full", "--repo", root), FAILED, "there is no backup")
 
@@ -242,16 +242,18 @@ def test_a_dry_run_prints_what_is_kept_by_which_rule(root: Path) -> None:
     assert table[ON_SECOND].endswith(f"yes daily 2026-11-23 up to {_stop(root, ON_SECOND)}")
     assert table[THIRD_FULL].endswith("yes newest, daily 2026-11-24 all since")
     found = json.loads(run_pgwal("expire", "--repo", root, *rules, "--json").stdout)
-    assert [entry["id"] for entry in found["expired"]] == [SECOND]
-    assert found["why"][ON_SECOND] == [{"rule": "daily", "for": "2026-11-23"}]
-    assert found["long_term"] == [FULL, FIRST, SECOND_FULL, ON_SECOND]
+    assert [entry["id"] for entry in found["expired_backups"]] == [SECOND]
+    assert {each["id"]: each["why"] for each in found["kept_backups"]}[ON_SECOND] == [
+        {"rule": "daily", "detail": "2026-11-23"}
+    ]
+    assert found["long_term_backups"] == [FULL, FIRST, SECOND_FULL, ON_SECOND]
     listed = run_pgwal("list", "--repo", root, "--why", "--keep-daily", "2").stdout
     by_id = {line.split()[0]: line for line in listed.splitlines()}
     assert by_id[FIRST].split()[-3:] == ["alone", "pinned", "pinned"]
     assert "that point alone" in by_id[FULL]
-    documents = json.loads(run_pgwal("list", "--repo", root, "--why", "--keep-daily", "2", "--json").stdout)
+    documents = json.loads(run_pgwal("list", "--repo", root, "--why", "--keep-daily", "2", "--json").stdout)["backups"]
     why = {each["id"]: each["why"] for each in documents}
-    assert why[THIRD_FULL] == [{"rule": "newest", "for": ""}, {"rule": "daily", "for": "2026-11-24"}]
+    assert why[THIRD_FULL] == [{"rule": "newest", "detail": ""}, {"rule": "daily", "detail": "2026-11-24"}]
     assert [each["recoverable"]["long_term"] for each in documents] == [True, True, True, True, False]
     assert "alone (2026-11-22" in run_pgwal("show", FIRST, "--repo", root).stdout
     assert_failed(run_pgwal("list", "--repo", root, "--keep-daily", "2"), USAGE, "--why")

@@ -372,11 +372,11 @@ def test_the_command_says_what_it_merged(tmp_path: Path) -> None:
     assert found.stdout.startswith(f"merged 2 backups into {merged_ids(FIRST)[0]}, a full backup as of {FIRST}: 48 kB")
     assert_failed(run_pgwal("merge", FIRST, "--repo", root), FAILED, "has been merged into a full backup already")
     assert_failed(run_pgwal("merge", FULL, "--repo", root), FAILED, "is a full backup already")
-    listed = json.loads(run_pgwal("list", "--repo", root, "--json").stdout)
+    listed = json.loads(run_pgwal("list", "--repo", root, "--json").stdout)["backups"]
     by_id = {each["id"]: each for each in listed}
     assert by_id[SECOND]["chain"] == [SECOND, merged_ids(FIRST)[0]]
     document = json.loads(run_pgwal("merge", SECOND, "--repo", root, "--json").stdout)
-    assert (document["merged"], document["chain_length"]) == (SECOND, 2)
+    assert (document["backup"], document["backup_count"]) == (SECOND, 2)
     text = run_pgwal("expire", "--repo", root, "--keep-daily", "1", "--merge", "--dry-run").stdout
     assert "would remove backup" in text
 

@@ -56,14 +56,16 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
         verified = run_pgwal("verify", "--repo", repo, "-j", "2")
         assert verified.code == 0, verified.stdout
         expired = json.loads(succeed("expire", "--repo", repo, "--keep-full", "1", "--json"))
-        assert [backup["id"] for backup in expired["expired"]] == [backups[number]["id"] for number in (2, 1, 0)]
-        assert expired["wal"]
+        assert [backup["id"] for backup in expired["expired_backups"]] == [
+            backups[number]["id"] for number in (2, 1, 0)
+        ]
+        assert expired["removed_wal"]
         # A running receiver, and the next incremental, find all that they need.
         run_load(server, 6)
         backups.append(json.loads(succeed("incremental", *source)))
         assert backups[-1]["prior"] == backups[4]["id"]
     assert ids(repo) == [backup["id"] for backup in backups[3:]]
-    listed = json.loads(succeed("list", "--repo", repo, "--json"))
+    listed = json.loads(succeed("list", "--repo", repo, "--json"))["backups"]
     assert all(backup["recoverable"]["whole"] for backup in listed)
     expected = checksums(server)
     succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
@@ -77,11 +79,11 @@ def test_backups_are_verified_tried_and_expired_beside_a_receiver(
     )
     assert_nothing_raw(outcome)
     assert outcome.code == 0, outcome.stdout + outcome.stderr
-    trial = json.loads(outcome.stdout)["restore"]
-    assert (trial["backup"], trial["problems"]) == (backups[-1]["id"], [])
-    assert trial["databases"] == 3
-    assert trial["indexes"] > 300
-    assert trial["tables"] > 200 or make_server.installation.major == 13
+    trial = json.loads(outcome.stdout)["trial"]
+    assert (trial["backup"], trial["messages"]) == (backups[-1]["id"], [])
+    assert trial["database_count"] == 3
+    assert trial["index_count"] > 300
+    assert trial["table_count"] > 200 or make_server.installation.major == 13
     assert list(place.iterdir()) == []
 
     target, space = scratch / "restored", scratch / "restored_space"
@@ -115,7 +117,7 @@ def test_damage_of_a_real_backup_is_listed_whole(make_server: ServerFactory, scr
     assert outcome.code == VERIFICATION_FAILED
     found = {problem["path"] for problem in json.loads(outcome.stdout)["problems"]}
     assert found == {str(path.relative_to(repo)) for path in chosen}
-    assert full["id"] in json.loads(outcome.stdout)["backups"]
+    assert full["id"] in json.loads(outcome.stdout)["verified_backups"]
 
 
 @pytest.mark.postgres(18)

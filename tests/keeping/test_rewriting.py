@@ -493,9 +493,9 @@ def test_the_command_says_what_it_rewrites_and_why(worn_repository: LocalPlace) 
     assert f"would rewrite {len(worn)} packs, " in shown
     assert "less than a quarter of each is needed" in shown
     document = json.loads(run_pgwal(*command, "--max-rewrite", "0", "--json").stdout)
-    assert document["rewritten"] == []
-    assert document["waiting"] == [
-        {"name": pack.name, "size": pack.size_bytes, "needed": pack.needed_bytes} for pack in worn
+    assert document["rewritten_packs"] == []
+    assert document["waiting_packs"] == [
+        {"name": pack.name, "stored_bytes": pack.size_bytes, "needed_bytes": pack.needed_bytes} for pack in worn
     ]
     assert "left for the next run, for --max-rewrite is reached" in run_pgwal(*command, "--max-rewrite", "0").stdout
     assert f"rewrote {len(worn)} packs" in run_pgwal(*command).stdout

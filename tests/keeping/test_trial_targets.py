@@ -86,16 +86,16 @@ def test_a_trial_to_a_time_is_proven_by_its_report(tried: Tried, tmp_path: Path)
     outcome = tried.verify("--target-time", tried.time, "--report", path, "--json")
     assert outcome.code == 0, outcome.stdout + outcome.stderr
     report, text = report_of(path)
-    assert (report["pgwal-verification"], report["verdict"], report["failure"]) == (1, "passed", None)
-    assert (report["problems"], report["pgwal_version"]) == ([], __version__)
+    assert (report["version"], report["verdict"], report["failure"]) == (1, "passed", None)
+    assert (report["messages"], report["pgwal_version"]) == ([], __version__)
     # The newest one had ended behind that time.
     assert report["restored"]["backup"] == tried.full
-    assert report["asked"]["target"]["recovery_target_time"].startswith(tried.time[:10])
+    assert report["asked"]["recovery"]["recovery_target_time"].startswith(tried.time[:10])
     replayed, expected = report["replayed"], report["replayed"]["expected"]
-    assert replayed["last_transaction"] == expected["last_transaction"] <= tried.time
+    assert replayed["last_transaction_at"] == expected["last_transaction_at"] <= tried.time
     assert replayed["replayed_lsn"] == expected["end_lsn"]
-    assert replayed["server"] == str(tried.server.installation.version)
-    listed = {backup["id"]: backup for backup in json.loads(succeed("list", "--repo", tried.repo, "--json"))}
+    assert replayed["server_version"] == str(tried.server.installation.version)
+    listed = {backup["id"]: backup for backup in json.loads(succeed("list", "--repo", tried.repo, "--json"))["backups"]}
     backups = {backup["id"]: backup for backup in report["verified"]["backups"]}
     assert backups.keys() == listed.keys() == {tried.full, tried.incremental}
     for backup_id, backup in backups.items():
@@ -106,10 +106,10 @@ def test_a_trial_to_a_time_is_proven_by_its_report(tried: Tried, tmp_path: Path)
         entry = tried.repo / "backups" / backup_id / "backup.json"
         assert backup["entry_sha256"] == sha256(entry.read_bytes()).hexdigest()
     identity = json.loads((tried.repo / "pgwal.json").read_text())
-    assert report["repository"]["system_identifier"] == str(identity["system_identifier"])
+    assert report["system_identifier"] == str(identity["system_identifier"])
     checked = report["checked"]
-    assert [database["name"] for database in checked["databases"]] == ["postgres", "template1"]
-    assert checked["tables"] > 100 < checked["indexes"]
+    assert [database["database"] for database in checked["databases"]] == ["postgres", "template1"]
+    assert checked["table_count"] > 100 < checked["index_count"]
     assert all(report[part]["seconds"] > 0 for part in ("verified", "restored", "replayed", "checked"))
     for said in ("verification report: PASSED", tried.full, replayed["replayed_lsn"], "database postgres: "):
         assert said in text
@@ -130,8 +130,8 @@ def test_trials_to_other_targets(tried: Tried) -> None:
     ):
         outcome = tried.verify(*target, "--json")
         assert outcome.code == 0, outcome.stdout + outcome.stderr
-        trial = json.loads(outcome.stdout)["restore"]
-        assert (trial["backup"], trial["stopped_before"]) == (backup, None)
+        trial = json.loads(outcome.stdout)["trial"]
+        assert (trial["backup"], trial["stopped_before_lsn"]) == (backup, None)
 
 
 @pytest.mark.postgres(18)
@@ -165,7 +165,7 @@ def test_damage_is_reported(tried: Tried, tmp_path: Path) -> None:
     assert outcome.code == VERIFICATION_FAILED
     report, text = json.loads(path.read_text()), Path(f"{path}.txt").read_text()
     assert (report["verdict"], report["restored"]) == ("failed", None)
-    assert any("PG_VERSION" in problem for problem in report["problems"])
+    assert any("PG_VERSION" in problem for problem in report["messages"])
     assert report["failure"]["kind"] == "NothingRestored"
     assert "verification report: FAILED" in text
     assert "PG_VERSION" in text

@@ -128,7 +128,7 @@ class MergingRound:
         return ["--repo", self.address] if repo else []
 
     def backups(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run("list", "--json"))
+        found: list[dict[str, Any]] = json.loads(self.run("list", "--json"))["backups"]
         return found
 
     # -- under load
@@ -208,12 +208,15 @@ class MergingRound:
 
     def expire(self) -> None:
         report = json.loads(self.run("expire", *self.expire_words(), "--json"))
-        self.merged_count += len(report["merged"])
-        kept = {backup_id.partition("_")[0] for backup_id in report["kept"]}
+        self.merged_count += len(report["merged_backups"])
+        kept_ids = {backup["id"] for backup in report["kept_backups"]}
+        kept = {backup_id.partition("_")[0] for backup_id in kept_ids}
         assert self.pinned <= kept, f"expired though pinned: {self.pinned - kept}"
         assert max(self.marks) in kept, "the newest has gone"
-        assert {backup["id"] for backup in self.backups()} == set(report["kept"])
-        self.note(f"expired {len(report['expired'])}, rewrote {len(report['rewritten'])}: {len(kept)} left")
+        assert {backup["id"] for backup in self.backups()} == kept_ids
+        self.note(
+            f"expired {len(report['expired_backups'])}, rewrote {len(report['rewritten_packs'])}: {len(kept)} left"
+        )
         if self.chance.random() < 0.2:
             self.check()
 

@@ -209,7 +209,7 @@ def test_the_main_job_by_archive_command_alone(
         connection.execute("CHECKPOINT")
     first = json.loads(pgwal("incremental", *source, "--json"))
     assert first["prior"] == full["id"]
-    assert 0 < first["copied_blocks"] < first["blocks"]
+    assert 0 < first["copied_block_count"] < first["block_count"]
     run_load(server, 3)
     wait_until_archived(server, switch_wal(server))
     second = json.loads(pgwal("incremental", *source, "--json"))

@@ -93,7 +93,7 @@ def test_imported_wal_is_restored_to_its_end(make_server: ServerFactory, repo: P
         assert checksums(restored) == expected
     incremental = json.loads(pgwal("incremental", *source, "--json"))
     assert incremental["prior"] == full["id"]
-    assert 0 < incremental["copied_blocks"] < incremental["blocks"]
+    assert 0 < incremental["copied_block_count"] < incremental["block_count"]
 
 
 @pytest.mark.postgres(18)

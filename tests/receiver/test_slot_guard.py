@@ -129,7 +129,7 @@ def test_status_and_check_see_what_an_absent_receiver_leaves(make_server: Server
         pass
     write_wal(server, 9)
     connecting = ("-d", server.conninfo, "--slot", "pgwal")
-    found = status_of(server, repo, "--max-retained", "10M")["server"]["slot"]
+    found = status_of(server, repo, "--max-retained", "10M")["server"]["replication_slot"]
     assert 7.5 * MB < found["retained_bytes"] <= 10 * MB, "or the numbers here are to be others"
     assert (found["retention"], found["max_retained_bytes"]) == ("near", 10 * MB)
     assert 0 < found["safe_wal_bytes"] < 64 * MB
@@ -147,7 +147,7 @@ def test_status_and_check_see_what_an_absent_receiver_leaves(make_server: Server
     once = run_pgwal("stream", "--repo", repo, *connecting, "--once", "--max-retained", "5M", "--drop-slot")
     assert once.code == 0, once.stderr
     assert slot_exists(server)
-    assert status_of(server, repo, "--max-retained", "5M")["server"]["slot"]["retention"] == "within"
+    assert status_of(server, repo, "--max-retained", "5M")["server"]["replication_slot"]["retention"] == "within"
 
 
 @pytest.mark.postgres(18)

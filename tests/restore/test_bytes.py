@@ -63,9 +63,9 @@ def test_bytes_of_another_encoding(make_server: ServerFactory, scratch: Path, re
         connection.execute("SELECT pg_switch_wal()")
     succeed("stream", "--once", "--repo", scene.repo, "-d", server.conninfo)
     server.kill()
-    shown = json.loads(succeed("list", "--repo", scene.repo, "--json"))[-1]["id"]
+    shown = json.loads(succeed("list", "--repo", scene.repo, "--json"))["backups"][-1]["id"]
     document = json.loads(succeed("show", shown, "--repo", scene.repo, "--json"))
-    assert list(document["tablespaces"].values()) == [str(location)]
+    assert [each["path"] for each in document["tablespaces"]] == [str(location)]
     for locale in ({"LC_ALL": "C.UTF-8"}, ASCII):
         words = [*PGWAL, "show", shown, "--repo", str(scene.repo)]
         printed = subprocess.run(words, env=environment(**locale), capture_output=True, check=True).stdout

@@ -164,7 +164,7 @@ def replay_beside_others(make_server: ServerFactory, scratch: Path, *initdb_args
     outcome = run_pgwal(*restore, "--json")
     assert outcome.code == 0, outcome.stderr
     assert "databases without their rows, which are to be dropped: other (" in outcome.stderr
-    assert json.loads(outcome.stdout)["bytes_written"] <= forecast["room"][0]["needed_bytes"]
+    assert json.loads(outcome.stdout)["written_bytes"] <= forecast["file_systems"][0]["needed_bytes"]
     scene = Scene(repo, make_server)
     with scene.started(target) as restored:
         assert "PANIC" not in restored.log_tail(10_000)

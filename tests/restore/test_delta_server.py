@@ -76,7 +76,7 @@ def test_of_a_crashed_server(make_server: ServerFactory, scratch: Path, repo: Pa
         outcome = run_pgwal(*in_place, "--allow-tablespaces-in-place", "--json")
         assert outcome.code == 0, outcome.stderr
         report = json.loads(outcome.stdout)
-        assert report["bytes_kept"] > report["bytes_written"]
+        assert report["kept_bytes"] > report["written_bytes"]
         places = {side: "side", elsewhere: "side"}
         assert tree(target, places) == tree(fresh, places)
         assert tree(side) == tree(elsewhere)

@@ -88,8 +88,8 @@ def test_a_trial_leaves_a_live_tablespace_alone(make_server: ServerFactory, scra
         assert len(before) > 0
         outcome = tried(live.server, live.scene.repo)
         assert outcome.code == 0, outcome.stdout + outcome.stderr
-        trial = json.loads(outcome.stdout)["restore"]
-        assert (trial["stopped_before"] is not None, trial["problems"]) == (True, [])
+        trial = json.loads(outcome.stdout)["trial"]
+        assert (trial["stopped_before_lsn"] is not None, trial["messages"]) == (True, [])
         assert digests(live.location) == before
         live.server.restart("immediate")
         assert rows(live.server, "t") == 9000
@@ -216,8 +216,8 @@ def test_a_trial_runs_nothing_of_the_backups_own(make_server: ServerFactory, scr
     marker.unlink(missing_ok=True)
     outcome = tried(server, repo)
     assert outcome.code == 0, outcome.stdout + outcome.stderr
-    trial = json.loads(outcome.stdout)["restore"]
-    assert (trial["problems"], trial["databases"]) == ([], 2)
+    trial = json.loads(outcome.stdout)["trial"]
+    assert (trial["messages"], trial["database_count"]) == ([], 2)
     assert trial["unchecked_indexes"] == ["postgres: public.calling"]
     assert not marker.exists()
     assert not (scratch / "logs").exists()

@@ -36,8 +36,8 @@ def test_each_backup_comes_back_as_it_was_though_wal_between_is_gone(
                     connection.execute("SELECT pg_switch_wal()")
     merged = json.loads(succeed("merge", backups[3], "--repo", repo, "--json"))["id"]
     report = json.loads(succeed("expire", "--repo", repo, "--keep-full", "9", "--keep-wal-for", "1", "--json"))
-    assert report["long_term"] == [*backups[:3], merged]
-    assert len(report["wal"]) >= 6
+    assert report["long_term_backups"] == [*backups[:3], merged]
+    assert len(report["removed_wal"]) >= 6
     assert json.loads(succeed("verify", "--repo", repo, "--json"))["problems"] == []
     to_its_end = ["--target-immediate", "--target-action", "promote"]
     for number, backup_id in ((1, backups[1]), (3, merged)):

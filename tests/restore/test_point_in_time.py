@@ -216,7 +216,7 @@ def restored_rows(moments: Moments, scratch: Path, *target: str) -> tuple[str, l
     geometry = WalGeometry(1 << 20)
     ends = [geometry.first_record_position(Lsn.parse(end)) for end in (row[0], replay["end_lsn"])]
     assert ends[0] == ends[1], (row, replay)
-    assert replay["last_transaction"] == (row[1] and row[1].astimezone(UTC).isoformat())
+    assert replay["last_transaction_at"] == (row[1] and row[1].astimezone(UTC).isoformat())
     return backup, rows
 
 
@@ -281,7 +281,7 @@ def test_targets_that_cannot_be_reached(moments: Moments, scratch: Path) -> None
 def test_wal_that_recovery_needs_is_missing(moments: Moments, scratch: Path) -> None:
     repo = scratch / "repo"
     shutil.copytree(moments.scene.repo, repo)
-    start = Lsn.parse(json.loads(succeed("list", "--repo", repo, "--json"))[-1]["start_lsn"])
+    start = Lsn.parse(json.loads(succeed("list", "--repo", repo, "--json"))["backups"][-1]["start_lsn"])
     (segment,) = (repo / "wal").glob(f"{1:08X}{0:08X}{start >> 20:08X}*")
     segment.unlink()
     outcome = run_pgwal("restore", "--repo", repo, "-D", scratch / "refused")
@@ -350,9 +350,9 @@ def test_a_host_whose_clock_is_behind(make_server: ServerFactory, scratch: Path)
     with server.connect() as connection:
         connection.execute("CREATE TABLE later AS SELECT 1 AS id")
     succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
-    listed = {backup["id"]: backup for backup in json.loads(succeed("list", "--repo", repo, "--json"))}
-    assert datetime.fromisoformat(listed[first["id"]]["finished"]) < row[0]
-    assert datetime.fromisoformat(listed[second["id"]]["started"]) > row[0] - timedelta(seconds=1)
+    listed = {backup["id"]: backup for backup in json.loads(succeed("list", "--repo", repo, "--json"))["backups"]}
+    assert datetime.fromisoformat(listed[first["id"]]["finished_at"]) < row[0]
+    assert datetime.fromisoformat(listed[second["id"]]["started_at"]) > row[0] - timedelta(seconds=1)
     before_the_drop = ["restore", "--repo", repo, "--target-time", row[0].isoformat(), "--target-action", "promote"]
     assert json.loads(succeed(*before_the_drop, "-D", scratch / "1", "--json"))["backup"] == first["id"]
     # Nor is an entry believed whose times are such a clock's: WAL tells of a later transaction.

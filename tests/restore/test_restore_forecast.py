@@ -79,10 +79,10 @@ def test_a_forecast_writes_nothing(tmp_path: Path) -> None:
     restore = ["restore", "--repo", made.path, "-D", tmp_path / "data", "-T", f"/srv/space={tmp_path / 'space'}"]
     document = json.loads(succeed(*restore, "--dry-run", "--json"))
     assert (document["backup"], document["chain"]) == (incremental, [incremental, full])
-    assert (document["replay"]["segments"], document["replay"]["gap"]) == (1, None)
-    (room,) = document["room"]
-    assert [place["tablespace"] for place in room["places"]] == [None, 16400]
-    assert room["is_enough"]
+    assert (document["replay"]["segment_count"], document["replay"]["gap"]) == (1, None)
+    (room,) = document["file_systems"]
+    assert [place["tablespace_oid"] for place in room["places"]] == [None, 16400]
+    assert room["enough"]
     printed = succeed(*restore, "--dry-run")
     assert f"It builds on {full}." in printed
     assert "there is room" in printed
@@ -111,7 +111,7 @@ def test_there_is_no_room(tmp_path: Path) -> None:
     assert_failed(outcome, 1, f"no room for backup {backup}", "Free some space")
     assert re.search(r"1024 TB of .* that are free: there is not that room", outcome.stdout), outcome.stdout
     document = json.loads(run_pgwal("restore", "--repo", made.path, "-D", "/x/y", "--dry-run", "--json").stdout)
-    assert [room["is_enough"] for room in document["room"]] == [False]
+    assert [room["enough"] for room in document["file_systems"]] == [False]
 
 
 def test_a_gap_is_said_before(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_gap_is_said_before(tmp_path: Path) -> None:
         run_pgwal(*restore), 4, "000000010000000000000003 to 000000010000000000000004 are missing", "--to-gap"
     )
     gap = json.loads(succeed(*restore, "--to-gap", "--json"))["replay"]["gap"]
-    assert (gap["start"], gap["end"], gap["timeline"]) == ("0/300000", "0/500000", 1)
+    assert (gap["start_lsn"], gap["end_lsn"], gap["timeline"]) == ("0/300000", "0/500000", 1)
     assert "Recovery ends at 0/300000: WAL segments" in succeed(*restore, "--to-gap")
     elsewhere = json.loads(succeed(*restore, "--restore-command", "false", "--json"))
     assert elsewhere["replay"] is None

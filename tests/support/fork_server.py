@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from support.json_documents import hold_to_schemas
+
 PROGRAM = Path(__file__).with_name("forked_commands.py")
 
 
@@ -71,7 +73,10 @@ class ForkServer:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._answer())
-        return Ended(answer["code"], stdout.read_text(), stderr.read_text(), answer["ended"])
+        ended = Ended(answer["code"], stdout.read_text(), stderr.read_text(), answer["ended"])
+        if ended.by_itself:
+            hold_to_schemas(request["arguments"], ended.code, ended.stdout, ended.stderr)
+        return ended
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
