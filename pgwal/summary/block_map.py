@@ -7,7 +7,7 @@ at most 8 KiB for 65536 consecutive blocks (512 MiB of relation) and two bytes f
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pyroaring import BitMap
@@ -111,6 +111,21 @@ class BlockMap:
     def mark(self, key: RelationFork, block_numbers: Iterable[int]) -> None:
         """Record that blocks of the fork changed."""
         self._entry(key).blocks.update(block_numbers)
+
+    def apply(self, changes: Iterable[tuple[tuple[int, int, int, int], int, Sequence[int]]]) -> None:
+        """Record in bulk what happened to forks: each was shortened to its limit, and then its blocks changed.
+
+        Without blocks or with INVALID_BLOCK_NUMBER for a limit, that did not happen.  A fork may come again.
+        """
+        entries = self._entries
+        for key, limit_block, block_numbers in changes:
+            entry = entries.get(key)  # type: ignore[call-overload]
+            if entry is None:
+                entry = entries[RelationFork(*key)] = ForkChanges(keep_forgotten=self._keep_forgotten)
+            if limit_block < entry.limit_block:
+                entry.set_limit(limit_block)
+            if block_numbers:
+                entry.blocks.update(block_numbers)
 
     def put(self, key: RelationFork, limit_block: int, blocks: BitMap) -> None:
         """Set the entry of a fork, which must not have one; ``blocks`` belongs to the map from now on."""
