@@ -75,7 +75,7 @@ _MAKE_MEASURED = """
     BEGIN
         FOR day IN first..first + rounds - 1 LOOP
             EXECUTE format('CREATE TABLE day_%s (LIKE measured)', day);
-            EXECUTE format('INSERT INTO day_%s SELECT %s, i, ''measured'' FROM generate_series(1, 50) AS i', day, day);
+            EXECUTE format('INSERT INTO day_%s SELECT %s, i, ''measured'' FROM generate_series(1, 300) AS i', day, day);
             COMMIT;
             EXECUTE format('ALTER TABLE measured ATTACH PARTITION day_%s FOR VALUES IN (%s)', day, day);
             COMMIT;
@@ -104,8 +104,8 @@ def make_and_drop(server: ThrowawayServer) -> None:
     """Make, fill and drop temporary tables and partitions, each step a transaction of its own."""
     with server.connect() as connection:
         for _ in range(10):
-            connection.execute("CALL work_in_temporary_tables(100)")
-            connection.execute("CALL turn_partitions(1, 100)")
+            connection.execute("CALL work_in_temporary_tables(200)")
+            connection.execute("CALL turn_partitions(1, 20)")
 
 
 LOADS = (
@@ -113,8 +113,8 @@ LOADS = (
     Load("bulk", _nothing, _bulk_load, {}),
     # Without page images, nearly all of it is records of some fifty bytes.
     Load("small", _nothing, _small_records, {"full_page_writes": False}),
-    # A record of some hundred creates, drops or truncates relation files; a server writes so much of it in a minute.
-    Load("DDL", _make_measured, make_and_drop, {}, 512 << 20),
+    # One in two hundred records creates, drops or truncates relation files, as in the server's regression tests.
+    Load("ddl", _make_measured, make_and_drop, {}, 1 << 30),
 )
 
 

@@ -47,7 +47,7 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
-from pgwal.summary.block_map import BlockMap, RelationFork
+from pgwal.summary.block_map import BlockMap, ForkChanges, RelationFork
 from pgwal.summary.chunks import BITMAP_USAGE, CUT_OFF, TOO_MANY_WORDS, chunk_words, roaring_of_chunks
 from pgwal.summary.link import Link
 
@@ -56,6 +56,9 @@ LINK_MAGIC = 0x4C574750
 _LINK_VERSION = 1
 
 _BITMAP_BYTES = 8192
+_BLOCKS_PER_CHUNK = 65536
+_FEW = 64
+"""So many blocks of the first chunk are listed sooner than serialised: most of the small relations of a server."""
 _MAX_CHUNKS = 1 << 16
 _ENTRY = struct.Struct("<IIIiII")
 _END_MARKER = bytes(_ENTRY.size)
@@ -104,6 +107,9 @@ def encode_summary(block_map: BlockMap, link: Link | None = None, source: str = 
     require_size(block_map, source)
     parts = [_CRC.pack(SUMMARY_MAGIC)]
     for key, changes in block_map.entries():
+        if not changes.has_blocks:
+            parts.append(_ENTRY.pack(*key, changes.limit_block, 0))
+            continue
         usages, data = _encode_chunks(changes.blocks)
         parts.append(_ENTRY.pack(*key, changes.limit_block, len(usages)))
         parts.append(usages.tobytes())
@@ -119,7 +125,7 @@ def require_size(block_map: BlockMap, source: str) -> None:
     cause = None
     if len(block_map) > MAX_SUMMARY_ENTRIES:
         cause = f"names more than {MAX_SUMMARY_ENTRIES} relation forks"
-    elif sum(_encoded_size(changes.blocks) for changes in block_map.changes()) > MAX_SUMMARY_BYTES:
+    elif sum(_encoded_size(changes) for changes in block_map.changes()) > MAX_SUMMARY_BYTES:
         cause = f"names blocks so far apart that its file would have more than {MAX_SUMMARY_BYTES} bytes"
     if cause is not None:
         raise LimitExceeded(
@@ -129,10 +135,11 @@ def require_size(block_map: BlockMap, source: str) -> None:
         )
 
 
-def _encoded_size(blocks: BitMap) -> int:
+def _encoded_size(changes: ForkChanges) -> int:
     """Return how many bytes an entry takes at least."""
-    if not blocks:
+    if not changes.has_blocks:
         return _ENTRY.size
+    blocks = changes.blocks
     # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
     return _ENTRY.size + 2 * ((blocks.max() >> 16) + 1) + 2 * min(len(blocks), (blocks.max() >> 4) + 1)
 
@@ -223,6 +230,8 @@ def _decode_chunks(words: array[int], at: int, chunk_count: int, source: str) ->
 
 def _encode_chunks(blocks: BitMap) -> tuple[array[int], list[bytes]]:
     """Return the usage of each chunk up to the last one in use, and the data of those in use."""
+    if len(blocks) <= _FEW and blocks.max() < _BLOCKS_PER_CHUNK:
+        return array("H", (len(blocks),)), [array("H", blocks).tobytes()]
     usages, data = array("H"), []
     for chunk, cardinality, body in _containers(blocks.serialize()):
         usages.frombytes(bytes(2 * (chunk - len(usages))))

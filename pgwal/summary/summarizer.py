@@ -337,9 +337,8 @@ def _end_of_wal(scanner: WalScanner) -> EndOfWal:
 
 
 def _absorb_changes(scanner: WalScanner, block_map: BlockMap) -> None:
-    """Move what changed since the last call into the map; the FSM is never in it (it is not fully logged)."""
-    fsm = int(Fork.FSM)
-    block_map.apply(change for change in scanner.take_changes() if change[0][3] != fsm)
+    """Move what changed since the last call into the map."""
+    block_map.apply(scanner.take_changes())
 
 
 # What the scanner hands over: records that announce a wal_level, and those that are not as a server writes them.

@@ -1363,8 +1363,8 @@ class WalScanner:
             self._slots_at[self._slot(self._places_at[relation], self._numbers_at[relation])] = relation
 
     def _fork(self, relation: int) -> RelationFork:
-        place = self._places[relation]
-        number = self._numbers[relation]
+        place = self._places_at[relation]
+        number = self._numbers_at[relation]
         return place & _LOW_HALF, place >> 32, number & _LOW_HALF, number >> 32
 
     def _settle_derived(self) -> None:
@@ -1389,7 +1389,8 @@ class WalScanner:
 
         A fork, its limit and its block numbers: the fork was shortened to so many blocks, unless the limit is
         INVALID_BLOCK_NUMBER, and after that records referred to these blocks, in no order.  A fork that was shortened
-        comes again for each time that its limit became lower, in LSN order.
+        comes again for each time that its limit became lower, in LSN order.  Free space maps are left out: they are
+        not fully logged, and so in no summary.
         """
         return self._take()
 
@@ -1398,13 +1399,16 @@ class WalScanner:
             return []
         self._settle_derived()
         log, ends = self._sort_log()
-        limits = self._limits
-        taken = []
+        ends_at = _words_of(ends)
+        nothing = array("I")
+        taken: list[tuple[RelationFork, int, array[int]]] = []
         start = 0
         for relation in range(1, self._relation_count + 1):
-            end = ends[relation]
-            if end > start or limits[relation] != _NO_LIMIT:
-                taken.append((self._fork(relation), limits[relation], log[start:end]))
+            end = ends_at[relation]
+            limit = self._limits_at[relation]
+            if end > start or limit != _NO_LIMIT:
+                if not (self._decodes_shortenings and self._numbers_at[relation] >> 32 == _FSM_FORK):
+                    taken.append((self._fork(relation), limit, log[start:end] if end > start else nothing))
             start = end
         self._clear_tables()
         return taken
