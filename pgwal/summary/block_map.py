@@ -36,8 +36,8 @@ class ForkChanges:
 
     __slots__ = ("_blocks", "forgotten", "limit_block")
 
-    def __init__(self, *, keep_forgotten: bool = False) -> None:
-        self.limit_block = INVALID_BLOCK_NUMBER
+    def __init__(self, limit_block: int = INVALID_BLOCK_NUMBER, *, keep_forgotten: bool = False) -> None:
+        self.limit_block = limit_block
         # Of what was dropped, there is seldom more than a limit.
         self._blocks: BitMap | None = None
         self.forgotten: list[tuple[int, BitMap]] | None = [] if keep_forgotten else None
@@ -116,8 +116,9 @@ class BlockMap:
 
     def entries(self) -> Iterator[tuple[RelationFork, ForkChanges]]:
         """Yield the entries in the order of summary files: tablespace, database, relation, fork."""
-        for key in sorted(self._entries):
-            yield key, self._entries[key]
+        entries = self._entries
+        for key in sorted(entries):
+            yield key, entries[key]
 
     def changes(self) -> Iterable[ForkChanges]:
         """Return what changed in each fork, in no order."""
@@ -139,13 +140,14 @@ class BlockMap:
 
         Without blocks or with INVALID_BLOCK_NUMBER for a limit, that did not happen.  A fork may come again.
         """
-        entries = self._entries
+        entries, keep_forgotten = self._entries, self._keep_forgotten
         new = tuple.__new__
         for key, limit_block, block_numbers in changes:
             entry = entries.get(key)  # type: ignore[call-overload]
             if entry is None:
                 # RelationFork(*key) takes three times as long.
-                entry = entries[new(RelationFork, key)] = ForkChanges(keep_forgotten=self._keep_forgotten)
+                entry = ForkChanges(keep_forgotten=True) if keep_forgotten else ForkChanges(limit_block)
+                entries[new(RelationFork, key)] = entry
             if limit_block < entry.limit_block:
                 entry.set_limit(limit_block)
             if block_numbers:

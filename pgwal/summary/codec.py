@@ -47,7 +47,7 @@ from pgwal.errors import (
 )
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
-from pgwal.summary.block_map import BlockMap, ForkChanges, RelationFork
+from pgwal.summary.block_map import BlockMap, RelationFork
 from pgwal.summary.chunks import BITMAP_USAGE, CUT_OFF, TOO_MANY_WORDS, chunk_words, roaring_of_chunks
 from pgwal.summary.link import Link
 
@@ -106,14 +106,26 @@ def encode_summary(block_map: BlockMap, link: Link | None = None, source: str = 
     """
     require_size(block_map, source)
     parts = [_CRC.pack(SUMMARY_MAGIC)]
+    without_blocks: list[int] = []
     for key, changes in block_map.entries():
         if not changes.has_blocks:
-            parts.append(_ENTRY.pack(*key, changes.limit_block, 0))
+            # What was dropped comes by the hundred thousand, and is encoded in bulk.
+            without_blocks += key
+            without_blocks += (changes.limit_block, 0)
             continue
-        usages, data = _encode_chunks(changes.blocks)
+        if without_blocks:
+            parts.append(array("I", without_blocks).tobytes())
+            without_blocks.clear()
+        blocks = changes.blocks
+        if len(blocks) <= _FEW and blocks.max() < _BLOCKS_PER_CHUNK:
+            parts.append(_ENTRY.pack(*key, changes.limit_block, 1))
+            parts.append(array("H", (len(blocks), *blocks)).tobytes())
+            continue
+        usages, data = _encode_chunks(blocks)
         parts.append(_ENTRY.pack(*key, changes.limit_block, len(usages)))
         parts.append(usages.tobytes())
         parts.extend(data)
+    parts.append(array("I", without_blocks).tobytes())
     parts.append(_END_MARKER)
     content = b"".join(parts)
     crc = _CRC.pack(crc32c(content))
@@ -125,7 +137,7 @@ def require_size(block_map: BlockMap, source: str) -> None:
     cause = None
     if len(block_map) > MAX_SUMMARY_ENTRIES:
         cause = f"names more than {MAX_SUMMARY_ENTRIES} relation forks"
-    elif sum(_encoded_size(changes) for changes in block_map.changes()) > MAX_SUMMARY_BYTES:
+    elif _encoded_size(block_map) > MAX_SUMMARY_BYTES:
         cause = f"names blocks so far apart that its file would have more than {MAX_SUMMARY_BYTES} bytes"
     if cause is not None:
         raise LimitExceeded(
@@ -135,13 +147,16 @@ def require_size(block_map: BlockMap, source: str) -> None:
         )
 
 
-def _encoded_size(changes: ForkChanges) -> int:
-    """Return how many bytes an entry takes at least."""
-    if not changes.has_blocks:
-        return _ENTRY.size
-    blocks = changes.blocks
-    # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
-    return _ENTRY.size + 2 * ((blocks.max() >> 16) + 1) + 2 * min(len(blocks), (blocks.max() >> 4) + 1)
+def _encoded_size(block_map: BlockMap) -> int:
+    """Return how many bytes the entries take at least."""
+    size = _ENTRY.size * len(block_map)
+    for changes in block_map.changes():
+        if changes.has_blocks:
+            blocks = changes.blocks
+            last = blocks.max()
+            # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
+            size += 2 * ((last >> 16) + 1) + 2 * min(len(blocks), (last >> 4) + 1)
+    return size
 
 
 def decode_summary(content: bytes, source: str) -> BlockMap:
@@ -230,8 +245,6 @@ def _decode_chunks(words: array[int], at: int, chunk_count: int, source: str) ->
 
 def _encode_chunks(blocks: BitMap) -> tuple[array[int], list[bytes]]:
     """Return the usage of each chunk up to the last one in use, and the data of those in use."""
-    if len(blocks) <= _FEW and blocks.max() < _BLOCKS_PER_CHUNK:
-        return array("H", (len(blocks),)), [array("H", blocks).tobytes()]
     usages, data = array("H"), []
     for chunk, cardinality, body in _containers(blocks.serialize()):
         usages.frombytes(bytes(2 * (chunk - len(usages))))

@@ -276,7 +276,10 @@ cdef class WalScanner:
     @cython.locals(place=uint64_t, number=uint64_t)
     cdef tuple _fork(self, uint64_t relation)
 
-    @cython.locals(ends_at="uint32_t *", taken=list, start=uint64_t, end=uint64_t, relation=uint64_t, limit=uint64_t)
+    @cython.locals(
+        ends_at="uint32_t *", taken=list, start=uint64_t, end=uint64_t, relation=uint64_t, limit=uint64_t,
+        is_left_out=bint,
+    )
     cdef list _take(self)
 
     @cython.locals(index=uint64_t, start=uint32_t, count=uint32_t, relation=uint64_t, key=uint64_t)

@@ -1010,8 +1010,8 @@ class WalScanner:
             fork = _u32(data, at + 12)
             if fork > _INIT_FORK:
                 return False
-            if fork != _FSM_FORK:
-                self._shorten(_u64(data, at), _u32(data, at + 8) | fork << 32, 0)
+            # That of a free space map is left out when it is taken.
+            self._shorten(_u64(data, at), _u32(data, at + 8) | fork << 32, 0)
             return True
         if operation == 0x20 and size >= 20:  # TRUNCATE
             block = _u32(data, at)
@@ -1406,9 +1406,9 @@ class WalScanner:
         for relation in range(1, self._relation_count + 1):
             end = ends_at[relation]
             limit = self._limits_at[relation]
-            if end > start or limit != _NO_LIMIT:
-                if not (self._decodes_shortenings and self._numbers_at[relation] >> 32 == _FSM_FORK):
-                    taken.append((self._fork(relation), limit, log[start:end] if end > start else nothing))
+            is_left_out = self._decodes_shortenings and self._numbers_at[relation] >> 32 == _FSM_FORK
+            if (end > start or limit != _NO_LIMIT) and not is_left_out:
+                taken.append((self._fork(relation), limit, log[start:end] if end > start else nothing))
             start = end
         self._clear_tables()
         return taken
@@ -1442,7 +1442,7 @@ class WalScanner:
         if not self._held:
             self._start_relations()
         elif self._is_shortened:
-            # A special record that waits has its references by the numbers of these relations.
+            # A special record that waits has its references by the numbers of these relations; their limits are taken.
             self._limits = array("I", b"\xff" * (4 * len(self._limits)))
             self._limits_at = _words_of(self._limits)
             self._is_shortened = False

@@ -257,6 +257,41 @@ def test_the_loop_shortens_as_the_declarations_do(
         assert (changes.limit_block, list(changes.blocks)) == (2, [3])
 
 
+@forms
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # It shortens nothing, and the map has an entry of it.
+        (RM_SMGR, 0x21, struct.pack("<IIIII", INVALID_BLOCK_NUMBER, 1663, 5, 16384, 1)),
+        *((RM_SMGR, 0x11, bytes(length)) for length in (0, 11, 12, 15)),
+        *((RM_SMGR, 0x21, bytes(length)) for length in (0, 16, 19)),
+        *((RM_XACT, 0x81, struct.pack("<qIIII", 0, 4, 1, 1663, 5) + bytes(length)) for length in (0, 3)),
+        *((RM_DBASE, 0x20, struct.pack("<II", 5, 2) + bytes(length)) for length in (0, 7)),
+    ],
+    ids=str,
+)
+def test_what_no_server_writes_is_handed_over(form: ModuleType, kind: tuple[int, int, bytes]) -> None:
+    builder = WalBuilder()
+    builder.append(changed(((1663, 5, 16384), 0, 3)))
+    built = builder.append(special(kind, 0, None, []))
+    assert scanned(form, builder)[0] == [built.lsn]
+    options = {"takes_often": False, "keep_forgotten": False}
+    sizes = [len(builder.wal())]
+    expected = read(form, builder, sizes, in_bulk=False, **options)
+    assert read(form, builder, sizes, in_bulk=True, **options) == expected
+
+
+@forms
+def test_a_limit_that_was_taken_is_not_taken_again_with_the_references_behind_it(form: ModuleType) -> None:
+    table = (1663, 5, 16384)
+    builder = WalBuilder()
+    builder.append(special((RM_SMGR, 0x21, struct.pack("<IIIII", 5, *table, 1)), 0, None, []))
+    builder.append(special((RM_SMGR, 0x21, struct.pack("<IIIII", 7, *table, 1)), 0, None, [(table, 0, 9)]))
+    handed_over, changes = scanned(form, builder)
+    assert handed_over == [builder.records[1].lsn]
+    assert [(limit, list(numbers)) for _, limit, numbers in changes] == [(5, []), (INVALID_BLOCK_NUMBER, [9])]
+
+
 # --- what is decoded where ----------------------------------------------------------------------------------------
 
 
