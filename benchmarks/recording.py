@@ -95,7 +95,8 @@ _MAKE_MEASURED = """
 """
 
 
-def _make_measured(server: ThrowawayServer) -> None:
+def make_measured(server: ThrowawayServer) -> None:
+    """Make what ``make_and_drop`` needs, once."""
     with server.connect() as connection:
         connection.execute(_MAKE_MEASURED)
 
@@ -108,13 +109,14 @@ def make_and_drop(server: ThrowawayServer) -> None:
             connection.execute("CALL turn_partitions(1, 20)")
 
 
+# One in two hundred records creates, drops or truncates relation files, as in the server's regression tests.
+DDL = Load("ddl", make_measured, make_and_drop, {}, 1 << 30)
 LOADS = (
     Load("oltp", _fill, _transact, {}),
     Load("bulk", _nothing, _bulk_load, {}),
     # Without page images, nearly all of it is records of some fifty bytes.
     Load("small", _nothing, _small_records, {"full_page_writes": False}),
-    # One in two hundred records creates, drops or truncates relation files, as in the server's regression tests.
-    Load("ddl", _make_measured, make_and_drop, {}, 1 << 30),
+    DDL,
 )
 
 
