@@ -311,9 +311,6 @@ class WalScanner:
         self._start_lsn = start_lsn
         self._expected_prev = prev_lsn
         self._wants_derived = derive_map_blocks
-        self._derives = False
-        self._all_page_flags = 0
-        self._overwrite_flag = 0
         self._all_transaction_ends = all_transaction_ends
         self._tablespaces = tablespaces
         self._decodes_shortenings = decode_shortenings
@@ -339,14 +336,17 @@ class WalScanner:
         self._start_record()
         self._start_special()
         self._start_tables()
+        self._start_chunks()
+        if magic:
+            self._set_format(wal_format_of_magic(magic, "WalScanner").magic)
+
+    def _start_chunks(self) -> None:
         self._chunk: memoryview = memoryview(b"")
         self._size = 0
         self._queue: deque[memoryview] = deque()
         self._cursor = 0
         self._source = _NO_SOURCE
         self._source_buffer: memoryview | None = None
-        if magic:
-            self._set_format(wal_format_of_magic(magic, "WalScanner").magic)
 
     def _start_page(self) -> None:
         self._head = bytearray(_LONG_HEADER)
