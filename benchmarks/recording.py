@@ -1,4 +1,4 @@
-"""Record the WAL that is measured: three loads on the embedded server, a directory of segments each, kept for later."""
+"""Record the WAL that is measured: four loads on the embedded server, a directory of segments each, kept for later."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Load(NamedTuple):
     prepare: Callable[[ThrowawayServer], None]
     repeat: Callable[[ThrowawayServer], None]
     settings: dict[str, str | int | bool]
+    wal_bytes: int = WAL_BYTES
 
 
 def _nothing(_server: ThrowawayServer) -> None:
@@ -57,11 +58,65 @@ def _small_records(server: ThrowawayServer) -> None:
         connection.execute("DELETE FROM small")
 
 
+_MAKE_MEASURED = """
+    CREATE TABLE measured (day int, place int, note text) PARTITION BY LIST (day);
+    CREATE INDEX ON measured (place);
+    CREATE PROCEDURE work_in_temporary_tables(rounds int) LANGUAGE plpgsql AS $$
+    BEGIN
+        FOR round IN 1..rounds LOOP
+            CREATE TEMPORARY TABLE picked (id int PRIMARY KEY, note text);
+            INSERT INTO picked SELECT i, 'picked' FROM generate_series(1, 20) AS i;
+            COMMIT;
+            DROP TABLE picked;
+            COMMIT;
+        END LOOP;
+    END $$;
+    CREATE PROCEDURE turn_partitions(first int, rounds int) LANGUAGE plpgsql AS $$
+    BEGIN
+        FOR day IN first..first + rounds - 1 LOOP
+            EXECUTE format('CREATE TABLE day_%s (LIKE measured)', day);
+            EXECUTE format('INSERT INTO day_%s SELECT %s, i, ''measured'' FROM generate_series(1, 300) AS i', day, day);
+            COMMIT;
+            EXECUTE format('ALTER TABLE measured ATTACH PARTITION day_%s FOR VALUES IN (%s)', day, day);
+            COMMIT;
+            IF day >= first + 3 THEN
+                EXECUTE format('ALTER TABLE measured DETACH PARTITION day_%s', day - 3);
+                EXECUTE format('TRUNCATE day_%s', day - 3);
+                COMMIT;
+                EXECUTE format('DROP TABLE day_%s', day - 3);
+                COMMIT;
+            END IF;
+        END LOOP;
+        FOR day IN first + greatest(rounds - 3, 0)..first + rounds - 1 LOOP
+            EXECUTE format('DROP TABLE day_%s', day);
+            COMMIT;
+        END LOOP;
+    END $$;
+"""
+
+
+def make_measured(server: ThrowawayServer) -> None:
+    """Make what ``make_and_drop`` needs, once."""
+    with server.connect() as connection:
+        connection.execute(_MAKE_MEASURED)
+
+
+def make_and_drop(server: ThrowawayServer) -> None:
+    """Make, fill and drop temporary tables and partitions, each step a transaction of its own."""
+    with server.connect() as connection:
+        for _ in range(10):
+            connection.execute("CALL work_in_temporary_tables(200)")
+            connection.execute("CALL turn_partitions(1, 20)")
+
+
+# One in two hundred records creates, drops or truncates relation files, as in the server's regression tests.
+DDL = Load("ddl", make_measured, make_and_drop, {}, 1 << 30)
 LOADS = (
     Load("oltp", _fill, _transact, {}),
     Load("bulk", _nothing, _bulk_load, {}),
     # Without page images, nearly all of it is records of some fifty bytes.
     Load("small", _nothing, _small_records, {"full_page_writes": False}),
+    DDL,
 )
 
 
@@ -72,8 +127,9 @@ def cache_directory() -> Path:
     return Path(given) if given else Path(caches) / "pgwal-benchmarks"
 
 
-def recorded_wal(load: Load, scratch: Path, wal_bytes: int = WAL_BYTES) -> Path:
+def recorded_wal(load: Load, scratch: Path, wal_bytes: int = 0) -> Path:
     """Return the directory of whole segments of a load, recording them when they are not there yet."""
+    wal_bytes = wal_bytes or load.wal_bytes
     recorded = cache_directory() / f"{load.name}-{wal_bytes >> 20}MB"
     if recorded.is_dir():
         return recorded

@@ -12,11 +12,13 @@ from itertools import count
 
 from benchmarks.context import Context
 from benchmarks.measure import Comparison, Measurement, Side, compare
+from benchmarks.recording import make_and_drop, make_measured
 from pgwal.errors import PgwalError
 from pgwal.repository.repository import Repository
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 _WAL_BYTES = 2 << 30
+_DDL_BYTES = 512 << 20
 _ORIGIN = "origin"
 
 
@@ -54,18 +56,25 @@ class OriginSlot:
 
 
 def run(context: Context) -> list[Comparison]:
-    """Compare from one server that holds the WAL of a bulk load and of transactions."""
+    """Compare from servers that hold the WAL of a bulk load and of transactions, and WAL full of DDL."""
     with context.server("stream") as server:
         origin = OriginSlot(server)
         end = make_wal(server, origin, _WAL_BYTES)
-        sides = [
-            Side("pg_receivewal", partial(_receivewal, context, server, origin, end)),
-            Side("pgwal stream --once", partial(_stream, context, server, origin)),
-        ]
-        return [
-            compare("stream", sides, context.rounds, bytes_processed=origin.wal_bytes(), target=1.0),
-            _summary_lag(context, server, origin),
-        ]
+        received = [_receive("stream", context, server, origin, end), _summary_lag(context, server, origin)]
+    with context.server("stream-ddl", autovacuum=True) as server:
+        origin = OriginSlot(server)
+        make_measured(server)
+        while origin.wal_bytes() < _DDL_BYTES:
+            make_and_drop(server)
+        return [*received, _receive("stream, full of DDL", context, server, origin, _end_of_segment(server))]
+
+
+def _receive(title: str, context: Context, server: ThrowawayServer, origin: OriginSlot, end: str) -> Comparison:
+    sides = [
+        Side("pg_receivewal", partial(_receivewal, context, server, origin, end)),
+        Side("pgwal stream --once", partial(_stream, context, server, origin)),
+    ]
+    return compare(title, sides, context.rounds, bytes_processed=origin.wal_bytes(), target=1.0)
 
 
 def make_wal(server: ThrowawayServer, origin: OriginSlot, size_bytes: int) -> str:
@@ -73,6 +82,11 @@ def make_wal(server: ThrowawayServer, origin: OriginSlot, size_bytes: int) -> st
     while origin.wal_bytes() < size_bytes:
         server.run_tool("pgbench", "-i", "-q", "-s", "20")
         server.run_tool("pgbench", "-n", "-c", "4", "-j", "2", "-T", "20")
+    return _end_of_segment(server)
+
+
+def _end_of_segment(server: ThrowawayServer) -> str:
+    """End the segment, and return where WAL ends then."""
     with server.connect() as connection:
         row = connection.execute("SELECT pg_switch_wal(), pg_sleep(1), pg_current_wal_lsn()::text").fetchone()
     assert row is not None

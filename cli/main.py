@@ -124,8 +124,15 @@ def _options(
     chosen.cluster, chosen.config = cluster, config
 
 
+_GARBAGE_OBJECTS = 20_000
+"""So many new objects are looked through for cycles at a time: some megabytes."""
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    # A map has an object or two for each relation that changed: looking for cycles among them after each 700 new ones
+    # takes as long as making them.
+    gc.set_threshold(_GARBAGE_OBJECTS)
     log_to_stderr()
     print_any_text()
     interruption = Interruption()

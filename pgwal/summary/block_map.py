@@ -7,7 +7,7 @@ at most 8 KiB for 65536 consecutive blocks (512 MiB of relation) and two bytes f
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pyroaring import BitMap
@@ -34,13 +34,34 @@ class ForkChanges:
     INVALID_BLOCK_NUMBER: never shortened).  ``blocks`` are those that changed after the last shortening below them.
     """
 
-    __slots__ = ("blocks", "forgotten", "limit_block")
+    __slots__ = ("_blocks", "forgotten", "limit_block")
 
-    def __init__(self, *, keep_forgotten: bool = False) -> None:
-        self.limit_block = INVALID_BLOCK_NUMBER
-        self.blocks = BitMap()
+    def __init__(self, limit_block: int = INVALID_BLOCK_NUMBER, *, keep_forgotten: bool = False) -> None:
+        self.limit_block = limit_block
+        # Of what was dropped, there is seldom more than a limit.
+        self._blocks: BitMap | None = None
         self.forgotten: list[tuple[int, BitMap]] | None = [] if keep_forgotten else None
         """Each shortening, with the blocks that it made void; kept only where the range may yet be appended."""
+
+    @property
+    def blocks(self) -> BitMap:
+        if self._blocks is None:
+            self._blocks = BitMap()
+        return self._blocks
+
+    @blocks.setter
+    def blocks(self, blocks: BitMap) -> None:
+        self._blocks = blocks
+
+    @property
+    def has_blocks(self) -> bool:
+        return bool(self._blocks)
+
+    def mark(self, block_numbers: Iterable[int]) -> None:
+        if self._blocks is None:
+            self._blocks = BitMap(block_numbers)
+        else:
+            self._blocks.update(block_numbers)
 
     def set_limit(self, limit_block: int) -> None:
         if limit_block < self.limit_block:
@@ -49,7 +70,8 @@ class ForkChanges:
                 gone.remove_range(0, limit_block)
                 self.forgotten.append((limit_block, gone))
             self.limit_block = limit_block
-            self.blocks.remove_range(limit_block, _ALL_BLOCKS)
+            if self._blocks is not None:
+                self._blocks.remove_range(limit_block, _ALL_BLOCKS)
 
     def append(self, later: ForkChanges) -> None:
         """Append what changed in a range that follows this one in LSN order."""
@@ -94,8 +116,9 @@ class BlockMap:
 
     def entries(self) -> Iterator[tuple[RelationFork, ForkChanges]]:
         """Yield the entries in the order of summary files: tablespace, database, relation, fork."""
-        for key in sorted(self._entries):
-            yield key, self._entries[key]
+        entries = self._entries
+        for key in sorted(entries):
+            yield key, entries[key]
 
     def changes(self) -> Iterable[ForkChanges]:
         """Return what changed in each fork, in no order."""
@@ -110,7 +133,25 @@ class BlockMap:
 
     def mark(self, key: RelationFork, block_numbers: Iterable[int]) -> None:
         """Record that blocks of the fork changed."""
-        self._entry(key).blocks.update(block_numbers)
+        self._entry(key).mark(block_numbers)
+
+    def apply(self, changes: Iterable[tuple[tuple[int, int, int, int], int, Sequence[int]]]) -> None:
+        """Record in bulk what happened to forks: each was shortened to its limit, and then its blocks changed.
+
+        Without blocks or with INVALID_BLOCK_NUMBER for a limit, that did not happen.  A fork may come again.
+        """
+        entries, keep_forgotten = self._entries, self._keep_forgotten
+        new = tuple.__new__
+        for key, limit_block, block_numbers in changes:
+            entry = entries.get(key)  # type: ignore[call-overload]
+            if entry is None:
+                # RelationFork(*key) takes three times as long.
+                entry = ForkChanges(keep_forgotten=True) if keep_forgotten else ForkChanges(limit_block)
+                entries[new(RelationFork, key)] = entry
+            if limit_block < entry.limit_block:
+                entry.set_limit(limit_block)
+            if block_numbers:
+                entry.mark(block_numbers)
 
     def put(self, key: RelationFork, limit_block: int, blocks: BitMap) -> None:
         """Set the entry of a fork, which must not have one; ``blocks`` belongs to the map from now on."""

@@ -56,6 +56,9 @@ LINK_MAGIC = 0x4C574750
 _LINK_VERSION = 1
 
 _BITMAP_BYTES = 8192
+_BLOCKS_PER_CHUNK = 65536
+_FEW = 64
+"""So many blocks of the first chunk are listed sooner than serialised: most of the small relations of a server."""
 _MAX_CHUNKS = 1 << 16
 _ENTRY = struct.Struct("<IIIiII")
 _END_MARKER = bytes(_ENTRY.size)
@@ -103,11 +106,26 @@ def encode_summary(block_map: BlockMap, link: Link | None = None, source: str = 
     """
     require_size(block_map, source)
     parts = [_CRC.pack(SUMMARY_MAGIC)]
+    without_blocks: list[int] = []
     for key, changes in block_map.entries():
-        usages, data = _encode_chunks(changes.blocks)
+        if not changes.has_blocks:
+            # What was dropped comes by the hundred thousand, and is encoded in bulk.
+            without_blocks += key
+            without_blocks += (changes.limit_block, 0)
+            continue
+        if without_blocks:
+            parts.append(array("I", without_blocks).tobytes())
+            without_blocks.clear()
+        blocks = changes.blocks
+        if len(blocks) <= _FEW and blocks.max() < _BLOCKS_PER_CHUNK:
+            parts.append(_ENTRY.pack(*key, changes.limit_block, 1))
+            parts.append(array("H", (len(blocks), *blocks)).tobytes())
+            continue
+        usages, data = _encode_chunks(blocks)
         parts.append(_ENTRY.pack(*key, changes.limit_block, len(usages)))
         parts.append(usages.tobytes())
         parts.extend(data)
+    parts.append(array("I", without_blocks).tobytes())
     parts.append(_END_MARKER)
     content = b"".join(parts)
     crc = _CRC.pack(crc32c(content))
@@ -119,7 +137,7 @@ def require_size(block_map: BlockMap, source: str) -> None:
     cause = None
     if len(block_map) > MAX_SUMMARY_ENTRIES:
         cause = f"names more than {MAX_SUMMARY_ENTRIES} relation forks"
-    elif sum(_encoded_size(changes.blocks) for changes in block_map.changes()) > MAX_SUMMARY_BYTES:
+    elif _encoded_size(block_map) > MAX_SUMMARY_BYTES:
         cause = f"names blocks so far apart that its file would have more than {MAX_SUMMARY_BYTES} bytes"
     if cause is not None:
         raise LimitExceeded(
@@ -129,12 +147,16 @@ def require_size(block_map: BlockMap, source: str) -> None:
         )
 
 
-def _encoded_size(blocks: BitMap) -> int:
-    """Return how many bytes an entry takes at least."""
-    if not blocks:
-        return _ENTRY.size
-    # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
-    return _ENTRY.size + 2 * ((blocks.max() >> 16) + 1) + 2 * min(len(blocks), (blocks.max() >> 4) + 1)
+def _encoded_size(block_map: BlockMap) -> int:
+    """Return how many bytes the entries take at least."""
+    size = _ENTRY.size * len(block_map)
+    for changes in block_map.changes():
+        if changes.has_blocks:
+            blocks = changes.blocks
+            last = blocks.max()
+            # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
+            size += 2 * ((last >> 16) + 1) + 2 * min(len(blocks), (last >> 4) + 1)
+    return size
 
 
 def decode_summary(content: bytes, source: str) -> BlockMap:

@@ -29,7 +29,6 @@ _CUTTING_OPERATIONS = (
 _MANY_BLOCKS = 1 << 15
 """Moving blocks into a map costs by the take as well as by the block; that many fit what the scanner has anyway."""
 
-
 _MANY_REFERENCES = 1 << 20
 """After so many references a map is measured, which takes a while."""
 
@@ -107,7 +106,7 @@ class ChangeReader:
             self.end_of_wal = _end_of_wal(self._scanner)
 
     def _absorb(self) -> None:
-        _absorb_blocks(self._scanner, self.block_map)
+        _absorb_changes(self._scanner, self.block_map)
         for key, block_numbers in self._scanner.take_derived_blocks():
             self.derived.mark(RelationFork(*key), block_numbers)
 
@@ -228,11 +227,11 @@ class Summarizer:
 
         With a stop that was reached, it ends behind the record that is there.
         """
-        _absorb_blocks(self._scanner, self._block_map)
+        _absorb_changes(self._scanner, self._block_map)
         self._cut(max(end, self.position) if self.complete else end, self.link.last_lsn)
 
     def _absorb(self) -> None:
-        _absorb_blocks(self._scanner, self._block_map)
+        _absorb_changes(self._scanner, self._block_map)
         count = self._scanner.block_reference_count
         if count - self._measured_count >= _MANY_REFERENCES:
             self._measured_count = count
@@ -328,6 +327,7 @@ def _scanner(
         system_identifier=system_identifier,
         prev_lsn=prev_lsn,
         derive_map_blocks=derive_map_blocks,
+        decode_shortenings=True,
     )
 
 
@@ -336,13 +336,12 @@ def _end_of_wal(scanner: WalScanner) -> EndOfWal:
     return EndOfWal(Lsn(scanner.position), scanner.end_reason)
 
 
-def _absorb_blocks(scanner: WalScanner, block_map: BlockMap) -> None:
-    """Move the blocks seen since the last call into the map; the FSM is never in it (it is not fully logged)."""
-    for key, block_numbers in scanner.take_blocks():
-        if key[3] != Fork.FSM:
-            block_map.mark(RelationFork(*key), block_numbers)
+def _absorb_changes(scanner: WalScanner, block_map: BlockMap) -> None:
+    """Move what changed since the last call into the map."""
+    block_map.apply(scanner.take_changes())
 
 
+# What the scanner hands over: records that announce a wal_level, and those that are not as a server writes them.
 def _apply_special(
     scanner: WalScanner, wal_format: WalFormat, block_map: BlockMap, derived: BlockMap | None = None
 ) -> None:

@@ -52,10 +52,11 @@ cdef int _GO_ON, _NEED_FORMAT, _NEED_TABLES, _NEED_RECORD_BUFFER, _UNKNOWN, _BRO
 cdef uint64_t _PAGE_SIZE, _PAGE_MASK, _SHORT_HEADER, _LONG_HEADER, _RECORD_HEADER, _BLOCK_SIZE
 cdef uint32_t _FIRST_IS_CONTRECORD, _HAS_LONG_HEADER
 cdef uint32_t _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_TBLSPC, _RM_HEAP2, _RM_HEAP
-cdef uint32_t _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
+cdef uint32_t _NO_OPERATION, _LAST_BUILTIN_RMID, _FIRST_CUSTOM_RMID
 cdef uint32_t _MAX_BLOCK_ID, _ID_TOP_LEVEL_XID, _ID_ORIGIN, _ID_DATA_LONG, _ID_DATA_SHORT
 cdef uint64_t _KEPT_BYTES, _KEPT_BYTES_OF_LISTS, _MAIN_START
-cdef uint64_t _SOURCE_BUFFER, _HEAP_BLOCKS_PER_MAP_BLOCK, _VM_FORK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
+cdef uint64_t _SOURCE_BUFFER, _HEAP_BLOCKS_PER_MAP_BLOCK, _DERIVED_BIT, _LOW_HALF, _NO_NUMBER, _SEEN_SIZE
+cdef uint64_t _FSM_FORK, _VM_FORK, _INIT_FORK, _NO_LIMIT
 cdef int _PAGE_MAGIC, _PAGE_FLAGS, _PAGE_LONG_HEADER, _PAGE_ADDRESS, _PAGE_TIMELINE
 cdef int _CONTRECORD, _RECORD_LENGTH, _RECORD_PREV_LINK, _RECORD_CRC
 cdef int _FINDING_FIRST, _BETWEEN_RECORDS, _COLLECTING, _CONTINUING, _PADDING
@@ -95,6 +96,8 @@ cdef class WalScanner:
     cdef readonly uint32_t magic
     cdef uint32_t _compressed_bits, _all_page_flags, _overwrite_flag
     cdef bint _has_top_level_xid, _has_custom_rmgrs, _wants_derived, _derives, _all_transaction_ends, _tablespaces
+    cdef bint _decodes_shortenings
+    cdef uint32_t _dbase_create_file_copy, _dbase_create_wal_log, _dbase_drop
     # Where the walk is.
     cdef uint64_t _at, _skip_to
     cdef readonly uint64_t feed_lsn, position, last_record_lsn, record_count, block_reference_count
@@ -128,7 +131,7 @@ cdef class WalScanner:
     cdef readonly uint32_t special_xid, special_rmid, special_info
     cdef readonly bytes special_main
     # Tables.
-    cdef object _found, _log, _derived, _seen, _places, _numbers, _slots
+    cdef object _found, _log, _derived, _seen, _places, _numbers, _limits, _slots
     cdef dict _derived_blocks
     cdef uint64_t *_found_at
     cdef uint64_t *_log_at
@@ -136,7 +139,9 @@ cdef class WalScanner:
     cdef uint64_t *_seen_at
     cdef uint64_t *_places_at
     cdef uint64_t *_numbers_at
+    cdef uint32_t *_limits_at
     cdef uint32_t *_slots_at
+    cdef bint _is_shortened
     cdef uint64_t _found_count, _log_count, _log_limit, _derived_count, _derived_limit
     cdef uint64_t _relation_count, _relation_limit, _slot_mask, _last_place, _last_number, _last_relation
 
@@ -198,6 +203,26 @@ cdef class WalScanner:
     @cython.locals(operation=uint32_t)
     cdef bint _is_special(self, const uint8_t *data, uint32_t rmid, uint32_t info) noexcept nogil
 
+    @cython.locals(operation=uint32_t, at=uint64_t, size=uint64_t)
+    cdef bint _log_shortenings(self, const uint8_t *data, uint32_t rmid, uint32_t info) noexcept nogil
+
+    @cython.locals(fork=uint64_t, block=uint64_t)
+    cdef bint _log_smgr(self, const uint8_t *data, uint64_t at, uint64_t size, uint32_t operation) noexcept nogil
+
+    @cython.locals(map_number=uint64_t, map_block=uint64_t, is_in_map_block=bint)
+    cdef void _truncate(self, uint64_t place, uint64_t number, uint64_t block, uint32_t flags) noexcept nogil
+
+    @cython.locals(count=uint64_t, index=uint64_t, database=uint64_t)
+    cdef bint _log_dbase(self, const uint8_t *data, uint64_t at, uint64_t size, uint32_t operation) noexcept nogil
+
+    @cython.locals(xinfo=uint32_t, offset=uint64_t, count=uint64_t, _=uint64_t, place=uint64_t, number=uint64_t)
+    cdef bint _log_dropped(self, const uint8_t *data, uint64_t at, uint64_t size) noexcept nogil
+
+    cdef bint _has_room(self, uint64_t count) noexcept nogil
+
+    @cython.locals(slot=uint64_t, relation=uint64_t)
+    cdef void _shorten(self, uint64_t place, uint64_t number, uint64_t limit) noexcept nogil
+
     @cython.locals(
         payload=uint64_t, main=uint64_t, count=uint64_t, next_id=uint32_t, place=uint64_t, number=uint64_t,
         id_=uint32_t, flags=uint32_t, length=uint64_t, fork=uint64_t, key=uint64_t,
@@ -222,6 +247,12 @@ cdef class WalScanner:
     @cython.locals(relation=uint64_t, slot=uint64_t)
     cdef uint64_t _relation(self, uint64_t place, uint64_t number) noexcept nogil
 
+    @cython.locals(relation=uint64_t, slot=uint64_t)
+    cdef uint64_t _slot(self, uint64_t place, uint64_t number) noexcept nogil
+
+    @cython.locals(relation=uint64_t)
+    cdef uint64_t _add_relation(self, uint64_t slot, uint64_t place, uint64_t number, uint64_t limit) noexcept nogil
+
     @cython.locals(count=uint64_t, logged=uint64_t, index=uint64_t, key=uint64_t)
     cdef int _push_references(self) noexcept nogil
 
@@ -233,11 +264,23 @@ cdef class WalScanner:
     @cython.locals(operation=uint32_t, offset=uint64_t, old_bit=uint32_t, new_bit=uint32_t, flags=uint32_t, is_other_page=bint)
     cdef void _derive_map_blocks(self, const uint8_t *data, uint32_t rmid, uint32_t info) noexcept nogil
 
-    @cython.locals(heap=uint64_t, number=uint64_t, relation=uint64_t, block=uint64_t, key=uint64_t)
+    @cython.locals(heap=uint64_t, number=uint64_t, relation=uint64_t)
     cdef void _derive_map_block(self, uint64_t heap_key) noexcept nogil
 
-    @cython.locals(relation=uint64_t, count=uint64_t)
+    @cython.locals(key=uint64_t)
+    cdef void _note_derived(self, uint64_t relation, uint64_t block) noexcept nogil
+
+    @cython.locals(relation=uint64_t)
     cdef int _fill_slots(self) except -1
+
+    @cython.locals(place=uint64_t, number=uint64_t)
+    cdef tuple _fork(self, uint64_t relation)
+
+    @cython.locals(
+        ends_at="uint32_t *", taken=list, start=uint64_t, end=uint64_t, relation=uint64_t, limit=uint64_t,
+        is_left_out=bint,
+    )
+    cdef list _take(self)
 
     @cython.locals(index=uint64_t, start=uint32_t, count=uint32_t, relation=uint64_t, key=uint64_t)
     cdef void _fill_sorted(self, uint32_t *blocks, uint32_t *ends) noexcept nogil

@@ -77,6 +77,8 @@ _HAS_LONG_HEADER = 0x0002
 _RECORD_HEADER = 24
 
 _RM_XLOG, _RM_XACT, _RM_SMGR, _RM_DBASE, _RM_TBLSPC, _RM_HEAP2, _RM_HEAP = 0, 1, 2, 4, 5, 9, 10
+# The info of no record, for one that a version does not have.
+_NO_OPERATION = 0x100
 _LAST_BUILTIN_RMID = 21
 _FIRST_CUSTOM_RMID = 128
 
@@ -92,7 +94,7 @@ _MAIN_START = 16
 
 # Heap blocks that one block of a visibility map stands for: 8192 - 24 bytes, two bits a heap block.
 _HEAP_BLOCKS_PER_MAP_BLOCK = 32672
-_VM_FORK = 2
+_FSM_FORK, _VM_FORK, _INIT_FORK = 1, 2, 3
 
 _PAGE_MAGIC = int(EndReason.PAGE_MAGIC)
 _PAGE_FLAGS = int(EndReason.PAGE_FLAGS)
@@ -125,6 +127,8 @@ _MAX_DERIVED = 2
 _MAX_NEW_RELATIONS = _MAX_REFERENCES + _MAX_DERIVED
 
 _INITIAL_RELATIONS = 512
+# With those that the shortenings of some megabytes of WAL add: where there is no room, Python decodes a record.
+_INITIAL_RELATIONS_SHORTENED = 1 << 13
 _INITIAL_LOG = 1 << 16
 _INITIAL_DERIVED = 1 << 10
 _INITIAL_RECORD = 1 << 16
@@ -146,6 +150,9 @@ _SEEN_SIZE = 1 << 12
 # In an entry of the log the relation stands above the block number; this bit marks a derived map block.
 _DERIVED_BIT = 1 << 31
 _LOW_HALF = (1 << 32) - 1
+
+# The limit of a fork that was not shortened, and what no server shortens one to: INVALID_BLOCK_NUMBER.
+_NO_LIMIT = (1 << 32) - 1
 
 # Of no relation fork: the last relation that was looked up, when there is none.
 _NO_NUMBER = 1 << 40
@@ -251,7 +258,10 @@ class WalScanner:
     is where the record before ``start_lsn`` starts: the first record that is reported must link to it.
     ``derive_map_blocks`` False spares whoever never takes derived blocks the memory that they would pile up in.
     With ``all_transaction_ends`` each record that ends a transaction is a special one, with ``tablespaces`` each that
-    creates or drops a tablespace.
+    creates or drops a tablespace.  With ``decode_shortenings``, which excludes both, records that do no more than
+    create, drop or truncate relation files are decoded here, and ``take_changes`` returns what they do in the place of
+    ``take_blocks``; special are only those that may announce a wal_level, and those that the loop does not decode
+    because they are broken, unknown, unlike a server's or have too long a list.
 
     scan() raises FormatError for a record whose CRC is right and whose contents are not, UnknownRecord for one that
     announces what is not known, UnsupportedVersion for an unknown page magic.  Errors and END_OF_WAL are final.
@@ -285,6 +295,7 @@ class WalScanner:
         derive_map_blocks: bool = True,
         all_transaction_ends: bool = False,
         tablespaces: bool = False,
+        decode_shortenings: bool = False,
     ) -> None:
         # So far below 2^64 that no sum of positions can wrap.
         if not (0 <= start_lsn < 1 << 63):
@@ -293,16 +304,16 @@ class WalScanner:
             raise ValueError("not a WAL position")
         if not (0 <= system_identifier < 1 << 64):
             raise ValueError("not a system identifier")
+        if decode_shortenings and (all_transaction_ends or tablespaces):
+            raise ValueError("records that are to be handed over are not decoded here")
         self._segment_size = WalGeometry(segment_size).segment_size
         self._segment_mask = segment_size - 1
         self._start_lsn = start_lsn
         self._expected_prev = prev_lsn
         self._wants_derived = derive_map_blocks
-        self._derives = False
-        self._all_page_flags = 0
-        self._overwrite_flag = 0
         self._all_transaction_ends = all_transaction_ends
         self._tablespaces = tablespaces
+        self._decodes_shortenings = decode_shortenings
         self._system_identifier = system_identifier
         self._stop = (1 << 64) - 1
         self._set_format(0)
@@ -325,14 +336,17 @@ class WalScanner:
         self._start_record()
         self._start_special()
         self._start_tables()
+        self._start_chunks()
+        if magic:
+            self._set_format(wal_format_of_magic(magic, "WalScanner").magic)
+
+    def _start_chunks(self) -> None:
         self._chunk: memoryview = memoryview(b"")
         self._size = 0
         self._queue: deque[memoryview] = deque()
         self._cursor = 0
         self._source = _NO_SOURCE
         self._source_buffer: memoryview | None = None
-        if magic:
-            self._set_format(wal_format_of_magic(magic, "WalScanner").magic)
 
     def _start_page(self) -> None:
         self._head = bytearray(_LONG_HEADER)
@@ -393,10 +407,13 @@ class WalScanner:
         self._start_relations()
 
     def _start_relations(self) -> None:
-        self._places = array("Q", bytes(8 * _INITIAL_RELATIONS))
-        self._numbers = array("Q", bytes(8 * _INITIAL_RELATIONS))
-        self._slots = array("I", bytes(4 * 2 * _INITIAL_RELATIONS))
+        count = _INITIAL_RELATIONS_SHORTENED if self._decodes_shortenings else _INITIAL_RELATIONS
+        self._places = array("Q", bytes(8 * count))
+        self._numbers = array("Q", bytes(8 * count))
+        self._limits = array("I", bytes(4 * count))
+        self._slots = array("I", bytes(4 * 2 * count))
         self._relation_count: int = 0
+        self._is_shortened = False
         self._forget_last_relation()
         self._bind_tables()
 
@@ -413,6 +430,7 @@ class WalScanner:
         self._derived_limit = len(self._derived) - _MAX_DERIVED
         self._places_at = _double_words_of(self._places)
         self._numbers_at = _double_words_of(self._numbers)
+        self._limits_at = _words_of(self._limits)
         # Relation 0 is none.
         self._relation_limit = len(self._places) - 1 - _MAX_NEW_RELATIONS
         self._slots_at = _words_of(self._slots)
@@ -575,6 +593,7 @@ class WalScanner:
         self._all_page_flags = 0
         self._overwrite_flag = 0
         self._derives = False
+        self._dbase_create_file_copy = self._dbase_create_wal_log = self._dbase_drop = _NO_OPERATION
         if magic:
             wal_format = wal_format_of_magic(magic, "WalScanner")
             self._compressed_bits = wal_format.compressed_image_bits
@@ -583,6 +602,10 @@ class WalScanner:
             self._all_page_flags = wal_format.page_flags
             self._overwrite_flag = wal_format.overwrite_contrecord_flag
             self._derives = self._wants_derived and wal_format.clears_unnamed_map_blocks
+            self._dbase_create_file_copy = wal_format.dbase_create_file_copy
+            if wal_format.dbase_create_wal_log is not None:
+                self._dbase_create_wal_log = wal_format.dbase_create_wal_log
+            self._dbase_drop = wal_format.dbase_drop
 
     def _raise(self, code: int) -> None:
         where = f"record at {Lsn(self._lsn)}"
@@ -911,7 +934,7 @@ class WalScanner:
             self.first_record_lsn = lsn
             self.first_prev_lsn = _u64(data, base + 8)
         self.record_count += 1
-        if is_special:
+        if is_special and not (self._decodes_shortenings and self._log_shortenings(data, rmid, info)):
             self.special_lsn = lsn
             self.special_end_lsn = end_lsn
             self.special_prev_lsn = _u64(data, base + 8)
@@ -962,6 +985,118 @@ class WalScanner:
             return False
         # One that is too short for its xinfo is handed over as well, for its decoder to refuse.
         return self._main_length < 12 or _u32(data, self._main_at + 8) & 0x004 != 0
+
+    # -- shortenings (the rules of rmgr.py, which decodes what is handed over) --------------------------------
+
+    def _log_shortenings(self, data: Buffer, rmid: int, info: int) -> bool:
+        """Note what a special record shortens; False, with nothing noted, when it is to be handed over."""
+        operation = info & 0xF0
+        if rmid == _RM_XLOG:
+            # CHECKPOINT_ONLINE and FPW_CHANGE shorten nothing and announce no wal_level.
+            return operation == 0x10 or operation == 0x80
+        if self._found_count:
+            # No server's has references, which would have to come after what is shortened.
+            return False
+        at = self._main_at
+        size = self._main_length - self._unkept
+        if rmid == _RM_SMGR:
+            return self._log_smgr(data, at, size, operation)
+        if rmid == _RM_DBASE:
+            return self._log_dbase(data, at, size, operation)
+        return self._log_dropped(data, at, size)
+
+    def _log_smgr(self, data: Buffer, at: int, size: int, operation: int) -> bool:
+        if operation == 0x10 and size >= 16:  # CREATE
+            fork = _u32(data, at + 12)
+            if fork > _INIT_FORK:
+                return False
+            # That of a free space map is left out when it is taken.
+            self._shorten(_u64(data, at), _u32(data, at + 8) | fork << 32, 0)
+            return True
+        if operation == 0x20 and size >= 20:  # TRUNCATE
+            block = _u32(data, at)
+            if block == _NO_LIMIT:
+                return False
+            self._truncate(_u64(data, at + 4), _u32(data, at + 12), block, _u32(data, at + 16))
+            return True
+        return False
+
+    def _truncate(self, place: int, number: int, block: int, flags: int) -> None:
+        map_number = number | _VM_FORK << 32
+        map_block = block // _HEAP_BLOCKS_PER_MAP_BLOCK
+        is_in_map_block = block % _HEAP_BLOCKS_PER_MAP_BLOCK != 0
+        if flags & 0x1:
+            self._shorten(place, number, block)
+        if flags & 0x2:
+            self._shorten(place, map_number, map_block + 1 if is_in_map_block else map_block)
+        if flags & 0x1 and is_in_map_block and self._wants_derived:
+            # The page that holds bits of both kept and truncated blocks is cleared in part, and seldom logged.
+            self._note_derived(self._relation(place, map_number), map_block)
+
+    def _log_dbase(self, data: Buffer, at: int, size: int, operation: int) -> bool:
+        # The database is the upper half of a place; relation 0 stands for all of it there.
+        if operation == self._dbase_drop:
+            if size < 8:
+                return False
+            count = _u32(data, at + 4)
+            if (size - 8) // 4 < count or not self._has_room(count):
+                return False
+            database = _u32(data, at)
+            for index in range(count):
+                self._shorten(_u32(data, at + 8 + 4 * index) | database << 32, 0, 0)
+            return True
+        if (operation == self._dbase_create_file_copy and size >= 16) or (
+            operation == self._dbase_create_wal_log and size >= 8
+        ):
+            database = _u32(data, at)
+            self._shorten(_u32(data, at + 4) | database << 32, 0, 0)
+            return True
+        return False
+
+    def _log_dropped(self, data: Buffer, at: int, size: int) -> bool:
+        """Note the relations that the end of a transaction drops, which follow its database and subtransactions."""
+        if size < 12:
+            return False
+        xinfo = _u32(data, at + 8)
+        offset = 20 if xinfo & 0x001 else 12
+        if xinfo & 0x002:
+            if size < offset + 4:
+                return False
+            count = _u32(data, at + offset)
+            offset += 4 + 4 * count
+        if xinfo & 0x004 == 0 or size < offset + 4:
+            return False
+        count = _u32(data, at + offset)
+        offset += 4
+        if (size - offset) // 12 < count or not self._has_room(3 * count):
+            return False
+        at += offset
+        for _ in range(count):
+            place = _u64(data, at)
+            number = _u32(data, at + 8)
+            self._shorten(place, number, 0)
+            self._shorten(place, number | _VM_FORK << 32, 0)
+            self._shorten(place, number | _INIT_FORK << 32, 0)
+            at += 12
+        return True
+
+    def _has_room(self, count: int) -> bool:
+        """Tell whether the tables have room for so many relation forks, beside those of the next record."""
+        return self._relation_count + count <= self._relation_limit
+
+    def _shorten(self, place: int, number: int, limit: int) -> None:
+        """Note that a fork was shortened: what comes after is logged under another number, which has this limit.
+
+        So the blocks before and after stay apart, and those after count as new.  A limit that is no lower than an
+        earlier one makes nothing void (BlockRefTableSetLimitBlock).
+        """
+        slot = self._slot(place, number)
+        relation = self._slots_at[slot]
+        if relation == 0 or limit < self._limits_at[relation]:
+            self._add_relation(slot, place, number, limit)
+            self._is_shortened = True
+
+    # -- references ------------------------------------------------------------------------------------------
 
     def _parse(self, data: Buffer, at: int, end: int) -> bool:
         """Parse the block and data headers of the record body [at, end), as far as it is kept (DecodeXLogRecord).
@@ -1091,22 +1226,35 @@ class WalScanner:
         """
         if place == self._last_place and number == self._last_number:
             return self._last_relation
+        slot = self._slot(place, number)
+        relation = self._slots_at[slot]
+        if relation == 0:
+            return self._add_relation(slot, place, number, _NO_LIMIT)
+        self._last_place = place
+        self._last_number = number
+        self._last_relation = relation
+        return relation
+
+    def _slot(self, place: int, number: int) -> int:
+        """Return the slot that holds the newest number of a relation fork, or an empty one for it."""
         relation = 0
         slot = (number & _LOW_HALF) * 0x5E3779B1 ^ (number >> 32) * 0x15EBCA77
         slot ^= (place & _LOW_HALF) * 0x27D4EB2F ^ (place >> 32) * 0x165667B1
         slot = (slot ^ slot >> 23) & self._slot_mask
         while True:
             relation = self._slots_at[slot]
-            if relation == 0:
-                relation = self._relation_count + 1
-                self._relation_count = relation
-                self._slots_at[slot] = relation
-                self._places_at[relation] = place
-                self._numbers_at[relation] = number
-                break
-            if self._places_at[relation] == place and self._numbers_at[relation] == number:
-                break
+            if relation == 0 or (self._places_at[relation] == place and self._numbers_at[relation] == number):
+                return slot
             slot = slot + 1 & self._slot_mask
+
+    def _add_relation(self, slot: int, place: int, number: int, limit: int) -> int:
+        """Give a relation fork, which has this slot, its next number, and return that."""
+        relation = self._relation_count + 1
+        self._relation_count = relation
+        self._slots_at[slot] = relation
+        self._places_at[relation] = place
+        self._numbers_at[relation] = number
+        self._limits_at[relation] = limit
         self._last_place = place
         self._last_number = number
         self._last_relation = relation
@@ -1183,7 +1331,9 @@ class WalScanner:
         heap = heap_key >> 32
         number = self._numbers_at[heap] & _LOW_HALF
         relation = self._relation(self._places_at[heap], number | _VM_FORK << 32)
-        block = (heap_key & _LOW_HALF) // _HEAP_BLOCKS_PER_MAP_BLOCK
+        self._note_derived(relation, (heap_key & _LOW_HALF) // _HEAP_BLOCKS_PER_MAP_BLOCK)
+
+    def _note_derived(self, relation: int, block: int) -> None:
         key = (relation | _DERIVED_BIT) << 32 | block
         if self._is_new(key):
             self._derived_at[self._derived_count] = key
@@ -1200,22 +1350,21 @@ class WalScanner:
         if self._relation_count > self._relation_limit:
             self._places.frombytes(bytes(8 * len(self._places)))
             self._numbers.frombytes(bytes(8 * len(self._numbers)))
+            self._limits.frombytes(bytes(4 * len(self._limits)))
             self._slots = array("I", bytes(4 * 2 * len(self._slots)))
             self._bind_tables()
             self._fill_slots()
         self._bind_tables()
 
     def _fill_slots(self) -> None:
-        """Enter all relations into empty slots, each under its number."""
-        count = self._relation_count
-        self._relation_count = 0
+        """Enter all relations into empty slots, each fork under its newest number."""
         self._forget_last_relation()
-        for relation in range(1, count + 1):
-            self._relation(self._places_at[relation], self._numbers_at[relation])
+        for relation in range(1, self._relation_count + 1):
+            self._slots_at[self._slot(self._places_at[relation], self._numbers_at[relation])] = relation
 
     def _fork(self, relation: int) -> RelationFork:
-        place = self._places[relation]
-        number = self._numbers[relation]
+        place = self._places_at[relation]
+        number = self._numbers_at[relation]
         return place & _LOW_HALF, place >> 32, number & _LOW_HALF, number >> 32
 
     def _settle_derived(self) -> None:
@@ -1231,16 +1380,35 @@ class WalScanner:
         For each relation fork (tablespace, database, relation, fork) its block numbers, in no order; some may come
         more than once.
         """
-        if self._log_count == 0:
+        if self._decodes_shortenings:
+            raise ValueError("what shortens relation forks was decoded, and belongs between their blocks")
+        return [(fork, blocks) for fork, _, blocks in self._take()]
+
+    def take_changes(self) -> list[tuple[RelationFork, int, array[int]]]:
+        """Return and forget, with ``decode_shortenings``, what records changed since the last take.
+
+        A fork, its limit and its block numbers: the fork was shortened to so many blocks, unless the limit is
+        INVALID_BLOCK_NUMBER, and after that records referred to these blocks, in no order.  A fork that was shortened
+        comes again for each time that its limit became lower, in LSN order.  Free space maps are left out: they are
+        not fully logged, and so in no summary.
+        """
+        return self._take()
+
+    def _take(self) -> list[tuple[RelationFork, int, array[int]]]:
+        if self._log_count == 0 and not self._is_shortened:
             return []
         self._settle_derived()
         log, ends = self._sort_log()
-        taken = []
+        ends_at = _words_of(ends)
+        nothing = array("I")
+        taken: list[tuple[RelationFork, int, array[int]]] = []
         start = 0
         for relation in range(1, self._relation_count + 1):
-            end = ends[relation]
-            if end > start:
-                taken.append((self._fork(relation), log[start:end]))
+            end = ends_at[relation]
+            limit = self._limits_at[relation]
+            is_left_out = self._decodes_shortenings and self._numbers_at[relation] >> 32 == _FSM_FORK
+            if (end > start or limit != _NO_LIMIT) and not is_left_out:
+                taken.append((self._fork(relation), limit, log[start:end] if end > start else nothing))
             start = end
         self._clear_tables()
         return taken
@@ -1272,8 +1440,12 @@ class WalScanner:
         self._log_count = 0
         self._forget_seen()
         if not self._held:
-            # A special record that waits has its references by the numbers of these relations.
             self._start_relations()
+        elif self._is_shortened:
+            # A special record that waits has its references by the numbers of these relations; their limits are taken.
+            self._limits = array("I", b"\xff" * (4 * len(self._limits)))
+            self._limits_at = _words_of(self._limits)
+            self._is_shortened = False
         if len(self._log) > _LARGE_LOG:
             self._log = array("Q", bytes(8 * _INITIAL_LOG))
             self._bind_tables()

@@ -72,6 +72,13 @@ class WalInParts(RuleBasedStateMachine):
         self.parts[-1].mark(key, array("I", changed))
         self.sets.setdefault(key, set()).update(changed)
 
+    @rule(key=keys, limit=blocks, changed=st.lists(blocks, max_size=4))
+    def shorten_and_change(self, key: RelationFork, limit: int, changed: list[int]) -> None:
+        self.whole.apply([(key, limit, array("I", changed))])
+        self.parts[-1].apply([(tuple(key), limit, array("I")), (tuple(key), INVALID_BLOCK_NUMBER, array("I", changed))])
+        self.sets.setdefault(key, set()).update(changed, (block for block in BLOCKS if block >= limit))
+        self.limits[key] = min(limit, self.limits.get(key, INVALID_BLOCK_NUMBER))
+
     @rule()
     def begin_next_part(self) -> None:
         self.parts.append(BlockMap())
