@@ -112,7 +112,7 @@ def test_the_forecast_is_that_of_the_server_or_of_the_summaries(reported: Report
     assert by_server.prior_id == by_summaries.prior_id == reported.ids["incremental"]
     said = succeed("incremental", "--repo", reported.repo, "-d", reported.server.conninfo, "--dry-run", "--json")
     relations = json.loads(said)["relations"]
-    assert sum(relation["blocks"] for relation in relations) == by_server.block_count
+    assert sum(relation["block_count"] for relation in relations) == by_server.block_count
 
 
 def test_the_page_of_a_real_repository_is_shown(reported: Reported, tmp_path: Path) -> None:
