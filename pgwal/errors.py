@@ -160,6 +160,10 @@ class BrokenInvariant(PgwalError):
     """pgwal itself has gone wrong: what always holds does not.  To go on could do harm."""
 
 
+class WorkerMismatch(PgwalError):
+    """A worker of a fleet is of another version than the process that asks it for work."""
+
+
 class ObjectNotFound(RepositoryError):
     """The repository does not hold what was asked for."""
 

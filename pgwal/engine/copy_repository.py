@@ -19,9 +19,9 @@ from pgwal.engine.copied_wal import MissingWal, WalCopier, find_missing_wal
 from pgwal.engine.copy_plan import CopyPlan, plan_copy
 from pgwal.engine.copy_target import CopyTarget, find_target, open_target
 from pgwal.engine.coverage import read_recoverable_ranges
+from pgwal.engine.problem import Problem
 from pgwal.engine.rebuild_options import default_jobs
 from pgwal.engine.same_history import SameHistory
-from pgwal.engine.stored_backup import Problem
 from pgwal.engine.writing_threads import WritingThreads
 from pgwal.errors import (
     ChainError,
