@@ -55,6 +55,7 @@ ONLY_UNDER = {
     "typer": {"pgwal_cli"},
     "rich": {"pgwal_cli"},
     "prometheus_client": {"pgwal_cli"},
+    "distributed": {"pgwal_cli"},
     "obstore": {"repository"},
     "cryptography": {"encryption"},
     "pyrage": {"encryption"},

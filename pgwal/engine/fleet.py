@@ -48,6 +48,11 @@ class Versions(NamedTuple):
         return f"pgwal {self.pgwal} on Python {self.python}"
 
 
+def own_versions() -> Versions:
+    """Return those of the process that runs this: for whoever asks a worker."""
+    return Versions.own()
+
+
 def require_same_versions(other: Versions, where: str) -> None:
     """Raise WorkerMismatch unless a worker, or whoever sends it pieces, has the versions of this process."""
     if other != Versions.own():

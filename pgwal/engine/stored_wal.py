@@ -18,7 +18,7 @@ from pgwal.engine.fleet import Room, Tell
 from pgwal.engine.problem import Problem
 from pgwal.engine.record_chain import unlinked
 from pgwal.engine.summarize import wal_gap
-from pgwal.errors import FormatError, PgwalError, RepositoryError, StoreUnavailable
+from pgwal.errors import BrokenInvariant, FormatError, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
@@ -194,7 +194,9 @@ class StoredWal:
             name = self._geometry.file_name(timeline_id, missing)
             self._note(f"{WAL_DIRECTORY}/{name}", "it is missing, or not whole")
         sealing = as_sealing(self._repository.store)
-        for segment in self._segments if sealing is not None else ():
+        if sealing is None:
+            raise BrokenInvariant("what is not encrypted is read")
+        for segment in self._segments:
             name = f"{WAL_DIRECTORY}/{segment}"
             try:
                 sealing.require_form(name)
