@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import lru_cache, partial
-from threading import Lock
+from threading import Event, Lock
 from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -72,10 +72,11 @@ class Fleet(NamedTuple):
 class Room:
     """What one process has open for the pieces of one command."""
 
-    def __init__(self, repository: Repository, jobs: int = 1) -> None:
-        """What is packed is read ahead in ``jobs`` threads."""
+    def __init__(self, repository: Repository, jobs: int = 1, *, target: Repository | None = None) -> None:
+        """What is packed is read ahead in ``jobs`` threads; ``target`` is where something is copied to."""
         self.repository = repository
         self._jobs = jobs
+        self._target = target
         self._data: BackupData | None = None
         self._lock = Lock()
 
@@ -85,6 +86,13 @@ class Room:
             if self._data is None or self._data.backup_id != backup_id:
                 (self._data,) = self.repository.catalogue.data(backup_id, jobs=self._jobs)
             return self._data
+
+    def target(self, address: str) -> Repository:
+        """Return the repository to copy to."""
+        with self._lock:
+            if self._target is None:
+                self._target = Repository.open(address)
+            return self._target
 
 
 Tell = Callable[[int], None]
@@ -126,19 +134,31 @@ class Crew:
 
 
 @contextmanager
-def crew(repository: Repository, tell: Tell, jobs: int, fleet: Fleet | None = None) -> Iterator[Crew]:
+def crew(
+    repository: Repository, tell: Tell, jobs: int, fleet: Fleet | None = None, *, target: Repository | None = None
+) -> Iterator[Crew]:
     """Give who does pieces of work: ``jobs`` threads, or a fleet where there is one.
 
-    When the context ends with an error, pieces that have not begun are dropped, and nobody waits for those under way.
+    When the context ends with an error, pieces that have not begun are dropped.  Those under way end with the next that
+    they ``tell``; those of a fleet go to their end, and nobody waits for them.
     """
-    room = Room(repository, jobs)
+    room = Room(repository, jobs, target=target)
     if fleet is not None:
         yield Crew(room, tell, fleet, run=uuid4().hex)
         return
+    stopping = Event()
+
+    def tell_unless_stopping(size_bytes: int) -> None:
+        if stopping.is_set():
+            raise CancelledError
+        tell(size_bytes)
+
     with ThreadPoolExecutor(jobs) as threads:
         try:
-            yield Crew(room, tell, Fleet(threads, jobs))
+            yield Crew(room, tell_unless_stopping, Fleet(threads, jobs))
         except BaseException:
+            # Without this, an interruption would wait for all that is read.
+            stopping.set()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -81,12 +80,7 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
         report.opens_files = as_sealing(repository.store) is None or request.place.keys.has_identity
         verification = _Verification(repository, report, on_progress)
         with crew(repository, verification.tell, request.jobs, request.fleet) as readers:
-            try:
-                verification.run(readers)
-            except BaseException:
-                # Without this, an interruption would wait for all WAL to be read.
-                verification.is_stopping = True
-                raise
+            verification.run(readers)
     return report
 
 
@@ -158,7 +152,6 @@ class _Verification:
         # Of a backup no more than these stays: it keeps what it read last.
         self._starts: dict[str, tuple[BackupLabel | None, ControlFile | None]] = {}
         self._switches: set[tuple[LsnRange, int]] = set()
-        self.is_stopping = False
 
     def run(self, readers: Crew) -> None:
         report = self._report
@@ -198,8 +191,6 @@ class _Verification:
             report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
 
     def tell(self, size_bytes: int) -> None:
-        if self.is_stopping:
-            raise CancelledError
         self._report.bytes_read += size_bytes
         if self._on_progress is not None:
             self._on_progress(min(self._report.bytes_read, self._total_bytes), self._total_bytes)
