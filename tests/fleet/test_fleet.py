@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -19,13 +20,18 @@ from support.store_proxy import StoreProxy
 
 import pgwal
 from pgwal.engine import fleet as fleet_module
+from pgwal.engine import import_wal as import_module
 from pgwal.engine import missing_summaries, stored_wal
+from pgwal.engine.copy_repository import CopyReport, CopyRequest, copy_repository
 from pgwal.engine.fleet import Fleet, Room, Versions, crew, own_versions, require_same_versions
+from pgwal.engine.imported_segments import Outcome
 from pgwal.engine.missing_summaries import write_missing_summaries
 from pgwal.engine.problem import Problem
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.errors import PgwalError, WorkerMismatch
+from pgwal.repository.address import place_at
 from pgwal.repository.cloud_place import CloudPlace
+from pgwal.repository.compression import Compression
 from pgwal.repository.repository import Repository
 from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
 from pgwal_cli.executor import opened_fleet, parse_executor
@@ -73,6 +79,11 @@ def damaged_repository(place: CloudPlace) -> Repository:
 
 def summaries(repository: Repository) -> dict[str, bytes]:
     return {name: repository.store.get(name) for name, _ in repository.store.list("summaries/")}
+
+
+def stored(place: CloudPlace) -> dict[str, bytes]:
+    """Return all that is stored for good."""
+    return {name: place.store.get(name) for name, _ in place.store.list("") if not name.endswith(".lock")}
 
 
 class Killing:
@@ -133,6 +144,19 @@ def test_a_killed_worker_changes_nothing(
     report = verify(VerifyRequest(other))
     assert {problem.path.partition("/")[0] for problem in report.problems} >= {"backups", "wal"}
     assert killing.run(other, b"/packs/", lambda fleet: verify(VerifyRequest(other, fleet=fleet))) == report
+
+    alone_to, to = shared_bucket().place(), shared_bucket().place()
+    copied = copy_repository(CopyRequest(other, alone_to, with_wal=True))
+    assert copied.problems
+    assert copied.pack_count > 1
+
+    def copy_with(fleet: Fleet) -> CopyReport:
+        return copy_repository(CopyRequest(other, to, with_wal=True, fleet=fleet))
+
+    found = killing.run(other, b"/packs/", copy_with)
+    assert isinstance(found, CopyReport)
+    assert dataclasses.replace(found, requests=None) == dataclasses.replace(copied, requests=None)
+    assert stored(to) == stored(alone_to)
 
 
 def test_commands_give_the_same_with_any_executor(
@@ -222,3 +246,37 @@ def test_what_is_sent_says_nothing_secret(place: CloudPlace, environment: Mappin
     order = fleet_module._Order("run", str(place), own_versions())
     sent = pickle.dumps((order, Problem(None, "path", "message")))
     assert environment["AWS_SECRET_ACCESS_KEY"].encode() not in sent
+
+
+# ---- archives of others
+
+
+@pytest.mark.parametrize("damaged", [None, 4, 5])
+def test_an_archive_is_taken_over_alike_by_processes(
+    damaged: int | None,
+    tmp_path: Path,
+    environment: Mapping[str, str],  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is damaged, before and behind where the runs of two processes meet."""
+    source = build_chains(tmp_path / "archive").repository.store
+    archive = shared_bucket().place()
+    for name, _ in source.list("wal/"):
+        content = bytearray(source.get(name))
+        if damaged is not None and name.endswith(f"{damaged:X}"):
+            content[9000] ^= 1
+        archive.store.put(name.removeprefix("wal/"), bytes(content))
+    identity = Repository.open(tmp_path / "archive").identity
+    monkeypatch.setattr(import_module, "_RUN", 4)
+    found = []
+    for to, executor in ((tmp_path / "alone", None), (tmp_path / "by_processes", "process:2")):
+        own = Repository.open_or_create(to, identity).place
+        with opened_fleet(None if executor is None else parse_executor(executor), own, archive) as fleet:
+            report = import_module.import_wal(own, archive, Compression.parse("zstd"), fleet=fleet)
+        found.append((report, {path.name: path.read_bytes() for path in (to / "wal").iterdir()}))
+    assert found[0] == found[1]
+    taken = [file.path for file in found[0][0].files if file.outcome is Outcome.TAKEN]
+    assert len(taken) == (9 if damaged is None else 8)
+    assert import_module.import_wal(place_at(tmp_path / "alone"), archive, Compression.parse("zstd")).count(
+        Outcome.THERE
+    ) == len(taken)
