@@ -18,6 +18,7 @@ from pgwal.backup.backup_file import BackupFile, BackupTotals, encode_file
 from pgwal.backup.backup_id import parse_backup_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
+from pgwal.backup.incremental_file import incremental_file_size
 from pgwal.backup.pack_table import Extent, Frame, Pack, PackedContents
 from pgwal.backup.source import SourceFile
 from pgwal.engine.copy import planned_bytes
@@ -107,7 +108,7 @@ def _entry(number: int, size_bytes: int, contents: PackedContents | None) -> Bac
     backup_id = _IDS[number]
     started, kind = parse_backup_id(backup_id)
     count = size_bytes // _GB
-    stored = size_bytes if number == 0 else _CHANGED_BLOCKS * BLOCK_SIZE
+    stored = count * _stored_bytes(size_bytes, number)[0]
     return BackupEntry(
         backup_id=backup_id,
         kind=kind,
@@ -138,7 +139,7 @@ def _paths(size_bytes: int) -> Iterator[str]:
 def _stored_bytes(size_bytes: int, number: int) -> tuple[int, int]:
     """Return how much of each file a backup stores, and how many blocks: each has its share of those that changed."""
     blocks = 0 if number == 0 else max(1, _CHANGED_BLOCKS // (size_bytes // _GB))
-    return (_GB if number == 0 else 4096 + blocks * BLOCK_SIZE), blocks
+    return (_GB if number == 0 else incremental_file_size(blocks)), blocks
 
 
 def _files(size_bytes: int, number: int, *, is_packed: bool) -> Iterator[BackupFile]:
@@ -154,7 +155,7 @@ def _files(size_bytes: int, number: int, *, is_packed: bool) -> Iterator[BackupF
 
 
 def _extents(at: int, stored_bytes: int) -> Iterator[Extent]:
-    """Yield where a file lies: large ones in packs of their own, of small ones several in one, each in its own frames."""
+    """Yield where a file lies: a large one in packs of its own, several small ones in one, each in its own frames."""
     frames = -(-stored_bytes // _FRAME)
     if frames >= _PACK_FRAMES:
         first = at * frames // _PACK_FRAMES

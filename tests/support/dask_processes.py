@@ -47,6 +47,20 @@ class DaskProcesses:
         options += [] if preload is None else ["--preload", str(preload)]
         return self._start("dask_worker", self.address, *options, environment=environment)
 
+    def stop_workers(self) -> None:
+        """Kill all workers, and wait until the scheduler knows that there are none."""
+        for process in self._processes[1:]:
+            process.kill()
+            process.wait()
+        scheduler_log = self._directory / "dask_scheduler-0.log"
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            found = scheduler_log.read_text()
+            if found.count("Register worker addr") == found.count("Remove worker addr"):
+                return
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
     def log(self) -> str:
         """Return what all have said."""
         return "\n".join(path.read_text() for path in sorted(self._directory.glob("*.log")))
