@@ -21,8 +21,8 @@ from benchmarks.repository import RepositoryInStore
 from pgwal.errors import PgwalError
 from pgwal_cli.throwaway_store import ThrowawayStore
 
-_SCALE = 40
-"""Of pgbench: some 600 MB, in eight tables, so that files come in pieces of much the same size."""
+_SCALE = 100
+"""Of pgbench: some 1.5 GB, in eight tables, so that files come in pieces of much the same size."""
 _TABLES = 8
 _TARGET_SPEED_UP = 1.6
 _TIMEOUT_S = 60
