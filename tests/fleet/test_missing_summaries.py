@@ -12,8 +12,10 @@ from keeping.test_verify import identity_of
 from pgwal_process import assert_failed, run_pgwal, succeed
 
 from pgwal.engine import missing_summaries, recorded
-from pgwal.engine.missing_summaries import write_missing_summaries
+from pgwal.engine.fleet import Room
+from pgwal.engine.missing_summaries import SummaryPiece, write_missing_summaries
 from pgwal.engine.verify import VerifyRequest, verify
+from pgwal.lsn import LsnRange
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.repository import Repository
 from pgwal_cli.exit_codes import FAILED, LOCKED, USAGE
@@ -85,3 +87,17 @@ def test_what_the_command_does_not_take(tmp_path: Path) -> None:
     assert run_pgwal("summarize", tmp_path, "-o", tmp_path, "--executor", "process:2").code == USAGE
     empty = Repository.open_or_create(tmp_path / "repo", identity_of(WAL / "pg18", 18))
     assert_failed(run_pgwal("summarize", "--repo", str(empty.place)), FAILED, "no whole WAL segment", "pgwal import")
+
+
+def test_a_piece_behind_wal_of_wal_level_minimal_is_not_summarized_before_that_ends(tmp_path: Path) -> None:
+    """Before 17 WAL says which wal_level there is where it changes, which another piece may have read."""
+    repository = repository_of(tmp_path / "repo", 13)
+    first = repository.wal.segments()[0]
+    start = repository.geometry.segment_start(first.segment_no)
+    part = LsnRange(1, start, repository.geometry.segment_start(first.segment_no + 2))
+    room = Room(repository)
+    piece = SummaryPiece(part, part.end, is_closed=True, is_first=True, was_minimal=True)
+    assert missing_summaries.last_level(room, lambda _: None, part) is None
+    assert missing_summaries.summarize_piece(room, lambda _: None, piece) == []
+    assert missing_summaries.summarize_piece(room, lambda _: None, piece._replace(was_minimal=None)) != []
+    assert missing_summaries._carried([None, True, None, False, None]) == [None, None, True, True, False]
