@@ -5,6 +5,7 @@ The only place that knows Dask: all else knows a concurrent.futures.Executor.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,6 +167,9 @@ def _connected(address: ExecutorAddress) -> Client:
     from distributed import Client
     from distributed.versions import VersionMismatchWarning
 
+    for name in ("distributed", "distributed.client"):
+        # With tracebacks: what fails is raised, and said in one line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     protocol = "tls" if dask.config.get("distributed.comm.require-encryption", default=False) else "tcp"
     try:
         with warnings.catch_warnings():

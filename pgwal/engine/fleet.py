@@ -127,8 +127,9 @@ class Crew:
                     self._tell(size_bytes)
                     yield result
         except (BrokenExecutor, CancelledError) as error:
+            what = "who gives them work is gone" if isinstance(error, CancelledError) else str(error)
             raise PgwalError(
-                f"the workers have ended before their work was done: {error or type(error).__name__}",
+                f"the workers have ended before their work was done: {what}",
                 hint="See whether something has killed them, as for want of memory; run the command again.",
             ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_processes_verify_with_the_identity_of_the_option_and_without_one(place:
         assert alone.code == (5 if keys else 0), alone.stderr
 
 
+@pytest.mark.skipif("PGWAL_LARGE_TESTS" not in os.environ, reason="PGWAL_LARGE_TESTS=1 runs it")
 def test_processes_copy_what_nobody_here_can_open(place: LocalPlace, tmp_path: Path) -> None:
     source = Repository.open(place)
     assert source.identity.encryption_id is not None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from keeping.stored_repository import build_chains
-from pgwal_process import assert_failed, run_pgwal
+from pgwal_process import assert_failed, finish, run_pgwal, start_pgwal
 from support.dask_processes import DaskProcesses
 from support.shared_bucket import shared_bucket
 from support.store_proxy import StoreProxy
@@ -193,6 +193,20 @@ def test_workers_come_in_with_what_their_own_environment_says(
     outcome = run_pgwal("verify", "--repo", place.address, "--executor", f"dask://{dask.address}")
     assert_failed(outcome, FAILED, "SignatureDoesNotMatch|not the right|refuses")
     assert environment["AWS_SECRET_ACCESS_KEY"] not in dask.log() + outcome.stderr
+
+
+@pytest.mark.skipif(not IS_LARGE, reason="PGWAL_LARGE_TESTS=1 runs it: a scheduler of its own")
+def test_a_scheduler_that_is_lost_ends_the_command_with_an_error(
+    place: CloudPlace, environment: Mapping[str, str], proxy: StoreProxy, tmp_path: Path
+) -> None:
+    build_chains(place, DEFAULT_PACKED_FORMAT)
+    proxy.holds = b"/packs/"
+    with DaskProcesses(tmp_path) as dask:
+        dask.start_worker({**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"})
+        process = start_pgwal("verify", "--repo", place.address, "--executor", f"dask://{dask.address}")
+        assert proxy.held.wait(60), dask.log()
+        dask.stop_scheduler()
+        assert_failed(finish(process), FAILED, "workers have ended before their work was done: who gives them work")
 
 
 def test_another_version_is_refused(

@@ -47,6 +47,11 @@ class DaskProcesses:
         options += [] if preload is None else ["--preload", str(preload)]
         return self._start("dask_worker", self.address, *options, environment=environment)
 
+    def stop_scheduler(self) -> None:
+        """Kill the scheduler, and leave the workers alone."""
+        self._processes[0].kill()
+        self._processes[0].wait()
+
     def stop_workers(self) -> None:
         """Kill all workers, and wait until the scheduler knows that there are none."""
         for process in self._processes[1:]:
