@@ -114,9 +114,9 @@ def _begin_process(environment: dict[str, str]) -> None:
     import signal
     from threading import Thread
 
-    from pgwal_cli.allocator import keep_freed_memory
+    from pgwal_cli.allocator import share_freed_memory
 
-    keep_freed_memory()
+    share_freed_memory()
     os.environ.update(environment)
     # It goes to all processes of a terminal: the one that began this one says what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
