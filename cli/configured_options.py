@@ -24,8 +24,8 @@ from pgwal_cli.configuration_file import (
 from pgwal_cli.options import parse_rate, parse_size
 
 CLUSTER_OPTIONS = frozenset({
-    "audit", "bindir", "checkpoint", "checksum-failure", "compress", "create-slot", "dbname", "drop-slot", "format",
-    "host", "identity", "identity-command", "if-not-exists", "jobs", "keep-daily", "keep-days", "keep-full",
+    "audit", "bindir", "checkpoint", "checksum-failure", "compress", "create-slot", "dbname", "drop-slot", "executor",
+    "format", "host", "identity", "identity-command", "if-not-exists", "jobs", "keep-daily", "keep-days", "keep-full",
     "keep-hourly", "keep-monthly", "keep-wal-days", "keep-wal-for", "keep-weekly", "keep-yearly", "label",
     "manifest-checksums", "max-rate", "max-retained", "max-rewrite", "max-spool", "merge", "metadata-key", "metrics",
     "no-loop", "no-password", "partial-interval", "pgdata", "port", "progress", "recipient", "repo", "restore-dir",

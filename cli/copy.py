@@ -8,6 +8,7 @@ import typer
 
 from pgwal.repository.place import Place
 from pgwal_cli import options
+from pgwal_cli.executor import Executor, opened_fleet
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
@@ -53,6 +54,7 @@ def copy(
         ),
     ] = None,
     jobs: Jobs = None,
+    executor: Executor = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")] = False,
     progress: options.Progress = False,
     json: options.Json = False,
@@ -64,8 +66,8 @@ def copy(
     """
     from pgwal.engine.copy_repository import CopyRequest, copy_repository
 
-    request = CopyRequest(repo, to, backups or (), with_wal, recipient or (), jobs, dry_run)
-    with progress_bar("copying", progress) as on_progress:
+    with opened_fleet(executor, repo, to) as fleet, progress_bar("copying", progress) as on_progress:
+        request = CopyRequest(repo, to, backups or (), with_wal, recipient or (), jobs, dry_run, fleet)
         report = copy_repository(request, on_progress)
     if json:
         print_json(_document(report, dry_run))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.repository.place import Place
 from pgwal_cli import options
+from pgwal_cli.executor import Executor, opened_fleet
 from pgwal_cli.exit_codes import FAILED
 from pgwal_cli.output import print_json, table_lines
 from pgwal_cli.progress import progress_bar
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
 
 
 def import_wal(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of another archive.", readable=False)],
+    directory: Annotated[
+        Place,
+        typer.Argument(
+            metavar="DIR",
+            parser=options.parse_place,
+            help="Directory of another archive, or s3://BUCKET/PREFIX, gs:// or az://.",
+        ),
+    ],
     repo: options.Repo,
     compress: options.Compress = "zstd",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")] = False,
+    executor: Executor = None,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -31,13 +40,13 @@ def import_wal(
     Takes what is of the repository's cluster and history, compressed or not, and says of every other file why it was
     not taken, and which WAL is missing.  Exit code 0, or 1 when a file of WAL was refused.
     """
-    from pgwal.engine.import_wal import Outcome
     from pgwal.engine.import_wal import import_wal as take_over
+    from pgwal.engine.imported_segments import Outcome
     from pgwal.repository.repository import Repository
 
     geometry = Repository.open(repo).geometry
-    with progress_bar("importing", progress) as on_progress:
-        report = take_over(repo, directory, compress, dry_run=dry_run, on_progress=on_progress)
+    with opened_fleet(executor, repo, directory) as fleet, progress_bar("importing", progress) as on_progress:
+        report = take_over(repo, directory, compress, dry_run=dry_run, fleet=fleet, on_progress=on_progress)
     if json:
         print_json(_document(report, geometry, dry_run=dry_run))
     else:

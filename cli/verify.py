@@ -13,6 +13,7 @@ import typer
 from pgwal.errors import PgwalError
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
+from pgwal_cli.executor import Executor, ExecutorAddress, opened_fleet
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
 from pgwal_cli.output import print_json, range_documents, size_text
 from pgwal_cli.progress import progress_bar
@@ -83,6 +84,7 @@ def verify(
     backup: Backup = None,
     *,
     jobs: Jobs = 1,
+    executor: Executor = None,
     restore: Restore = False,
     target: TargetOptions,
     restore_dir: RestoreDir = None,
@@ -105,7 +107,7 @@ def verify(
     file = None if report is None else ReportFile(report)
     record = VerificationRecord(repo, backup, target.recovery_target() if restore else None)
     try:
-        _verify(record, jobs, progress)
+        _verify(record, jobs, executor, progress)
         if record.target is not None:
             _try_restore(record, record.target, _Means(restore_dir, bindir, username), progress)
     except BaseException as error:
@@ -132,14 +134,14 @@ class _Means(NamedTuple):
     superuser: str
 
 
-def _verify(record: VerificationRecord, jobs: int, progress: bool) -> None:
+def _verify(record: VerificationRecord, jobs: int, executor: ExecutorAddress | None, progress: bool) -> None:
     from pgwal.engine.verify import VerifyRequest, verify
 
     share_freed_memory()
     begin_s = time.monotonic()
     try:
-        with progress_bar("verifying", progress) as on_progress:
-            record.verified = verify(VerifyRequest(record.place, record.backup, jobs), on_progress)
+        with opened_fleet(executor, record.place) as fleet, progress_bar("verifying", progress) as on_progress:
+            record.verified = verify(VerifyRequest(record.place, record.backup, jobs, fleet), on_progress)
     finally:
         record.verify_seconds = time.monotonic() - begin_s
 

@@ -160,6 +160,17 @@ class BrokenInvariant(PgwalError):
     """pgwal itself has gone wrong: what always holds does not.  To go on could do harm."""
 
 
+class SchedulerUnavailable(PgwalError):
+    """The scheduler that hands work to other machines cannot be reached, or has nobody to hand it to."""
+
+    exit_code = 3
+    is_transient = True
+
+
+class WorkerMismatch(PgwalError):
+    """A worker of a fleet is of another version than the process that asks it for work."""
+
+
 class ObjectNotFound(RepositoryError):
     """The repository does not hold what was asked for."""
 

@@ -56,6 +56,7 @@ ONLY_UNDER = {
     "typer": {"pgwal_cli"},
     "rich": {"pgwal_cli"},
     "prometheus_client": {"pgwal_cli"},
+    "distributed": {"pgwal_cli"},
     "obstore": {"repository"},
     "cryptography": {"encryption"},
     "pyrage": {"encryption"},

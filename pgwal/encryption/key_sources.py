@@ -24,6 +24,19 @@ class KeySources(NamedTuple):
             file, command = _path_in("PGWAL_IDENTITY"), os.environ.get("PGWAL_IDENTITY_COMMAND") or None
         return KeySources(file, command, self.metadata_key_file or _path_in("PGWAL_METADATA_KEY"))
 
+    def environment(self) -> dict[str, str]:
+        """Return what in the environment of another process of this machine says the same as options did here."""
+        said = {
+            "PGWAL_IDENTITY": self.identity_file,
+            "PGWAL_IDENTITY_COMMAND": self.identity_command,
+            "PGWAL_METADATA_KEY": self.metadata_key_file,
+        }
+        found = {name: str(value) for name, value in said.items() if value is not None}
+        if self.identity_file is not None or self.identity_command is not None:
+            # The other one would count as well.
+            found = {"PGWAL_IDENTITY": "", "PGWAL_IDENTITY_COMMAND": "", **found}
+        return found
+
     @property
     def has_identity(self) -> bool:
         """Whether an identity was named, wherever it is."""

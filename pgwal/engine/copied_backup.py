@@ -22,6 +22,7 @@ from pgwal.backup.pack_table import Pack, PackedContents
 from pgwal.backup.stored_digest import digest_like
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
 from pgwal.engine.copied_packs import PackCopier
+from pgwal.engine.fleet import Fleet, crew
 from pgwal.engine.writing_threads import WritingThreads
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, RepositoryError
 from pgwal.repository.arriving_backup import ArrivingBackup
@@ -50,15 +51,23 @@ class BackupCopier:
     """
 
     def __init__(
-        self, source: Repository, target: Repository, jobs: int, tell: Callable[[int], None], as_stored: bool
+        self,
+        source: Repository,
+        target: Repository,
+        jobs: int,
+        tell: Callable[[int], None],
+        as_stored: bool,
+        fleet: Fleet | None = None,
     ) -> None:
+        """Packs that are copied as they are are copied by a fleet where there is one."""
         self._source = source
         self._target = target
         self._jobs = jobs
+        self._fleet = fleet
         self._tell = tell
         self._format = format_for_new_files(target.store)
         self._as_stored = as_stored and self._format.files is FileFormat.PACKED
-        self.packs = PackCopier(source, target, tell)
+        self.packs = PackCopier(source, target)
         self.bytes_written = 0
         """Of files that were stored anew."""
 
@@ -111,7 +120,9 @@ class _Copy:
 
     def copy_as_stored(self) -> None:
         contents = self._catalogue.contents(self._entry.backup_id)
-        self._copier.packs.copy(contents.packs, self._threads)
+        copier = self._copier
+        with crew(copier._source, copier._tell, copier._jobs, copier._fleet, target=copier._target) as workers:
+            copier.packs.copy(contents.packs, workers)
         writer = self._arriving.writer(self._format, 1)
         (label,) = [file for file in self._catalogue.files(self._entry.backup_id) if file.path == BACKUP_LABEL_NAME]
         self._copy_file(writer, label)

@@ -7,18 +7,19 @@ is there of it need not be copied again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from functools import cached_property
 from typing import NamedTuple
 
 from pgwal.backup.pack_table import Frame, Pack
-from pgwal.engine.writing_threads import WritingThreads
+from pgwal.engine.fleet import Crew, Room, Tell
 from pgwal.errors import ChecksumMismatch, FormatError, ObjectExists, ObjectNotFound
 from pgwal.repository.frame_codec import FrameDecoder
 from pgwal.repository.frame_tables import FramePlaces
 from pgwal.repository.layout import PACK_DIRECTORY
 from pgwal.repository.pack_pool import pack_object, table_object
+from pgwal.repository.place import address_of
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import ByteRange, ObjectStore
 
@@ -27,13 +28,11 @@ _READ_BYTES = 4 << 20
 
 
 class PackCopier:
-    """Copies packs from ``source`` to ``target``; ``tell`` is told of each number of bytes."""
+    """Copies packs from ``source`` to ``target``."""
 
-    def __init__(self, source: Repository, target: Repository, tell: Callable[[int], None]) -> None:
+    def __init__(self, source: Repository, target: Repository) -> None:
         self._source = source
         self._target = target
-        self._tell = tell
-        self._decoder = FrameDecoder()
         self._places = FramePlaces(source.store)
         self.count = 0
         self.bytes_copied = 0
@@ -66,12 +65,16 @@ class PackCopier:
         """Take note of packs that were stored there by somebody else."""
         self._there.update((pack.name, pack.size_bytes) for pack in packs)
 
-    def copy(self, packs: Iterable[Pack], threads: WritingThreads) -> None:
+    def copy(self, packs: Iterable[Pack], workers: Crew) -> None:
         """Copy those packs that are not there; raises FormatError or ChecksumMismatch for damage of the source."""
         wanted, tables = self._found(self.missing(packs))
-        for size_bytes in threads.write_all(lambda pack: self._copy(pack, threads), self._fully_known(wanted)):
-            self.count += 1
-            self.bytes_copied += size_bytes
+        to = address_of(self._target.place)
+        pieces = [PackToCopy(to, pack, self._stored.get(pack.name)) for pack in self._fully_known(wanted)]
+        with closing(workers.map(copy_pack, pieces)) as copied:
+            for piece, size_bytes in zip(pieces, copied, strict=True):
+                self._there[piece.pack.name] = size_bytes
+                self.count += 1
+                self.bytes_copied += size_bytes
         for name in sorted(tables):
             # As all that is behind the packs: they are there when it tells of them.
             with suppress(ObjectExists):
@@ -113,43 +116,55 @@ class PackCopier:
             raise
         return [known.get(pack.name, pack) for pack in packs]
 
-    def _copy(self, pack: Pack, threads: WritingThreads) -> int:
-        name = pack_object(pack.name)
-        try:
-            self._target.store.put(name, self._proven_pieces(pack, threads))
-        except ObjectExists:
-            # Somebody else copies, too, or did when this one stood still.
-            if self._target.store.size(name) != pack.size_bytes:
-                raise
-        self._there[pack.name] = pack.size_bytes
-        return pack.size_bytes
 
-    def _proven_pieces(self, pack: Pack, threads: WritingThreads) -> Iterator[bytes]:
-        name = pack_object(pack.name)
-        place = self._source.store.locate(name)
-        size_bytes = self._stored.get(pack.name)
-        if size_bytes != pack.size_bytes:
-            what = "is missing" if size_bytes is None else f"has {size_bytes} bytes, {pack.size_bytes} were stored"
-            raise FormatError(f"{place} {what}", hint="Run pgwal verify on the repository.", path=place)
-        for window in _windows(pack):
-            (content,) = self._source.store.get_ranges(name, [ByteRange(window.start, window.end)])
-            self._require_stored(pack, window, content, place)
-            threads.count(read=len(content), written=len(content))
-            self._tell(len(content))
-            yield content
+class PackToCopy(NamedTuple):
+    """A pack, the address of the repository to copy it to, and the size that it has in the source, None for none."""
 
-    def _require_stored(self, pack: Pack, window: _Window, content: bytes, place: str) -> None:
-        view = memoryview(content)
-        if len(content) != window.end - window.start:
-            raise FormatError(f"{place} ends before byte {window.end}", path=place)
-        if window.start == 0 and view[: len(pack.header)] != pack.header:
-            raise ChecksumMismatch(f"{place} does not begin as the pack of its name does", path=place)
-        if window.end == pack.size_bytes and pack.sealed is not None and not content.endswith(pack.sealed.trailer):
-            raise ChecksumMismatch(f"{place} does not end as the pack of its name does", path=place)
-        for number, frame in window.frames:
-            start = frame.offset - window.start
-            stored = bytes(view[start : start + frame.stored_size_bytes])
-            self._decoder.require_digest(stored, frame, number, place)
+    to: str
+    pack: Pack
+    stored_size_bytes: int | None
+
+
+def copy_pack(room: Room, tell: Tell, piece: PackToCopy) -> int:
+    """Copy a pack, and return its size: work for a crew.  Raises FormatError or ChecksumMismatch for damage of it."""
+    pack, target = piece.pack, room.target(piece.to).store
+    name = pack_object(pack.name)
+    try:
+        target.put(name, _proven_pieces(room.repository.store, piece, tell))
+    except ObjectExists:
+        # Somebody else copies, too, or did when this one stood still.
+        if target.size(name) != pack.size_bytes:
+            raise
+    return pack.size_bytes
+
+
+def _proven_pieces(source: ObjectStore, piece: PackToCopy, tell: Tell) -> Iterator[bytes]:
+    pack, size_bytes = piece.pack, piece.stored_size_bytes
+    name = pack_object(pack.name)
+    place = source.locate(name)
+    if size_bytes != pack.size_bytes:
+        what = "is missing" if size_bytes is None else f"has {size_bytes} bytes, {pack.size_bytes} were stored"
+        raise FormatError(f"{place} {what}", hint="Run pgwal verify on the repository.", path=place)
+    decoder = FrameDecoder()
+    for window in _windows(pack):
+        (content,) = source.get_ranges(name, [ByteRange(window.start, window.end)])
+        _require_stored(decoder, pack, window, content, place)
+        tell(len(content))
+        yield content
+
+
+def _require_stored(decoder: FrameDecoder, pack: Pack, window: _Window, content: bytes, place: str) -> None:
+    view = memoryview(content)
+    if len(content) != window.end - window.start:
+        raise FormatError(f"{place} ends before byte {window.end}", path=place)
+    if window.start == 0 and view[: len(pack.header)] != pack.header:
+        raise ChecksumMismatch(f"{place} does not begin as the pack of its name does", path=place)
+    if window.end == pack.size_bytes and pack.sealed is not None and not content.endswith(pack.sealed.trailer):
+        raise ChecksumMismatch(f"{place} does not end as the pack of its name does", path=place)
+    for number, frame in window.frames:
+        start = frame.offset - window.start
+        stored = bytes(view[start : start + frame.stored_size_bytes])
+        decoder.require_digest(stored, frame, number, place)
 
 
 class _Window(NamedTuple):

@@ -10,15 +10,13 @@ from contextlib import closing, suppress
 from functools import cached_property
 from typing import NamedTuple
 
-from pgwal.engine.proven_wal import SegmentContent, WalProof, naming_damage
-from pgwal.engine.same_history import SameHistory
-from pgwal.engine.writing_threads import WritingThreads
+from pgwal.engine.copied_segments import SegmentRun, copy_run
+from pgwal.engine.fleet import Crew, Room, Tell
 from pgwal.errors import FormatError, ObjectExists, ObjectNotFound, ObjectRetained
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.compression import Compression
-from pgwal.repository.counted_pieces import CountedPieces
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
-from pgwal.repository.object_reader import open_object
+from pgwal.repository.place import address_of
 from pgwal.repository.repository import Repository
 from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import SealingStore, as_sealing, objects_in
@@ -80,7 +78,6 @@ class WalCopier:
         self,
         source: Repository,
         target: Repository,
-        tell: Callable[[int], None],
         *,
         as_stored: bool,
         opens: bool,
@@ -88,7 +85,6 @@ class WalCopier:
         self._source = source
         self._target = target
         self._geometry = source.geometry
-        self._tell = tell
         sealing, target_sealing = as_sealing(source.store), as_sealing(target.store)
         self._sealing: SealingStore | None = None
         self._from, self._to = source.store, target.store
@@ -96,11 +92,10 @@ class WalCopier:
             self._sealing = sealing
             self._from, self._to = sealing.as_stored, target_sealing.as_stored
         self._opens = opens
-        self._compresses = target.place.is_remote and self._sealing is None
         self.segment_count = 0
         self.bytes_copied = 0
         self.summary_count = 0
-        self.problems: list[tuple[str, FormatError]] = []
+        self.problems: list[tuple[str, str]] = []
         """Names of damaged segments of the source, which were not copied, and what is wrong."""
 
     # -- what there is -----------------------------------------------------------------------------------------
@@ -119,17 +114,37 @@ class WalCopier:
 
     # -- copying -----------------------------------------------------------------------------------------------
 
-    def copy(self, missing: MissingWal, threads: WritingThreads) -> None:
+    def copy(self, missing: MissingWal, workers: Crew) -> None:
         """Copy what is missing, durably; what is damaged in the source is among the ``problems`` then."""
         self._copy_histories()
-        runs = list(_runs(missing.segments))
-        for count, size_bytes in threads.write_all(lambda run: self._copy_run(run, threads), runs):
-            self.segment_count += count
-            self.bytes_copied += size_bytes
+        runs = list(self._runs(missing.segments))
+        with closing(workers.map(copy_run, runs)) as verdicts:
+            for run, verdict in zip(runs, verdicts, strict=True):
+                self.segment_count += len(verdict.sizes_bytes)
+                self.bytes_copied += sum(verdict.sizes_bytes.values())
+                self.problems += verdict.problems
+                for segment in run.segments:
+                    if segment.name in verdict.sizes_bytes:
+                        self._drop_partials(split_segment_name(segment.name)[0])
         for segment in missing.partial:
             self._copy_partial(segment)
-        for _ in threads.write_all(self._copy_summary, missing.summaries):
-            self.summary_count += 1
+        to = address_of(self._target.place)
+        with closing(workers.map(copy_summary, (SummaryToCopy(to, part) for part in missing.summaries))) as copied:
+            for _ in copied:
+                self.summary_count += 1
+
+    def _runs(self, segments: Sequence[WalSegmentFile]) -> Iterator[SegmentRun]:
+        """Yield consecutive segments together, as many as one worker is to copy."""
+        to, run = address_of(self._target.place), list[WalSegmentFile]()
+        for segment in (*segments, None):
+            if run and (segment is None or len(run) == _RUN or not _follows(run[-1], segment)):
+                timeline_id, first, last = run[0].timeline_id, run[0].segment_no, run[-1].segment_no
+                there = [number for number in range(first - 1, last + 2) if (timeline_id, number) in self._there]
+                left_at = sorted(self._left_at.get(timeline_id, ()))
+                yield SegmentRun(to, run, there, left_at, self._sealing is not None, self._opens)
+                run = []
+            if segment is not None:
+                run.append(segment)
 
     def _copy_histories(self) -> None:
         for timeline_id in sorted(
@@ -137,75 +152,6 @@ class WalCopier:
         ):
             content = self._source.wal.history_content(timeline_id)
             self._target.store.put(f"{WAL_DIRECTORY}/{history_file_name(timeline_id)}", content)
-
-    def _copy_run(self, run: Sequence[WalSegmentFile], threads: WritingThreads) -> tuple[int, int]:
-        timeline_id = run[0].timeline_id
-        there = {number for timeline, number in self._there if timeline == timeline_id}
-        proof = WalProof(self._source, timeline_id, there, self._left_at.get(timeline_id, set()))
-        sizes = []
-        for segment in run:
-            try:
-                sizes.append(self._copy_segment(segment, proof, threads))
-            except FormatError as error:
-                self.problems.append((f"{WAL_DIRECTORY}/{segment.name}", error))
-                proof = WalProof(self._source, timeline_id, there, self._left_at.get(timeline_id, set()))
-        return len(sizes), sum(sizes)
-
-    def _copy_segment(self, segment: WalSegmentFile, proof: WalProof, threads: WritingThreads) -> int:
-        try:
-            return self._put_segment(segment, proof, threads)
-        except ObjectNotFound:
-            # A receiver has compressed it meanwhile.
-            key = (segment.timeline_id, segment.segment_no)
-            for found in self._source.wal.segments():
-                if (found.timeline_id, found.segment_no) == key and found.name != segment.name:
-                    return self._put_segment(found, proof, threads)
-            raise
-
-    def _put_segment(self, segment: WalSegmentFile, proof: WalProof, threads: WritingThreads) -> int:
-        base, compression, _ = split_segment_name(segment.name)
-        pieces = CountedPieces(self._proven_pieces(segment, proof, threads))
-        name, content = segment.name, iter(pieces)
-        if self._compresses and not compression:
-            method = Compression()
-            name = segment.name + method.suffix
-            content = compressed_pieces(pieces, method, self._geometry.segment_size)
-        try:
-            self._to.put(f"{WAL_DIRECTORY}/{name}", content)
-        except ObjectExists:
-            # Somebody receives there, too.
-            SameHistory(self._source, self._target).require_same_segment(segment, name)
-        self._drop_partials(base)
-        return pieces.size_bytes
-
-    def _proven_pieces(self, segment: WalSegmentFile, proof: WalProof, threads: WritingThreads) -> Iterator[bytes]:
-        """Yield what is stored of a segment, the last of it when all is proven."""
-        path = f"{WAL_DIRECTORY}/{segment.name}"
-        if self._sealing is not None:
-            self._sealing.require_form(path)
-        opener = None if self._sealing is None else self._sealing.opener(path)
-        content = SegmentContent(split_segment_name(segment.name)[1], opener)
-        held = b""
-        with (
-            naming_damage(self._source.store.locate(path)),
-            closing(open_object(self._from, path, is_read_whole=True)) as file,
-        ):
-            if self._opens:
-                proof.begin(segment.segment_no)
-            while piece := file.read(_READ_BYTES):
-                threads.count(read=len(piece), written=len(piece))
-                self._tell(len(piece))
-                if self._opens:
-                    for data in content.inflated(piece):
-                        proof.take(data)
-                if held:
-                    yield held
-                held = piece
-            if self._opens:
-                for data in content.rest():
-                    proof.take(data)
-                proof.end()
-        yield held
 
     # -- what is being received --------------------------------------------------------------------------------
 
@@ -266,28 +212,26 @@ class WalCopier:
                 with suppress(ObjectNotFound, ObjectRetained):
                     self._to.delete(f"{WAL_DIRECTORY}/{name}")
 
-    # -- summaries ---------------------------------------------------------------------------------------------
 
-    def _copy_summary(self, part: LsnRange) -> None:
-        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(part)}"
-        try:
-            content = self._source.store.get(name, most_bytes=MAX_READ_SUMMARY_BYTES)
-            decode_summary(content, name)
-        except (ObjectNotFound, FormatError):
-            # It is made again from WAL, which is there.
-            return
-        with suppress(ObjectExists):
-            self._target.store.put(name, content)
+def _follows(before: WalSegmentFile, after: WalSegmentFile) -> bool:
+    return (before.timeline_id, before.segment_no + 1) == (after.timeline_id, after.segment_no)
 
 
-def _runs(segments: Sequence[WalSegmentFile]) -> Iterator[list[WalSegmentFile]]:
-    """Yield consecutive segments together, as many as one thread is to copy."""
-    run: list[WalSegmentFile] = []
-    for segment in segments:
-        key = (segment.timeline_id, segment.segment_no)
-        if run and (len(run) == _RUN or key != (run[-1].timeline_id, run[-1].segment_no + 1)):
-            yield run
-            run = []
-        run.append(segment)
-    if run:
-        yield run
+class SummaryToCopy(NamedTuple):
+    """A summary, and the address of the repository to copy it to."""
+
+    to: str
+    part: LsnRange
+
+
+def copy_summary(room: Room, tell: Tell, piece: SummaryToCopy) -> None:  # noqa: ARG001
+    """Copy a summary: work for a crew."""
+    name = f"{SUMMARY_DIRECTORY}/{summary_file_name(piece.part)}"
+    try:
+        content = room.repository.store.get(name, most_bytes=MAX_READ_SUMMARY_BYTES)
+        decode_summary(content, name)
+    except (ObjectNotFound, FormatError):
+        # It is made again from WAL, which is there.
+        return
+    with suppress(ObjectExists):
+        room.target(piece.to).store.put(name, content)

@@ -19,10 +19,10 @@ from pgwal.engine.copied_wal import MissingWal, WalCopier, find_missing_wal
 from pgwal.engine.copy_plan import CopyPlan, plan_copy
 from pgwal.engine.copy_target import CopyTarget, find_target, open_target
 from pgwal.engine.coverage import read_recoverable_ranges
+from pgwal.engine.fleet import Fleet, crew
+from pgwal.engine.problem import Problem
 from pgwal.engine.rebuild_options import default_jobs
 from pgwal.engine.same_history import SameHistory
-from pgwal.engine.stored_backup import Problem
-from pgwal.engine.writing_threads import WritingThreads
 from pgwal.errors import (
     ChainError,
     ForeignObject,
@@ -62,6 +62,8 @@ class CopyRequest:
     recipients: Sequence[str] = ()
     jobs: int | None = None
     dry_run: bool = False
+    fleet: Fleet | None = None
+    """Who copies WAL, and packs that are copied as they are, instead of ``jobs`` threads of this process."""
 
 
 @dataclass(slots=True)
@@ -193,13 +195,14 @@ class _Copying:
         self._source = source
         self._target = target.repository
         self._jobs = request.jobs or default_jobs()
+        self._fleet = request.fleet
         self._on_progress = on_progress
         self._done_bytes = self._total_bytes = 0
         self._lock = Lock()
         sealing = as_sealing(source.store)
         opens = sealing is None or request.place.keys.has_identity
-        self._copier = BackupCopier(source, self._target, self._jobs, self._tell, target.as_stored)
-        self._wal = WalCopier(source, self._target, self._tell, as_stored=target.as_stored, opens=opens)
+        self._copier = BackupCopier(source, self._target, self._jobs, self._tell, target.as_stored, self._fleet)
+        self._wal = WalCopier(source, self._target, as_stored=target.as_stored, opens=opens)
         self._marks = BackupMarks(self._target.store)
         self._backups = _Backups(source, self._target, request)
         self._report = CopyReport(expired=self._backups.plan.expired, problems=self._backups.problems)
@@ -256,8 +259,9 @@ class _Copying:
         with self._target.lock_receiver() if is_something else nullcontext():
             SameHistory(self._source, self._target).require()
             if is_something:
-                self._wal.copy(missing, WritingThreads(self._jobs, 0, None))
-        self._report.problems += [Problem(None, name, str(error)) for name, error in self._wal.problems]
+                with crew(self._source, self._tell, self._jobs, self._fleet, target=self._target) as workers:
+                    self._wal.copy(missing, workers)
+        self._report.problems += [Problem(None, name, message) for name, message in self._wal.problems]
 
     def _copy_backups(self, wanted: Sequence[BackupEntry]) -> None:
         recoverable = read_recoverable_ranges(self._target, wanted)

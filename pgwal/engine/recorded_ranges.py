@@ -22,7 +22,7 @@ def recorded_ranges(directory: WalDirectory, start: Lsn | None, end: Lsn | None)
         behind = end is not None and geometry.segment_start(segment.segment_no) >= end
         if not before and not behind:
             segments.setdefault(segment.timeline_id, []).append(segment)
-    begins, lefts = _switches(directory)
+    begins, lefts = timeline_switches(directory)
     ranges = []
     for timeline_id, own in segments.items():
         require_contiguous(directory, own)
@@ -48,7 +48,7 @@ def begun_at_record(
     return wal_range
 
 
-def _switches(directory: WalDirectory) -> tuple[dict[int, Lsn], dict[int, Lsn]]:
+def timeline_switches(directory: WalDirectory) -> tuple[dict[int, Lsn], dict[int, Lsn]]:
     """Return where each timeline begins and where it was left, as far as there are history files."""
     begins: dict[int, Lsn] = {}
     lefts: dict[int, Lsn] = {}

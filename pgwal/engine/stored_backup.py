@@ -1,7 +1,7 @@
 """Hold what is stored of one backup against what its catalogue entry and its manifest say.
 
-Everything is read once, by several threads, and everything that is wrong is told; what is held in memory grows by
-some bytes a file.
+Everything is read once, by a crew, and everything that is wrong is told; what is held in memory grows by some bytes a
+file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import os
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import zip_longest
-from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -23,24 +21,19 @@ from pgwal.backup.chain import check_link
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.exclusion import required_directories
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
-from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, manifest_version
+from pgwal.backup.manifest import MANIFEST_NAME, manifest_version
 from pgwal.backup.manifest_reader import ManifestFile, ManifestReader
-from pgwal.backup.stored_digest import digest_like
 from pgwal.backup.stored_path import encode_path
-from pgwal.checksum import ContentDigest
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
-from pgwal.engine.ordered_map import ordered_map
-from pgwal.engine.stored_file import bad_pages_text, read_stored
+from pgwal.engine.backup_pieces import ListedFile, file_pieces, pack_pieces, verify_files, verify_packs
+from pgwal.engine.fleet import Crew
+from pgwal.engine.problem import Problem, reason
 from pgwal.errors import (
     ChainError,
-    ForeignObject,
     FormatError,
-    ObjectNotFound,
     PgwalError,
-    RepositoryError,
     StoreUnavailable,
 )
-from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.backup_data import chunks_of, start_of
 from pgwal.repository.layout import (
@@ -51,10 +44,8 @@ from pgwal.repository.layout import (
     BACKUP_DIRECTORY,
     BACKUP_ENTRY_NAME,
 )
-from pgwal.repository.repository import Repository
 from pgwal.repository.store import MOST_BYTES_READ, ByteRange, names_in, too_large
 
-_PENDING_PER_WORKER = 4
 # Readers take other spellings of the checksums as well; what is written is this, and what differs was changed.
 _LAST_LINES = {
     MANIFEST_NAME: re.compile(rb'"Manifest-Checksum": "[0-9a-f]{64}"\}\n'),
@@ -70,62 +61,36 @@ _OF_A_BACKUP = {
 }
 
 
-class Problem(NamedTuple):
-    """Something that is wrong: ``path`` is relative to the repository, ``backup_id`` None for WAL and summaries."""
-
-    backup_id: str | None
-    path: str
-    message: str
-
-
-class _ListedFile(NamedTuple):
-    """A stored file, with its size, as the entry, the manifest, or both list it."""
-
-    path: str
-    size_bytes: int
-    file: BackupFile | None
-    listed: ManifestFile | None
-
-
 class StoredBackup:
     """One backup to verify; ``problems`` is what was found so far, ``control`` and ``label`` are what could be read."""
 
-    def __init__(self, repository: Repository, backup_id: str, *, jobs: int = 1, opens_files: bool = True) -> None:
-        """What is packed is read ahead in ``jobs`` threads.
+    def __init__(self, crew: Crew, backup_id: str, *, opens_files: bool = True) -> None:
+        """``crew`` reads what is large.
 
         Without ``opens_files``, what takes an identity to read is held against the digests of what is stored.
         """
-        self._jobs = jobs
+        self._crew = crew
         self._opens_files = opens_files
         self.problems: list[Problem] = []
         self.control: ControlFile | None = None
         self.label: BackupLabel | None = None
-        self._repository = repository
+        self._repository = crew.room.repository
         self._backup_id = backup_id
         self._folder = f"{BACKUP_DIRECTORY}/{backup_id}"
         self._entry_name = f"{self._folder}/{BACKUP_ENTRY_NAME}"
-        (self._data,) = repository.catalogue.data(backup_id, jobs=jobs)
+        self._data = crew.room.data(backup_id)
         self._listed = array("Q")
         """Digests of the stored paths that a list names; of two in a billion billion, two may be equal."""
         self._entry_is_whole = self._manifest_is_whole = False
         self._places_are_known = False
         """Whether files can be found: of a packed backup they cannot where its entry is damaged, which is said once."""
 
-    def verify(
-        self,
-        entry: BackupEntry | None,
-        prior: BackupEntry | None,
-        workers: Executor,
-        tell: Callable[[int], None],
-    ) -> None:
-        """Look at everything; ``entry`` is None when it cannot be read, and so is ``prior``.
-
-        ``tell`` is told the size of each file that has been read.
-        """
+    def verify(self, entry: BackupEntry | None, prior: BackupEntry | None) -> None:
+        """Look at everything; ``entry`` is None when it cannot be read, and so is ``prior``."""
         with self._noting(self._entry_name):
             self._data.require_places()
             self._places_are_known = True
-        self._check_files(entry, workers, tell)
+        self._check_files(entry)
         for name in _LAST_LINES:
             self._check_last_line(name)
         if not self._places_are_known:
@@ -133,8 +98,7 @@ class StoredBackup:
         if self._entry_is_whole or self._manifest_is_whole:
             self._find_extra_files()
         if self._entry_is_whole:
-            for name, error in self._data.damage(of_unread=not self._opens_files):
-                self._note_at(name, _reason(error))
+            self._check_packs()
         if entry is not None:
             self._check_facts(entry, prior)
             self._check_directories(entry)
@@ -143,21 +107,23 @@ class StoredBackup:
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    def _check_files(self, entry: BackupEntry | None, workers: Executor, tell: Callable[[int], None]) -> None:
+    def _check_files(self, entry: BackupEntry | None) -> None:
         checked_before = entry.start_lsn if entry is not None and entry.data_checksums else None
+        pieces = file_pieces(self._backup_id, self._listed_files(), checked_before, opens_files=self._opens_files)
+        # What the lists say comes first, however far they are read ahead.
+        found = list[Problem]()
+        with closing(self._crew.map(verify_files, pieces)) as verdicts:
+            for problems in verdicts:
+                found += problems
+        self.problems += found
 
-        def check(listed: _ListedFile) -> int:
-            if not self._opens_files and listed.path != BACKUP_LABEL_NAME:
-                return 0
-            self._check_file(*listed, checked_before)
-            return listed.size_bytes
+    def _check_packs(self) -> None:
+        pieces = pack_pieces(self._backup_id, self._data.pack_count, is_read=not self._opens_files)
+        with closing(self._crew.map(verify_packs, pieces)) as verdicts:
+            for problems in verdicts:
+                self.problems += problems
 
-        ahead = self._jobs * _PENDING_PER_WORKER
-        with closing(ordered_map(workers, check, self._listed_files(), ahead=ahead)) as sizes:
-            for size_bytes in sizes:
-                tell(size_bytes)
-
-    def _listed_files(self) -> Iterator[_ListedFile]:
+    def _listed_files(self) -> Iterator[ListedFile]:
         """Yield what is listed, noting what the one list has and the other has not."""
         if not self._places_are_known:
             for _ in self._manifest_files():
@@ -171,7 +137,7 @@ class StoredBackup:
                 self._note(path, f"{MANIFEST_NAME} lists it, and {BACKUP_ENTRY_NAME} does not")
             if listed is None and self._manifest_is_whole:
                 self._note(path, f"{BACKUP_ENTRY_NAME} lists it, and {MANIFEST_NAME} does not")
-            yield _ListedFile(path, size_bytes, file, listed)
+            yield ListedFile(path, size_bytes, file, listed)
 
     def _entry_files(self) -> Iterator[BackupFile]:
         """Yield the files of the entry; what is wrong with it ends them."""
@@ -194,32 +160,6 @@ class StoredBackup:
                 self._note(MANIFEST_NAME, f"it is of the cluster with system identifier {end.system_identifier}")
             self._manifest_is_whole = True
 
-    def _check_file(
-        self,
-        path: str,
-        size_bytes: int,
-        file: BackupFile | None,
-        listed: ManifestFile | None,
-        checked_before: Lsn | None,
-    ) -> None:
-        """Read one stored file, and hold it against what each list says of it, and pages against their checksums."""
-        if listed is not None and listed.size != size_bytes:
-            self._note(path, f"{MANIFEST_NAME} says {listed.size} bytes, {BACKUP_ENTRY_NAME} {size_bytes}")
-        digest = ContentDigest() if file is None else digest_like(file.digest)
-        checksum = FileChecksum(listed.checksum_algorithm if listed is not None else "NONE")
-        with self._noting_data(path):
-            with closing(self._data.open(path)) as stored:
-                if stored.size_bytes != size_bytes:
-                    raise FormatError(f"it has {stored.size_bytes} bytes, {size_bytes} were stored")
-                pages = read_stored(stored, file, checked_before, (digest, checksum))
-            if file is not None and digest.hexdigest() != file.digest:
-                raise FormatError("it is not what was stored: its digest does not match")
-            if listed is not None and checksum.hexdigest() != listed.checksum_hex:
-                raise FormatError(f"its {checksum.algorithm} checksum is not the one in {MANIFEST_NAME}")
-            if pages is not None and pages.bad_blocks:
-                # The file is as it was stored: this is what the server had.
-                raise FormatError(bad_pages_text(pages.bad_blocks))
-
     # -- what lies around them ---------------------------------------------------------------------------------
 
     def _check_last_line(self, name: str) -> None:
@@ -238,7 +178,7 @@ class StoredBackup:
             for name in names_in(self._repository.store, self._folder):
                 if name not in _OF_A_BACKUP:
                     self._note_at(f"{self._folder}/{name}", "it does not belong to the backup")
-        for path in self._data.paths(lambda path, error: self._note(path, _reason(error))):
+        for path in self._data.paths(lambda path, error: self._note(path, reason(error))):
             digest = xxh3_64_intdigest(os.fsencode(path))
             at = bisect_left(listed, digest)
             if path != MANIFEST_NAME and (at == len(listed) or listed[at] != digest):
@@ -324,7 +264,7 @@ class StoredBackup:
         except StoreUnavailable:
             raise
         except PgwalError as error:
-            self._note_at(name, _reason(error))
+            self._note_at(name, reason(error))
 
     def _noting_data(self, path: str) -> AbstractContextManager[None]:
         return self._noting(f"{self._folder}/{BACKUP_DATA_DIRECTORY}/{path}")
@@ -334,17 +274,6 @@ class StoredBackup:
 
     def _note_at(self, name: str, message: str) -> None:
         self.problems.append(Problem(self._backup_id, name, message))
-
-
-def _reason(error: PgwalError) -> str:
-    """Say what is wrong with something whose name stands before it."""
-    if isinstance(error, ObjectNotFound):
-        return "it is missing"
-    if isinstance(error, ForeignObject):
-        return "it is a link, or no regular file"
-    if isinstance(error, RepositoryError) and isinstance(error.__cause__, OSError):
-        return f"it cannot be read: {os.strerror(error.__cause__.errno or 0)}"
-    return str(error)
 
 
 _Paired = tuple[BackupFile | None, ManifestFile | None]

@@ -1,48 +1,176 @@
-"""Read the WAL and the summaries that backups need, and tell everything that is wrong with them."""
+"""Read the WAL and the summaries that backups need, and tell everything that is wrong with them.
+
+It goes in pieces of some segments, cut where summaries are or segments begin, which any worker of a fleet can read;
+that each goes on behind the one before it is seen from their verdicts.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import lz4.frame
 import zstandard
 
+from pgwal.engine.fleet import Room, Tell
+from pgwal.engine.problem import Problem
 from pgwal.engine.record_chain import unlinked
-from pgwal.engine.stored_backup import Problem
 from pgwal.engine.summarize import wal_gap
-from pgwal.errors import FormatError, PgwalError, StoreUnavailable
+from pgwal.errors import BrokenInvariant, FormatError, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import as_sealing
 from pgwal.repository.wal_file_name import split_segment_name
+from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap
 from pgwal.summary.codec import summary_file_name
-from pgwal.summary.coverage import cover
+from pgwal.summary.coverage import Piece, cover
 from pgwal.summary.link import UNKNOWN, Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal.page_magic import wal_format_of_major
 
 # Small, because a piece of zeros that has been compressed becomes a thousand times as large.
 COMPRESSED_READ_SIZE = 1024
+_PIECE_BYTES = 64 << 20
+"""Of WAL: less would be opened more often than read."""
+
+
+class WalPiece(NamedTuple):
+    """Some WAL of one timeline to verify, with the ``summaries`` that lie in it, and the names of its ``segments``.
+
+    ``follows`` says that the piece before it ends where it begins.
+    """
+
+    range: LsnRange
+    summaries: Sequence[LsnRange]
+    segments: Sequence[str]
+    follows: bool
+    opens_files: bool
+
+
+class WalVerdict(NamedTuple):
+    """What is wrong with a piece, and what ties it to those before and behind it, as far as that could be read."""
+
+    problems: Sequence[Problem]
+    link: Link
+    first_summary: tuple[LsnRange, Link] | None
+    last_summary: tuple[LsnRange, Link] | None
+
+
+def wal_pieces(repository: Repository, ranges: Iterable[LsnRange], *, opens_files: bool) -> Iterator[WalPiece]:
+    """Cut ranges into pieces of some segments, each summary whole in one of them; WAL that is missing is in one, too.
+
+    Raises RepositoryError.
+    """
+    geometry, summaries, segments = repository.geometry, repository.summaries.ranges(), repository.wal.segments()
+    for wanted in ranges:
+        own = {each.segment_no: each.name for each in segments if each.timeline_id == wanted.timeline_id}
+        found, last_no = list[LsnRange](), -1
+        start = wanted.start
+        for part, is_summarised in _cut_at_segments(cover(wanted, summaries, geometry), geometry):
+            if part.start - start >= _PIECE_BYTES and geometry.segment_no(part.start) in own:
+                piece = LsnRange(wanted.timeline_id, start, part.start)
+                names, last_no = _names(own, geometry, piece, last_no)
+                yield WalPiece(piece, found, names, start > wanted.start, opens_files)
+                found, start = [], part.start
+            if is_summarised:
+                found.append(part)
+        piece = LsnRange(wanted.timeline_id, start, wanted.end)
+        yield WalPiece(piece, found, _names(own, geometry, piece, last_no)[0], start > wanted.start, opens_files)
+
+
+def _cut_at_segments(pieces: Iterable[Piece], geometry: WalGeometry) -> Iterator[Piece]:
+    """Yield summaries as they are, and what none covers cut where segments begin."""
+    for part, is_summarised in pieces:
+        position = part.start
+        while not is_summarised and (border := geometry.segment_start(geometry.segment_no(position) + 1)) < part.end:
+            yield Piece(LsnRange(part.timeline_id, position, border), summarised=False)
+            position = border
+        yield Piece(part._replace(start=position), is_summarised)
+
+
+def _names(own: Mapping[int, str], geometry: WalGeometry, piece: LsnRange, last_no: int) -> tuple[list[str], int]:
+    """Return the names of the segments of a piece behind the last one of the piece before it, and its own last one."""
+    last = geometry.last_segment_no(piece.end)
+    numbers = range(max(geometry.segment_no(piece.start), last_no + 1), last + 1)
+    return [own[number] for number in numbers if number in own], last
+
+
+def verify_wal(room: Room, tell: Tell, piece: WalPiece) -> WalVerdict:
+    """Verify a piece of WAL: work for a crew.  Raises StoreUnavailable."""
+    stored = StoredWal(room.repository, piece.range, piece.summaries, piece.segments)
+    try:
+        if piece.opens_files:
+            stored.verify(tell)
+        else:
+            stored.verify_unread()
+    except StoreUnavailable:
+        raise
+    except RepositoryError as error:
+        # A directory that cannot be read; the rest is looked at all the same.
+        stored.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
+    links = stored.summary_links
+    return WalVerdict(stored.problems, stored.link, *((links[0], links[-1]) if links else (None, None)))
+
+
+def all_problems(repository: Repository, verdicts: Iterable[tuple[WalPiece, WalVerdict]]) -> Iterator[Problem]:
+    """Yield what is wrong with consecutive pieces, and where one does not go on behind the one before it; each once."""
+    seen = set[Problem]()
+    before: WalVerdict | None = None
+    for piece, verdict in verdicts:
+        found = list(verdict.problems)
+        if piece.follows and before is not None:
+            found += _between(repository, piece, before, verdict)
+        yield from (problem for problem in found if problem not in seen)
+        seen = set(found)
+        before = verdict
+
+
+def _between(repository: Repository, piece: WalPiece, before: WalVerdict, after: WalVerdict) -> Iterator[Problem]:
+    geometry, last_lsn = repository.geometry, before.link.last_lsn
+    if last_lsn and after.link.prev_lsn and not after.link.follows(last_lsn):
+        name = geometry.file_name(piece.range.timeline_id, geometry.segment_no(piece.range.start))
+        error = unlinked(piece.range, after.link, last_lsn, summarised=False)
+        yield Problem(None, f"{WAL_DIRECTORY}/{name}", str(error))
+    if before.last_summary is not None and after.first_summary is not None:
+        yield from _unlinked_summaries([before.last_summary, after.first_summary], geometry)
+
+
+def _unlinked_summaries(links: Sequence[tuple[LsnRange, Link]], geometry: WalGeometry) -> Iterator[Problem]:
+    """Yield each summary that does not go on behind the one that ends where it begins, with WAL and without."""
+    place = geometry.first_record_position
+    for (before, earlier), (after, later) in pairwise(links):
+        if place(before.end) == place(after.start) and not later.follows(earlier.last_lsn):
+            error = unlinked(after, later, earlier.last_lsn, summarised=True)
+            yield Problem(None, f"{SUMMARY_DIRECTORY}/{summary_file_name(after)}", str(error))
 
 
 class StoredWal:
     """The WAL of a range of one timeline, to verify; ``problems`` is what was found so far."""
 
-    def __init__(self, repository: Repository, wanted: LsnRange) -> None:
+    def __init__(
+        self, repository: Repository, wanted: LsnRange, summaries: Iterable[LsnRange], segments: Sequence[str]
+    ) -> None:
+        """``summaries`` are those that lie in the range, ``segments`` the names of files to be read to their ends."""
         self.problems: list[Problem] = []
         self._repository = repository
         self._geometry = repository.geometry
         self._format = wal_format_of_major(repository.identity.major)
         self._wanted = wanted
-        pieces = cover(wanted, repository.summaries.ranges(), repository.geometry)
-        self._summaries = {piece.range for piece in pieces if piece.summarised}
+        self._summaries = set(summaries)
+        self._segments = segments
         self._links: dict[LsnRange, Link] = {}
+        self.link = UNKNOWN
+        """What ties WAL of the range to that before and behind it, as far as it could be read."""
+
+    @property
+    def summary_links(self) -> list[tuple[LsnRange, Link]]:
+        """What the summaries say that ties them to each other, by range."""
+        return sorted(self._links.items())
 
     def verify(self, tell: Callable[[int], None]) -> None:
         """Check each record's CRC and its link to the one before, and hold the summaries against what WAL says.
@@ -66,13 +194,14 @@ class StoredWal:
             name = self._geometry.file_name(timeline_id, missing)
             self._note(f"{WAL_DIRECTORY}/{name}", "it is missing, or not whole")
         sealing = as_sealing(self._repository.store)
-        for segment in archive.segments():
-            if segment.timeline_id == timeline_id and first <= segment.segment_no <= last and sealing is not None:
-                name = f"{WAL_DIRECTORY}/{segment.name}"
-                try:
-                    sealing.require_form(name)
-                except FormatError as error:
-                    self._note(name, str(error))
+        if sealing is None:
+            raise BrokenInvariant("what is not encrypted is read")
+        for segment in self._segments:
+            name = f"{WAL_DIRECTORY}/{segment}"
+            try:
+                sealing.require_form(name)
+            except FormatError as error:
+                self._note(name, str(error))
         for summary_range in sorted(self._summaries):
             self._compare(summary_range, None, UNKNOWN)
         self._check_links()
@@ -99,7 +228,10 @@ class StoredWal:
             name = self._geometry.file_name(timeline_id, self._geometry.segment_no(summarizer.feed_lsn))
             self._note(f"{WAL_DIRECTORY}/{name}", str(error))
             return self._geometry.segment_start(self._geometry.segment_no(summarizer.feed_lsn) + 1)
+        if position == self._wanted.start:
+            self.link = self.link._replace(prev_lsn=summarizer.link.prev_lsn)
         if summarizer.complete:
+            self.link = self.link._replace(last_lsn=summarizer.link.last_lsn)
             summarizer.finish(end)
             self._compare_finished(summarizer)
             return end
@@ -171,25 +303,16 @@ class StoredWal:
             )
 
     def _check_links(self) -> None:
-        """Note each summary that does not go on behind the one that ends where it begins, with WAL and without."""
-        place = self._geometry.first_record_position
-        for before, after in pairwise(sorted(self._links)):
-            earlier, later = self._links[before], self._links[after]
-            if place(before.end) == place(after.start) and not later.follows(earlier.last_lsn):
-                error = unlinked(after, later, earlier.last_lsn, summarised=True)
-                self._note(f"{SUMMARY_DIRECTORY}/{summary_file_name(after)}", str(error))
+        self.problems += _unlinked_summaries(self.summary_links, self._geometry)
 
     # -- compressed segments -----------------------------------------------------------------------------------
 
     def _check_compressed_files(self) -> None:
         """Read compressed segments to their ends: their own checksums cover what no record does."""
-        first, last = map(self._geometry.segment_no, (self._wanted.start, self._wanted.end - 1))
-        for segment in self._repository.wal.segments():
-            if segment.timeline_id != self._wanted.timeline_id or not first <= segment.segment_no <= last:
-                continue
-            _, compression, complete = split_segment_name(segment.name)
+        for name in self._segments:
+            _, compression, complete = split_segment_name(name)
             if compression and complete:
-                self._check_compressed_file(f"{WAL_DIRECTORY}/{segment.name}", compression)
+                self._check_compressed_file(f"{WAL_DIRECTORY}/{name}", compression)
 
     def _check_compressed_file(self, name: str, compression: str) -> None:
         decoder = segment_decoder(compression)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -13,9 +13,11 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BackupLabel
 from pgwal.control_file import ControlFile
 from pgwal.engine.coverage import join
+from pgwal.engine.fleet import Crew, Fleet, crew
+from pgwal.engine.problem import Problem
 from pgwal.engine.record_chain import next_record_position, read_record, require_linked_switch
-from pgwal.engine.stored_backup import Problem, StoredBackup
-from pgwal.engine.stored_wal import StoredWal
+from pgwal.engine.stored_backup import StoredBackup
+from pgwal.engine.stored_wal import WalPiece, all_problems, verify_wal, wal_pieces
 from pgwal.engine.summarize import read_history, window
 from pgwal.errors import (
     ChainError,
@@ -47,6 +49,8 @@ class VerifyRequest:
     place: Place
     backup_id: str | None = None
     jobs: int = 1
+    fleet: Fleet | None = None
+    """Who reads what is large, instead of ``jobs`` threads of this process."""
 
 
 @dataclass(slots=True)
@@ -71,17 +75,12 @@ def verify(request: VerifyRequest, on_progress: Callable[[int, int], None] | Non
     repository = Repository.open(request.place)
     if request.place.keys.has_identity:
         require_identity(repository.store)
-    with ExitStack() as held, ThreadPoolExecutor(request.jobs) as workers:
+    with ExitStack() as held:
         report = _select(repository, request.backup_id, held)
         report.opens_files = as_sealing(repository.store) is None or request.place.keys.has_identity
-        verification = _Verification(repository, report, request.jobs, on_progress)
-        try:
-            verification.run(workers)
-        except BaseException:
-            # Without this, an interruption would wait for all WAL to be read.
-            verification.is_stopping = True
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
+        verification = _Verification(repository, report, on_progress)
+        with crew(repository, verification.tell, request.jobs, request.fleet) as readers:
+            verification.run(readers)
     return report
 
 
@@ -144,20 +143,17 @@ class _Verification:
         self,
         repository: Repository,
         report: VerifyReport,
-        jobs: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self._repository = repository
         self._report = report
-        self._jobs = jobs
         self._on_progress = on_progress
         self._total_bytes = 0
         # Of a backup no more than these stays: it keeps what it read last.
         self._starts: dict[str, tuple[BackupLabel | None, ControlFile | None]] = {}
         self._switches: set[tuple[LsnRange, int]] = set()
-        self.is_stopping = False
 
-    def run(self, workers: Executor) -> None:
+    def run(self, readers: Crew) -> None:
         report = self._report
         self._check_format()
         self._check_histories()
@@ -168,32 +164,33 @@ class _Verification:
             entry = report.entries.get(backup_id)
             prior = prior_of(entry, report.entries) if entry is not None else None
             self._check_chain(backup_id)
-            stored = StoredBackup(self._repository, backup_id, jobs=self._jobs, opens_files=report.opens_files)
-            stored.verify(entry, prior, workers, self._tell)
+            stored = StoredBackup(readers, backup_id, opens_files=report.opens_files)
+            stored.verify(entry, prior)
             report.problems += stored.problems
             self._starts[backup_id] = stored.label, stored.control
-        stored_wal = [StoredWal(self._repository, part) for part in report.wal_ranges]
-        for wal, future in [(wal, workers.submit(self._verify_wal, wal)) for wal in stored_wal]:
-            try:
-                future.result()
-            except StoreUnavailable:
-                raise
-            except RepositoryError as error:
-                # A directory that cannot be read; the rest is looked at all the same.
-                report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
-            report.problems += wal.problems
+        self._check_wal(readers)
         self._check_switches()
         self._check_starts()
 
-    def _verify_wal(self, wal: StoredWal) -> None:
-        if self._report.opens_files:
-            wal.verify(self._tell)
-        else:
-            wal.verify_unread()
+    def _check_wal(self, readers: Crew) -> None:
+        report, taken = self._report, deque[WalPiece]()
 
-    def _tell(self, size_bytes: int) -> None:
-        if self.is_stopping:
-            raise CancelledError
+        def pieces() -> Iterator[WalPiece]:
+            for piece in wal_pieces(self._repository, report.wal_ranges, opens_files=report.opens_files):
+                taken.append(piece)
+                yield piece
+
+        try:
+            with closing(readers.map(verify_wal, pieces())) as verdicts:
+                each = ((taken.popleft(), verdict) for verdict in verdicts)
+                report.problems += all_problems(self._repository, each)
+        except StoreUnavailable:
+            raise
+        except RepositoryError as error:
+            # A directory that cannot be listed; the rest is looked at all the same.
+            report.problems.append(Problem(None, WAL_DIRECTORY, str(error)))
+
+    def tell(self, size_bytes: int) -> None:
         self._report.bytes_read += size_bytes
         if self._on_progress is not None:
             self._on_progress(min(self._report.bytes_read, self._total_bytes), self._total_bytes)

@@ -78,10 +78,15 @@ class BackupData(Protocol):
     def open(self, path: str) -> StoredContent:
         """Open a file; raises ObjectNotFound, and ForeignObject for what is no file."""
 
-    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
-        """Yield the names of objects, and what is wrong there, as far as reading all files does not show it.
+    @property
+    def pack_count(self) -> int:
+        """In how many packs it is; 0 where files are stored one by one."""
 
-        With ``of_unread`` no file was read: what can be told without opening anything is told of all that is packed.
+    def damage(self, numbers: range, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
+        """Yield the names of packs, and what is wrong there, as far as reading all files does not show it.
+
+        It is of packs with these ``numbers``.  With ``of_unread`` no file was read: what can be told without opening
+        anything is told of all that is in them.
         """
 
     @property

@@ -71,7 +71,11 @@ class LocalBackupData:
     def fetched_bytes(self) -> None:
         return None
 
-    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
+    @property
+    def pack_count(self) -> int:
+        return 0
+
+    def damage(self, numbers: range, *, of_unread: bool = False) -> Iterator[tuple[str, FormatError]]:  # noqa: ARG002
         yield from ()
 
     def open(self, path: str) -> LocalContent:

@@ -96,13 +96,18 @@ class PackedBackupData:
     def path(self, path: str) -> Path | None:
         return self._plain.path(path) if path in AS_THEY_ARE else None
 
-    def damage(self, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
+    @property
+    def pack_count(self) -> int:
+        return len(self._index.contents.packs)
+
+    def damage(self, numbers: range, *, of_unread: bool = False) -> Iterator[tuple[str, PgwalError]]:
         """See BackupData: cut or extended packs, exchanged ones, and frames of which no file has anything."""
-        for pack, unused in zip(self._index.contents.packs, self._index.frames_without_files(), strict=True):
+        for pack_number in numbers:
+            pack = self._index.contents.packs[pack_number]
             name = pack_object(pack.name)
             try:
                 self._check_objects(pack)
-                for number in range(len(pack)) if of_unread else unused:
+                for number in range(len(pack)) if of_unread else self._index.frames_without_files[pack_number]:
                     self._frames.require_stored(pack, number)
             except StoreUnavailable:
                 raise
@@ -171,8 +176,9 @@ class _Index:
                 for numbers, number in zip(self._numbers, extent, strict=True):
                     numbers.append(number)
 
-    def frames_without_files(self) -> Iterator[list[int]]:
-        """Yield for each pack the frames in which nothing of any file lies, as what was read twice leaves them."""
+    @cached_property
+    def frames_without_files(self) -> list[list[int]]:
+        """For each pack, the frames in which nothing of any file lies, as what was read twice leaves them."""
         packs = self.contents.packs
         # By frame, how many extents more than of the one before it have something there.
         changes = [array("q", bytes(8 * (len(pack) + 1))) for pack in packs]
@@ -183,7 +189,7 @@ class _Index:
             changes[pack_number][last + 1] -= 1
         for of_pack in changes:
             of_pack.pop()
-            yield [number for number, uses in enumerate(accumulate(of_pack)) if not uses]
+        return [[number for number, uses in enumerate(accumulate(of_pack)) if not uses] for of_pack in changes]
 
     def extents(self, path: str) -> list[Extent] | None:
         found = self._places.find(xxh3_128_digest(encode_path(path)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from pgwal.errors import FormatError, ObjectNotFound
+from pgwal.errors import FormatError, ObjectExists, ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY
 from pgwal.repository.store import ByteRange, ObjectStore, objects_in
@@ -73,6 +73,12 @@ class SummaryFiles:
         name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
         # What is there is of a summary that was found damaged, or of one whose WAL is received again.
         self._store.put(name, encode_summary(block_map, link, name), replace=True)
+
+    def write_new(self, summary_range: LsnRange, block_map: BlockMap, link: Link | None) -> None:
+        """Write a summary unless it is there: whoever reads the same WAL writes the same."""
+        name = f"{SUMMARY_DIRECTORY}/{summary_file_name(summary_range)}"
+        with suppress(ObjectExists):
+            self._store.put(name, encode_summary(block_map, link, name))
 
     def delete(self, summary_range: LsnRange) -> None:
         """Remove a summary; raises ObjectNotFound."""

@@ -21,6 +21,7 @@ from support.shared_bucket import shared_bucket
 from support.store_proxy import StoreProxy
 from test_main_job import pgwal, prepare, streaming
 
+from pgwal.engine import receiving
 from pgwal.repository import cloud_store
 from pgwal.repository.cloud_place import CloudPlace
 from pgwal.repository.layout import RepositoryIdentity
@@ -70,8 +71,8 @@ def test_an_incremental_backup_without_changes_takes_few_requests(
     looks = sum(line.endswith("receiver.json") for line in proxy.asked)
     waited_s = backup["phase_seconds"]["wait for the window's WAL"] + backup["phase_seconds"]["wait for WAL"]
     assert len(proxy.asked) - looks <= _MOST_BESIDE_LOOKS, asked
-    # The waits between two looks double: there is one more than seconds, in each of three places.
-    assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 3 + waited_s, asked
+    # The first wait is as long as the second one, and then they double: fewer than so many of the first, in two places.
+    assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 2 + waited_s / receiving._REMOTE_POLL_S, asked
 
 
 def _kinds(asked: Iterable[str]) -> dict[str, int]:

@@ -42,11 +42,11 @@ from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.copied_wal import WalCopier, find_missing_wal
 from pgwal.engine.copy_repository import CopyReport, CopyRequest, copy_repository
 from pgwal.engine.expire import ExpireRequest, expire
+from pgwal.engine.fleet import crew
 from pgwal.engine.initialise import initialise
 from pgwal.engine.merge import MergeRequest, merge_backup
 from pgwal.engine.pinning import pin_backup
 from pgwal.engine.verify import VerifyRequest, verify
-from pgwal.engine.writing_threads import WritingThreads
 from pgwal.errors import (
     HistoryMismatch,
     MissingPriorBackup,
@@ -344,10 +344,14 @@ def test_a_record_that_reaches_into_the_next_segment_is_proven_before_the_first_
     at = reaching[0].lsn - MB
     for count, (name, offset) in enumerate(((1, at + 30), (2, 100), (None, 0))):
         target = Repository.open_or_create(LocalPlace(tmp_path / f"target{count}"), identity)
-        copier = WalCopier(source, target, lambda _: None, as_stored=True, opens=True)
+        copier = WalCopier(source, target, as_stored=True, opens=True)
         path = tmp_path / "source" / "wal" / source.geometry.file_name(1, name or 1)
-        with flipped(path, offset, 4) if name else nullcontext(), target.lock_receiver():
-            copier.copy(everything, WritingThreads(1, 0, None))
+        with (
+            flipped(path, offset, 4) if name else nullcontext(),
+            target.lock_receiver(),
+            crew(source, lambda _: None, 1, target=target) as workers,
+        ):
+            copier.copy(everything, workers)
         assert [each.segment_no for each in target.wal.segments()] == ([3] if name else [1, 2, 3])
         assert [each[-1] for each, _ in copier.problems] == (["1", "2"] if name else [])
 
@@ -422,9 +426,9 @@ def test_a_segment_that_is_compressed_meanwhile_comes_all_the_same(packed: Local
     for segment in missing.segments[2:5]:
         compress_segment(packed.store, source.geometry, segment.name, Compression())
     target = Repository.open_or_create(local(tmp_path), source.identity)
-    copier = WalCopier(source, target, lambda _: None, as_stored=True, opens=True)
-    with target.lock_receiver():
-        copier.copy(missing, WritingThreads(2, 0, None))
+    copier = WalCopier(source, target, as_stored=True, opens=True)
+    with target.lock_receiver(), crew(source, lambda _: None, 2, target=target) as workers:
+        copier.copy(missing, workers)
     assert (copier.problems, copier.segment_count) == ([], 9)
 
 

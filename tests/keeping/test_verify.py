@@ -11,7 +11,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -34,8 +34,10 @@ from keeping.stored_repository import history as parse_history
 from pgwal_process import assert_failed, run_pgwal
 
 from pgwal.checksum import crc32c
+from pgwal.engine import stored_wal
 from pgwal.engine.coverage import join
-from pgwal.engine.stored_wal import StoredWal
+from pgwal.engine.fleet import Room
+from pgwal.engine.problem import Problem
 from pgwal.engine.verify import VerifyReport, VerifyRequest, verify
 from pgwal.errors import ObjectNotFound
 from pgwal.lsn import Lsn, LsnRange
@@ -389,6 +391,12 @@ def test_the_command_lists_what_is_wrong(stored: Stored) -> None:
 # ---- WAL of real servers, across a change of timeline
 
 
+def wal_problems(repository: Repository, ranges: Sequence[LsnRange]) -> list[Problem]:
+    pieces, room = list(stored_wal.wal_pieces(repository, ranges, opens_files=True)), Room(repository)
+    verdicts = [(piece, stored_wal.verify_wal(room, lambda _: None, piece)) for piece in pieces]
+    return list(stored_wal.all_problems(repository, verdicts))
+
+
 @pytest.mark.parametrize("major", [13, 14, 15, 16, 17, 18])
 def test_recorded_wal_of_real_servers_and_its_summaries_agree(tmp_path: Path, major: int) -> None:
     recorded = ROOT / "fixtures" / "wal" / f"pg{major}"
@@ -402,10 +410,7 @@ def test_recorded_wal_of_real_servers_and_its_summaries_agree(tmp_path: Path, ma
     # Around summaries that were left out lies WAL of wal_level = minimal.
     runs = [part for timeline_id in (1, 2) for part in join(of_timeline(summaries, timeline_id), repository.geometry)]
     assert (runs[-1].timeline_id, runs[-1].start, runs[-2].end) == (2, switch.switch_lsn, switch.switch_lsn)
-    for wanted in runs:
-        stored = StoredWal(repository, wanted)
-        stored.verify(lambda _: None)
-        assert stored.problems == []
+    assert wal_problems(repository, runs) == []
     for part in summaries:
         # What says less than WAL does is found wherever it is.
         content = repository.summaries.read(part)
@@ -414,11 +419,7 @@ def test_recorded_wal_of_real_servers_and_its_summaries_agree(tmp_path: Path, ma
             continue
         changes.blocks.add(4_000_000)
         repository.summaries.write(part, content, repository.summaries.link(part))
-    problems = []
-    for wanted in runs:
-        stored = StoredWal(repository, wanted)
-        stored.verify(lambda _: None)
-        problems += stored.problems
+    problems = wal_problems(repository, runs)
     assert len(problems) == sum(1 for part in summaries if len(repository.summaries.read(part)))
     assert all("what the WAL of its range says" in problem.message for problem in problems)
 

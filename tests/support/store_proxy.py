@@ -35,6 +35,9 @@ class StoreProxy:
         self.is_away = False
         self.denies: bytes | None = None
         """The method of requests that are refused."""
+        self.holds: bytes | None = None
+        """What is asked for by a path with this in it waits for ever, and ``held`` is set."""
+        self.held = threading.Event()
         self.port = 0
         self._target = port
         self.random = random or Random(0)
@@ -83,6 +86,10 @@ class StoreProxy:
         method = head.split(b" ", 1)[0]
         self.counts[method.decode()] += 1
         self.asked.append(head.partition(b" HTTP/")[0].decode())
+        if self.holds is not None and self.holds in head.partition(b" HTTP/")[0]:
+            self.held.set()
+            await self._stop.wait()
+            return False
         fate = self.random.choice(FATES) if self.random.random() < self.trouble else PASS
         self.met[fate] += 1
         await asyncio.sleep(self.delay_s + (self.random.uniform(0, 0.5) if fate == DELAY else 0))
