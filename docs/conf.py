@@ -1,4 +1,4 @@
-"""How Sphinx makes the documentation site of these pages: ``sphinx-build -nW docs DIRECTORY``, of the extra ``docs``."""
+"""How Sphinx makes the site of these pages: ``sphinx-build -nW docs DIRECTORY``, of the extra ``docs``."""
 
 from __future__ import annotations
 
