@@ -69,7 +69,7 @@ class TypedPage:
     def _type(self, command: str) -> None:
         word = command.split()[0]
         if word == "export":
-            for setting in shlex.split(os.path.expandvars(command).replace("$PWD", str(self.directory)))[1:]:
+            for setting in shlex.split(command.replace("$PWD", str(self.directory)))[1:]:
                 name, _, value = setting.partition("=")
                 self.environment[name] = self.environment.get(f"REAL_{name}", value)
         elif word in self._OWN_MEANS:
