@@ -9,6 +9,7 @@ import typer
 from pgwal.repository.place import Place
 from pgwal_cli import options
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs
@@ -63,7 +64,9 @@ def copy(
     """
     from pgwal.engine.copy_repository import CopyRequest, copy_repository
 
-    request = CopyRequest(repo, to, backups or (), with_wal, recipient or (), jobs, dry_run)
+    request = CopyRequest(
+        repo, to, [backup_id(repo, name) for name in backups or ()], with_wal, recipient or (), jobs, dry_run
+    )
     with progress_bar("copying", progress) as on_progress:
         report = copy_repository(request, on_progress)
     if json:

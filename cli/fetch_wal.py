@@ -16,7 +16,7 @@ def fetch_wal(
     destination: Annotated[Path, typer.Argument(help="Where it goes (%p).", readable=False)],
     repo: options.Repo,
     prefetch: Annotated[
-        bool, typer.Option("--prefetch", help="Have the whole segments that follow at hand in DESTINATION.pgwal.")
+        bool, typer.Option("--prefetch", help="Prefetch the following complete segments into DESTINATION.pgwal.")
     ] = False,
     to_gap: Annotated[
         bool, typer.Option("--to-gap", help="Take a segment for the end of WAL that is missing before others.")

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from typer.completion import completion_init
+from typer.completion import completion_init  # type: ignore[attr-defined]
 from typer.exceptions import TyperException
 
 from pgwal import __version__

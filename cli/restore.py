@@ -13,6 +13,7 @@ import typer
 from pgwal.errors import TargetError
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.overwriting import confirm_overwriting
 from pgwal_cli.progress import progress_bar
@@ -132,6 +133,9 @@ def restore(
         raise typer.BadParameter(f"--delta and --{other} exclude each other")
     if database and (followed is not None or command is not None):
         raise typer.BadParameter("--database is for neither --standby nor --restore-command")
+    # The latest that can reach a target is not the latest of all.
+    if backup is not None and backup != options.LATEST:
+        backup = backup_id(repo, backup)
     request = RestoreRequest(
         repo,
         backup,

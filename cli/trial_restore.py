@@ -154,7 +154,8 @@ def try_restore(
     report.server_version = installation.version
     if installation.major != entry.major:
         raise WrongCluster(
-            f"those in {installation.bin_dir} are of PostgreSQL {installation.major}, the backup is of {entry.major}",
+            f"the programs in {installation.bin_dir} are from PostgreSQL {installation.major}, but the backup is from"
+            f" {entry.major}",
             hint=f"Name the directory of PostgreSQL {entry.major} with --bindir.",
         )
     report.target = find_trial_target(Repository.open(request.place), entry, request.target)

@@ -14,6 +14,7 @@ from pgwal.errors import PgwalError
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.recovery_target import TargetOptions
@@ -31,7 +32,7 @@ logger = logging.getLogger("pgwal")
 TRIAL = "Trial restore"
 
 Backup = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="The backup, with all that it builds on; by default all.")
+    str | None, typer.Argument(metavar="[ID|latest]", help="The backup, with all that it builds on; by default all.")
 ]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, metavar="N", help="Threads that read.")]
 Restore = Annotated[
@@ -102,6 +103,8 @@ def verify(
     from pgwal_cli.verification_report_file import ReportFile
 
     file = None if report is None else ReportFile(report)
+    if backup is not None:
+        backup = backup_id(repo, backup)
     record = VerificationRecord(repo, backup, target.recovery_target() if restore else None)
     try:
         _verify(record, jobs, progress)
@@ -148,7 +151,7 @@ def _try_restore(record: VerificationRecord, target: RecoveryTarget, means: _Mea
     verified = record.verified
     assert verified is not None
     if not verified.backup_ids or verified.problems:
-        print("pgwal: nothing is restored for a trial, because of what is wrong", file=sys.stderr)
+        print("pgwal: skipping the trial restore because of the problems above", file=sys.stderr)
         return
     from pgwal_cli.trial_restore import TrialReport, TrialRequest, try_restore
 
