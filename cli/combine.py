@@ -29,7 +29,7 @@ def combine(
     repo: options.Repo,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Output directory; absent or empty.", readable=False),
     ],
     tablespace_mapping: TablespaceMapping = None,
     allow_tablespaces_in_place: TablespacesInPlace = False,

@@ -41,7 +41,7 @@ def copy(
     with_wal: Annotated[
         bool,
         typer.Option(
-            "--with-wal", help="Copy all WAL since the first backup there started; without it, each backup's own."
+            "--with-wal", help="Copy all WAL since the first copied backup started, not only what each backup needs."
         ),
     ] = False,
     recipient: Annotated[
@@ -53,7 +53,7 @@ def copy(
         ),
     ] = None,
     jobs: Jobs = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be copied; copy nothing.")] = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:

@@ -20,7 +20,7 @@ def export(
     repo: options.Repo,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Output directory; absent or empty.", readable=False),
     ],
     jobs: Jobs = None,
     no_sync: NoSync = False,

@@ -21,7 +21,7 @@ def import_wal(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of another archive.", readable=False)],
     repo: options.Repo,
     compress: options.Compress = "zstd",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be imported; import nothing.")] = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:

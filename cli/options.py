@@ -190,7 +190,7 @@ AuditPercent = Annotated[
         "--audit",
         parser=parse_percent,
         metavar="PERCENT",
-        help="Also read so much of what is not copied, and fail with exit code 5 when a change was missed there.",
+        help="Also read this percentage of the blocks that are not copied; fail with exit code 5 if one has changed.",
     ),
 ]
 
@@ -233,7 +233,7 @@ Compress = Annotated[
         "--compress",
         parser=parse_compression,
         metavar="METHOD[:LEVEL]",
-        help="zstd, lz4, gzip or none: finished segments.",
+        help="Compression of finished segments: zstd, lz4, gzip or none.",
     ),
 ]
 

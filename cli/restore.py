@@ -61,7 +61,7 @@ Delta = Annotated[
     bool,
     typer.Option(
         "--delta",
-        help="Overwrite a stopped data directory of the same cluster: fetch what differs, remove what is not in it.",
+        help="Overwrite a stopped data directory of the same cluster: fetch files that differ, remove others.",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before --delta overwrites.")]
@@ -80,7 +80,9 @@ ToGap = Annotated[
 Databases = Annotated[
     list[str] | None,
     typer.Option(
-        "--database", metavar="NAME", help="Restore this database, and those of initdb; the others come without rows."
+        "--database",
+        metavar="NAME",
+        help="Restore this database and those of initdb, others without rows.",
     ),
 ]
 DryRun = Annotated[

@@ -17,7 +17,7 @@ _HEADER = ("TIMELINE", "START", "END", "BLOCKS", "FILE")
 
 def summarize(
     wal_dir: Annotated[Path, typer.Argument(metavar="WAL_DIR", help="Directory of WAL segments.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the summary files go.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory for the summary files.")],
     start: Annotated[
         Lsn | None, typer.Option("--from", parser=options.parse_lsn, metavar="LSN", help="Start, inclusive.")
     ] = None,

@@ -48,7 +48,7 @@ RestoreDir = Annotated[
     typer.Option(
         "--restore-dir",
         metavar="DIR",
-        help="Where to, instead of the temporary directory; absent or empty.",
+        help="Directory to restore into, instead of a temporary one; absent or empty.",
         readable=False,
         rich_help_panel=TRIAL,
     ),
@@ -71,7 +71,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Leave what was verified, restored, replayed and checked in FILE, as JSON, and beside it as text.",
+        help="Write a report of the verification and the trial restore to FILE, as JSON, and as text beside it.",
         readable=False,
     ),
 ]
