@@ -205,7 +205,8 @@ def _workplace(directory: Path | None) -> Iterator[Path]:
     if directory is not None:
         require_empty(directory)
         require_own_place(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        # The server's user, where that is another one, passes through; nobody looks into it.
+        directory.mkdir(0o700 if server_account() is None else 0o711, parents=True, exist_ok=True)
     name = Path(tempfile.mkdtemp(prefix="pgwal-trial-", dir=directory)).absolute()
     try:
         require_own_place(name)
