@@ -10,7 +10,6 @@ from pgwal import __version__
 project = "pgwal"
 release = __version__
 extensions = ["myst_parser"]
-exclude_patterns = ["schemas/*"]
 html_theme = "furo"
 html_title = f"pgwal {__version__}"
 html_show_sphinx = False

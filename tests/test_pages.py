@@ -162,6 +162,23 @@ def test_tutorial(guarded_scratch: Path) -> None:
     assert page.output.count("exit code") == 2
 
 
+@large
+def test_installation(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    left_out = shutil.ignore_patterns(".git", "build", "*.so", "*.egg-info", ".hypothesis", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=left_out)
+    (tmp_path / "bin").mkdir()
+    places = {"/opt/": tmp_path, "/usr/local/bin/": tmp_path / "bin", "/usr/local/share/": tmp_path / "share"}
+    names = {place: f"{real}/" for place, real in places.items()}
+    page = TypedPage(source, {'"pgwal[': f'"{source}[', **names})
+    page.environment["PATH"] = f"{tmp_path / 'bin'}:{page.environment['PATH']}"
+    # What is installed, and not what lies here.
+    page.environment.pop("PYTHONPATH", None)
+    page.run(DOCS / "installation.md")
+    assert "compiled WAL scanner" in page.output
+    assert (tmp_path / "share" / "man" / "man1" / "pgwal-restore.1").exists()
+
+
 def test_each_page_has_commands_and_all_are_run() -> None:
     assert set(SCENES) | QUICK <= set(HOW_TO)
     for name in HOW_TO:
