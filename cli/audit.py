@@ -29,7 +29,7 @@ Since = Annotated[
 Percent = Annotated[
     float,
     typer.Option(
-        "--percent", parser=options.parse_percent, metavar="PERCENT", help="How much of what has not changed is read."
+        "--percent", parser=options.parse_percent, metavar="PERCENT", help="Percentage of the unchanged blocks to read."
     ),
 ]
 Seed = Annotated[

@@ -74,8 +74,8 @@ class ClusterCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as click does, with the defaults of the cluster that the same arguments name."""
         said, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        # Help is there whatever the file says.
-        if not said.get("help"):
+        # Help is there whatever the file says, and so is what a shell completes.
+        if not said.get("help") and not ctx.resilient_parsing:
             ctx.default_map = self._defaults(ctx, said)
         try:
             return super().parse_args(ctx, args)

@@ -42,7 +42,7 @@ class Variable(NamedTuple):
         if self.kind == "command":
             result = subprocess.run(self.value, shell=True, stdout=subprocess.PIPE, check=False)
             if result.returncode != 0:
-                raise file.error(self.keys, f"cannot be had: its command ended with code {result.returncode}")
+                raise file.error(self.keys, f"is not known: its command ended with code {result.returncode}")
             return _text(result.stdout, file, self.keys)
         return _text(self._private_bytes(file), file, self.keys) if self.kind == "file" else self.value
 
@@ -58,13 +58,13 @@ class Variable(NamedTuple):
                     )
                 return secret.read(_MOST_BYTES + 1)
         except OSError as error:
-            raise file.error(self.keys, f"cannot be had: {self.value}: {os.strerror(error.errno or 0)}") from error
+            raise file.error(self.keys, f"cannot be read: {self.value}: {os.strerror(error.errno or 0)}") from error
 
 
 def _text(content: bytes, file: ConfigurationFile, keys: Keys) -> str:
     text = content.decode("utf-8", "replace").strip()
     if not text or len(content) > _MOST_BYTES or "\0" in text:
-        raise file.error(keys, "cannot be had: there is no such value in what was read")
+        raise file.error(keys, "is not a value: it is empty, too long, or has a zero byte")
     return text
 
 

@@ -9,6 +9,7 @@ import typer
 
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
+from pgwal_cli.named_backup import Backup, backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import (
@@ -24,11 +25,11 @@ from pgwal_cli.rebuilding import (
 
 @options.with_groups
 def combine(
-    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    backup: Backup,
     repo: options.Repo,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Output directory; absent or empty.", readable=False),
     ],
     tablespace_mapping: TablespaceMapping = None,
     allow_tablespaces_in_place: TablespacesInPlace = False,
@@ -46,7 +47,7 @@ def combine(
     share_freed_memory()
     request = CombineRequest(
         repo,
-        backup,
+        backup_id(repo, backup),
         output,
         parse_tablespaces(tablespace_mapping),
         how,

@@ -197,7 +197,7 @@ def _require_trusted(path: Path, status: os.stat_result) -> None:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigurationError(
             f"{path} can be written by others than its owner, and says what is run and removed",
-            hint=f"See that it is as you wrote it, and run: chmod go-w {path}",
+            hint=f"Check that its content is yours, then run: chmod go-w {path}",
             path=str(path),
         )
     if status.st_uid not in (_ROOT, os.geteuid()):

@@ -10,6 +10,7 @@ from pgwal.repository.place import Place
 from pgwal_cli import options
 from pgwal_cli.executor import Executor, opened_fleet
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs
@@ -42,7 +43,7 @@ def copy(
     with_wal: Annotated[
         bool,
         typer.Option(
-            "--with-wal", help="Copy all WAL since the first backup there started; without it, each backup's own."
+            "--with-wal", help="Copy all WAL since the first copied backup started, not only what each backup needs."
         ),
     ] = False,
     recipient: Annotated[
@@ -55,7 +56,7 @@ def copy(
     ] = None,
     jobs: Jobs = None,
     executor: Executor = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be copied; copy nothing.")] = False,
     progress: options.Progress = False,
     json: options.Json = False,
 ) -> None:
@@ -66,8 +67,9 @@ def copy(
     """
     from pgwal.engine.copy_repository import CopyRequest, copy_repository
 
+    names = [backup_id(repo, name) for name in backups or ()]
     with opened_fleet(executor, repo, to) as fleet, progress_bar("copying", progress) as on_progress:
-        request = CopyRequest(repo, to, backups or (), with_wal, recipient or (), jobs, dry_run, fleet)
+        request = CopyRequest(repo, to, names, with_wal, recipient or (), jobs, dry_run, fleet)
         report = copy_repository(request, on_progress)
     if json:
         print_json(_document(report, dry_run))

@@ -27,7 +27,7 @@ def demo(
     ] = None,
     repo: Annotated[
         DemoRepository,
-        typer.Option("--repo", help="What the repository is in; for s3, a SeaweedFS is started."),
+        typer.Option("--repo", help="Where the repository lies; for s3, an S3 server (SeaweedFS) is started."),
     ] = DemoRepository.DIRECTORY,
     file_format: Annotated[
         FileFormat | None,

@@ -55,12 +55,14 @@ def run_demo(
 def _workplace(keep: Path | None) -> Iterator[Path]:
     """Give a directory that the server's user can enter; removed at the end, however that comes, unless kept."""
     if keep is not None:
+        # The server's user comes to it from elsewhere.
+        keep = keep.absolute()
         if keep.exists() and any(keep.iterdir()):
             raise TargetError(f"directory {keep} is not empty", hint="--keep wants a new or empty directory.")
         require_own_place(keep)
         keep.mkdir(parents=True, exist_ok=True)
         require_reachable(keep)
-        yield keep.absolute()
+        yield keep
         return
     directory = Path(tempfile.mkdtemp(prefix="pgwal-demo-"))
     try:

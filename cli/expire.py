@@ -44,8 +44,7 @@ def expire(
             "--max-rewrite",
             parser=options.parse_size,
             metavar="SIZE",
-            help="How much may be stored anew of packs of which little is needed, so that they can go; suffix M, G or"
-            " T.",
+            help="Most to rewrite of packs that are mostly unneeded, so that they can be removed; suffix M, G or T.",
         ),
     ] = DEFAULT_MAX_REWRITE,
     progress: options.Progress = False,

@@ -9,6 +9,7 @@ import typer
 
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
+from pgwal_cli.named_backup import Backup, backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs, NoSync
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def export(
-    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    backup: Backup,
     repo: options.Repo,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="DIR", help="Where it goes; absent or empty.", readable=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Output directory; absent or empty.", readable=False),
     ],
     jobs: Jobs = None,
     no_sync: NoSync = False,
@@ -32,7 +33,7 @@ def export(
     """Copy a backup, as it is, out of the repository: what pg_verifybackup -n and pg_combinebackup read."""
     from pgwal.engine.export import ExportRequest, export_backup
 
-    request = ExportRequest(repo, backup, output, jobs, sync=not no_sync)
+    request = ExportRequest(repo, backup_id(repo, backup), output, jobs, sync=not no_sync)
     share_freed_memory()
     with progress_bar("exporting", progress) as on_progress:
         report = export_backup(request, on_progress)

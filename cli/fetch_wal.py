@@ -13,16 +13,16 @@ from pgwal_cli.restore_command import fetch_or_explain
 
 def fetch_wal(
     name: Annotated[str, typer.Argument(help="File that the server wants (%f).")],
-    destination: Annotated[Path, typer.Argument(help="Where it goes (%p).", readable=False)],
+    destination: Annotated[Path, typer.Argument(help="Path to copy it to (%p).", readable=False)],
     repo: options.Repo,
     prefetch: Annotated[
-        bool, typer.Option("--prefetch", help="Have the whole segments that follow at hand in DESTINATION.pgwal.")
+        bool, typer.Option("--prefetch", help="Prefetch the following complete segments into DESTINATION.pgwal.")
     ] = False,
     to_gap: Annotated[
-        bool, typer.Option("--to-gap", help="Take a segment for the end of WAL that is missing before others.")
+        bool, typer.Option("--to-gap", help="Take a missing segment for the end of WAL, even where later ones exist.")
     ] = False,
     standby: Annotated[
-        bool, typer.Option("--standby", help="Give whole segments alone: what is missing, a standby streams.")
+        bool, typer.Option("--standby", help="Return complete segments only: a standby streams the rest.")
     ] = False,
 ) -> None:
     """Copy a WAL segment or history file out of the repository.

@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     from pgwal_cli.documents import GrantsDocument
 
 
+def parse_role(name: str) -> str:
+    """Read the name of a role; raises the usage error of an empty one, which no role has."""
+    if not name:
+        raise typer.BadParameter("a role has a name")
+    return name
+
+
 @options.with_groups
 def grants(
-    role: Annotated[str, typer.Option("--role", metavar="NAME", help="The role that pgwal is to connect as.")],
+    role: Annotated[
+        str, typer.Option("--role", parser=parse_role, metavar="NAME", help="The role that pgwal connects as.")
+    ],
     json: options.Json = False,
     *,
     connection: options.ConnectionOptions,
@@ -24,7 +33,8 @@ def grants(
 
     It is for a superuser, in the database connected to; nothing but a comment when nothing is missing.
     """
-    from pgwal.postgres.connection import ConnectionParameters, connect_sql, one_line, quoted_identifier
+    from pgwal.postgres.connection import ConnectionParameters, connect_sql, one_line
+    from pgwal.postgres.identifier import quoted_identifier
     from pgwal.postgres.privileges import FILE_FUNCTIONS, missing_grants, read_role_rights
     from pgwal.postgres.server import backup_function_signatures
 

@@ -30,7 +30,7 @@ def import_wal(
     ],
     repo: options.Repo,
     compress: options.Compress = "zstd",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be imported; import nothing.")] = False,
     executor: Executor = None,
     progress: options.Progress = False,
     json: options.Json = False,

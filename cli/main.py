@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 from typer.exceptions import TyperException
 
 from pgwal import __version__
@@ -60,6 +61,7 @@ COMMANDS = {
 _FOR_ALL = ("list", "status", "verify", "expire", "check")
 _BEFORE_A_COMMAND = ("-C", "--cluster", "--config")
 """Options that may stand before the command, each with a value."""
+_COMPLETION = "_PGWAL_COMPLETE"
 
 
 def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
@@ -195,6 +197,9 @@ def run(arguments: list[str], chosen: Chosen | None = None) -> int:
 
 
 def _call(arguments: list[str], chosen: Chosen, *, as_json: bool) -> int:
+    if _COMPLETION in os.environ:
+        # A shell asks for its script, or which words may follow; typer answers, and ends the process.
+        completion_init()
     try:
         return make_app(arguments)(arguments, standalone_mode=False, obj=chosen) or 0
     except EachCluster as each:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgwal_cli import options
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.rebuilding import Jobs
@@ -28,7 +29,7 @@ def merge(
     from pgwal.engine.merge import MergeRequest, merge_backup
 
     with progress_bar("merging", progress) as on_progress:
-        report = merge_backup(MergeRequest(repo, backup, jobs), on_progress)
+        report = merge_backup(MergeRequest(repo, backup_id(repo, backup), jobs), on_progress)
     if json:
         document: MergeDocument = {
             "version": 1,

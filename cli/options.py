@@ -105,7 +105,7 @@ Pgdata = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    CheckpointMode, typer.Option("-c", "--checkpoint", help="How fast the first checkpoint is to be.")
+    CheckpointMode, typer.Option("-c", "--checkpoint", help="Start with a fast checkpoint, or spread it over time.")
 ]
 
 
@@ -136,7 +136,7 @@ Jobs = Annotated[
 
 
 class ChecksumFailure(StrEnum):
-    """What becomes of a backup that meets a page which differs from its checksum."""
+    """What a backup does about a page that fails its checksum."""
 
     WARN = "warn"
     ERROR = "error"
@@ -144,7 +144,10 @@ class ChecksumFailure(StrEnum):
 
 OnChecksumFailure = Annotated[
     ChecksumFailure,
-    typer.Option("--checksum-failure", help="What a page that differs from its checksum is: a warning, or an error."),
+    typer.Option(
+        "--checksum-failure",
+        help="What to do about a page that fails its checksum: warn, or fail the backup (exit code 5).",
+    ),
 ]
 
 _LOWEST_RATE, _HIGHEST_RATE = 32, 1 << 20  # kB/s
@@ -168,7 +171,7 @@ MaxRate = Annotated[
         "--max-rate",
         parser=parse_rate,
         metavar="RATE",
-        help="Most to read a second, in kB, or with suffix k or M.",
+        help="Maximum read rate in kB/s; suffix k or M.",
     ),
 ]
 
@@ -187,7 +190,7 @@ AuditPercent = Annotated[
         "--audit",
         parser=parse_percent,
         metavar="PERCENT",
-        help="Also read so much of what is not copied, and fail with exit code 5 when a change was missed there.",
+        help="Also read this percentage of the blocks that are not copied; fail with exit code 5 if one has changed.",
     ),
 ]
 
@@ -230,7 +233,7 @@ Compress = Annotated[
         "--compress",
         parser=parse_compression,
         metavar="METHOD[:LEVEL]",
-        help="zstd, lz4, gzip or none: finished segments.",
+        help="Compression of finished segments: zstd, lz4, gzip or none.",
     ),
 ]
 

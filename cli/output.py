@@ -84,9 +84,17 @@ def print_error(error: PgwalError, *, as_json: bool = False) -> None:
     if as_json:
         sys.stderr.write(json.dumps({"version": 1, "error": error_document(error)}) + "\n")
         return
-    print(f"pgwal: error: {error}", file=sys.stderr)
+    print(f"pgwal: error: {steering_nothing(str(error))}", file=sys.stderr)
     if error.hint:
-        print(f"pgwal: hint: {error.hint}", file=sys.stderr)
+        print(f"pgwal: hint: {steering_nothing(error.hint)}", file=sys.stderr)
+
+
+def steering_nothing(message: str) -> str:
+    """Return a message with escapes for what would steer a terminal: names of others stand in it."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in message
+    )
 
 
 def error_document(error: PgwalError) -> ErrorMembers:
@@ -114,7 +122,7 @@ def range_documents(ranges: Iterable[LsnRange]) -> list[RangeDocument]:
 class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"pgwal: {level}{record.getMessage()}"
+        return f"pgwal: {level}{steering_nothing(record.getMessage())}"
 
 
 def log_to_stderr() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from pgwal_cli import options
+from pgwal_cli.named_backup import Backup, backup_id
 from pgwal_cli.output import print_json
 
 if TYPE_CHECKING:
@@ -14,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def pin(
-    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    backup: Backup,
     repo: options.Repo,
     json: options.Json = False,
 ) -> None:
     """Keep a backup, with all that it builds on, from being expired, whatever the rules say, until it is unpinned."""
     from pgwal.engine.pinning import pin_backup
 
+    backup = backup_id(repo, backup)
     is_new = pin_backup(repo, backup)
     if json:
         document: PinDocument = {"version": 1, "backup": backup, "pinned": True, "changed": is_new}

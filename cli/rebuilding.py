@@ -24,7 +24,7 @@ TablespaceMapping = Annotated[
 TablespacesInPlace = Annotated[
     bool,
     typer.Option(
-        "--allow-tablespaces-in-place", help="Let tablespaces that are not mapped go to where the backup says."
+        "--allow-tablespaces-in-place", help="Restore tablespaces that are not mapped to their original places."
     ),
 ]
 Copy = Annotated[bool, typer.Option("--copy", help="Copy files; the default. All that is copied is checked.")]
@@ -42,7 +42,7 @@ Jobs = Annotated[
     int | None,
     typer.Option("-j", "--jobs", metavar="N", min=1, max=64, help="Threads; one per processor, at most 4, by default."),
 ]
-NoSync = Annotated[bool, typer.Option("-N", "--no-sync", help="Do not wait until all is safely on disk.")]
+NoSync = Annotated[bool, typer.Option("-N", "--no-sync", help="Do not wait for files to be written safely to disk.")]
 
 
 @dataclass(frozen=True, slots=True)

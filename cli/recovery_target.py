@@ -43,7 +43,7 @@ TargetName = Annotated[
     typer.Option("--target-name", metavar="NAME", help="Replay up to a restore point.", rich_help_panel=PANEL),
 ]
 TargetImmediate = Annotated[
-    bool, typer.Option("--target-immediate", help="Replay no more than the backup needs.", rich_help_panel=PANEL)
+    bool, typer.Option("--target-immediate", help="Stop as soon as the backup is consistent.", rich_help_panel=PANEL)
 ]
 TargetExclusive = Annotated[
     bool, typer.Option("--target-exclusive", help="Stop before the target, not after it.", rich_help_panel=PANEL)

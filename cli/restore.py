@@ -13,6 +13,7 @@ import typer
 from pgwal.errors import TargetError
 from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.overwriting import confirm_overwriting
 from pgwal_cli.progress import progress_bar
@@ -61,7 +62,7 @@ Delta = Annotated[
     bool,
     typer.Option(
         "--delta",
-        help="Overwrite a stopped data directory of the same cluster: fetch what differs, remove what is not in it.",
+        help="Overwrite a stopped data directory of the same cluster: fetch files that differ, remove others.",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before --delta overwrites.")]
@@ -80,7 +81,9 @@ ToGap = Annotated[
 Databases = Annotated[
     list[str] | None,
     typer.Option(
-        "--database", metavar="NAME", help="Restore this database, and those of initdb; the others come without rows."
+        "--database",
+        metavar="NAME",
+        help="Restore this database and those of initdb, others without rows.",
     ),
 ]
 DryRun = Annotated[
@@ -133,6 +136,9 @@ def restore(
         raise typer.BadParameter(f"--delta and --{other} exclude each other")
     if database and (followed is not None or command is not None):
         raise typer.BadParameter("--database is for neither --standby nor --restore-command")
+    # The latest that can reach a target is not the latest of all.
+    if backup is not None and backup != options.LATEST:
+        backup = backup_id(repo, backup)
     request = RestoreRequest(
         repo,
         backup,

@@ -30,7 +30,11 @@ class RetentionOptions:
     keep_days: Annotated[
         int | None,
         typer.Option(
-            "--keep-days", min=1, max=_MOST_DAYS, metavar="D", help="Keep what reaches every point of the last D days."
+            "--keep-days",
+            min=1,
+            max=_MOST_DAYS,
+            metavar="D",
+            help="Keep backups for every point of the last D days.",
         ),
     ] = None
     keep_hourly: Annotated[int | None, _count("--keep-hourly", "Keep the newest backup of each of N hours.")] = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from pgwal.backup.chain import prior_of
 from pgwal.backup.stored_path import encode_path
 from pgwal_cli import options
 from pgwal_cli.list_backups import backup_members, chain_ids, duration_s
+from pgwal_cli.named_backup import Backup, backup_id
 from pgwal_cli.output import print_json, size_text
 from pgwal_cli.terminal import (
     BAD,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    backup: Backup,
     repo: options.Repo,
     json: options.Json = False,
 ) -> None:
@@ -47,6 +46,7 @@ def show(
     from pgwal.repository.backup_marks import BackupMarks
     from pgwal.repository.repository import Repository
 
+    backup = backup_id(repo, backup)
     repository = Repository.open(repo)
     entries = repository.catalogue.entries(backup)
     entry = next((entry for entry in entries if entry.backup_id == backup), None)

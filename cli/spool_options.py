@@ -21,7 +21,7 @@ Spool = Annotated[
         "--spool",
         envvar="PGWAL_SPOOL",
         metavar="DIR",
-        help="Where WAL waits to be stored.",
+        help="Directory in which WAL waits for the object store.",
         show_default="below XDG_STATE_HOME",
         rich_help_panel=_PANEL,
     ),
@@ -32,7 +32,7 @@ MaxSpool = Annotated[
         "--max-spool",
         parser=options.parse_size,
         metavar="SIZE",
-        help="How much may wait there before receiving pauses; suffix M, G or T.",
+        help="Size of the spool at which receiving pauses; suffix M, G or T.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -36,7 +36,10 @@ PrimaryConninfo = Annotated[
 PrimarySlot = Annotated[
     str | None,
     typer.Option(
-        "--primary-slot", metavar="NAME", help="primary_slot_name of the standby: a slot there.", rich_help_panel=PANEL
+        "--primary-slot",
+        metavar="NAME",
+        help="primary_slot_name: a slot of the primary.",
+        rich_help_panel=PANEL,
     ),
 ]
 

@@ -44,12 +44,12 @@ Synchronous = Annotated[
 Endpos = Annotated[
     Lsn | None, typer.Option("-E", "--endpos", parser=options.parse_lsn, metavar="LSN", help="Stop at this LSN.")
 ]
-Once = Annotated[bool, typer.Option("--once", help="Stop when level with the server.")]
+Once = Annotated[bool, typer.Option("--once", help="Stop after catching up with the server.")]
 AcceptNewHistory = Annotated[
     bool,
     typer.Option(
         "--accept-new-history",
-        help="Move aside what is here of a history that the server has lost, with its backups, and go on.",
+        help="Move WAL that the server has lost aside, with the backups that need it, and continue.",
     ),
 ]
 Metrics = Annotated[

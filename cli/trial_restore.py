@@ -155,7 +155,8 @@ def try_restore(
     report.server_version = installation.version
     if installation.major != entry.major:
         raise WrongCluster(
-            f"those in {installation.bin_dir} are of PostgreSQL {installation.major}, the backup is of {entry.major}",
+            f"the programs in {installation.bin_dir} are from PostgreSQL {installation.major}, but the backup is from"
+            f" {entry.major}",
             hint=f"Name the directory of PostgreSQL {entry.major} with --bindir.",
         )
     report.target = find_trial_target(Repository.open(request.place), entry, request.target)
@@ -205,7 +206,8 @@ def _workplace(directory: Path | None) -> Iterator[Path]:
     if directory is not None:
         require_empty(directory)
         require_own_place(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        # The server's user, where that is another one, passes through; nobody looks into it.
+        directory.mkdir(0o700 if server_account() is None else 0o711, parents=True, exist_ok=True)
     name = Path(tempfile.mkdtemp(prefix="pgwal-trial-", dir=directory)).absolute()
     try:
         require_own_place(name)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from pgwal_cli import options
+from pgwal_cli.named_backup import Backup, backup_id
 from pgwal_cli.output import print_json
 
 if TYPE_CHECKING:
@@ -14,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def unpin(
-    backup: Annotated[str, typer.Argument(metavar="ID", help="The backup.")],
+    backup: Backup,
     repo: options.Repo,
     json: options.Json = False,
 ) -> None:
     """Let a backup be expired again, as the rules say."""
     from pgwal.engine.pinning import unpin_backup
 
+    backup = backup_id(repo, backup)
     was_pinned = unpin_backup(repo, backup)
     if json:
         document: PinDocument = {"version": 1, "backup": backup, "pinned": False, "changed": was_pinned}

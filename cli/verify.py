@@ -15,6 +15,7 @@ from pgwal_cli import options
 from pgwal_cli.allocator import share_freed_memory
 from pgwal_cli.executor import Executor, ExecutorAddress, opened_fleet
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
+from pgwal_cli.named_backup import backup_id
 from pgwal_cli.output import print_json, range_documents, size_text
 from pgwal_cli.progress import progress_bar
 from pgwal_cli.recovery_target import TargetOptions
@@ -33,7 +34,7 @@ logger = logging.getLogger("pgwal")
 TRIAL = "Trial restore"
 
 Backup = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="The backup, with all that it builds on; by default all.")
+    str | None, typer.Argument(metavar="[ID|latest]", help="The backup, with all that it builds on; by default all.")
 ]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, metavar="N", help="Threads that read.")]
 Restore = Annotated[
@@ -49,7 +50,7 @@ RestoreDir = Annotated[
     typer.Option(
         "--restore-dir",
         metavar="DIR",
-        help="Where to, instead of the temporary directory; absent or empty.",
+        help="Directory to restore into, instead of a temporary one; absent or empty.",
         readable=False,
         rich_help_panel=TRIAL,
     ),
@@ -72,7 +73,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Leave what was verified, restored, replayed and checked in FILE, as JSON, and beside it as text.",
+        help="Write a report of the verification and the trial restore to FILE, as JSON, and as text beside it.",
         readable=False,
     ),
 ]
@@ -105,6 +106,8 @@ def verify(
     from pgwal_cli.verification_report_file import ReportFile
 
     file = None if report is None else ReportFile(report)
+    if backup is not None:
+        backup = backup_id(repo, backup)
     record = VerificationRecord(repo, backup, target.recovery_target() if restore else None)
     try:
         _verify(record, jobs, executor, progress)
@@ -151,7 +154,7 @@ def _try_restore(record: VerificationRecord, target: RecoveryTarget, means: _Mea
     verified = record.verified
     assert verified is not None
     if not verified.backup_ids or verified.problems:
-        print("pgwal: nothing is restored for a trial, because of what is wrong", file=sys.stderr)
+        print("pgwal: skipping the trial restore because of the problems above", file=sys.stderr)
         return
     from pgwal_cli.trial_restore import TrialReport, TrialRequest, try_restore
 

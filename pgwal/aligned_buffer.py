@@ -8,7 +8,7 @@ import mmap
 def aligned_buffer(size_bytes: int) -> memoryview:
     """Return memory of that size, zeros at first, that starts where a page of memory does.
 
-    Past the page cache, files are written from nothing else; out of it, the kernel copies to what malloc gives, 16
-    bytes behind the start of a page, at half the speed.
+    O_DIRECT writes require page-aligned memory.  Cached reads profit too: into memory from malloc, which starts 16
+    bytes into a page, the kernel copies at half the speed.
     """
     return memoryview(mmap.mmap(-1, size_bytes))

@@ -154,6 +154,15 @@ def test_connection_strings_that_are_none_hide_their_password(repo: Path) -> Non
         assert "hidden" not in outcome.stderr
 
 
+def test_a_keyword_that_no_connection_string_has_is_named_unless_it_may_be_part_of_a_password(repo: Path) -> None:
+    for text in ("host=/tmp dbnam=x", "postgresql://host/db?dbnam=x"):
+        assert_failed(run_pgwal("check", "-d", text), NO_CONNECTION, "no parameter is called 'dbnam'", "host=")
+    for text in ("host=/tmp password=my hidden=x", "postgresql://me:hidden@[::1/db"):
+        outcome = run_pgwal("stream", "--repo", repo, "-d", text)
+        assert_failed(outcome, NO_CONNECTION, "connection string is not valid", "host=")
+        assert "hidden" not in outcome.stderr
+
+
 @EITHER_WILL_DO
 def test_where_to_connect_may_be_said_in_each_way(cluster: ThrowawayServer, repo: Path) -> None:
     directory, port = str(cluster.socket_directory), str(cluster.port)

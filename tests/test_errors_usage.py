@@ -41,6 +41,7 @@ def repo(tmp_path: Path) -> Path:
         (["restore", "--repo", "/tmp/r", "-D", "/tmp/d", "--target-action", "stop"], "'stop' is not one of"),
         (["restore", "--repo", "/tmp/r", "-D", "/tmp/d", "--target-lsn", "x"], "invalid LSN 'x'"),
         (["restore", "latest", "--repo", "/tmp/r", "-D", "/tmp/d", "-T", "a=b"], "'a=b' is not OLD=NEW"),
+        (["grants", "--role", ""], "a role has a name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -148,7 +148,12 @@ def test_sessions_have_no_time_limits(server: ThrowawayServer) -> None:
         for name in ("statement_timeout", "idle_session_timeout", "transaction_timeout", "lock_timeout"):
             connection.execute(f"ALTER ROLE hurried SET {name} = '100ms'")
         connection.execute("ALTER ROLE hurried SET search_path = evil, pg_catalog")
+        connection.execute("ALTER ROLE hurried SET DateStyle = 'German'")
+        connection.execute("ALTER ROLE hurried SET bytea_output = 'escape'")
+        connection.execute("ALTER ROLE hurried SET IntervalStyle = 'sql_standard'")
     with connect(server, user="hurried") as connection:
+        spelt = connection.execute("SELECT '2026-12-01'::date::text, '\\x00ff'::bytea::text, '1 day'::interval::text")
+        assert spelt.fetchone() == ("2026-12-01", r"\x00ff", "1 day")
         connection.execute("SELECT pg_sleep(0.3)")
         time.sleep(0.3)
         assert connection.execute("SHOW search_path").fetchone() == ("",)

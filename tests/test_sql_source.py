@@ -30,9 +30,10 @@ from pgwal.datadir.reader import LocalDataDirectory
 from pgwal.errors import FormatError, PrivilegeMissing, ServerError, WrongCluster
 from pgwal.postgres import file_contents
 from pgwal.postgres.binary_copy import BinaryCopyReader
-from pgwal.postgres.connection import ConnectionParameters, connect_sql, quoted_identifier
+from pgwal.postgres.connection import ConnectionParameters, connect_sql
 from pgwal.postgres.directories import SqlDirectories
 from pgwal.postgres.files import SqlDataDirectory
+from pgwal.postgres.identifier import quoted_identifier
 from pgwal.postgres.privileges import FILE_FUNCTIONS
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal_cli.exit_codes import FAILED, NO_CONNECTION

@@ -114,3 +114,13 @@ def test_bytes_that_are_no_text_are_refused_where_text_is_needed(tmp_path: Path,
         outcome = run(*command, variables=variables)
         assert outcome.returncode in (1, 2, 3), outcome
         assert all(line.startswith(b"pgwal: ") for line in outcome.stderr.splitlines()), outcome.stderr
+
+
+def test_control_characters_do_not_steer_a_terminal(tmp_path: Path) -> None:
+    name = "\x1b[2Jcleared\x07"
+    (tmp_path / "pgwal.json").write_text("{}")
+    for command in (["show", name, "--repo", tmp_path / name], ["restore", "-D", name, "--repo", tmp_path / name]):
+        outcome = run(*command, variables={})
+        assert outcome.returncode == 1, outcome
+        assert b"\\x1b[2Jcleared\\x07" in outcome.stderr
+        assert b"\x1b" not in outcome.stderr

@@ -137,7 +137,7 @@ def check_file(file: BackupFile) -> bytes:
 
 def _extents(value: Any) -> tuple[Extent, ...]:
     if not isinstance(value, list) or not value:
-        raise FormatError("catalogue entry: the extents of a file are none")
+        raise FormatError("catalogue entry: the extents of a file are not valid")
     extents = []
     for numbers in value:
         if not isinstance(numbers, list) or len(numbers) != len(Extent._fields):

@@ -45,6 +45,14 @@ def is_superseded(entry: BackupEntry, ids: Container[str]) -> bool:
     return entry.prior_id is not None and any(merged in ids for merged in merged_ids(entry.backup_id))
 
 
+def newest(entries: Iterable[BackupEntry]) -> BackupEntry:
+    """Return the newest backup, in the form in which it counts; raises ObjectNotFound when there is none."""
+    by_id = {entry.backup_id: entry for entry in entries}
+    if not by_id:
+        raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
+    return max((entry for entry in by_id.values() if not is_superseded(entry, by_id)), key=place_of)
+
+
 def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:
     """Return a backup and all that it builds on, newest first, ending with a full one.
 

@@ -85,8 +85,7 @@ def decrypt(content: bytes, identities: Sequence[Identity], place: str) -> bytes
         found: bytes = library.decrypt(content, [identity._identity for identity in identities])
     except library.DecryptError:
         raise WrongKey(
-            f"{place} does not open with the identity that was given: it is none of the recipients', or {place} is"
-            " damaged",
+            f"the given identity does not open {place}: it is not that of a recipient, or {place} is damaged",
             hint="pgwal key list shows the recipients. Give the identity of one of them: --identity FILE.",
             path=place,
         ) from None

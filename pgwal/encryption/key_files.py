@@ -108,7 +108,7 @@ def create_private(path: Path, text: str) -> None:
     except FileExistsError:
         raise PgwalError(
             f"{path} is there already, and stays as it is",
-            hint="Remove it if nobody needs the key in it: what is encrypted with it is lost then.",
+            hint="Remove it if nobody needs the key in it: everything encrypted with it is lost then.",
             path=str(path),
         ) from None
     except OSError as error:

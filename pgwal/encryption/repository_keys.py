@@ -176,5 +176,5 @@ def opened_metadata_key(keyring: Keyring, identities: list[Identity]) -> bytes:
     """Return the metadata key; raises WrongKey."""
     found = decrypt(keyring.metadata.encode(), identities, keyring.name)
     if len(found) != KEY_BYTES:
-        raise WrongKey(f"{keyring.name} is damaged: its metadata key is none", path=keyring.name)
+        raise WrongKey(f"{keyring.name} is damaged: its metadata key is not valid", path=keyring.name)
     return found

@@ -303,8 +303,8 @@ class _Backup:
         later = [name for name in taken if is_backup_id(name) and name > backup_id]
         if later:
             logger.warning(
-                "this backup is %s, though %s is there already: a clock was wrong, now or then; what is older is told"
-                " by where backups lie in WAL, not by their names",
+                "this backup is %s, although %s exists already: a clock was or is wrong; backups are ordered by their"
+                " positions in WAL, not by their names",
                 backup_id,
                 later[-1],
             )

@@ -276,7 +276,8 @@ def _warnings(facts: ServerFacts, condition: ServerCondition) -> Iterator[Findin
         "max_slot_wal_keep_size",
         settings["max_slot_wal_keep_size"] != "-1",
         (f"{settings['max_slot_wal_keep_size']} MB", "not set: while no receiver runs, a slot lets WAL fill the disk"),
-        "Set max_slot_wal_keep_size to what the disk can spare; beyond it the slot is lost, and the chain with it.",
+        "Set max_slot_wal_keep_size to the space that the disk can spare; beyond it the slot is lost, and the chain of"
+        " backups with it.",
     )
     names = settings["synchronous_standby_names"]
     yield _judged(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pgwal.backup.backup_id import time_part
-from pgwal.backup.chain import LATEST, check_link, is_superseded, place_of, prior_id_among, resolve_chain
+from pgwal.backup.chain import LATEST, check_link, is_superseded, newest, place_of, prior_id_among, resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.errors import ChainError, MissingPriorBackup, ObjectExists, ObjectNotFound
 
@@ -63,10 +63,7 @@ class _Planner:
 
     def named(self, backup_id: str) -> BackupEntry:
         if backup_id == LATEST:
-            usable = [entry for entry in self._source.values() if not is_superseded(entry, self._source)]
-            if not usable:
-                raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
-            return max(usable, key=place_of)
+            return newest(self._source.values())
         if backup_id not in self._source:
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.")
         return self._source[backup_id]

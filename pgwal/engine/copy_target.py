@@ -44,7 +44,7 @@ def open_target(source: Repository, to: Place, recipients: Sequence[str]) -> Cop
         return CopyTarget(repository, as_sealing(repository.store) is None)
     if found is not None and found.encryption_id is None:
         raise RepositoryError(
-            f"{to} is not encrypted, {source.place} is: what is encrypted is not stored in clear",
+            f"{to} is not encrypted, {source.place} is: encrypted backups are not stored in clear",
             hint="Copy into a place where there is no repository, for which the same keys are used then, or into one"
             " that pgwal init --recipient has made. pgwal export writes a backup in clear.",
         )

@@ -39,7 +39,7 @@ def initialise(place: Place, wanted: StorageFormat, recipients: Sequence[str] = 
         raise RepositoryError(
             f"the repository in {place} is {found} already, and cannot become"
             f" {f'{wanted}, encrypted' if recipients else wanted}",
-            hint="Name another directory with --repo or PGWAL_REPO: what is there stays as it is.",
+            hint="Name another directory with --repo or PGWAL_REPO: existing files are left as they are.",
         )
     return found
 

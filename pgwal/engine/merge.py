@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.backup_id import merged_ids
-from pgwal.backup.chain import LATEST, is_superseded, place_of, resolve_chain
+from pgwal.backup.chain import LATEST, is_superseded, newest, resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.file_table import FileTable
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
@@ -27,7 +27,7 @@ from pgwal.engine.manifest_checksums import ManifestChecksums
 from pgwal.engine.merged_file import FileMerger, MergedFile
 from pgwal.engine.rebuild_options import default_jobs
 from pgwal.engine.writing_threads import WritingThreads
-from pgwal.errors import FormatError, ObjectExists, ObjectNotFound, RepositoryError
+from pgwal.errors import FormatError, ObjectExists, RepositoryError
 from pgwal.lsn import LsnRange
 from pgwal.repository.backup_data import BackupData, start_of
 from pgwal.repository.layout import BACKUP_DIRECTORY, UNFINISHED_SUFFIX
@@ -78,12 +78,7 @@ def merge_backup(request: MergeRequest, on_progress: Callable[[int, int], None] 
 
 def _chosen(entries: Sequence[BackupEntry], wanted: str) -> BackupEntry:
     ids = {entry.backup_id for entry in entries}
-    if wanted == LATEST:
-        if not entries:
-            raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
-        entry = max((entry for entry in entries if not is_superseded(entry, ids)), key=place_of)
-    else:
-        entry = resolve_chain(entries, wanted)[0]
+    entry = newest(entries) if wanted == LATEST else resolve_chain(entries, wanted)[0]
     if entry.prior_id is None or is_superseded(entry, ids):
         how = "is a full backup already" if entry.prior_id is None else "has been merged into a full backup already"
         raise ObjectExists(

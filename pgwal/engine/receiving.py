@@ -140,7 +140,7 @@ class ReceivedWal:
         raise WalGap(
             f"WAL up to {lsn} has not arrived: the receiver has got to {position}"
             + ("" if running else ", and no longer runs"),
-            hint="See what pgwal stream says, and whether it is connected to this server.",
+            hint="Check the messages of pgwal stream, and whether it is connected to this server.",
         )
 
 

@@ -153,9 +153,9 @@ def _dropped(guard: SlotGuard, status: ServerStatus, place: Place) -> SlotDroppe
         f'replication slot "{guard.slot}" was dropped: it made the server retain {retained} of WAL,'
         f" more than {allowed}. Once the server removes WAL{from_here},"
         f" {_ended_text(place)}",
-        hint="See that the repository takes WAL again, and start pgwal stream with --create-slot at once: what the"
-        " server still has is received. If WAL is missing then, take a full backup, which begins a new chain; backups"
-        f" of before can be restored up to {lsn or 'the WAL received'}.",
+        hint="Make sure that the repository can store WAL again, then start pgwal stream with --create-slot at once: it"
+        " receives the WAL that the server still has. If WAL is missing then, take a full backup, which begins a new"
+        f" chain; older backups can be restored up to {lsn or 'the WAL received'}.",
         slot=guard.slot,
     )
     error.facts.update({} if lsn is None else {"lsn": int(lsn)})

@@ -239,8 +239,8 @@ class Receiver:
         abandoned = abandoned_wal(segments, history, geometry)
         if abandoned is not None:
             logger.warning(
-                "this server never had all WAL that is here of timeline %d, up to segment %s at least: following"
-                " timeline %d; what is here of timeline %d is kept",
+                "this server never had all WAL of timeline %d that the repository has, up to segment %s at least:"
+                " following timeline %d; the WAL of timeline %d is kept",
                 abandoned.timeline_id,
                 geometry.file_name(abandoned.timeline_id, abandoned.segment_no),
                 history.timeline_id,

@@ -79,7 +79,7 @@ class StreamedServer:
         try:
             content = self._sender.timeline_history(timeline_id)
         except ServerError as error:
-            logger.info("the history of timeline %d is not to be had: %s", timeline_id, error)
+            logger.info("cannot get the history of timeline %d: %s", timeline_id, error)
             return
         if TimelineHistory.decode(timeline_id, content) != history.part_up_to(timeline_id):
             raise TimelineMismatch(

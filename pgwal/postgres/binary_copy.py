@@ -57,7 +57,7 @@ class BinaryCopyReader:
             return 0
         signature, _, extension_size = _HEADER.unpack_from(data)
         if signature != _SIGNATURE:
-            raise FormatError("what the server sends is no binary COPY")
+            raise FormatError("the server did not send binary COPY data")
         end = _HEADER.size + int(extension_size)
         self._in_rows = end <= len(data)
         return end if self._in_rows else 0

@@ -18,6 +18,7 @@ from psycopg import capabilities, pq, waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
+from pgwal.postgres.identifier import quoted_identifier
 from pgwal.postgres.silence import PROBE_S, require_living, watched
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ _TIMEOUTS = [
     "idle_session_timeout",
     "transaction_timeout",
 ]
+
+# What a role or database may have set otherwise, and answers are read by.
+_SETTINGS = """
+    SELECT pg_catalog.set_config('search_path', '', false),
+           pg_catalog.set_config('DateStyle', 'ISO, YMD', false),
+           pg_catalog.set_config('IntervalStyle', 'postgres', false),
+           pg_catalog.set_config('bytea_output', 'hex', false)
+"""
 
 # What is never printed, and what is in its place.
 _SECRETS = {"password", "sslpassword"}
@@ -116,11 +125,22 @@ def _parse_conninfo(conninfo: str) -> dict[str, str]:
     try:
         return {key: str(value) for key, value in conninfo_to_dict(conninfo).items() if value is not None}
     except psycopg.Error as error:
-        # libpq's message may quote the string, password and all, so it is not passed on.
         raise ConnectionFailed(
-            "the connection string is not valid",
+            f"the connection string is not valid{_unknown_keyword(conninfo, str(error))}",
             hint='Write "host=... port=... dbname=... user=..." or postgresql://user@host:port/dbname.',
         ) from error
+
+
+def _unknown_keyword(conninfo: str, message: str) -> str:
+    """Name the keyword that libpq does not know.
+
+    Of its messages no more is passed on, for they quote the string; and nothing where that may have a password, of
+    which the keyword may be a part.
+    """
+    found = re.match(r'invalid (?:connection option:?|URI query parameter:) "([a-z_]{1,40})"', message)
+    if found is None or "password" in conninfo or "@" in conninfo:
+        return ""
+    return f": no parameter is called {found[1]!r}"
 
 
 class Connection(psycopg.Connection[Any]):
@@ -179,12 +199,14 @@ class Connection(psycopg.Connection[Any]):
 def connect_sql(parameters: ConnectionParameters) -> Connection:
     """Open a connection for SQL: autocommit, without timeouts, with pg_catalog alone in the search path.
 
+    Dates, times and bytes come in one spelling, whatever role and database have set.
+
     Raises ConnectionFailed (PasswordRequired among them).
     """
     connection = _connect(parameters, {})
     with translated_errors(connection):
         # First, so that no function of another schema takes the place of the server's own.
-        connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+        connection.execute(_SETTINGS)
         connection.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY (%s)", [_TIMEOUTS])
     return connection
 
@@ -369,29 +391,3 @@ def _role_of(pgconn: pq.abc.PGconn | None, user: str | None) -> str:
     if pgconn is not None and pgconn.user:
         name = pgconn.user.decode(errors="replace")
     return quoted_identifier(name)
-
-
-# What pg_get_keywords() of any version lists and quote_ident() quotes.
-_KEYWORD_LIST = """
-    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both
-    case cast char character check coalesce collate collation column concurrently constraint create cross
-    current_catalog current_date current_role current_schema current_time current_timestamp current_user dec
-    decimal default deferrable desc distinct do else end except exists extract false fetch float for foreign
-    freeze from full grant greatest group grouping having ilike in initially inner inout int integer intersect
-    interval into is isnull join json json_array json_arrayagg json_exists json_object json_objectagg
-    json_query json_scalar json_serialize json_table json_value lateral leading least left like limit
-    localtime localtimestamp merge_action national natural nchar none normalize not notnull null nullif
-    numeric offset on only or order out outer overlaps overlay placing position precision primary real
-    references returning right row select session_user setof similar smallint some substring symmetric
-    system_user table tablesample then time timestamp to trailing treat trim true union unique user using
-    values varchar variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists
-    xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
-"""
-_KEYWORDS = frozenset(_KEYWORD_LIST.split())
-
-
-def quoted_identifier(name: str) -> str:
-    """Return a name as SQL takes it; quoted unless it is plain lower case and no keyword."""
-    if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _KEYWORDS:
-        return name
-    return '"' + name.replace('"', '""') + '"'

@@ -63,7 +63,7 @@ class SqlDataDirectory:
         """Raise WrongCluster when another connection leads to another server, as a list of hosts may make it."""
         if _server_start(self._connection) != _server_start(other):
             raise WrongCluster(
-                "two connections made alike lead to two servers",
+                "the same connection parameters led to two different servers",
                 hint="Name a single server with -h: no list of hosts, no balancer.",
             )
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import psycopg
 
 from pgwal.errors import PrivilegeMissing
-from pgwal.postgres.connection import quoted_identifier, translated_errors
+from pgwal.postgres.connection import translated_errors
+from pgwal.postgres.identifier import quoted_identifier
 
 FILE_FUNCTIONS = (
     "pg_ls_dir(text, boolean, boolean)",

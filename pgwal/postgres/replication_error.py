@@ -17,7 +17,8 @@ from pgwal.errors import (
     SlotUnavailable,
     WalRemoved,
 )
-from pgwal.postgres.connection import one_line, quoted_identifier
+from pgwal.postgres.connection import one_line
+from pgwal.postgres.identifier import quoted_identifier
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

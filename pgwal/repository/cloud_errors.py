@@ -143,7 +143,10 @@ def _refused(action: str, address: str, name: str, answer: _Answer) -> Repositor
     place = _place(address, name)
     kind, hint = RepositoryError, _HINTS.get(answer.code or "")
     if answer.code in _FULL or answer.status == _FULL_STATUS:
-        kind, hint = StorageFull, "Free some space, or have the quota raised; what was reported as received is safe."
+        kind, hint = (
+            StorageFull,
+            "Free some space, or raise the quota; WAL that was reported as received is safe.",
+        )
     elif _is_retained(answer):
         kind, hint = ObjectRetained, "It can be removed when its retention is over: run pgwal expire again then."
     elif answer.code == "InvalidRequest" and "x-amz-checksum" in answer.words:

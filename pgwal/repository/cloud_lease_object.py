@@ -254,8 +254,8 @@ def held_by(address: str, name: str, holder: str) -> RepositoryLocked:
     place = f"{address}/{name}"
     return RepositoryLocked(
         f"{place} is held by {holder}",
-        hint="Only one can work on a repository at a time: wait until that one has ended, or stop it. What was killed"
-        " loses it within a minute or so.",
+        hint="Only one can work on a repository at a time: wait until that one has ended, or stop it. A killed"
+        " process loses its lease within about a minute.",
         path=place,
         holder=holder,
     )

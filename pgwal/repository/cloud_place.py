@@ -71,7 +71,7 @@ class CloudPlace:
         if any(folder in ("", ".", "..") or set(folder) & set("?#%*\\") for folder in folders):
             # It is not repeated: there may be something secret in what was taken for a part of it.
             raise FormatError(
-                f"what follows {scheme}://{bucket}/ is no prefix for a repository: it is a path without ?, #, % and *"
+                f"the part behind {scheme}://{bucket}/ is no prefix for a repository: a path without ?, #, % and *"
             )
         return cls("/".join((f"{scheme}://{bucket}", *folders)))
 

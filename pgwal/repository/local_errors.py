@@ -17,7 +17,7 @@ _TEXTS = {
     NO_FILE: "it is not a regular file",
 }
 _HINTS = {
-    **dict.fromkeys(_FULL, "Free some space; what was reported as received is safe."),
+    **dict.fromkeys(_FULL, "Free some space; WAL that was reported as received is safe."),
     errno.EROFS: "The repository needs a file system that can be written.",
     errno.EACCES: "Run pgwal as the user that owns the repository.",
     errno.ELOOP: "Links in a repository are not followed: put what it leads to in its place; mount a disk there.",

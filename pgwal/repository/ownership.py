@@ -31,8 +31,8 @@ def require_only_owner_writes(store: LocalStore) -> None:
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise RepositoryError(
                 f"{path} can be written by others than its owner (mode {stat.S_IMODE(status.st_mode):04o})",
-                hint=f"See that nobody has put anything there, and run: chmod go-w {path}. Where that cannot be, let"
-                " the repository be a directory below it.",
+                hint=f"Check that nobody has put anything there, then run: chmod go-w {path}. If that is"
+                " impossible, put the repository into a directory below it.",
             )
         if status.st_uid not in (owner_id, _ROOT, os.geteuid()):
             raise RepositoryError(

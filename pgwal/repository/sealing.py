@@ -41,9 +41,9 @@ def require_unencrypted(place: Place) -> None:
     """Raise WrongKey where what is stored in clear ought to be encrypted: this machine has a key for it."""
     if has_metadata_key(address_of(place), place.keys):
         raise WrongKey(
-            f"what lies in {place} is not encrypted, though this machine has the metadata key of an encrypted"
+            f"the repository in {place} is not encrypted, although this machine has the metadata key of an encrypted"
             f" repository there: nothing was written",
-            hint=f"If {IDENTITY_NAME} was exchanged, bring it back. If the repository is not to be encrypted any more,"
+            hint=f"If {IDENTITY_NAME} was exchanged, bring it back. If the repository shall no longer be encrypted,"
             " remove the file of its metadata key, and unset PGWAL_METADATA_KEY.",
         )
 

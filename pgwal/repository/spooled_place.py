@@ -263,8 +263,8 @@ class SpooledPlace(PlaceWrapper):
         return RepositoryError(
             f"{self.local}/{WAL_DIRECTORY}/{name} is not what {self.place} holds of the same name: nothing was"
             " overwritten, there or here",
-            hint="Two servers, or one that was rolled back, were received from.  Keep what belongs to the present"
-            " server, and move the spool away if that is not it.",
+            hint="WAL of two servers was received, or of one that was rolled back.  If the spool does not hold WAL"
+            " of the present server, move it away.",
             path=str(self.local),
         )
 

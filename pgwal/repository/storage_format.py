@@ -77,7 +77,7 @@ class StorageFormat(NamedTuple):
         if found.compression.method not in (CompressionMethod.NONE, CompressionMethod.ZSTD):
             raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: packs have zstd, or no compression", hint=_HINT)
         if found.encryption_id is not None and found.files is FileFormat.PLAIN:
-            raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: what is encrypted is packed", hint=_HINT)
+            raise FormatError(f"{STORAGE_FORMAT_NAME} is wrong: an encrypted repository is packed", hint=_HINT)
         return found
 
     @classmethod

@@ -265,5 +265,5 @@ class SegmentCompressor:
             # The plain file is what a crash left, or the whole copy that somebody put beside the damaged one.
             return False
         if not same:
-            raise FormatError(f"{name} and {twin} hold different WAL, one of them is to be removed")
+            raise FormatError(f"{name} and {twin} hold different WAL: remove one of them")
         return True

@@ -108,7 +108,11 @@ class WalDirectory:
             # One that is written may have been cut off while its room was taken; a receiver fills it up.
             if not compression and size_bytes != self.geometry.segment_size and (complete or not size_bytes):
                 continue
-            key = self.geometry.parse_file_name(base)
+            try:
+                key = self.geometry.parse_file_name(base)
+            except FormatError:
+                # Of another segment size; no WAL of this cluster can bear that name.
+                continue
             if key not in found or self._preference(name)[:3] < self._preference(found[key].name)[:3]:
                 found[key] = WalSegmentFile(*key, complete, name)
         return [found[key] for key in sorted(found)]

@@ -54,7 +54,7 @@ _DESCRIPTIONS = {
 
 
 class EndOfWal(NamedTuple):
-    """There is no record at ``lsn``, because."""
+    """No valid record starts at ``lsn``; ``reason`` says why."""
 
     lsn: Lsn
     reason: EndReason

@@ -350,7 +350,7 @@ def test_a_receiver_that_is_ahead_of_the_new_primary(pair: Pair, make_server: Se
     follow = ["stream", "--repo", pair.repo, "-d", pair.standby.conninfo, "--once"]
     followed = run_pgwal(*follow)
     assert followed.code == 0, followed.stderr
-    assert "this server never had all WAL that is here of timeline 1" in followed.stderr
+    assert "this server never had all WAL of timeline 1 that the repository has" in followed.stderr
     # Again, when the newest segment is still of the old timeline; and when it is not.
     for step in range(80, 84):
         run_load(pair.standby, step)

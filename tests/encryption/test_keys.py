@@ -167,7 +167,7 @@ def test_a_wrong_identity_is_said_to_be_one(tmp_path: Path) -> None:
     place = golden()
     _, path = identity_in(tmp_path)
     repository = Repository.open(MemoryPlace(place.keys._replace(identity_file=path), place.store))
-    with pytest.raises(WrongKey, match="does not open with the identity"):
+    with pytest.raises(WrongKey, match="the given identity does not open"):
         repository.store.get(SEGMENT)
 
 

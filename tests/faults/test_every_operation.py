@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_ends_all_jobs(scene: Scene, storage_format: Storage
         _check(outcome)
         assert outcome.code == 1
         assert "No space left" in outcome.errors[0]
-        assert outcome.hints == ["Free some space; what was reported as received is safe."]
+        assert outcome.hints == ["Free some space; WAL that was reported as received is safe."]
         assert len(list((scene.copy / "backups").iterdir())) == 1
 
 

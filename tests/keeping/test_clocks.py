@@ -114,7 +114,7 @@ def test_an_id_before_one_that_is_there_is_warned_of(make_server: ServerFactory,
     assert outcome.code == 0, outcome.stderr
     report = json.loads(outcome.stdout)
     assert report["prior"] == ahead
-    assert f"this backup is {report['id']}, though {ahead} is there already" in outcome.stderr
+    assert f"this backup is {report['id']}, although {ahead} exists already" in outcome.stderr
     second = json.loads(succeed("full", "--repo", repo, "-d", server.conninfo, "-c", "fast", "--json"))["id"]
     succeed("verify", "--repo", repo)
     succeed("expire", "--keep-full", "1", "--repo", repo)
