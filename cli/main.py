@@ -36,6 +36,7 @@ COMMANDS = {
     "list": "list_backups",
     "show": "show",
     "status": "status",
+    "monitor": "monitor",
     "map": "map_blocks",
     "restore": "restore",
     "combine": "combine",
