@@ -104,6 +104,5 @@ def _slot(server: ServerStatus | None) -> Iterator[Judgement]:
     elif server.slot.wal_status == "lost":
         yield Judgement(Level.CRITICAL, f"slot {server.slot_name} has lost WAL")
     elif not server.slot.active:
-        yield Judgement(
-            Level.WARNING, f"slot {server.slot_name} is not in use, and retains {server.retained_bytes} bytes"
-        )
+        retained = "" if server.retained_bytes is None else f", and retains {server.retained_bytes} bytes"
+        yield Judgement(Level.WARNING, f"slot {server.slot_name} is not in use{retained}")
