@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperOption
 
 from pgwal_cli.configuration_file import ConfigurationFile
 from pgwal_cli.exit_codes import UsageError
+from pgwal_cli.output import set_log_times, set_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,6 +70,8 @@ class ClusterCommand(TyperCommand):
         self.params += [
             _option("--config", metavar="FILE", text=_CONFIG_HELP),
             _option("-C", "--cluster", metavar="NAME", text=_CLUSTER_HELP),
+            _option("-q", "--quiet", text="Log warnings alone.", **_flag(set_quiet)),
+            _option("--log-times", text="Put the time before each message that is logged.", **_flag(set_log_times)),
         ]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -171,6 +174,10 @@ def _all_clusters(file: ConfigurationFile | None, cluster: str | None) -> list[s
     if not file.clusters:
         raise UsageError(f"there is no cluster in {file.path}", hint="Add a table [cluster.NAME].")
     return list(file.clusters)
+
+
+def _flag(act: Callable[[bool], None]) -> dict[str, Any]:
+    return {"is_flag": True, "default": False, "callback": lambda _context, _option, wanted: act(wanted)}
 
 
 def _option(*spellings: str, text: str, **more: Any) -> TyperOption:

@@ -27,9 +27,9 @@ CLUSTER_OPTIONS = frozenset({
     "audit", "bindir", "checkpoint", "checksum-failure", "compress", "create-slot", "dbname", "drop-slot", "executor",
     "format", "host", "identity", "identity-command", "if-not-exists", "jobs", "keep-daily", "keep-days", "keep-full",
     "keep-hourly", "keep-monthly", "keep-wal-days", "keep-wal-for", "keep-weekly", "keep-yearly", "label",
-    "manifest-checksums", "max-rate", "max-retained", "max-rewrite", "max-spool", "merge", "metadata-key", "metrics",
-    "no-loop", "no-password", "partial-interval", "pgdata", "port", "progress", "recipient", "repo", "restore-dir",
-    "role", "slot", "spool", "status-interval", "synchronous", "username",
+    "log-times", "manifest-checksums", "max-age", "max-rate", "max-retained", "max-rewrite", "max-spool", "merge",
+    "metadata-key", "metrics", "no-loop", "no-password", "partial-interval", "pgdata", "port", "progress", "quiet",
+    "recipient", "repo", "restore-dir", "role", "slot", "spool", "status-interval", "synchronous", "username",
 })  # fmt: skip
 """What says how a cluster is reached, backed up and kept: it counts for all commands with an option of that name."""
 CALL_OPTIONS = frozenset({

@@ -37,6 +37,7 @@ COMMANDS = {
     "show": "show",
     "status": "status",
     "report": "report",
+    "monitor": "monitor",
     "map": "map_blocks",
     "restore": "restore",
     "combine": "combine",

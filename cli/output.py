@@ -9,8 +9,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pgwal.errors import PgwalError, SlowScanner
 from pgwal.lsn import Lsn, LsnRange
@@ -120,15 +121,39 @@ def range_documents(ranges: Iterable[LsnRange]) -> list[RangeDocument]:
 
 
 class _MessageFormatter(logging.Formatter):
+    has_times = False
+
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"pgwal: {level}{steering_nothing(record.getMessage())}"
+        moment = datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+        return f"{f'{moment} ' if self.has_times else ''}pgwal: {level}{steering_nothing(record.getMessage())}"
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that time: a progress bar puts lines above itself, in its stead."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+_formatter = _MessageFormatter()
+
+
+def set_log_times(wanted: bool) -> None:
+    """Put the local time before each message that is logged, with its offset."""
+    _formatter.has_times = wanted
+
+
+def set_quiet(wanted: bool) -> None:
+    """Log warnings alone."""
+    logging.getLogger("pgwal").setLevel(logging.WARNING if wanted else logging.INFO)
 
 
 def log_to_stderr() -> None:
     """Show what pgwal logs as messages on stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_MessageFormatter())
+    handler = _StderrHandler()
+    handler.setFormatter(_formatter)
     logger = logging.getLogger("pgwal")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

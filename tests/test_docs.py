@@ -19,7 +19,7 @@ from pgwal_cli.main import make_app
 ROOT = Path(__file__).parent.parent
 OBJECT_STORAGE = ROOT / "docs" / "object-storage.md"
 KEY_OPTIONS = {"--identity", "--identity-command", "--metadata-key"}
-OF_ALL_COMMANDS = {"--config", "-C", "--cluster"}
+OF_ALL_COMMANDS = {"--config", "-C", "--cluster", "-q", "--quiet", "--log-times"}
 
 
 def commands() -> dict[str, Any]:

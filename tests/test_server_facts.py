@@ -141,6 +141,23 @@ def _check_backup_of_a_standby(standby: ThrowawayServer) -> None:
         backup.start("left", fast=True)
 
 
+def _hold_for_30_s(session: BackupSession) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        session.require_held()
+
+
+@pytest.mark.postgres(13, 18)
+def test_a_backup_session_that_the_server_has_ended_is_noticed_without_a_question(server: ThrowawayServer) -> None:
+    connection = connect(server)
+    with BackupSession(connection) as session, server.connect() as other:
+        session.start("lost", fast=True)
+        session.require_held()
+        other.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+        with pytest.raises(ConnectionFailed, match="the connection was lost"):
+            _hold_for_30_s(session)
+
+
 @pytest.mark.postgres(18)
 def test_sessions_have_no_time_limits(server: ThrowawayServer) -> None:
     with server.connect() as connection:

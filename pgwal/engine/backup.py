@@ -186,7 +186,8 @@ class _Backup:
             servers_data_directory(self._facts, self._request.data_directory),
         )
         changes = self._changes_until(start_lsn, backup_wal)
-        with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, backup_wal, on_progress) as copy:
+        checks = (backup_wal.check, session.require_held)
+        with self._stage() as staged, self._copy(staged, start_lsn, changes, parts, checks, on_progress) as copy:
             # Also of one that is dropped before it is looked at: WAL begins with it.
             for oid in parts.linked_tablespaces:
                 copy.data.make_directory(f"{TABLESPACE_DIRECTORY}/{oid}")
@@ -274,7 +275,7 @@ class _Backup:
         start_lsn: Lsn,
         changes: BlockMap | None,
         parts: ClusterParts,
-        backup_wal: BackupWal,
+        checks: Sequence[Callable[[], None]],
         on_progress: Callable[[int, int], None] | None,
     ) -> Copy:
         facts, request = self._facts, self._request
@@ -288,7 +289,7 @@ class _Backup:
         )
         manifest = ManifestWriter(facts.major, facts.system_identifier)
         audit = None if self._audit is None else (self._audit, start_lsn)
-        return Copy(self._sources, changes, staged, manifest, rules, on_progress, backup_wal.check, audit)
+        return Copy(self._sources, changes, staged, manifest, rules, on_progress, checks, audit)
 
     def _stage(self) -> StagedBackup:
         kind = BackupKind.FULL if self._prior is None else BackupKind.INCREMENTAL

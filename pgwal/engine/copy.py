@@ -78,10 +78,10 @@ class Copy:
         manifest: ManifestWriter,
         rules: CopyRules,
         on_progress: Callable[[int, int], None] | None,
-        check: Callable[[], None] = lambda: None,
+        checks: Sequence[Callable[[], None]] = (),
         audit: tuple[BlockAudit, Lsn] | None = None,
     ) -> None:
-        """``check`` raises what makes the copy of no use; it is called after each file.
+        """``checks`` raise what makes the copy of no use; they are called after each file.
 
         ``audit`` looks at blocks that are not copied; with it comes where ``changes`` end.
         """
@@ -102,7 +102,7 @@ class Copy:
         on_passed = None if self._progress is None else self._progress.advance
         self._pace = Pace(rules.max_rate_bytes_per_s, on_passed)
         self._manifest = manifest
-        self._check = check
+        self._checks = checks
         self._audit = audit
         self._manifest_file = self.data.create(MANIFEST_NAME)
 
@@ -129,7 +129,8 @@ class Copy:
             )
         ) as results:
             for copied in chain.from_iterable(results):
-                self._check()
+                for check in self._checks:
+                    check()
                 if isinstance(copied, GoneFile):
                     self.missing.add_gone(copied.path)
                 else:

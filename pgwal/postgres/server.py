@@ -299,6 +299,11 @@ class BackupSession:
             query = f"SELECT {self._functions.start}::text"
             return Lsn.parse(self._call(query, {"label": label, "fast": fast})[0])
 
+    def require_held(self) -> None:
+        """Raise ConnectionFailed when the server has ended the session, and the backup with it; it is asked nothing."""
+        with translated_errors(self._connection):
+            self._connection.pgconn.consume_input()
+
     def stop(self) -> BackupStop:
         """Stop the backup; does not wait until WAL is archived.
 
