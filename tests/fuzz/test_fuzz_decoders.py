@@ -83,6 +83,7 @@ from pgwal.summary.codec import decode_link, decode_summary, encode_summary, par
 from pgwal.timeline import TimelineHistory
 from pgwal_cli.cluster_environment import parse_variable
 from pgwal_cli.executor import parse_executor
+from pgwal_cli.grants import parse_role
 from pgwal_cli.init import _parse_compression as _parse_compression_of_packs
 from pgwal_cli.inspect_wal import _parse_relation
 from pgwal_cli.options import (
@@ -378,7 +379,7 @@ SERVER_MESSAGE = b"w" + struct.pack(">QQq", 0x3000000, 0x3000100, 7) + b"data"
 TEXTS: tuple[Callable[[str], object], ...] = (
     Lsn.parse, parse_segment_size, parse_target_time, parse_backup_id, parse_label, parse_lsn, parse_rate,
     parse_timeline, parse_place, parse_size, _parse_address, parse_compression, _parse_compression_of_packs,
-    _parse_relation, parse_executor,
+    _parse_relation, parse_executor, parse_role,
     lambda text: str(ConnectionParameters.from_options(text)), lambda text: parse_tablespaces([text]),
     lambda text: CloudPlace.parse(f"s3://{text}"), parse_percent, lambda text: parse_variable("AWS_REGION", text, ()),
 )  # fmt: skip
