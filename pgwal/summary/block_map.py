@@ -120,9 +120,12 @@ class BlockMap:
         for key in sorted(entries):
             yield key, entries[key]
 
-    def changes(self) -> Iterable[ForkChanges]:
-        """Return what changed in each fork, in no order."""
-        return self._entries.values()
+    def block_sets(self) -> list[BitMap]:
+        """Return the changed blocks of each fork that has any, in no order; they stay the map's own.
+
+        To ask each entry for its blocks would make a bitmap for all that only have a limit.
+        """
+        return [changes._blocks for changes in self._entries.values() if changes._blocks]
 
     def get(self, key: RelationFork) -> ForkChanges | None:
         return self._entries.get(key)
@@ -184,7 +187,7 @@ class BlockMap:
 
     def block_count(self) -> int:
         """Return how many changed blocks the map holds."""
-        return sum(len(changes.blocks) for changes in self._entries.values())
+        return sum(map(len, self.block_sets()))
 
     # -- what the plan of a backup asks (pgwal.backup.plan.ChangedBlocks) --------------------------------------------
 

@@ -150,12 +150,10 @@ def require_size(block_map: BlockMap, source: str) -> None:
 def _encoded_size(block_map: BlockMap) -> int:
     """Return how many bytes the entries take at least."""
     size = _ENTRY.size * len(block_map)
-    for changes in block_map.changes():
-        if changes.has_blocks:
-            blocks = changes.blocks
-            last = blocks.max()
-            # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
-            size += 2 * ((last >> 16) + 1) + 2 * min(len(blocks), (last >> 4) + 1)
+    for blocks in block_map.block_sets():
+        last = blocks.max()
+        # As roaring keeps offsets and bitmaps, and a word for each chunk up to the last one in use.
+        size += 2 * ((last >> 16) + 1) + 2 * min(len(blocks), (last >> 4) + 1)
     return size
 
 

@@ -176,3 +176,15 @@ def test_equality() -> None:
     assert left != right
     assert left != "a map"
     assert "limit_block=1000" in repr(right)
+
+
+def test_what_has_only_a_limit_is_counted_without_a_bitmap() -> None:
+    block_map = BlockMap()
+    block_map.apply([(TABLE, 0, array("I")), (TABLE_VM, INVALID_BLOCK_NUMBER, array("I", [3, 9])), (DATABASE, 0, [])])
+    block_map.set_limit(TABLE_VM, 4)
+    assert [list(blocks) for blocks in block_map.block_sets()] == [[3]]
+    assert block_map.block_count() == 1
+    block_map.set_limit(TABLE_VM, 0)
+    assert block_map.block_sets() == []
+    assert block_map.block_count() == 0
+    assert len(block_map) == 3
