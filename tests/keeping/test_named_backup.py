@@ -19,7 +19,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_beginning_of_an_id_and_the_latest(root: Path, tmp_path: Path) -> None:
     for name, meant in ((FIRST[:-5], FIRST), (FULL[:-1], FULL), ("latest", THIRD_FULL)):
-        assert json.loads(succeed("show", name, "--repo", root, "--json"))["backup"] == meant
+        assert json.loads(succeed("show", name, "--repo", root, "--json"))["id"] == meant
         assert json.loads(succeed("pin", name, "--repo", root, "--json"))["backup"] == meant
         assert json.loads(succeed("unpin", name, "--repo", root, "--json"))["backup"] == meant
         assert meant in succeed("export", name, "--repo", root, "-o", tmp_path / f"exported-{meant}")
