@@ -73,7 +73,7 @@ def _fill(context: Context) -> int:
             repository.complete_segment()
     command = [context.pgwal, "verify", "--repo", _ADDRESS, "--json"]
     document = json.loads(subprocess.check_output(command, env=context.environment))
-    return int(document["bytes_read"])
+    return int(document["read_bytes"])
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_what_was_sealed_once_is_opened() -> None:
     assert {name: repository.store.get(name) for name in OBJECTS} == OBJECTS
     assert files_of(place) == FILES
     (data,) = repository.catalogue.data(FIRST)
-    assert list(data.damage()) == list(data.damage(of_unread=True)) == []
+    assert list(data.damage(range(data.pack_count))) == list(data.damage(range(data.pack_count), of_unread=True)) == []
 
 
 def test_an_identity_alone_opens_all() -> None:
@@ -59,7 +59,7 @@ def test_the_metadata_key_alone_opens_the_catalogue_and_nothing_else() -> None:
     assert [file.path for file in repository.catalogue.files(FIRST)] == list(FILES)
     (data,) = repository.catalogue.data(FIRST)
     assert data.open("backup_label").read_at(0, 100) == FILES["backup_label"]
-    assert list(data.damage(of_unread=True)) == []
+    assert list(data.damage(range(data.pack_count), of_unread=True)) == []
     with pytest.raises(KeyRequired, match="private key"):
         data.open("base/5/16384").read_at(0, 1)
     with pytest.raises(KeyRequired, match="private key"):
@@ -126,7 +126,7 @@ def test_every_flipped_bit_of_a_pack_is_found_with_and_without_an_identity() -> 
             changed = stored[:at] + bytes([stored[at] ^ 1 << at % 8]) + stored[at + 1 :]
             place.store.put(PACK, changed, replace=True)
             (data,) = Repository.open(place).catalogue.data(FIRST)
-            assert list(data.damage(of_unread=True)), at
+            assert list(data.damage(range(data.pack_count), of_unread=True)), at
 
 
 @pytest.mark.parametrize("change", ["cut", "extend", "other", "swap"])
@@ -140,7 +140,7 @@ def test_a_pack_that_is_another_is_found(change: str) -> None:
         changed = stored[:512] + middle[::-1] + stored[-20:]
     place.store.put(PACK, changed, replace=True)
     (data,) = Repository.open(place).catalogue.data(FIRST)
-    assert list(data.damage()) or list(data.damage(of_unread=True))
+    assert list(data.damage(range(data.pack_count))) or list(data.damage(range(data.pack_count), of_unread=True))
     if change in ("other", "swap"):
         with pytest.raises(FormatError):
             files_of(place)

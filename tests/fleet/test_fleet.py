@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from keeping.stored_repository import build_chains
 from pgwal_process import assert_failed, finish, run_pgwal, start_pgwal
+from support.crew_work import die, own_process
 from support.dask_processes import DaskProcesses
 from support.shared_bucket import shared_bucket
 from support.store_proxy import StoreProxy
@@ -249,26 +250,17 @@ def test_who_does_not_answer_or_cannot_read_is_named(tmp_path: Path, place: Clou
 # ---- processes of this machine
 
 
-def _own_process(room: Room, tell: Callable[[int], None], piece: int) -> int:  # noqa: ARG001
-    tell(piece)
-    return os.getpid()
-
-
-def _die(room: Room, tell: Callable[[int], None], piece: int) -> None:  # noqa: ARG001
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_process_of_this_machine_ends_the_work_with_an_error(tmp_path: Path) -> None:
     repository, told = build_chains(tmp_path / "repo").repository, list[int]()
     with (
         opened_fleet(parse_executor("process:1"), repository.place) as fleet,
         crew(repository, told.append, 1, fleet) as workers,
     ):
-        (process_id,) = set(workers.map(_own_process, [1, 2, 3]))
+        (process_id,) = set(workers.map(own_process, [1, 2, 3]))
         assert process_id != os.getpid()
         assert told == [1, 2, 3]
         with pytest.raises(PgwalError, match="workers have ended before their work was done"):
-            list(workers.map(_die, [1]))
+            list(workers.map(die, [1]))
 
 
 def test_what_is_sent_says_nothing_secret(place: CloudPlace, environment: Mapping[str, str]) -> None:

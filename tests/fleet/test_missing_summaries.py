@@ -75,8 +75,8 @@ def test_pieces_of_any_size_give_the_summaries_of_one_pass(
 
 def test_the_command_writes_into_the_repository(tmp_path: Path) -> None:
     repository = repository_of(tmp_path / "repo", 17)
-    rows = json.loads(succeed("summarize", "--repo", tmp_path / "repo", "--json"))
-    assert [row["file"] for row in rows] == sorted(path.name for path in (tmp_path / "repo" / "summaries").iterdir())
+    rows = json.loads(succeed("summarize", "--repo", tmp_path / "repo", "--json"))["summaries"]
+    assert [row["name"] for row in rows] == sorted(path.name for path in (tmp_path / "repo" / "summaries").iterdir())
     assert rows
     assert verify(VerifyRequest(LocalPlace(tmp_path / "repo"))).problems == []
     with repository.lock_receiver():

@@ -640,8 +640,7 @@ def test_the_command_says_what_it_would_do_and_what_it_did(packed: LocalPlace, t
     pack = next(path for path in (packed.root / "packs").rglob("*") if path.is_file())
     shutil.rmtree(to)
     with flipped(pack, 500, 1):
-        outcome = run_pgwal(*command, "-P")
+        outcome = run_pgwal(*command)
     assert outcome.code == VERIFICATION_FAILED
     assert "is damaged" in outcome.stdout
-    assert "copying" in outcome.stderr
     assert_failed(run_pgwal("copy", "--repo", packed.root, "--to", packed.root), 1, "is the repository itself", "--to")

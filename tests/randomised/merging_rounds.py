@@ -184,7 +184,9 @@ class MergingRound:
         backup = json.loads(outcome.stdout)
         time_part = backup["id"].partition("_")[0]
         self.states[time_part], self.marks[time_part] = state, self.mark_count
-        self.note(f"{backup['id']} on {backup['prior']}: {backup['copied_blocks']} of {backup['blocks']} blocks")
+        self.note(
+            f"{backup['id']} on {backup['prior']}: {backup['copied_block_count']} of {backup['block_count']} blocks"
+        )
         if self.chance.random() < 0.1:
             self.run("pin", backup["id"])
             self.pinned.add(time_part)
@@ -197,7 +199,7 @@ class MergingRound:
             return
         merged = json.loads(outcome.stdout)
         self.merged_count += 1
-        self.note(f"merge {self.merged_count}: {merged['merged']} into {merged['id']}")
+        self.note(f"merge {self.merged_count}: {merged['backup']} into {merged['id']}")
 
     def chosen(self) -> str:
         """Return which backup to merge: mostly the newest."""

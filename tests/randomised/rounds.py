@@ -608,8 +608,8 @@ class Round:
         prior_id = None if made["prior"] is None else prior_id_among(made["prior"], self.archive.backups)
         backup = Backup(made["id"], prior_id, start, stop, state, self.life.now())
         self.archive.backups[backup.backup_id] = backup
-        copied = f"{made['copied_blocks']} of {made['blocks']} blocks"
-        self.note(f"backup {made['id']} on {made['prior']} from {start} to {stop}: {copied}, {made['seconds']}")
+        copied = f"{made['copied_block_count']} of {made['block_count']} blocks"
+        self.note(f"backup {made['id']} on {made['prior']} from {start} to {stop}: {copied}, {made['phase_seconds']}")
         self.accepted(command)
 
     @contextmanager

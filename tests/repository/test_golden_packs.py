@@ -25,7 +25,7 @@ def contents_of(place: MemoryPlace) -> tuple[list[Pack], list[str], list[BackupF
 
 def read(place: MemoryPlace) -> dict[str, bytes]:
     (data,) = Catalogue(place).data(FIRST)
-    assert list(data.damage()) == []
+    assert list(data.damage(range(data.pack_count))) == []
     _, _, files = contents_of(place)
     found = {}
     for file in files:
