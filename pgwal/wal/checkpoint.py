@@ -7,8 +7,9 @@ a standby copies it out of the record that its restart point goes back to (Creat
 and the counters then differ between histories.  Two things may differ within one:
 
 - padding, which initdb leaves as it was in memory: so fields are compared, not bytes;
-- ``next_xid`` while the server is in recovery: replaying any checkpoint record brings it forward in pg_control
-  (xlog_redo), whatever record the restart point goes back to.  It may only be ahead then.
+- ``next_xid`` while the server is in recovery, and after a promotion until the first checkpoint, which clears where
+  recovery must get to: replaying any checkpoint record brings it forward in pg_control (xlog_redo), whatever record the
+  restart point goes back to.  It may only be ahead then.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def require_pg_controls_checkpoint(control: ControlFile, found: WalRecord | EndO
     archived = decode_payload(wal_format, record)
     copied = decode_main_data(wal_format, control.checkpoint_lsn, record.rmid, record.info, control.checkpoint)
     differing = [name for name in archived if not name.startswith("_") and archived[name] != copied[name]]
-    if control.in_recovery and copied.next_xid > archived.next_xid:
+    if (control.in_recovery or control.min_recovery_lsn) and copied.next_xid > archived.next_xid:
         differing.remove("next_xid")
     if differing:
         fields = ", ".join(f"{name} {_text(name, archived)}, not {_text(name, copied)}" for name in differing)

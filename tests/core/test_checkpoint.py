@@ -42,7 +42,11 @@ def record(main_data: bytes, info: int = layout.XLOG_CHECKPOINT_ONLINE, lsn: Lsn
 
 def control(major: int, copy: bytes, state: int = IN_PRODUCTION) -> ControlFile:
     decoded = ControlFile.decode(build(major))
-    return decoded._replace(state=state, checkpoint_lsn=LSN, checkpoint=copy, redo_lsn=REDO, timeline_id=2)
+    # In production a checkpoint has cleared where recovery had to get to.
+    until = decoded.min_recovery_lsn if state == IN_ARCHIVE_RECOVERY else Lsn(0)
+    return decoded._replace(
+        state=state, checkpoint_lsn=LSN, checkpoint=copy, redo_lsn=REDO, timeline_id=2, min_recovery_lsn=until
+    )
 
 
 @pytest.mark.parametrize("major", MAJORS)
@@ -78,12 +82,16 @@ def test_each_byte_counts_but_padding(major: int, offset: int, difference: int) 
 
 
 @pytest.mark.parametrize("major", MAJORS)
-def test_the_next_transaction_is_ahead_in_recovery_alone(major: int) -> None:
+def test_the_next_transaction_is_ahead_in_recovery_and_before_the_checkpoint_behind_it(major: int) -> None:
     archived, ahead, behind = (payload(major, next_xid=xid) for xid in (745, 1 << 33, 744))
     require_pg_controls_checkpoint(control(major, ahead, IN_ARCHIVE_RECOVERY), record(archived))
-    for copy, state in ((ahead, IN_PRODUCTION), (behind, IN_ARCHIVE_RECOVERY)):
+    promoted = control(major, ahead)._replace(min_recovery_lsn=Lsn(LSN + 1000))
+    require_pg_controls_checkpoint(promoted, record(archived))
+    for other in (
+        control(major, ahead), control(major, behind, IN_ARCHIVE_RECOVERY), promoted._replace(checkpoint=behind)
+    ):  # fmt: skip
         with pytest.raises(TimelineMismatch, match="next_xid"):
-            require_pg_controls_checkpoint(control(major, copy, state), record(archived))
+            require_pg_controls_checkpoint(other, record(archived))
 
 
 @pytest.mark.parametrize(

@@ -563,8 +563,9 @@ class Round:
             return
         assert_nothing_raw(outcome)
         found = json.loads(outcome.stdout)
-        read = f"{found['blocks_read']} of {found['unchanged_blocks']} blocks, {found['newer_blocks']} newer"
-        self.note(f"audit of the {source.directory.name} since {found['since']}: {read}")
+        read, unchanged, newer = (found[f"{kind}_block_count"] for kind in ("read", "unchanged", "newer"))
+        counts = f"{read} of {unchanged} blocks, {newer} newer"
+        self.note(f"audit of the {source.directory.name} since {found['prior']}: {counts}")
         self.accepted("audit")
 
     def merge(self) -> None:
