@@ -20,10 +20,7 @@ def keep_freed_memory() -> None:
     to the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without
     glibc nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_PIECE)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _set({_M_MMAP_THRESHOLD: _LARGEST_PIECE, _M_TRIM_THRESHOLD: _KEPT_BYTES})
 
 
 def share_freed_memory() -> None:
@@ -33,6 +30,11 @@ def share_freed_memory() -> None:
     sizes are made, as by compression: gaps between them take more than is saved.
     """
     keep_freed_memory()
+    _set({_M_ARENA_MAX: 1})
+
+
+def _set(values: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
+        for option, value in values.items():
+            mallopt(option, value)

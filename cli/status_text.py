@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from pgwal_cli.output import size_text
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from pgwal.engine.coverage import TimelineCoverage
     from pgwal.engine.slot_guard import RetentionLimit
     from pgwal.engine.status import Lag, RepositoryStatus, ServerStatus
-    from pgwal.repository.repository import ReceiverState
 
 
 def print_status(
@@ -33,7 +31,7 @@ def _repository_lines(found: RepositoryStatus) -> list[str]:
     lines = [
         f"repository       {found.repository.place}: PostgreSQL {identity.major},"
         f" system identifier {identity.system_identifier}",
-        f"receiver         {'running' if found.receiver_is_running else 'not running'}{_age_text(found.receiver)}",
+        f"receiver         {'running' if found.receiver_is_running else 'not running'}{_age_text(found)}",
     ]
     state = found.receiver
     if state is not None:
@@ -48,10 +46,8 @@ def _repository_lines(found: RepositoryStatus) -> list[str]:
     return lines
 
 
-def _age_text(state: ReceiverState | None) -> str:
-    if state is None or state.updated_at is None:
-        return ""
-    return f", last heard of {_seconds_text(max(0.0, time.time() - state.updated_at))} ago"
+def _age_text(found: RepositoryStatus) -> str:
+    return "" if found.silent_s is None else f", last heard of {_seconds_text(found.silent_s)} ago"
 
 
 def _seconds_text(seconds: float) -> str:

@@ -364,16 +364,10 @@
     };
   }
 
-  function drawForecast(c) {
-    const before = data.backups.filter((backup) => backup.kind === "incremental" && backup.stored_bytes !== null).slice(-10);
-    const names = [...before.map((backup) => backup.backup_id), "the next one"];
-    const values = before.map((backup) => ({ value: backup.stored_bytes, itemStyle: { color: c.incremental },
-      says: `${backup.backup_id}: ${sizeText(backup.stored_bytes)} stored` }));
-    values.push({ value: data.forecast.size_bytes,
-      itemStyle: { color: c.mark, borderColor: c.ink, borderType: "dashed", borderWidth: 1.5 },
-      says: `the next one: ${sizeText(data.forecast.size_bytes)} as of ${data.forecast.end_lsn}` });
+  // A bar with its size for each name, and nothing else.
+  function sizeBars(c, height, names, values) {
     return {
-      height: 90 + 28 * names.length,
+      height,
       options: {
         ...base(c),
         aria: plain,
@@ -390,28 +384,24 @@
     };
   }
 
+  function drawForecast(c) {
+    const before = data.backups.filter((backup) => backup.kind === "incremental" && backup.stored_bytes !== null).slice(-10);
+    const names = [...before.map((backup) => backup.backup_id), "the next one"];
+    const values = before.map((backup) => ({ value: backup.stored_bytes, itemStyle: { color: c.incremental },
+      says: `${backup.backup_id}: ${sizeText(backup.stored_bytes)} stored` }));
+    values.push({ value: data.forecast.size_bytes,
+      itemStyle: { color: c.mark, borderColor: c.ink, borderType: "dashed", borderWidth: 1.5 },
+      says: `the next one: ${sizeText(data.forecast.size_bytes)} as of ${data.forecast.end_lsn}` });
+    return sizeBars(c, 90 + 28 * names.length, names, values);
+  }
+
   function drawLag(c) {
     const server = data.server;
     const known = [["behind the server", server.lag_bytes, c.full], ["held back by the slot", server.retained_bytes, c.mark],
       ["left until it is given up", server.safe_wal_bytes, c.reach],
       ["waits to be stored", data.receiver.spooled_bytes, c.summary]].filter(([, value]) => value !== null);
     const values = known.map(([name, value, colour]) => ({ value, itemStyle: { color: colour }, says: `${name}: ${sizeText(value)}` }));
-    return {
-      height: 70 + 34 * known.length,
-      options: {
-        ...base(c),
-        aria: plain,
-        legend: { show: false },
-        tooltip: { ...base(c).tooltip, formatter: said },
-        grid: { ...base(c).grid, top: 12, right: 90 },
-        xAxis: sizes(c, values.map((one) => one.value)),
-        yAxis: rows(c, known.map(([name]) => name)),
-        series: [{ type: "bar", data: values, barMaxWidth: 18,
-          label: { show: true, position: "right", color: c.ink, formatter: (params) => sizeText(params.value) } }],
-      },
-      items: values.map((value) => value.says),
-      places: values.map((_, index) => [0, index]),
-    };
+    return sizeBars(c, 70 + 34 * known.length, known.map(([name]) => name), values);
   }
 
   // ---- the page

@@ -13,9 +13,6 @@ from pgwal.engine.coverage import read_recoverable_ranges
 from pgwal.engine.status import RepositoryStatus, ServerStatus, lag_behind, read_repository_status
 from pgwal.repository.repository import Repository
 
-_SILENT_S = 300.0
-"""A receiver that runs says so more often, and is level with its server in less, unless something is wrong."""
-
 
 class Level(IntEnum):
     """How bad it is, by the exit codes of plugins of Nagios, which other monitoring systems take as well."""
@@ -83,16 +80,15 @@ def _receiver(observed: Observed) -> Iterator[Judgement]:
     state = observed.repository.receiver
     if not observed.repository.receiver_is_running:
         yield Judgement(Level.CRITICAL, "no receiver is running")
-    elif state is not None and state.updated_at is not None and time.time() - state.updated_at > _SILENT_S:
-        yield Judgement(Level.WARNING, f"the receiver was last heard of {time.time() - state.updated_at:.0f} s ago")
+    elif observed.repository.is_silent:
+        yield Judgement(Level.WARNING, f"the receiver was last heard of {observed.repository.silent_s:.0f} s ago")
     else:
         yield Judgement(Level.OK, "receiver running")
     if observed.server is None:
         yield Judgement(Level.WARNING, "the server was not reached")
     elif state is not None:
         lag = lag_behind(observed.server, state)
-        behind_s = lag.seconds or 0.0
-        level = Level.WARNING if lag.size_bytes and behind_s > _SILENT_S else Level.OK
+        level = Level.WARNING if lag.lasts else Level.OK
         yield Judgement(level, f"{lag.size_bytes} bytes behind the server")
 
 

@@ -20,8 +20,6 @@ from pgwal.report.recovery_windows import ChainWindow
 _MOST_OF_A_KIND = 20
 _LATE_FACTOR = 3
 """A backup is late when it has been so many times as long since the last one as it mostly was between them."""
-_SILENT_S = 300.0
-"""A receiver that runs says so more often than this, and is behind for less, unless something is wrong."""
 _JUDGED_INTERVALS = 10
 
 
@@ -208,8 +206,7 @@ def _receiver(status: RepositoryStatus) -> Iterator[Finding]:
             "Start pgwal stream.",
         )
         return
-    silent_s = None if state is None or state.updated_at is None else time.time() - state.updated_at
-    if silent_s is not None and silent_s > _SILENT_S:
+    if (silent_s := status.silent_s) is not None and status.is_silent:
         yield Finding(
             Severity.WARNING,
             "receiver",
@@ -237,7 +234,7 @@ def _server(found: Found) -> Iterator[Finding]:
     if receiver is not None:
         lag = lag_behind(server.status, receiver)
         message = f"{_size_text(lag.size_bytes)} behind the server"
-        if lag.seconds is not None and lag.seconds > _SILENT_S:
+        if lag.seconds is not None and lag.lasts:
             yield Finding(
                 Severity.WARNING, "lag", f"{message}, for {duration_text(lag.seconds)}", "See the receiver's log."
             )

@@ -17,6 +17,9 @@ from pgwal.postgres.slots import SlotFacts, read_slot
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.repository import ReceiverState, Repository
 
+_SILENT_S = 300.0
+"""A receiver that runs says so more often, and is behind its server for less, unless something is wrong."""
+
 # ---- the repository ----
 
 
@@ -37,6 +40,18 @@ class RepositoryStatus:
     chain_problem: str | None
     unreadable: list[UnreadableBackup]
     """Backups that do not count, because their entries cannot be read."""
+
+    @property
+    def silent_s(self) -> float | None:
+        """How many seconds ago the receiver was last heard of; None when it never was."""
+        if self.receiver is None or self.receiver.updated_at is None:
+            return None
+        return max(0.0, time.time() - self.receiver.updated_at)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether that is longer ago than it is of a receiver that works."""
+        return (self.silent_s or 0.0) > _SILENT_S
 
 
 def read_repository_status(repository: Repository) -> RepositoryStatus:
@@ -114,6 +129,11 @@ class Lag:
 
     size_bytes: int
     seconds: float | None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is known to last longer than that of a receiver that works."""
+        return (self.seconds or 0.0) > _SILENT_S
 
 
 def lag_behind(server: ServerStatus, receiver: ReceiverState) -> Lag:
