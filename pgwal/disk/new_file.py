@@ -7,7 +7,6 @@ the disk does, and would drive out of it what a server on the same machine needs
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
@@ -17,6 +16,7 @@ from typing import Self, TypeAlias
 
 from pgwal.aligned_buffer import aligned_buffer
 from pgwal.disk.copy_method import clone_file, copy_file_range
+from pgwal.disk.direct_writes import DirectWrites
 from pgwal.errors import PgwalError, TargetError, TruncatedInput
 
 WRITE_SIZE = 1 << 20
@@ -33,8 +33,6 @@ _HOLE_SIZE = 1 << 16
 """What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
 _ZEROS = bytes(_HOLE_SIZE)
 _WRITEBACK_BYTES = 8 << 20
-_NOT_DIRECTLY = (errno.EINVAL, errno.EOPNOTSUPP)
-"""How file systems refuse to write past the page cache: what does not lie or end where their blocks do, or anything."""
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -129,8 +127,8 @@ class NewFile:
         self._path = path
         self._refused = refusal
         self._descriptor = _created(path, mode, refusal)
-        self._may_go_direct = durable and hasattr(os, "O_DIRECT")
-        self._is_direct = False
+        self._writes = DirectWrites(self._descriptor)
+        self._may_go_direct = durable
         self._writeback = _Writeback(self._descriptor, is_wanted=durable)
 
     def __enter__(self) -> Self:
@@ -159,34 +157,18 @@ class NewFile:
         """
         if self._may_go_direct:
             self._may_go_direct = False
-            with suppress(OSError):
-                self._set_flag(os.O_DIRECT, 0)
-                self._is_direct = True
-
-    def _set_flag(self, added: int, removed: int) -> None:
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~removed | added)
+            self._writes.begin()
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write bytes at an offset."""
         while data:
-            written = self._write_some(data, offset)
-            if not self._is_direct:
+            try:
+                written = self._writes.write(data, offset)
+            except OSError as error:
+                raise self._refused("write", self._path, error) from error
+            if not self._writes.are_direct:
                 self._writeback.wrote(offset, written)
             data, offset = data[written:], offset + written
-
-    def _write_some(self, data: memoryview, offset: int) -> int:
-        try:
-            try:
-                return os.pwrite(self._descriptor, data, offset)
-            except OSError as error:
-                if not self._is_direct or error.errno not in _NOT_DIRECTLY:
-                    raise
-            self._set_flag(0, os.O_DIRECT)
-            self._is_direct = False
-            return os.pwrite(self._descriptor, data, offset)
-        except OSError as error:
-            raise self._refused("write", self._path, error) from error
 
 
 class PlacedFile(NewFile):

@@ -27,7 +27,7 @@ KEY_BYTES = 32
 _FIXED = struct.Struct("<8sBBHI16s")
 _WRAPPED_LENGTH = struct.Struct("<H")
 _SIZES = {1: 512, 2: _FIXED.size}
-_COUNTER_BYTES = 11
+_NONCE_BYTES = 12
 _HIGHEST_COUNTER = 1 << 63
 _HINT = "Bring it back from a copy of the repository; nothing of it was used."
 
@@ -106,6 +106,10 @@ class FrameCipher:
         """Return a frame as it is stored, once for each number."""
         return self._cipher.encrypt(_nonce(number, last=last), content, self._associated)
 
+    def seal_into(self, target: memoryview, number: int, content: bytes | memoryview, *, last: bool = False) -> None:
+        """As ``seal``, into memory of the size that it is stored in."""
+        self._cipher.encrypt_into(_nonce(number, last=last), content, self._associated, target)
+
     def open(self, number: int, stored: bytes | memoryview, place: str, *, last: bool = False) -> bytes:
         """Return what a frame holds; raises ChecksumMismatch unless it is what was sealed there."""
         found = self.open_or_none(number, stored, last=last)
@@ -126,7 +130,7 @@ class FrameCipher:
 def _nonce(number: int, *, last: bool) -> bytes:
     if number >= _HIGHEST_COUNTER:
         raise OverflowError("an object has no so many frames")
-    return number.to_bytes(_COUNTER_BYTES, "big") + bytes([last])
+    return (number << 8 | last).to_bytes(_NONCE_BYTES, "big")
 
 
 def damaged(place: str, reason: str) -> ChecksumMismatch:
@@ -139,27 +143,51 @@ def damaged(place: str, reason: str) -> ChecksumMismatch:
 # ---- whole objects
 
 
+class Frames:
+    """Cuts an object into frames as its content comes, which must not change before it is returned."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes | memoryview] = []
+        self._waiting_bytes = 0
+        """At most a frame: only when there is no more it is known to be the last."""
+
+    def add(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
+        """Return what further frames hold that are known to be followed by others."""
+        found: list[bytes | memoryview] = []
+        size, taken = len(piece), FRAME_BYTES - self._waiting_bytes
+        if size <= taken:
+            self._waiting.append(piece)
+            self._waiting_bytes += size
+            return found
+        view = memoryview(piece)
+        if self._waiting:
+            if taken:
+                self._waiting.append(view[:taken])
+            found.append(self.last())
+        else:
+            taken = 0
+        while size - taken > FRAME_BYTES:
+            found.append(view[taken : taken + FRAME_BYTES])
+            taken += FRAME_BYTES
+        self._waiting, self._waiting_bytes = [view[taken:]], size - taken
+        return found
+
+    def last(self) -> bytes | memoryview:
+        """Return what the last frame holds, when there are no more pieces."""
+        parts, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        # Copied only where a frame is in several pieces.
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def sealed_pieces(cipher: FrameCipher, header: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield an object as it is stored, from the pieces of what it holds."""
     yield header
-    # At most a frame: only when there is no more it is known to be the last.
-    waiting, number = memoryview(b""), 0
+    frames, number = Frames(), 0
     for piece in pieces:
-        view = memoryview(piece)
-        if len(waiting) % FRAME_BYTES:
-            # Copied only where a frame is in several pieces.
-            taken = FRAME_BYTES - len(waiting)
-            waiting, view = memoryview(b"".join((waiting, view[:taken]))), view[taken:]
-        if len(waiting) == FRAME_BYTES and view:
-            yield cipher.seal(number, waiting)
-            waiting, number = memoryview(b""), number + 1
-        at = 0
-        while len(view) - at > FRAME_BYTES:
-            yield cipher.seal(number, view[at : at + FRAME_BYTES])
-            number, at = number + 1, at + FRAME_BYTES
-        if at < len(view):
-            waiting = view[at:]
-    yield cipher.seal(number, waiting, last=True)
+        for content in frames.add(piece):
+            yield cipher.seal(number, content)
+            number += 1
+    yield cipher.seal(number, frames.last(), last=True)
 
 
 def opened(cipher: FrameCipher, body: bytes | memoryview, place: str) -> bytes:

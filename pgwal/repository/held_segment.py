@@ -6,17 +6,29 @@ is written once, where it belongs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from pgwal.errors import BrokenInvariant
 from pgwal.repository.spool import Appender, Spool
+from pgwal.repository.store import ObjectSealer
+from pgwal.repository.wal_file_name import split_segment_name
 
 MOST_HELD_BYTES = 64 << 20
 """A larger segment goes through the spool: what is held is one segment, and what arrives meanwhile."""
 
-StoreWhole: TypeAlias = Callable[[str, Sequence[bytes | memoryview]], bool]
-"""Stores a segment by its name, durably, where it belongs; False where that cannot be now."""
+
+class WholeSegments(Protocol):
+    """Where segments go that were held."""
+
+    def sealer(self, name: str) -> ObjectSealer | None:
+        """Return what seals a segment while it is received; None where that is not all that is done to it."""
+
+    def store_whole(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> bool:
+        """Store a segment by its name, durably, where it belongs; False where that cannot be now.
+
+        ``sealed`` has all of it too, if there is one.
+        """
 
 
 class HeldSegment:
@@ -24,11 +36,12 @@ class HeldSegment:
 
     is_held = True
 
-    def __init__(self, spool: Spool, name: str, size_bytes: int, store_whole: StoreWhole) -> None:
+    def __init__(self, spool: Spool, name: str, size_bytes: int, segments: WholeSegments) -> None:
         self._spool = spool
         self._name = name
         self._size_bytes = size_bytes
-        self._store_whole = store_whole
+        self._segments = segments
+        self._sealer = segments.sealer(split_segment_name(name.rpartition("/")[2])[0])
         self._pieces: list[bytes | memoryview] = []
         self._end = 0
         self._file: Appender | None = None
@@ -39,6 +52,9 @@ class HeldSegment:
         if offset != self._end or offset + len(data) > self._size_bytes:
             raise BrokenInvariant(f"{self._name} is written from its start to its end")
         self._pieces.append(data)
+        if self._sealer is not None:
+            # Here, where it was just received, rather than beside whoever receives the next: both would wait in turns.
+            self._sealer.add(data)
         self._end += len(data)
 
     def clear_behind(self, offset: int) -> None:
@@ -58,7 +74,7 @@ class HeldSegment:
         return self._file
 
     def rename(self, name: str, *, is_read_soon: bool) -> None:
-        if self._end == self._size_bytes and self._store_whole(name, self._pieces):
+        if self._end == self._size_bytes and self._segments.store_whole(name, self._pieces, self._sealer):
             self.close()
         else:
             self._write_all().rename(name, is_read_soon=is_read_soon)
@@ -75,4 +91,4 @@ class HeldSegment:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._pieces = []
+        self._pieces, self._sealer = [], None

@@ -13,6 +13,7 @@ from io import FileIO
 from itertools import count
 from pathlib import Path
 
+from pgwal.disk.written_pieces import write_pieces
 from pgwal.repository.beneath import DIRECTORY_MODE, Beneath
 from pgwal.repository.local_errors import translated_errors
 from pgwal.repository.local_file import LocalFile, read_bounded
@@ -127,9 +128,8 @@ class LocalStore:
             if not replace and self.exists(name):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                with os.fdopen(self._created(temporary, folder), "wb") as file:
-                    file.writelines(chunks)
-                    file.flush()
+                with FileIO(self._created(temporary, folder), "wb") as file:
+                    write_pieces(file.fileno(), chunks)
                     if durable:
                         os.fsync(file.fileno())
                 if replace:

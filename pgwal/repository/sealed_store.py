@@ -12,13 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from threading import Lock
+from typing import cast
 
+from pgwal.aligned_buffer import aligned_buffer
 from pgwal.encryption.container import (
     FRAME_BYTES,
     MAGIC,
     SEALED_FRAME_BYTES,
     TAG_BYTES,
     FrameCipher,
+    Frames,
     Header,
     SealedFor,
     damaged,
@@ -69,6 +72,7 @@ class SealedStore(StoreWrapper):
         self._ciphers = OrderedDict[str, _Opening]()
         """Of objects that were read last in part."""
         self._lock = Lock()
+        self._buffers = _Buffers()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -144,9 +148,7 @@ class SealedStore(StoreWrapper):
         opening.is_end_seen = True
 
     def require_form(self, name: str) -> None:
-        kind = _sealed_for(name)
-        if kind is None:
-            raise BrokenInvariant(f"{name} is not sealed here")
+        kind = _required(name)
         place, stored_bytes = self.locate(name), super().size(name)
         (header,) = super().get_ranges(name, [ByteRange(0, kind.header_bytes)])
         Header.decode(header, kind, place)
@@ -198,6 +200,11 @@ class SealedStore(StoreWrapper):
         if name.startswith(f"{SUMMARY_DIRECTORY}/"):
             self._forget_what_is_summarised(name)
 
+    def sealer(self, name: str, size_bytes: int) -> Sealer:
+        kind = _required(name)
+        header, cipher = self.keys.sealing(_own_name(name), kind, segment=_segment(name))
+        return Sealer(self, name, stored_size(size_bytes, kind), header, cipher, self._buffers)
+
     def opener(self, name: str) -> Opener:
         return Opener(self, name)
 
@@ -222,16 +229,67 @@ class SealedStore(StoreWrapper):
         self.keys.forget_segments(is_needed)
 
 
+class Sealer:
+    """See pgwal.repository.store.ObjectSealer."""
+
+    def __init__(
+        self, store: SealedStore, name: str, size_bytes: int, header: bytes, cipher: FrameCipher, buffers: _Buffers
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._cipher = cipher
+        self._frames = Frames()
+        self._number = 0
+        self._buffers = buffers
+        self._buffer = buffers.take(size_bytes)
+        self._end = len(header)
+        self._buffer[: self._end] = header
+
+    def add(self, piece: bytes | memoryview) -> None:
+        for content in self._frames.add(piece):
+            self._seal(content, last=False)
+
+    def _seal(self, content: bytes | memoryview, *, last: bool) -> None:
+        target = self._buffer[self._end : self._end + len(content) + TAG_BYTES]
+        self._cipher.seal_into(target, self._number, content, last=last)
+        self._number, self._end = self._number + 1, self._end + len(target)
+
+    def put(self) -> None:
+        self._seal(self._frames.last(), last=True)
+        if self._end != len(self._buffer):
+            raise BrokenInvariant(f"{self.name} was to be of another size")
+        try:
+            # Whatever joins pieces, or writes them, takes a view as well.
+            self._store.as_stored.put(self.name, cast(Iterable[bytes], (self._buffer,)))
+        finally:
+            self._buffers.give_back(self._buffer)
+            self._buffer = memoryview(b"")
+
+
+class _Buffers:
+    """Memory for objects that are sealed one after the other: to have it made anew costs more than to seal them."""
+
+    def __init__(self) -> None:
+        self._spare: memoryview | None = None
+        self._lock = Lock()
+
+    def take(self, size_bytes: int) -> memoryview:
+        with self._lock:
+            spare, self._spare = self._spare, None
+        return spare if spare is not None and len(spare) == size_bytes else aligned_buffer(size_bytes)
+
+    def give_back(self, buffer: memoryview) -> None:
+        with self._lock:
+            self._spare = buffer
+
+
 class Opener:
     """Opens an object that is stored, as its pieces come; raises ChecksumMismatch, KeyRequired."""
 
     def __init__(self, store: SealedStore, name: str) -> None:
-        kind = _sealed_for(name)
-        if kind is None:
-            raise BrokenInvariant(f"{name} is not sealed here")
         self._store = store
         self._name = name
-        self._kind = kind
+        self._kind = _required(name)
         self._place = store.locate(name)
         self._waiting = b""
         self._cipher: FrameCipher | None = None
@@ -288,6 +346,14 @@ def _sealed_for(name: str) -> SealedFor | None:
     if name in _IN_CLEAR or name.startswith((f"{KEY_DIRECTORY}/", f"{PACK_DIRECTORY}/")):
         return None
     return SealedFor.METADATA if _segment(name) is None else SealedFor.RECIPIENTS
+
+
+def _required(name: str) -> SealedFor:
+    """As ``_sealed_for``; raises BrokenInvariant for what is not sealed by the store."""
+    kind = _sealed_for(name)
+    if kind is None:
+        raise BrokenInvariant(f"{name} is not sealed here")
+    return kind
 
 
 def _own_name(name: str) -> str:

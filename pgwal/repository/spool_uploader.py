@@ -23,7 +23,7 @@ from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.spooled_store import SPOOLED_FOLDERS
 from pgwal.repository.state_delivery import StateDelivery
-from pgwal.repository.store import objects_in
+from pgwal.repository.store import ObjectSealer, objects_in
 from pgwal.repository.upload_order import Upload, next_upload
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX, partial_end, split_segment_name
@@ -71,6 +71,7 @@ class SpoolUploader:
         self._place = place
         self._geometry = geometry
         self._objects = SpooledObjects(place, geometry, compression)
+        self.sealer = self._objects.sealer
         self._most_bytes = most_bytes
         self._is_near = place.place.directory is not None
         self._partials = PartialSchedule(partial_interval_s, is_awaited, is_near=self._is_near)
@@ -98,7 +99,7 @@ class SpoolUploader:
         self._began_s: float | None = None
         self._look()
         if self._is_near:
-            place.store_whole = self.store_whole
+            place.whole_segments = self
         self._thread = threading.Thread(target=self._run, name="pgwal-uploader", daemon=True)
 
     def _look(self) -> None:
@@ -157,11 +158,8 @@ class SpoolUploader:
             self._waiting.add(self._geometry.parse_file_name(name))
             self._wake()
 
-    def store_whole(self, name: str, content: Sequence[bytes | memoryview]) -> bool:
-        """Store a segment that has just been received, and is not in the spool; False where it must go through that.
-
-        It must where more waits that comes before it, or it is not known yet to go on with what is stored.
-        """
+    def store_whole(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> bool:
+        """As WholeSegments'; False also where more waits that comes before, or it may not go on with what is stored."""
         timeline_id, segment_no = self._geometry.parse_file_name(name)
         partial = f"{name}{PARTIAL_SUFFIX}"
         with self._at_work:
@@ -172,12 +170,13 @@ class SpoolUploader:
                 self._proven = max(self._proven, (timeline_id, self._geometry.segment_start(segment_no + 1)))
             try:
                 for _ in range(_MOST_BEFORE):
-                    if (upload := self._next()) is not None:
-                        self._take(upload)
+                    if (upload := self._next()) is None:
+                        break
+                    self._take(upload)
                 others = (other for other, _ in objects_in(self._store.local, WAL_DIRECTORY) if other != partial)
                 if not all(map(self._is_whole, others)):
                     return False
-                self._objects.store_received(name, content)
+                self._objects.store_received(name, content, sealed)
                 with suppress(ObjectNotFound):
                     self._store.local.delete(f"{WAL_DIRECTORY}/{partial}")
             except RepositoryError as error:

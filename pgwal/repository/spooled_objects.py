@@ -9,12 +9,12 @@ from typing import cast
 
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
-from pgwal.repository.compression import Compression
+from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.counted_pieces import CountedPieces
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.spooled_place import SpooledPlace
-from pgwal.repository.store import ByteRange
+from pgwal.repository.store import ByteRange, ObjectSealer, as_sealing
 from pgwal.repository.wal_compressor import compressed_pieces
 from pgwal.repository.wal_directory import WalDirectory
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX, partial_end, partial_name, split_segment_name
@@ -41,12 +41,23 @@ class SpooledObjects:
         self._put(path + self._compression.suffix, self._content(path, self._geometry.segment_size), name)
         self._delete_partials(name)
 
-    def store_received(self, name: str, content: Sequence[bytes | memoryview]) -> None:
+    def sealer(self, name: str) -> ObjectSealer | None:
+        """Return what seals a segment while it is received; None where it is compressed before, or not sealed."""
+        sealing = as_sealing(self._store.remote)
+        if sealing is None or self._compression.method is not CompressionMethod.NONE:
+            return None
+        return sealing.sealer(f"{WAL_DIRECTORY}/{name}", self._geometry.segment_size)
+
+    def store_received(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> None:
         """Store a whole segment that has not been in the spool; raises ObjectExists where it is stored already."""
         path = f"{WAL_DIRECTORY}/{name}{self._compression.suffix}"
-        # What seals, and what compresses, takes views as well.
-        pieces = cast(Sequence[bytes], content)
-        self._put_new(path, compressed_pieces(pieces, self._compression, self._geometry.segment_size))
+        if sealed is not None and sealed.name == path:
+            sealed.put()
+            self._store.note_stored(path, self._geometry.segment_size)
+        else:
+            # What seals, and what compresses, takes views as well.
+            pieces = cast(Sequence[bytes], content)
+            self._put_new(path, compressed_pieces(pieces, self._compression, self._geometry.segment_size))
         self._delete_partials(name)
 
     def store_partial(self, segment: str, end: Lsn) -> None:

@@ -16,7 +16,7 @@ from typing import IO
 
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
-from pgwal.repository.held_segment import MOST_HELD_BYTES, HeldSegment, StoreWhole
+from pgwal.repository.held_segment import MOST_HELD_BYTES, HeldSegment, WholeSegments
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place, address_of
@@ -46,8 +46,8 @@ class SpooledPlace(PlaceWrapper):
         super().__init__(place)
         self.local = spool
         self.store = SpooledStore(spool.store, place.store, identity.geometry)
-        self.store_whole: StoreWhole | None = None
-        """Stores a segment that has not been in the spool, where storing it takes no longer than that would."""
+        self.whole_segments: WholeSegments | None = None
+        """Stores those that have not been in the spool, where storing one takes no longer than that would."""
         self._identity = identity
         self._archive = WalArchive(place.store, identity.geometry)
 
@@ -62,8 +62,8 @@ class SpooledPlace(PlaceWrapper):
         if not self.local.store.exists(name):
             is_begun = self._take_from_store(name.rpartition("/")[2])
             # Zeros are wanted where somebody waits for each sync: all is written then.
-            if self.store_whole is not None and not (is_begun or zeroed or size_bytes > MOST_HELD_BYTES):
-                return HeldSegment(self.local.spool, name, size_bytes, self.store_whole)
+            if self.whole_segments is not None and not (is_begun or zeroed or size_bytes > MOST_HELD_BYTES):
+                return HeldSegment(self.local.spool, name, size_bytes, self.whole_segments)
         return self.local.spool.preallocate(name, size_bytes, zeroed=zeroed)
 
     def settle(self, folder: str) -> None:

@@ -146,6 +146,18 @@ class CopyingStore(ObjectStore, Protocol):
         """
 
 
+class ObjectSealer(Protocol):
+    """What seals one object."""
+
+    name: str
+
+    def add(self, piece: bytes | memoryview) -> None:
+        """Take the next piece of what it holds, which must not change any more."""
+
+    def put(self) -> None:
+        """Store it when all of it is there, as ``ObjectStore.put`` does; once."""
+
+
 class ObjectOpener(Protocol):
     """What opens one object; raises ChecksumMismatch, KeyRequired."""
 
@@ -162,6 +174,9 @@ class SealingStore(ObjectStore, Protocol):
     keys: RepositoryKeys
     as_stored: ObjectStore
     """The same objects, sealed as they are."""
+
+    def sealer(self, name: str, size_bytes: int) -> ObjectSealer:
+        """Return what seals a new object of that many plain bytes before all of it is there."""
 
     def opener(self, name: str) -> ObjectOpener:
         """Return what opens an object of this name, for whoever reads it ``as_stored``."""

@@ -29,6 +29,7 @@ from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.spooled_objects import SpooledObjects
 from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
+from pgwal.repository.store import ObjectSealer
 from pgwal_cli.throwaway_server import ThrowawayServer
 
 SIZE = 4096
@@ -43,7 +44,11 @@ class Archive:
         self.takes = takes
         self.found: bytes | None = None
 
-    def store_whole(self, name: str, content: Sequence[bytes | memoryview]) -> bool:
+    def sealer(self, name: str) -> None:
+        assert name == NAME.rpartition("/")[2]
+
+    def store_whole(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> bool:
+        assert sealed is None
         assert name == NAME.rpartition("/")[2]
         if self.takes:
             self.found = b"".join(content)
@@ -53,7 +58,7 @@ class Archive:
 @given(cuts=st.lists(st.integers(0, SIZE), max_size=6), syncs=st.sets(st.integers(0, 6)), takes=st.booleans())
 def test_the_spool_has_what_was_synced_and_the_archive_all_of_it(cuts: list[int], syncs: set[int], takes: bool) -> None:
     place, archive = MemoryPlace(), Archive(takes=takes)
-    segment = HeldSegment(place.spool, PARTIAL, SIZE, archive.store_whole)
+    segment = HeldSegment(place.spool, PARTIAL, SIZE, archive)
     for number, (start, end) in enumerate(pairwise([0, *sorted(cuts), SIZE])):
         segment.write(start, memoryview(CONTENT)[start:end])
         if number in syncs:
@@ -70,7 +75,7 @@ def test_the_spool_has_what_was_synced_and_the_archive_all_of_it(cuts: list[int]
 
 def test_what_is_not_whole_is_not_stored() -> None:
     place, archive = MemoryPlace(), Archive(takes=True)
-    segment = HeldSegment(place.spool, PARTIAL, SIZE, archive.store_whole)
+    segment = HeldSegment(place.spool, PARTIAL, SIZE, archive)
     segment.write(0, CONTENT[:100])
     with pytest.raises(BrokenInvariant):
         segment.write(101, CONTENT[101:])
@@ -125,11 +130,13 @@ def stored_ways(monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> tupl
         through_spool.append(name)
         store_segment(self, name)
 
-    def noted_received(self: SpooledObjects, name: str, content: Sequence[bytes | memoryview]) -> None:
+    def noted_received(
+        self: SpooledObjects, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None
+    ) -> None:
         at_once.append(name)
         if fails:
             raise StorageFull("there was no room for a moment")
-        store_received(self, name, content)
+        store_received(self, name, content, sealed)
 
     monkeypatch.setattr(SpooledObjects, "store_segment", noted_segment)
     monkeypatch.setattr(SpooledObjects, "store_received", noted_received)
