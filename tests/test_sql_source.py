@@ -215,7 +215,7 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
 def test_a_file_that_vanishes_while_it_is_read(
     server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(file_contents, "READ_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(file_contents, "SQL_READ_BYTES", BLOCK_SIZE)
     monkeypatch.setattr(file_contents, limit, value)
     content = os.urandom(10 * BLOCK_SIZE)
     path = write(server, "vanishing", content)

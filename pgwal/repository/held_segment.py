@@ -12,9 +12,6 @@ from typing import TypeAlias
 from pgwal.errors import BrokenInvariant
 from pgwal.repository.spool import Appender, Spool
 
-MOST_HELD_BYTES = 64 << 20
-"""A larger segment goes through the spool: what is held is one segment, and what arrives meanwhile."""
-
 StoreWhole: TypeAlias = Callable[[str, Sequence[bytes | memoryview]], bool]
 """Stores a segment by its name, durably, where it belongs; False where that cannot be now."""
 
