@@ -202,12 +202,12 @@ def test_new_packs_are_as_full_as_others_and_their_tables_can_be_read(
     worn = worn_packs(chain.place)
     frames = sum(len(pack.frames) for pack in worn)
     assert frames > 3
-    monkeypatch.setattr(pack_rewriting, "MOST_MOVED", 1)
+    monkeypatch.setattr(pack_rewriting, "FRAMES_MOVED", 1)
     rewrite(chain.place)
     assert len(tables(chain.place)) == frames
     assert_whole(chain, tmp_path)
     wear(chain)
-    monkeypatch.setattr(pack_rewriting, "MOST_MOVED", 1 << 16)
+    monkeypatch.setattr(pack_rewriting, "FRAMES_MOVED", 1 << 16)
     monkeypatch.setattr(pack_rewriting, "PACK_SIZE", 1)
     before, worn = len(tables(chain.place)), worn_packs(chain.place)
     report = rewrite(chain.place)
