@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
+from pgwal.budget import FREED_BYTES, FREED_PIECE_BYTES
+
 # malloc.h of glibc; no other C library has them.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-
-_LARGEST_PIECE = 2 << 20
-_KEPT_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> None:
@@ -20,7 +19,7 @@ def keep_freed_memory() -> None:
     to the system each time, and having it zeroed for the next one costs more than receiving or reading does.  Without
     glibc nothing changes.
     """
-    _set({_M_MMAP_THRESHOLD: _LARGEST_PIECE, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+    _set({_M_MMAP_THRESHOLD: FREED_PIECE_BYTES, _M_TRIM_THRESHOLD: FREED_BYTES})
 
 
 def share_freed_memory() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgwal.budget import DEFAULT_JOBS
 from pgwal_cli import options
 from pgwal_cli.audit_text import missed_document, tally_document, tally_text
 from pgwal_cli.exit_codes import VERIFICATION_FAILED
@@ -48,7 +49,7 @@ def audit(
     since: Since = options.LATEST,
     percent: Percent = DEFAULT_PERCENT,
     seed: Seed = None,
-    jobs: Jobs = options.DEFAULT_JOBS,
+    jobs: Jobs = DEFAULT_JOBS,
     slot: options.Slot = None,
     progress: options.Progress = False,
     json: options.Json = False,

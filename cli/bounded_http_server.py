@@ -9,12 +9,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-logger = logging.getLogger("pgwal.metrics")
+from pgwal.budget import MAX_CONNECTION_S, MAX_CONNECTIONS, REFUSAL_PAUSE_S
 
-MAX_CONNECTIONS = 16
-MAX_CONNECTION_S = 10.0
-_REFUSAL_PAUSE_S = 0.1
-"""After the system has refused a connection; it would refuse the next one at once."""
+logger = logging.getLogger("pgwal.metrics")
 
 
 class BoundedHttpServer(ThreadingHTTPServer):
@@ -40,7 +37,7 @@ class BoundedHttpServer(ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(_REFUSAL_PAUSE_S)
+            time.sleep(REFUSAL_PAUSE_S)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from pgwal.budget import MOST_PROCESSES, SCHEDULER_TIMEOUT_S, WORKER_TIMEOUT_S
 from pgwal.errors import PgwalError, SchedulerUnavailable
 from pgwal_cli.exit_codes import UsageError
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
     from pgwal.engine.fleet import Fleet
     from pgwal.repository.place import Place
-
-_MOST_PROCESSES = 256
-_CONNECT_TIMEOUT_S = 10
-_WORKER_TIMEOUT_S = 30
-"""So long somebody may take to start workers beside the scheduler."""
 
 
 class ExecutorAddress(NamedTuple):
@@ -42,8 +38,8 @@ def parse_executor(text: str) -> ExecutorAddress:
     """Read the option; raises the usage error of what names nobody."""
     if match := re.fullmatch(r"process:([1-9][0-9]{0,3})", text):
         count = int(match[1])
-        if count > _MOST_PROCESSES:
-            raise typer.BadParameter(f"{text!r} is more than {_MOST_PROCESSES} processes")
+        if count > MOST_PROCESSES:
+            raise typer.BadParameter(f"{text!r} is more than {MOST_PROCESSES} processes")
         return ExecutorAddress(process_count=count)
     if match := re.fullmatch(r"dask://((?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})", text):
         return ExecutorAddress(host_and_port=match[1])
@@ -177,7 +173,7 @@ def _connected(address: ExecutorAddress) -> Client:
             warnings.simplefilter("ignore", VersionMismatchWarning)
             return Client(
                 f"{protocol}://{address.host_and_port}",
-                timeout=_CONNECT_TIMEOUT_S,
+                timeout=SCHEDULER_TIMEOUT_S,
                 set_as_default=False,
                 name="pgwal",
             )
@@ -193,7 +189,7 @@ def _require_workers(client: Client, address: ExecutorAddress) -> int:
     from pgwal.errors import WorkerMismatch
 
     try:
-        client.wait_for_workers(1, timeout=_WORKER_TIMEOUT_S)
+        client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
     except TimeoutError as error:
         raise SchedulerUnavailable(
             f"the scheduler at {address} has no workers", hint=f"Start some with dask worker {address.host_and_port}."

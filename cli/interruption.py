@@ -6,8 +6,7 @@ import os
 import signal
 from types import FrameType
 
-_UNWINDING_S = 5
-"""After how long a command that has not ended is interrupted again, and then ended as it is."""
+from pgwal.budget import UNWINDING_S
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -37,13 +36,13 @@ class Interruption:
         if self.signal_number is None:
             self.signal_number = number
             signal.signal(signal.SIGALRM, self._interrupt_again)
-            signal.alarm(_UNWINDING_S)
+            signal.alarm(UNWINDING_S)
             raise KeyboardInterrupt
 
     def _interrupt_again(self, *_: object) -> None:
         """Interrupt what the first exception, which came at any moment, may not have reached: some code drops it."""
         signal.signal(signal.SIGALRM, self._end)
-        signal.alarm(_UNWINDING_S)
+        signal.alarm(UNWINDING_S)
         raise KeyboardInterrupt
 
     def _end(self, *_: object) -> None:

@@ -15,6 +15,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from typer.exceptions import TyperException
 
 from pgwal import __version__
+from pgwal.budget import COLLECTED_OBJECTS
 from pgwal.errors import PgwalError, SlowScanner
 from pgwal.scan_choice import choose_scan
 from pgwal_cli.cluster_command import Chosen, Cluster, ClusterCommand, Config, EachCluster, EachClusterCommand
@@ -127,15 +128,11 @@ def _options(
     chosen.cluster, chosen.config = cluster, config
 
 
-_GARBAGE_OBJECTS = 20_000
-"""So many new objects are looked through for cycles at a time: some megabytes."""
-
-
 def main() -> None:
     """Run the command line and exit with its code."""
     # A map has an object or two for each relation that changed: looking for cycles among them after each 700 new ones
     # takes as long as making them.
-    gc.set_threshold(_GARBAGE_OBJECTS)
+    gc.set_threshold(COLLECTED_OBJECTS)
     log_to_stderr()
     print_any_text()
     interruption = Interruption()

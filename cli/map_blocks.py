@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from pgwal.budget import MAP_LINES_AT_ONCE
 from pgwal.lsn import Lsn
 from pgwal.relation import INVALID_BLOCK_NUMBER, Fork
 from pgwal.repository.place import Place
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from pgwal_cli.wal_documents import ChangedForkDocument
 
 Item = TypeVar("Item")
-
-_BATCH = 1 << 14
 
 
 def map_blocks(
@@ -131,7 +130,7 @@ def _intervals(blocks: BitMap) -> Iterator[tuple[int, int]]:
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Yield items, of which there may be millions, as many as are worth a call."""
     rest = iter(items)
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(islice(rest, MAP_LINES_AT_ONCE)):
         yield batch
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from pgwal.budget import DEFAULT_JOBS
 from pgwal.errors import FormatError, PasswordRequired
 from pgwal.lsn import Lsn
 from pgwal.repository.place import Place
@@ -127,8 +128,6 @@ ManifestChecksums = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be copied of each relation, and touch nothing.")
 ]
-DEFAULT_JOBS = 2
-"""One job alone leaves the disk idle while it computes and writes; a third one gains little where reading is local."""
 Jobs = Annotated[
     int,
     typer.Option("-j", "--jobs", min=1, max=64, metavar="N", help="Files copied at a time, over as many connections."),

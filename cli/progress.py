@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pgwal.budget import PROGRESS_LINE_S
 from pgwal_cli.output import size_text
 
 logger = logging.getLogger("pgwal")
-
-LINE_EACH_S = 30.0
-"""Where stderr is no terminal; tests have it shorter."""
 
 
 @contextmanager
@@ -56,7 +54,7 @@ def _told_by_lines(title: str) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         nonlocal said_s
-        if (now_s := time.monotonic()) - said_s >= LINE_EACH_S:
+        if (now_s := time.monotonic()) - said_s >= PROGRESS_LINE_S:
             said_s = now_s
             logger.info("%s: %s of %s", title, size_text(done), size_text(total))
 

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from pgwal.budget import REPORT_AGAIN_S, REPORT_FRESH_S, REPORT_PATIENCE_S
 from pgwal.errors import PgwalError
 from pgwal.report.document import Document
 from pgwal_cli.report_page import page_of
@@ -18,11 +19,6 @@ from pgwal_cli.report_page import page_of
 logger = logging.getLogger("pgwal.report")
 
 PATH = "/report"
-_FRESH_S = 60.0
-"""So long a page is shown again: a repository is read no more often than this, whoever asks."""
-_PATIENCE_S = 6.0
-"""Less than a connection may last."""
-_AGAIN_S = 3
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -59,15 +55,15 @@ class LiveReport:
             if not self._is_made and not self._is_fresh():
                 self._is_made = True
                 threading.Thread(target=self._make, name="pgwal-report", daemon=True).start()
-            self._changed.wait_for(lambda: not self._is_made, _PATIENCE_S)
+            self._changed.wait_for(lambda: not self._is_made, REPORT_PATIENCE_S)
             if self._is_made:
-                return _note(503, "The report is being made; this page asks again.", _AGAIN_S)
+                return _note(503, "The report is being made; this page asks again.", REPORT_AGAIN_S)
             if self._problem is not None:
                 return _note(503, f"There is no report: {self._problem}")
             return Answer(200, self._content or b"")
 
     def _is_fresh(self) -> bool:
-        return self._content is not None and time.monotonic() - self._made_at_s < _FRESH_S
+        return self._content is not None and time.monotonic() - self._made_at_s < REPORT_FRESH_S
 
     def _make(self) -> None:
         content, problem = None, None

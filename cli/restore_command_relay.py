@@ -13,17 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from pgwal.budget import RELAY_POLL_S, RELAYED_REQUESTS
 from pgwal_cli.server_account import give_to_server, require_reachable, server_account
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-_POLL_S = 0.01
 # The server takes an exit code above 125 for "restoring is impossible", any other for "there is no such file".
 _FAILED = 255
 
-# A server makes one at a time; those of killed servers stay.
-_MOST_REQUESTS = 8
 # A request is an empty file: its name says all.
 _REQUEST = re.compile(r"(?P<name>[0-9A-F]{24}|[0-9A-F]{8}\.history)\.[A-Za-z0-9]{6}")
 
@@ -106,7 +104,7 @@ class RestoreCommandRelay:
 
     def _serve(self) -> None:
         try:
-            while not self._closing.wait(_POLL_S):
+            while not self._closing.wait(RELAY_POLL_S):
                 # By the open directory, not by a path: nobody can put another one in its place.
                 waiting = set(os.listdir(self._names))  # noqa: PTH208
                 for done in self._under_way.keys() - waiting:
@@ -122,7 +120,7 @@ class RestoreCommandRelay:
         if match is None:
             self._refuse(request)
             return
-        if len(self._under_way) >= _MOST_REQUESTS:
+        if len(self._under_way) >= RELAYED_REQUESTS:
             oldest = next(iter(self._under_way))
             self._refuse(oldest)
             self._forget(oldest)

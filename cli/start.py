@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 
-_CYCLES_SOUGHT_AFTER = 150_000
-"""Objects, where Python has 700: importing makes a hundred thousand, and looking for cycles among them again and again
-took a fifth of the start, once still a fifteenth."""
+from pgwal.budget import COLLECTED_OBJECTS_AT_START
 
 
 def main() -> None:
@@ -20,7 +18,7 @@ def main() -> None:
     # Until what ends a command in good order has been imported, it simply ends: nothing has been begun.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.set_threshold(_CYCLES_SOUGHT_AFTER)
+    gc.set_threshold(COLLECTED_OBJECTS_AT_START)
     if sys.argv[1:2] == ["archive-wal"]:
         from pgwal_cli.archive_command import run_short
 

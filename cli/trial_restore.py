@@ -15,6 +15,7 @@ import psycopg
 
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.recovery import RecoveryTarget, recovery_settings, with_settings
+from pgwal.budget import REPLAY_TIMEOUT_S, STARTED_LOOK_S
 from pgwal.control_file import CONTROL_FILE_PATH, ControlFile
 from pgwal.engine.rebuild_report import RebuildReport
 from pgwal.engine.replayed_wal import CreatedTablespace
@@ -34,9 +35,7 @@ from pgwal_cli.server_configuration import access_files, setting_lines
 from pgwal_cli.server_installation import ServerInstallation, make_reachable
 from pgwal_cli.throwaway_server import NOT_READY, ThrowawayServer
 
-REPLAY_TIMEOUT_S = 24 * 3600
 _MAINTENANCE_DATABASE = "template1"
-_POLL_S = 0.1
 STEPS = ("restore", "replay", "check")
 """What is timed of a trial."""
 # The restored cluster's own configuration is not used: it may want memory, files and libraries that are not here, and
@@ -335,4 +334,4 @@ def _connect_after_replay(server: ThrowawayServer, superuser: str) -> psycopg.Co
                     f"cannot connect to the restored server: {first_line(error)}",
                     hint="Name a superuser of the cluster with -U.",
                 ) from error
-        time.sleep(_POLL_S)
+        time.sleep(STARTED_LOOK_S)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from pgwal.budget import REPORTED_S
 from pgwal_cli import options
 
 if TYPE_CHECKING:
@@ -102,13 +103,9 @@ def run_watched(
         drop_slot(guard, connect_to, repo)
 
 
-_REPORTED_S = 30 * 86400.0
-"""How far back the pictures of a receiver's own report go: what they cost does not grow with a repository's age."""
-
-
 def _read_report(repo: Place, connect_to: ConnectionParameters, slot: str | None) -> Document:
     from pgwal.engine.report import ReportRequest, read_report
     from pgwal.repository.repository import Repository
 
-    since_s = time.time() - _REPORTED_S
+    since_s = time.time() - REPORTED_S
     return read_report(ReportRequest(Repository.open(repo), connect_to, slot, since_s, thoroughly=False))

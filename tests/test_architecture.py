@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 VALUES = {
     "aligned_buffer": set[str](),
+    "budget": set[str](),
     "errors": set[str](),
     "lsn": {"errors"},
     "checksum": set[str](),
@@ -37,7 +38,7 @@ CORE = {
     "replication": ALL_VALUES,
 }
 DISK = {"disk": ALL_VALUES | {"backup"}}
-KEYS = {"encryption": {"errors"}}
+KEYS = {"encryption": {"budget", "errors"}}
 SHELL = {
     "postgres": ALL_VALUES | {"backup"},
     "datadir": ALL_VALUES | {"backup"} | set(DISK),

@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_segment_plain(
 
 
 def test_a_failed_segment_is_tried_again(tmp_path: Path, archive: WalArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgwal.repository.wal_compressor._RETRY_S", 0.01)
+    monkeypatch.setattr("pgwal.repository.wal_compressor.COMPRESSOR_RETRY_S", 0.01)
     put = LocalStore.put
     failures = iter([RepositoryError("no space")])
 

@@ -76,7 +76,7 @@ def lines(content: Changes, *, individual: bool) -> list[str]:
 @example(content={(16384, Fork.MAIN): (None, {0, 1, LAST}), (16385, Fork.MAIN): (0, set())}, batch=2)
 def test_a_map_is_printed_in_batches_as_in_one_piece(content: Changes, batch: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgwal_cli.map_blocks._BATCH", batch)
+        patch.setattr("pgwal_cli.map_blocks.MAP_LINES_AT_ONCE", batch)
         for individual in (False, True):
             printed = "".join(text_of(made(content), individual))
             assert printed.splitlines() == lines(content, individual=individual)

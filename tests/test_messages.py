@@ -34,7 +34,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log_to_stderr()
-    monkeypatch.setattr(progress, "LINE_EACH_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_LINE_S", 0.0)
     with progress.progress_bar("copying", True) as show:
         assert show is not None
         show(5 << 20, 50 << 20)

@@ -293,7 +293,7 @@ def test_jobs_and_parts_make_no_difference(recorded: Recorded, tmp_path: Path, m
     expected = summarized(recorded.plain, tmp_path / "whole")
     assert summarized(recorded.plain, tmp_path / "threads", "-j", "3") == expected
     for part_bytes in (MB, 4 * MB):
-        monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", part_bytes)
+        monkeypatch.setattr(pgwal.engine.recorded, "WAL_PIECE_BYTES", part_bytes)
         for jobs in (1, 3):
             output = tmp_path / f"{part_bytes}-{jobs}"
             progress: list[tuple[int, int]] = []
@@ -961,7 +961,7 @@ def test_a_segment_that_is_damaged_in_the_middle(
         assert_failed(run_pgwal(*command), FAILED, cause, "A segment is damaged")
     outcome = run_pgwal("map", "--wal", wal, "--from", "0/100000", "--to", "0/400000")
     assert_failed(outcome, NOT_COVERED, r"does not hold WAL 0/27\w+ to 0/400000 on timeline 1: WAL ends at 0/27")
-    monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", MB)
+    monkeypatch.setattr(pgwal.engine.recorded, "WAL_PIECE_BYTES", MB)
     with pytest.raises(Exception, match=cause):
         summarize_wal(wal, tmp_path / "parts", jobs=jobs)
     # Nothing that was written speaks of more than was read.
@@ -984,7 +984,7 @@ def test_a_record_that_is_cut_off_in_the_next_segment_is_no_damage(
     (wal / SEGMENT.file_name(1, 1)).write_bytes(content[:MB])
     (wal / f"{SEGMENT.file_name(1, 2)}.partial").write_bytes(content[MB : MB + size] + bytes(MB - size))
     for part_bytes in (64 * MB, MB):
-        monkeypatch.setattr(pgwal.engine.recorded, "_RANGE_BYTES", part_bytes)
+        monkeypatch.setattr(pgwal.engine.recorded, "WAL_PIECE_BYTES", part_bytes)
         (written,) = summarize_wal(wal, tmp_path / str(part_bytes), jobs=2)
         assert written.range.end == crossing.lsn
         assert written.block_count == 1

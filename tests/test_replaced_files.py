@@ -147,9 +147,9 @@ def test_files_that_are_replaced_all_the_time(
 @pytest.fixture
 def source(server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlDataDirectory]:
     for module in (file_contents, whole_file):
-        monkeypatch.setattr(module, "READ_SIZE", 1000)
-    monkeypatch.setattr(whole_file, "_WHOLE_BYTES", 20_000)
-    monkeypatch.setattr(file_contents, "_READS_PER_QUERY", 10)
+        monkeypatch.setattr(module, "SQL_READ_BYTES", 1000)
+    monkeypatch.setattr(whole_file, "SQL_WHOLE_FILE_BYTES", 20_000)
+    monkeypatch.setattr(file_contents, "SQL_QUERY_READS", 10)
     with SqlDataDirectory(connect_sql(ConnectionParameters(server.conninfo))) as directory:
         yield directory
 

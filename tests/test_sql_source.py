@@ -211,11 +211,11 @@ def test_files_that_change_between_listing_and_reading(server: ThrowawayServer) 
 
 
 @pytest.mark.postgres(13, 18)
-@pytest.mark.parametrize(("limit", "value"), [("_READS_PER_QUERY", 2), ("_BYTES_PER_QUERY", 2 * BLOCK_SIZE)])
+@pytest.mark.parametrize(("limit", "value"), [("SQL_QUERY_READS", 2), ("SQL_QUERY_BYTES", 2 * BLOCK_SIZE)])
 def test_a_file_that_vanishes_while_it_is_read(
     server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(file_contents, "READ_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(file_contents, "SQL_READ_BYTES", BLOCK_SIZE)
     monkeypatch.setattr(file_contents, limit, value)
     content = os.urandom(10 * BLOCK_SIZE)
     path = write(server, "vanishing", content)

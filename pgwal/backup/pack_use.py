@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 
 from pgwal.backup.moved_frames import FrameMoves, FramePlace
 from pgwal.backup.pack_table import Frame, Pack
-
-WORN_SHARE = 4
-"""A pack is worn of which less than one part in so many is needed."""
+from pgwal.budget import WORN_SHARE
 
 
 @dataclass(frozen=True, slots=True)

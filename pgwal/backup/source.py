@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from pgwal.budget import CONTROL_FILE_ATTEMPTS
 from pgwal.control_file import ControlFile
 from pgwal.errors import ChecksumMismatch
 from pgwal.relation import BLOCK_SIZE
-
-_CONTROL_FILE_ATTEMPTS = 50
 
 
 class SourceDirectory(NamedTuple):
@@ -137,7 +136,7 @@ def read_until_whole(read: Callable[[], bytes], pause: Callable[[], None]) -> by
     The server may be writing it at this moment; that takes far less than the time of all attempts.  Raises
     ChecksumMismatch when none was whole.
     """
-    for _ in range(_CONTROL_FILE_ATTEMPTS - 1):
+    for _ in range(CONTROL_FILE_ATTEMPTS - 1):
         content = read()
         try:
             ControlFile.decode(content)

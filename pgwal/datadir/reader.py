@@ -14,15 +14,13 @@ from pathlib import Path
 from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.source import SourceDirectory, SourceFile, Unread, WantedContent, read_until_whole
 from pgwal.backup.walk import EntryKind, EntryStatus, walk
+from pgwal.budget import BLOCKS_AT_ONCE, READ_BYTES
 from pgwal.control_file import CONTROL_FILE_PATH, CONTROL_FILE_SIZE, ControlFile
 from pgwal.disk.block_reads import read_blocks
 from pgwal.disk.small_files import read_small_files
 from pgwal.errors import ServerError
 
 logger = logging.getLogger(__name__)
-
-_READ_SIZE = 1 << 20
-_BLOCKS_AT_ONCE = 32
 
 
 class LocalDataDirectory:
@@ -104,8 +102,8 @@ class LocalDataDirectory:
     def _chunks(self, descriptor: int, path: str, size_bytes: int) -> Iterator[bytes]:
         """Yield the bytes of a file, zeros beyond its end, and close it."""
         try:
-            for offset in range(0, size_bytes, _READ_SIZE):
-                size = min(_READ_SIZE, size_bytes - offset)
+            for offset in range(0, size_bytes, READ_BYTES):
+                size = min(READ_BYTES, size_bytes - offset)
                 data = os.pread(descriptor, size, offset)
                 while len(data) < size:
                     more = os.pread(descriptor, size - len(data), offset + len(data))
@@ -125,7 +123,7 @@ class LocalDataDirectory:
         """
         try:
             left = os.fstat(descriptor).st_size
-            while left and (data := os.read(descriptor, min(_READ_SIZE, left))):
+            while left and (data := os.read(descriptor, min(READ_BYTES, left))):
                 left -= len(data)
                 yield data
         except OSError as error:
@@ -136,8 +134,8 @@ class LocalDataDirectory:
     def _blocks(self, descriptor: int, path: str, block_numbers: array[int]) -> Iterator[bytes]:
         """Yield blocks of a file, zeros beyond its end, and close it."""
         try:
-            for at in range(0, len(block_numbers), _BLOCKS_AT_ONCE):
-                yield read_blocks(descriptor, block_numbers[at : at + _BLOCKS_AT_ONCE])
+            for at in range(0, len(block_numbers), BLOCKS_AT_ONCE):
+                yield read_blocks(descriptor, block_numbers[at : at + BLOCKS_AT_ONCE])
         except OSError as error:
             raise _unreadable(self.root / path, error) from error
         finally:

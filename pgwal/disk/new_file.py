@@ -15,24 +15,16 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from pgwal.aligned_buffer import aligned_buffer
+from pgwal.budget import HOLE_BYTES, WRITE_SIZE, WRITEBACK_BYTES
 from pgwal.disk.copy_method import clone_file, copy_file_range
 from pgwal.disk.direct_writes import DirectWrites
 from pgwal.errors import PgwalError, TargetError, TruncatedInput
-
-WRITE_SIZE = 1 << 20
-"""What is best written at a time: less has a disk wait between writes, more leaves a processor's caches.
-
-Files that are smaller go through the page cache: there are many, and a file system makes several durable in one go.
-"""
 
 FILE_MODE = 0o600
 GROUP_FILE_MODE = 0o640
 """That of a cluster whose group may read it (initdb --allow-group-access)."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_HOLE_SIZE = 1 << 16
-"""What is left out of a file at least: smaller holes would scatter it over the disk once it is filled."""
-_ZEROS = bytes(_HOLE_SIZE)
-_WRITEBACK_BYTES = 8 << 20
+_ZEROS = bytes(HOLE_BYTES)
 _HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -108,7 +100,7 @@ class _Writeback:
             self._begin()
             self._start = offset
         self._end = offset + size_bytes
-        if self._end - self._start >= _WRITEBACK_BYTES:
+        if self._end - self._start >= WRITEBACK_BYTES:
             self._begin()
 
     def _begin(self) -> None:
@@ -221,13 +213,13 @@ class PlacedFile(NewFile):
 def _written_parts(data: memoryview) -> Iterable[tuple[int, int]]:
     """Return the ranges of ``data`` that are not long runs of zeros."""
     size = len(data)
-    if not any(_is_zero(data, at) for at in range(0, size, _HOLE_SIZE)):
+    if not any(_is_zero(data, at) for at in range(0, size, HOLE_BYTES)):
         return ((0, size),)
     parts: list[tuple[int, int]] = []
-    for at in range(0, size, _HOLE_SIZE):
+    for at in range(0, size, HOLE_BYTES):
         if _is_zero(data, at):
             continue
-        end = min(at + _HOLE_SIZE, size)
+        end = min(at + HOLE_BYTES, size)
         if parts and parts[-1][1] == at:
             at, _ = parts.pop()
         parts.append((at, end))
@@ -236,7 +228,7 @@ def _written_parts(data: memoryview) -> Iterable[tuple[int, int]]:
 
 def _is_zero(data: memoryview, at: int) -> bool:
     # The first bytes alone tell in almost all cases: no page begins with zeros, unless all of it is.
-    end = min(at + _HOLE_SIZE, len(data))
+    end = min(at + HOLE_BYTES, len(data))
     return data[at : at + 16] == _ZEROS[: min(16, end - at)] and bytes(data[at:end]) == _ZEROS[: end - at]
 
 

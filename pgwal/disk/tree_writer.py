@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock, local
 
+from pgwal.budget import SYNC_FILES, SYNC_THREADS, WRITE_THREADS
 from pgwal.disk.new_file import (
     FILE_MODE,
     GROUP_FILE_MODE,
@@ -28,12 +29,6 @@ from pgwal.errors import TargetError
 _DIRECTORY_MODE = 0o700
 _GROUP_DIRECTORY_MODE = 0o750
 _NEW_SUFFIX = ".new"
-_SYNC_THREADS = 16
-"""They wait for the disk, not for a processor; a file system makes several small files durable in one go."""
-_SYNC_FILES = 8
-"""What one of them makes durable in one call, between which they wait for each other."""
-_WRITE_THREADS = 16
-"""More wait for the disk than it can serve at once; what is not served waits, with a buffer each."""
 
 
 class TreeWriter:
@@ -57,7 +52,7 @@ class TreeWriter:
         """Those with something new in them; a list of files could be a million long."""
         self._names = {root}
         self._local = local()
-        self._pool = ThreadPoolExecutor(_WRITE_THREADS, "pgwal-write")
+        self._pool = ThreadPoolExecutor(WRITE_THREADS, "pgwal-write")
         """Its threads are made when they are needed, and end with it."""
 
     def make_root(self) -> None:
@@ -226,16 +221,16 @@ def _sync_files(directories: Iterable[Path]) -> None:
     def work() -> None:
         while True:
             with turn:
-                some = list(islice(paths, _SYNC_FILES))
+                some = list(islice(paths, SYNC_FILES))
             if not some:
                 return
             sync_files(some)
 
-    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
         workers: list[Future[None]] = []
         # Where the system refuses another thread, fewer do, and what was submitted last may be done by any.
         with suppress(RuntimeError):
-            while len(workers) < _SYNC_THREADS:
+            while len(workers) < SYNC_THREADS:
                 workers.append(pool.submit(work))
         work()
         for worker in workers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from pgwal.budget import WRITE_SIZE
 from pgwal.disk.direct_writes import DirectWrites
 
-_BYTES_AT_ONCE = 1 << 20
 _MOST_PIECES = 1024
 """POSIX systems take as many at once."""
 _BLOCK_BYTES = 4096
@@ -25,7 +25,7 @@ def write_pieces(descriptor: int, pieces: Iterable[bytes | memoryview]) -> None:
         if isinstance(piece, bytes):
             waiting.append(piece)
             waiting_bytes += len(piece)
-            if waiting_bytes >= _BYTES_AT_ONCE or len(waiting) == _MOST_PIECES:
+            if waiting_bytes >= WRITE_SIZE or len(waiting) == _MOST_PIECES:
                 offset = _write_together(descriptor, waiting, offset)
                 waiting, waiting_bytes = [], 0
         else:
@@ -48,7 +48,7 @@ def _write_together(descriptor: int, pieces: list[bytes], offset: int) -> int:
 def _write_view(descriptor: int, view: memoryview, offset: int) -> int:
     writes = DirectWrites(descriptor)
     whole_blocks = len(view) // _BLOCK_BYTES * _BLOCK_BYTES
-    if len(view) >= _BYTES_AT_ONCE and offset % _BLOCK_BYTES == 0:
+    if len(view) >= WRITE_SIZE and offset % _BLOCK_BYTES == 0:
         writes.begin()
     _write_all(writes, view[:whole_blocks], offset)
     writes.end()

@@ -13,12 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from pgwal.budget import HELD_SECRET_SEGMENTS, HELD_SECRETS
 from pgwal.encryption.container import ID_BYTES, KEY_BYTES
 from pgwal.errors import RepositoryError
-
-_FEWEST_SEGMENTS = 8
-"""Kept whatever is summarised: those that a receiver compares when it begins."""
-_MOST = 1 << 16
 
 
 class HeldSecrets:
@@ -50,9 +47,9 @@ class HeldSecrets:
         """Forget the secrets of segments that are not needed, except for the last ones."""
         with self._lock, self._alone():
             known = self._all()
-            newest = set(sorted({segment for segment, _ in known.values()})[-_FEWEST_SEGMENTS:])
+            newest = set(sorted({segment for segment, _ in known.values()})[-HELD_SECRET_SEGMENTS:])
             kept = [(object_id, held) for object_id, held in known.items() if held[0] in newest or is_needed(held[0])][
-                -_MOST:
+                -HELD_SECRETS:
             ]
             if len(kept) == len(known):
                 return

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pgwal.budget import ARCHIVE_IDLE_S, ARCHIVE_POLL_S, ARCHIVE_THREADS, ARCHIVED_AHEAD, SEGMENT_IN_MEMORY_BYTES
 from pgwal.engine.archive_wal import ArchiveRoom
 from pgwal.engine.archived_marks import ArchivedMarks, state_of
 from pgwal.engine.left_behind import leave_behind
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from pgwal.repository.compression import Compression
     from pgwal.repository.place import Place
 
-_MOST_AHEAD = 64
-_THREADS = 2
-"""Compressing takes longer than all else, and the others of the machine have processors to use as well."""
-_MOST_PACKED_BYTES = 64 << 20
-"""Larger segments are not held in memory."""
-_POLL_S = 0.002
-_ASKED_S = 10.0
-"""How long nobody may ask for what was archived ahead before that ends."""
 _GO_ON = b"1"
 
 
@@ -128,13 +121,13 @@ def _archive_behind(marks: ArchivedMarks, last: str, room: ArchiveRoom) -> None:
 
     def pack(name: str) -> _Packed:
         found = _found(marks, name)
-        if room.identity.geometry.segment_size > _MOST_PACKED_BYTES:
+        if room.identity.geometry.segment_size > SEGMENT_IN_MEMORY_BYTES:
             return found
         return found._replace(content=room.packed(Path(marks.path_of(name))))
 
-    with ThreadPoolExecutor(_THREADS, "archive-wal") as pool:
+    with ThreadPoolExecutor(ARCHIVE_THREADS, "archive-wal") as pool:
         while following := [name for name in _segments_behind(marks, last) if name[:8] == last[:8]]:
-            with closing(ordered_map(pool, pack, following, ahead=_THREADS)) as packed:
+            with closing(ordered_map(pool, pack, following, ahead=ARCHIVE_THREADS)) as packed:
                 for segment in packed:
                     if not _is_asked_for(marks):
                         return
@@ -148,9 +141,9 @@ def _segments_behind(marks: ArchivedMarks, name: str) -> list[str]:
 
 def _is_asked_for(marks: ArchivedMarks) -> bool:
     """Wait until there are not too many marks, and tell whether that has come in time."""
-    until_s = time.monotonic() + _ASKED_S
-    while len(marks.names()) > _MOST_AHEAD:
+    until_s = time.monotonic() + ARCHIVE_IDLE_S
+    while len(marks.names()) > ARCHIVED_AHEAD:
         if time.monotonic() > until_s:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(ARCHIVE_POLL_S)
     return True

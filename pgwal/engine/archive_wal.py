@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgwal.budget import SEGMENT_IN_MEMORY_BYTES
 from pgwal.engine.fitting_segment import OTHER_HISTORY_HINT, FittingSegment, checked_pieces
 from pgwal.engine.handed_over import HandedOver
 from pgwal.errors import (
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
     from pgwal.repository.compression import Compression
     from pgwal.repository.place import Place
-
-_MOST_BYTES_AT_ONCE = 64 << 20
 
 
 class ArchiveRoom:
@@ -164,7 +163,7 @@ class ArchiveRoom:
 
     def _put(self, path: str, pieces: Iterable[bytes]) -> None:
         # Over a network only what comes in one piece is never put over something else.
-        is_streamed = self._is_near or self.identity.geometry.segment_size > _MOST_BYTES_AT_ONCE
+        is_streamed = self._is_near or self.identity.geometry.segment_size > SEGMENT_IN_MEMORY_BYTES
         self._store.put(path, pieces if is_streamed else b"".join(pieces))
 
     def _require_same(self, segment: FittingSegment) -> None:

@@ -15,14 +15,11 @@ import os
 import time
 from contextlib import suppress
 
+from pgwal.budget import ARCHIVE_POLL_S, MARK_UNSEEN_S, MARK_WAIT_S
+
 MARKS_SUFFIX = "archived.pgwal"
 _STATUS_DIRECTORY = "archive_status"
 _VERSION = "pgwal-archived 1"
-_UNSEEN_S = 60.0
-"""How long a mark counts where it cannot be seen at once that the object is there."""
-_WAIT_S = 60.0
-"""How long to wait for another process to archive what is asked for, before doing it twice."""
-_POLL_S = 0.002
 
 
 def state_of(path: str) -> str:
@@ -55,13 +52,13 @@ class ArchivedMarks:
                 return False
             if stored:
                 return state_of(stored) == stored_state
-            return 0 <= time.time() - float(archived_at) <= _UNSEEN_S
+            return 0 <= time.time() - float(archived_at) <= MARK_UNSEEN_S
         except (OSError, ValueError):
             return False
 
     def will_have(self, name: str) -> bool:
         """As ``has``, after waiting as long as a process archives ahead, which holds the lock of the marks."""
-        until_s = time.monotonic() + _WAIT_S
+        until_s = time.monotonic() + MARK_WAIT_S
         while time.monotonic() < until_s:
             # In this order: it ends behind its last mark.
             is_over = not self._is_locked()
@@ -69,7 +66,7 @@ class ArchivedMarks:
                 return True
             if is_over:
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(ARCHIVE_POLL_S)
         return False
 
     def _is_locked(self) -> bool:

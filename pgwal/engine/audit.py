@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.source import BlockSource, SourceFile
 from pgwal.backup.walk import with_prior_sizes
+from pgwal.budget import AUDIT_MAPS, SUSPECTED_BLOCKS
 from pgwal.control_file import ControlFile
 from pgwal.engine.audit_sample import AuditSample
 from pgwal.engine.backup_request import BackupRequest
@@ -34,11 +35,6 @@ from pgwal.postgres.connection import Connection, connect_sql
 from pgwal.postgres.server import ServerFacts, current_flush_lsn
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
-
-_MOST_SUSPECTS = 1 << 20
-"""As soon as so many blocks have changed meanwhile, they are judged; from then on the block map goes to there."""
-_MOST_MAPS = 5
-"""How often the map is extended for blocks that change each time they are looked at."""
 
 
 @dataclass(slots=True)
@@ -201,14 +197,14 @@ class _Audit:
         with closing(workers.map(look, grouped(self._items()))) as results:
             for _ in results:
                 self._wal.check()
-                if audit.suspect_count > _MOST_SUSPECTS:
+                if audit.suspect_count > SUSPECTED_BLOCKS:
                     audit.settle(self._judge, self._sources[0], self._maps())
         audit.settle(self._judge, self._sources[0], self._maps())
         return audit.tally
 
     def _maps(self) -> Iterator[BlockMap]:
         """Yield what has changed until now, again and again; what is looked at later is planned by the newest one."""
-        for _ in range(_MOST_MAPS):
+        for _ in range(AUDIT_MAPS):
             changes, window = self._wal.changes_until_now()
             self._mapped = _Mapped(changes, window[-1].end)
             yield changes

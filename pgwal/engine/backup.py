@@ -16,6 +16,7 @@ from pgwal.backup.exclusion import TABLESPACE_DIRECTORY
 from pgwal.backup.label import BackupLabel
 from pgwal.backup.manifest import ManifestWriter
 from pgwal.backup.source import BlockSource
+from pgwal.budget import CROWDED_IDS_S
 from pgwal.control_file import ControlFile
 from pgwal.disk.new_file import FILE_MODE, GROUP_FILE_MODE
 from pgwal.engine.backup_report import BackupReport
@@ -66,9 +67,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LABEL_NAME = "backup_label"
-
-_CROWDED_S = 60
-"""So far ahead of the clock may be ids of backups that came one right after the other; others tell of a wrong clock."""
 
 
 def take_backup(request: BackupRequest, on_progress: Callable[[int, int], None] | None = None) -> BackupReport:
@@ -297,7 +295,7 @@ class _Backup:
         started_s = int(self._started_at.timestamp())
         # Several backups may start within a second, and some of them be gone; ids still sort by time.
         times_s = [int(parse_backup_id(name)[0].timestamp()) for name in taken if is_backup_id(name)]
-        started_s = max([started_s, *(time_s + 1 for time_s in times_s if 0 <= time_s - started_s <= _CROWDED_S)])
+        started_s = max([started_s, *(time_s + 1 for time_s in times_s if 0 <= time_s - started_s <= CROWDED_IDS_S)])
         while any(name.startswith(format_backup_id(started_s, kind).partition("_")[0]) for name in taken):
             started_s += 1
         backup_id = format_backup_id(started_s, kind)

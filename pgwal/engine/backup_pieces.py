@@ -11,6 +11,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum
 from pgwal.backup.manifest_reader import ManifestFile
 from pgwal.backup.stored_digest import digest_like
+from pgwal.budget import BACKUP_PIECE_BYTES, BACKUP_PIECE_FILES, PIECE_PACKS, PIECE_READ_PACKS
 from pgwal.checksum import ContentDigest
 from pgwal.engine.fleet import Room, Tell
 from pgwal.engine.problem import Problem, reason
@@ -19,11 +20,6 @@ from pgwal.errors import FormatError, PgwalError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository.backup_data import BackupData
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORY, BACKUP_ENTRY_NAME
-
-_PIECE_BYTES, _PIECE_FILES = 64 << 20, 256
-"""A piece that has so many bytes, or files, gets no more."""
-_PIECE_PACKS, _PIECE_READ_PACKS = 64, 1
-"""Packs of which a look is taken at both ends, or all is read."""
 
 
 class ListedFile(NamedTuple):
@@ -64,7 +60,7 @@ def file_pieces(
     for file in files:
         some.append(file)
         size_bytes += file.size_bytes
-        if size_bytes >= _PIECE_BYTES or len(some) == _PIECE_FILES:
+        if size_bytes >= BACKUP_PIECE_BYTES or len(some) == BACKUP_PIECE_FILES:
             yield FilePiece(backup_id, some, checked_before, opens_files)
             some, size_bytes = [], 0
     if some:
@@ -73,7 +69,7 @@ def file_pieces(
 
 def pack_pieces(backup_id: str, pack_count: int, *, is_read: bool) -> Iterator[PackPiece]:
     """Cut the packs of a backup into pieces of some of them."""
-    step = _PIECE_READ_PACKS if is_read else _PIECE_PACKS
+    step = PIECE_READ_PACKS if is_read else PIECE_PACKS
     for first in range(0, pack_count, step):
         yield PackPiece(backup_id, first, min(first + step, pack_count), is_read)
 

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pgwal.backup.label import BackupLabel
+from pgwal.budget import FIRST_LOOK_S, LONGEST_LOOK_S
 from pgwal.control_file import ControlFile
 from pgwal.engine.receiving import ReceivedWal
 from pgwal.engine.record_chain import read_record, records
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 _LONGEST_BACKUP_END = 128
 """Bytes from the start of the record that ends a backup to its end, page header included, are fewer."""
 
-_FIRST_LOOK_S, _LONGEST_LOOK_S = 5.0, 60.0
-"""When, and how often, it is looked during a backup whether the archive has its start: each look is a request."""
 
 _NOT_PUBLISHED = "the backup is not published, for WAL that it needs is missing"
 _AGAIN_HINT = "Take it again. With a slot, the server keeps WAL until it is received."
@@ -50,8 +49,8 @@ class BackupWal:
         self._start_control = control
         self._is_servers = False
         """Whether the archive has been seen to have the server's checkpoint."""
-        self._look_s = _FIRST_LOOK_S
-        self._looks_at_s = time.monotonic() + _FIRST_LOOK_S
+        self._look_s = FIRST_LOOK_S
+        self._looks_at_s = time.monotonic() + FIRST_LOOK_S
 
     @property
     def _waits_for_partial(self) -> bool:
@@ -104,7 +103,7 @@ class BackupWal:
         state = self._wal.receiver_state()
         if state is not None and state.flushed_lsn >= self._checkpoint_end:
             self._require_servers()
-        self._look_s = min(2 * self._look_s, _LONGEST_LOOK_S)
+        self._look_s = min(2 * self._look_s, LONGEST_LOOK_S)
         self._looks_at_s = time.monotonic() + self._look_s
 
     @property

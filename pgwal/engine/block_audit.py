@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pgwal.backup.source import BlockSource, WantedContent
+from pgwal.budget import SMALL_FILE_BYTES
 from pgwal.engine.audit_sample import AuditSample, unchanged_block_count
 from pgwal.engine.copied_file import Item, PlannedFile
 from pgwal.engine.missed_blocks import Judge, MissedBlock, Suspects
@@ -24,9 +25,6 @@ from pgwal.summary.block_map import BlockMap
 from pgwal.wal.page_magic import wal_format_of_major
 
 logger = logging.getLogger(__name__)
-
-_SMALL_BYTES = 1 << 17
-"""Of files of which no more is wanted, several are read at once."""
 
 
 @dataclass(slots=True)
@@ -78,7 +76,7 @@ class BlockAudit:
                 self.tally.unchanged_block_count += unchanged_block_count(planned)
             size_bytes = len(block_numbers) * BLOCK_SIZE
             wanted = WantedContent(path, size_bytes, block_numbers)
-            if size_bytes > _SMALL_BYTES:
+            if size_bytes > SMALL_FILE_BYTES:
                 self._examine(wanted, source.read_blocks(path, block_numbers), mapped_until, take)
             elif size_bytes:
                 small.append(wanted)

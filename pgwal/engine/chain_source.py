@@ -21,6 +21,7 @@ from pgwal.backup.file_table import FileTable, StoredFile
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader, incremental_name
 from pgwal.backup.reconstruct import Run, StoredWhole
 from pgwal.backup.stored_digest import digest_like
+from pgwal.budget import READ_BYTES
 from pgwal.checksum import content_digest
 from pgwal.errors import (
     ChainError,
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 ANOTHER_BACKUP = "Restore another backup."
 
 _WARNINGS_PER_FILE = 5
-_READ_SIZE = 1 << 20
 
 
 @contextmanager
@@ -212,7 +212,7 @@ class OlderPages:
         source = self._sources[piece.source]
         if piece.source not in self._as_stored:
             # Rare, so that it may cost a buffer; the thread's own holds what is being looked at.
-            if not source.is_as_stored(memoryview(bytearray(_READ_SIZE))):
+            if not source.is_as_stored(memoryview(bytearray(READ_BYTES))):
                 error = damaged(
                     source.data, source.path, f"the page of block {block_number} is not what its checksum says"
                 )

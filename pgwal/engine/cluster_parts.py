@@ -18,6 +18,7 @@ from pgwal.backup.exclusion import TABLESPACE_DIRECTORY, tablespace_oid, tablesp
 from pgwal.backup.missing_files import MissingFiles
 from pgwal.backup.source import BlockSource
 from pgwal.backup.stored_path import decode_path, encode_path
+from pgwal.budget import PARTS_ATTEMPTS, PARTS_PAUSE_S
 from pgwal.errors import ConnectionFailed, DataAbsent, ServerError
 from pgwal.postgres.server import read_databases, read_tablespace_locations, read_tablespace_oids
 from pgwal.relation import DEFAULT_TABLESPACE_OID, parse_database_directory
@@ -29,9 +30,6 @@ _Found = TypeVar("_Found", bool, set[int], set[tuple[int, int]])
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 30
-_PAUSE_S = 0.1
-"""The server removes directories before it commits that they are dropped, and makes them before it shows them."""
 _NAMED_FILES = 3
 
 
@@ -61,9 +59,9 @@ def read_cluster_parts(
     backup's start may be all that tells of it.
     """
     absent: set[int] = set()
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(PARTS_ATTEMPTS):
         if attempt:
-            time.sleep(_PAUSE_S)
+            time.sleep(PARTS_PAUSE_S)
         # Databases first: they may lie in tablespaces that are newer than a list of those.
         databases = read_databases(connection)
         there, closed = _tablespaces_there(source, major)
@@ -82,7 +80,7 @@ def read_cluster_parts(
             )
         except ServerError as error:
             # One has been dropped since, unless it is so every time.
-            if isinstance(error, ConnectionFailed) or attempt == _ATTEMPTS - 1:
+            if isinstance(error, ConnectionFailed) or attempt == PARTS_ATTEMPTS - 1:
                 raise
     raise _tablespace_absent(connection, absent, major)
 
@@ -143,10 +141,10 @@ def require_none_missing(missing: MissingFiles) -> None:
 def _once_none(look: Callable[[], _Found]) -> _Found:
     """Look again for a while, until nothing is found, and return what is found last."""
     found = look()
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(PARTS_ATTEMPTS - 1):
         if not found:
             break
-        time.sleep(_PAUSE_S)
+        time.sleep(PARTS_PAUSE_S)
         found = look()
     return found
 

@@ -13,6 +13,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
 from pgwal.backup.manifest_reader import system_identifier_of_head
+from pgwal.budget import HEAD_BYTES
 from pgwal.disk.directory_lock import DirectoryLock
 from pgwal.disk.new_file import GrowingFile
 from pgwal.engine.rebuild import Rebuild
@@ -27,8 +28,6 @@ from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.sealing import require_identity
 from pgwal.repository.store import ByteRange
-
-_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def _require_own_manifests(repository: Repository, chain: Iterable[BackupEntry])
     for entry in chain:
         name = f"{BACKUP_DIRECTORY}/{entry.backup_id}/{BACKUP_DATA_DIRECTORY}/{MANIFEST_NAME}"
         try:
-            (head,) = repository.store.get_ranges(name, [ByteRange(0, _HEAD_BYTES)])
+            (head,) = repository.store.get_ranges(name, [ByteRange(0, HEAD_BYTES)])
         except ObjectNotFound:
             continue
         identifier = system_identifier_of_head(head)

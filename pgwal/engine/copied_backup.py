@@ -20,6 +20,7 @@ from pgwal.backup.manifest import MANIFEST_NAME
 from pgwal.backup.manifest_reader import ManifestReader
 from pgwal.backup.pack_table import Pack, PackedContents
 from pgwal.backup.stored_digest import digest_like
+from pgwal.budget import COPIED_PART_BYTES, COPIED_PART_FILES
 from pgwal.engine.chain_source import damaged, of_chain, wrong_size
 from pgwal.engine.copied_packs import PackCopier
 from pgwal.engine.fleet import Fleet, crew
@@ -30,9 +31,6 @@ from pgwal.repository.backup_data import BackupDataWriter, chunks_of
 from pgwal.repository.repository import Repository
 from pgwal.repository.sealing import format_for_new_files
 from pgwal.repository.storage_format import FileFormat
-
-PART_BYTES, PART_FILES = 1 << 30, 50_000
-"""A part that has so many bytes, or files, gets no more: so much is copied again at most."""
 
 
 @dataclass(slots=True)
@@ -293,7 +291,7 @@ def _part(file: BackupFile | None, others: Iterator[BackupFile]) -> Iterator[Bac
     while file is not None:
         yield file
         size_bytes, count = size_bytes + file.stored_size_bytes, count + 1
-        file = next(others, None) if size_bytes < PART_BYTES and count < PART_FILES else None
+        file = next(others, None) if size_bytes < COPIED_PART_BYTES and count < COPIED_PART_FILES else None
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -11,12 +11,10 @@ from pgwal.backup.incremental_file import IncrementalHeader, incremental_file_si
 from pgwal.backup.manifest import FileChecksum
 from pgwal.backup.plan import ChangedBlocks, IncrementalFile, WholeFile, plan_file
 from pgwal.backup.source import SourceFile, WantedContent
+from pgwal.budget import GROUP_BYTES, GROUP_FILES
 from pgwal.checksum import content_digest
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.written_file import WrittenFile
-
-_GROUP_BYTES = 1 << 20
-_GROUP_FILES = 32
 
 
 class Item(NamedTuple):
@@ -33,7 +31,7 @@ def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
     for item in items:
         group.append(item)
         size_bytes += item.file.size_bytes
-        if size_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES:
+        if size_bytes >= GROUP_BYTES or len(group) == GROUP_FILES:
             yield group
             group, size_bytes = [], 0
     if group:

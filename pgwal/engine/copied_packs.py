@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from pgwal.backup.pack_table import Frame, Pack
+from pgwal.budget import COPIED_PACK_READ_BYTES
 from pgwal.engine.fleet import Crew, Room, Tell
 from pgwal.errors import ChecksumMismatch, FormatError, ObjectExists, ObjectNotFound
 from pgwal.repository.frame_codec import FrameDecoder
@@ -22,9 +23,6 @@ from pgwal.repository.pack_pool import pack_object, table_object
 from pgwal.repository.place import address_of
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import ByteRange, ObjectStore
-
-_READ_BYTES = 4 << 20
-"""What one request asks for, unless a frame ends behind it."""
 
 
 class PackCopier:
@@ -179,17 +177,17 @@ def _windows(pack: Pack) -> Iterator[_Window]:
     start, frames = 0, list[tuple[int, Frame]]()
     for number, frame in enumerate(pack):
         # Between frames, and behind them, there may be some that nobody needs.
-        while frame.offset - start >= _READ_BYTES:
-            yield _Window(start, start + _READ_BYTES, frames)
-            start, frames = start + _READ_BYTES, []
+        while frame.offset - start >= COPIED_PACK_READ_BYTES:
+            yield _Window(start, start + COPIED_PACK_READ_BYTES, frames)
+            start, frames = start + COPIED_PACK_READ_BYTES, []
         frames.append((number, frame))
         end = frame.offset + frame.stored_size_bytes
-        if end - start >= _READ_BYTES:
+        if end - start >= COPIED_PACK_READ_BYTES:
             yield _Window(start, end, frames)
             start, frames = end, []
-    while pack.size_bytes - start > 2 * _READ_BYTES:
-        yield _Window(start, start + _READ_BYTES, frames)
-        start, frames = start + _READ_BYTES, []
+    while pack.size_bytes - start > 2 * COPIED_PACK_READ_BYTES:
+        yield _Window(start, start + COPIED_PACK_READ_BYTES, frames)
+        start, frames = start + COPIED_PACK_READ_BYTES, []
     if start < pack.size_bytes:
         yield _Window(start, pack.size_bytes, frames)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
+from pgwal.budget import READ_BYTES
 from pgwal.engine.fleet import Room, Tell
 from pgwal.engine.proven_wal import SegmentContent, WalProof, naming_damage
 from pgwal.engine.same_history import SameHistory
@@ -23,8 +24,6 @@ from pgwal.repository.store import SealingStore, as_sealing
 from pgwal.repository.wal_compressor import compressed_pieces
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.repository.wal_file_name import split_segment_name
-
-_READ_BYTES = 1 << 20
 
 
 class SegmentRun(NamedTuple):
@@ -130,7 +129,7 @@ class _SegmentCopier:
         ):
             if self._run.opens:
                 self._proof.begin(segment.segment_no)
-            while piece := file.read(_READ_BYTES):
+            while piece := file.read(READ_BYTES):
                 self._tell(len(piece))
                 if self._run.opens:
                     for data in content.inflated(piece):

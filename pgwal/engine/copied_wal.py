@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from functools import cached_property
 from typing import NamedTuple
 
+from pgwal.budget import PART_BYTES, SEGMENTS_IN_A_RUN
 from pgwal.engine.copied_segments import SegmentRun, copy_run
 from pgwal.engine.fleet import Crew, Room, Tell
 from pgwal.errors import FormatError, ObjectExists, ObjectNotFound, ObjectRetained
@@ -18,7 +19,6 @@ from pgwal.repository.compression import Compression
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.place import address_of
 from pgwal.repository.repository import Repository
-from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import SealingStore, as_sealing, objects_in
 from pgwal.repository.wal_compressor import compressed_pieces
 from pgwal.repository.wal_directory import WalSegmentFile
@@ -26,10 +26,6 @@ from pgwal.repository.wal_file_name import partial_end, partial_name, split_segm
 from pgwal.segment import is_segment_name
 from pgwal.summary.codec import MAX_READ_SUMMARY_BYTES, decode_summary, summary_file_name
 from pgwal.timeline import history_file_name
-
-_RUN = 16
-"""Segments that are copied one after the other by one thread; the one before them is read, too."""
-_READ_BYTES = 1 << 20
 
 Needs = Callable[[LsnRange], bool]
 
@@ -137,7 +133,7 @@ class WalCopier:
         """Yield consecutive segments together, as many as one worker is to copy."""
         to, run = address_of(self._target.place), list[WalSegmentFile]()
         for segment in (*segments, None):
-            if run and (segment is None or len(run) == _RUN or not _follows(run[-1], segment)):
+            if run and (segment is None or len(run) == SEGMENTS_IN_A_RUN or not _follows(run[-1], segment)):
                 timeline_id, first, last = run[0].timeline_id, run[0].segment_no, run[-1].segment_no
                 there = [number for number in range(first - 1, last + 2) if (timeline_id, number) in self._there]
                 left_at = sorted(self._left_at.get(timeline_id, ()))

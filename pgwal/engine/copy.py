@@ -18,6 +18,7 @@ from pgwal.backup.page_check import PageCheck, pages
 from pgwal.backup.plan import WholeFile, WholeReason
 from pgwal.backup.source import BlockSource, SourceDirectory, SourceFile, Unread, read_wanted
 from pgwal.backup.walk import with_prior_sizes
+from pgwal.budget import COPY_ATTEMPTS, COPY_REREADS, REPLACED_ATTEMPTS, REREAD_PAUSE_S, SMALL_FILE_BYTES
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.disk.new_file import FILE_MODE
 from pgwal.engine.audit_sample import AuditSample
@@ -34,13 +35,6 @@ from pgwal.summary.block_map import BlockMap
 logger = logging.getLogger(__name__)
 
 _CONFIGURATION_NAMES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
-_SMALL_BYTES = 1 << 17
-"""Of files of which no more is wanted, a group is read at once, and then written at once."""
-_COPY_ATTEMPTS = 3
-_READ_ATTEMPTS = 5
-"""How often a large file is read that is replaced while it is."""
-_REREADS = 3
-_REREAD_PAUSE_S = 0.02
 _WARNINGS_PER_FILE = 5
 
 
@@ -195,8 +189,10 @@ class Copy:
         if self._audit is not None:
             audit, start_lsn = self._audit
             audit.look(source, list(zip(items, planned, strict=True)), start_lsn, self._pace.take)
-        small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= _SMALL_BYTES]))
-        return [next(small) if file.wanted_bytes <= _SMALL_BYTES else self._copy_file(source, file) for file in planned]
+        small = iter(self._copy_small(source, [file for file in planned if file.wanted_bytes <= SMALL_FILE_BYTES]))
+        return [
+            next(small) if file.wanted_bytes <= SMALL_FILE_BYTES else self._copy_file(source, file) for file in planned
+        ]
 
     def _copy_small(self, source: BlockSource, planned: Sequence[PlannedFile]) -> list[CopiedFile | GoneFile]:
         """Copy files of which little is wanted, with one call to read and one to write them."""
@@ -257,7 +253,7 @@ class Copy:
             copied = self._written(planned, chunks, check)
             if check is None or not check.bad_blocks:
                 return copied
-            bad_blocks, was_misread = _read_again(check, path, source, is_last=attempt == _COPY_ATTEMPTS)
+            bad_blocks, was_misread = _read_again(check, path, source, is_last=attempt == COPY_ATTEMPTS)
             if not was_misread:
                 _warn_of_bad_pages(path, bad_blocks)
                 return copied._replace(bad_page_count=len(bad_blocks))
@@ -276,7 +272,7 @@ class Copy:
             try:
                 return self._written(planned, chunks, None)
             except FileReplaced:
-                if attempt == _READ_ATTEMPTS:
+                if attempt == REPLACED_ATTEMPTS:
                     raise
             self.data.remove(planned.stored_path)
             attempt += 1
@@ -313,9 +309,9 @@ def _read_again(check: PageCheck, path: str, source: BlockSource, *, is_last: bo
     not changed has been misread; with ``is_last`` it counts as bad.
     """
     suspected, misread = check.bad_blocks, False
-    for attempt in range(_REREADS):
+    for attempt in range(COPY_REREADS):
         if attempt:
-            time.sleep(_REREAD_PAUSE_S)
+            time.sleep(REREAD_PAUSE_S)
         chunks = source.read_blocks(path, array("I", suspected))
         if chunks is None:
             return [], False

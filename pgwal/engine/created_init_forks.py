@@ -9,13 +9,11 @@ another tablespace.
 
 from __future__ import annotations
 
+from pgwal.budget import NOTED_RELATIONS
 from pgwal.relation import Fork, RelFileLocator, parse_relation_path
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.rmgr import shortenings
-
-# Behind so many no more are collected: of those the server says that the file exists, and its second start removes it.
-_MOST_RELATIONS = 500_000
 
 _ALL_RELATIONS = 0
 
@@ -42,7 +40,7 @@ class CreatedInitForks:
         """Take the next record; raises FormatError for one that is broken or unknown."""
         for shortening in shortenings(wal_format, lsn, rmid, info, main_data):
             locator = RelFileLocator(shortening.spc_oid, shortening.db_oid, shortening.rel_number)
-            if max(len(self._unlogged), len(self._others)) >= _MOST_RELATIONS:
+            if max(len(self._unlogged), len(self._others)) >= NOTED_RELATIONS:
                 return
             if rmid != layout.RM_SMGR or shortening.fork != Fork.INIT:
                 self._others.add(locator)

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack
 
+from pgwal.budget import BACKUP_STATUS_INTERVAL_S, DELIVERED_LOOK_S
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.lsn import Lsn
 from pgwal.repository.delivery import Delivery
@@ -16,9 +17,6 @@ from pgwal.repository.wal_compressor import SegmentCompressor
 logger = logging.getLogger(__name__)
 
 _BEHIND_ALL_TIMELINES = 1 << 32
-_LOOK_S = 0.05
-_FOR_BACKUP_INTERVAL_S = 0.5
-"""A backup's own receiver lives no longer than the backup, which waits for the open segment."""
 
 
 def deliver(repository: Repository, options: StreamOptions, held: ExitStack) -> tuple[Repository, Delivery]:
@@ -40,7 +38,7 @@ def deliver(repository: Repository, options: StreamOptions, held: ExitStack) -> 
         place,
         repository.geometry,
         options.compression,
-        partial_interval_s=_FOR_BACKUP_INTERVAL_S if options.for_backup else spool.partial_interval_s,
+        partial_interval_s=BACKUP_STATUS_INTERVAL_S if options.for_backup else spool.partial_interval_s,
         most_bytes=spool.most_bytes,
         is_awaited=repository.backup_is_running,
     )
@@ -71,5 +69,5 @@ def deliver_left(place: Place, options: StreamOptions) -> None:
             delivery.has_room()
             if delivery.trouble is not None:
                 raise delivery.trouble
-            time.sleep(_LOOK_S)
+            time.sleep(DELIVERED_LOOK_S)
     logger.warning("the server cannot be reached; the WAL that was left in the spool has been stored")

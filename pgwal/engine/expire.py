@@ -15,6 +15,7 @@ from pgwal.backup.chain import resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.pack_use import WornPack
 from pgwal.backup.retention_rules import RetentionRules
+from pgwal.budget import MAX_REWRITTEN_BYTES
 from pgwal.engine.expire_plan import ExpirePlanner, ExpireReport
 from pgwal.engine.merge import merge_chain
 from pgwal.errors import ObjectRetained, RepositoryLocked
@@ -26,9 +27,6 @@ from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_REWRITE = 1 << 30
-"""So many bytes are stored anew at most in a run."""
-
 
 @dataclass(frozen=True, slots=True)
 class ExpireRequest:
@@ -39,7 +37,7 @@ class ExpireRequest:
     dry_run: bool = False
     merge: bool = False
     """Whether backups that are kept are merged into full ones, so that what they build on can go."""
-    max_rewrite_bytes: int = DEFAULT_MAX_REWRITE
+    max_rewrite_bytes: int = MAX_REWRITTEN_BYTES
     """How much is stored anew at most of packs of which little is needed, so that these can go: see ``pack_use``."""
 
 

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from pgwal.budget import PIECES_BEHIND_BORDER
 from pgwal.errors import FormatError, HistoryMismatch, ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
@@ -154,7 +155,7 @@ class FittingSegment:
         border = self._geometry.segment_start(first_no + 1)
         scanner = WalScanner(self._geometry.segment_size, border - self._geometry.segment_size, derive_map_blocks=False)
         with suppress(FormatError, ObjectNotFound):
-            for piece in (*before, *islice(behind, _PIECES_BEHIND)):
+            for piece in (*before, *islice(behind, PIECES_BEHIND_BORDER)):
                 scanner.feed(piece)
                 while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):
                     pass
@@ -174,7 +175,3 @@ class FittingSegment:
             lsn=lsn,
             hint=OTHER_HISTORY_HINT,
         )
-
-
-_PIECES_BEHIND = 4
-"""Of the segment behind a border: a record that goes on there mostly ends soon."""

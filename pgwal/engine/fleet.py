@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
 from pgwal import __version__
+from pgwal.budget import OPEN_REPOSITORIES, PIECES_FOR_EACH_WORKER
 from pgwal.engine.ordered_map import ordered_map
 from pgwal.errors import PgwalError, WorkerMismatch
 from pgwal.repository.backup_data import BackupData
@@ -26,11 +27,6 @@ from pgwal.repository.repository import Repository
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
-
-_AHEAD = 4
-"""So many pieces for each worker are under way, or done and waiting for an earlier one."""
-_MOST_RUNS = 2
-"""So many repositories a worker keeps open: it may serve some commands at once."""
 
 
 class Versions(NamedTuple):
@@ -116,7 +112,7 @@ class Crew:
 
         Raises what the work raises, when its turn has come; PgwalError for what ends the workers themselves.
         """
-        workers, ahead = self._workers.executor, self._workers.worker_count * _AHEAD
+        workers, ahead = self._workers.executor, self._workers.worker_count * PIECES_FOR_EACH_WORKER
         if self._run is None:
             yield from ordered_map(workers, partial(work, self.room, self._tell), pieces, ahead=ahead)
             return
@@ -180,7 +176,7 @@ def _do(order: _Order, work: Work[_Piece, _Result], piece: _Piece) -> tuple[_Res
     return result, sum(sizes)
 
 
-@lru_cache(_MOST_RUNS)
+@lru_cache(OPEN_REPOSITORIES)
 def _room(run: str, address: str) -> Room:  # noqa: ARG001
     """Open the repository once for each run: the next one may find it changed."""
     return Room(Repository.open(address))

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, cast
 import lz4.frame
 import zstandard
 
+from pgwal.budget import INFLATED_READ_BYTES, READ_BYTES
 from pgwal.engine.handed_over import HandedOver
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError
 from pgwal.repository.address import place_at
@@ -47,9 +48,6 @@ _DECODERS: tuple[tuple[bytes, Callable[[], _Decoder]], ...] = (
     (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor()),
 )
 _ERRORS = (OSError, RuntimeError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-_READ_BYTES = 1 << 20
-_STEP_BYTES = 4096
-"""Little at a time: of some bytes may become a thousand times as many, or more."""
 
 
 class ForeignFile(NamedTuple):
@@ -68,7 +66,7 @@ class ForeignFile(NamedTuple):
         """Return what is in it, decompressed; raises PgwalError where it is damaged, or has more than that."""
         if "://" in self.archive:
             with closing(open_object(_store(self.archive), self.path, is_read_whole=True)) as stored:
-                return self._decompressed(iter(lambda: stored.read(_READ_BYTES), b""), most_bytes)
+                return self._decompressed(iter(lambda: stored.read(READ_BYTES), b""), most_bytes)
         with HandedOver(Path(self.archive, self.path)) as file:
             content = self._decompressed(file.pieces(), most_bytes)
             file.require_unchanged()
@@ -105,10 +103,10 @@ def _all(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def _decompressed(decoder: _Decoder, data: bytes, path: str) -> Iterator[bytes]:
     try:
-        for at in range(0, len(data), _STEP_BYTES):
+        for at in range(0, len(data), INFLATED_READ_BYTES):
             if decoder.eof:
                 raise FormatError("bytes follow the end of what is compressed")
-            yield decoder.decompress(data[at : at + _STEP_BYTES])
+            yield decoder.decompress(data[at : at + INFLATED_READ_BYTES])
     except _ERRORS as error:
         raise FormatError(f"{path.rpartition('/')[2]} cannot be decompressed: {error}") from error
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pgwal.budget import READ_BYTES
 from pgwal.errors import ObjectNotFound, PgwalError
 
-_PIECE_BYTES = 1 << 20
 _MOST_BYTES = 1 << 20
 """More than a history file, or one that tells of a backup, has."""
 
@@ -67,7 +67,7 @@ class HandedOver:
         offset = 0
         while offset < self.size_bytes:
             try:
-                piece = os.pread(self._descriptor, min(_PIECE_BYTES, self.size_bytes - offset), offset)
+                piece = os.pread(self._descriptor, min(READ_BYTES, self.size_bytes - offset), offset)
             except OSError as error:
                 raise self._failed(error) from error
             if not piece:

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgwal.budget import SEGMENTS_IN_A_RUN
 from pgwal.engine.archive_wal import ArchiveRoom
 from pgwal.engine.fleet import Fleet, crew
 from pgwal.engine.foreign_archive import ForeignFile, foreign_files
@@ -24,8 +25,6 @@ from pgwal.repository.repository import Repository
 from pgwal.segment import is_history_name
 
 _MOST_SMALL_BYTES = 1 << 20
-_RUN = 16
-"""Segments that one worker takes, one after the other; it reads the one before them, too."""
 
 
 @dataclass(slots=True)
@@ -96,7 +95,7 @@ class _Import:
 
     def _take_segments(self, place: Place, fleet: Fleet | None) -> None:
         # By one thread all in one go: it knows what is before each.
-        most = None if fleet is None else _RUN
+        most = None if fleet is None else SEGMENTS_IN_A_RUN
         runs = cut_into_runs(
             self._by_segment(), self._geometry, most, self._room.archive, self._compression, dry_run=self._dry_run
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from pgwal.budget import READ_BYTES
 from pgwal.engine.archive_wal import ArchiveRoom
 from pgwal.engine.fitting_segment import checked_pieces
 from pgwal.engine.fleet import Room, Tell
@@ -19,8 +20,6 @@ from pgwal.repository.compression import Compression
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.segment import WalGeometry
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
-
-_PIECE_BYTES = 1 << 20
 
 
 class Outcome(StrEnum):
@@ -237,4 +236,4 @@ class _RunImport:
 
 
 def _pieces(content: bytes) -> Iterable[bytes]:
-    return (content[at : at + _PIECE_BYTES] for at in range(0, len(content), _PIECE_BYTES))
+    return (content[at : at + READ_BYTES] for at in range(0, len(content), READ_BYTES))

@@ -20,6 +20,7 @@ from pgwal.backup.pack_table import FRAME_SIZE, Extent
 from pgwal.backup.patched_checksum import PatchedChecksum
 from pgwal.backup.reconstruct import Run, reconstruct_file
 from pgwal.backup.stored_digest import NO_DIGEST, PATCHED_ALGORITHM, StoredDigest, digest_like
+from pgwal.budget import DENSE_FACTOR, FRAME_PIECES
 from pgwal.checksum import ContentDigest
 from pgwal.engine.chain_pieces import grouped_pieces, read_pieces
 from pgwal.engine.chain_source import ChainSource, OlderPages, OpenFiles, damaged, of_chain, open_sources, wrong_size
@@ -29,11 +30,6 @@ from pgwal.repository.backup_data import BackupData, BackupDataWriter, chunks_of
 from pgwal.repository.written_file import WrittenFile
 
 _Group = tuple[int, list[Run]]
-
-_DENSE = 4
-"""Where frames with changed blocks are larger than these by more, to read and store them anew costs too much."""
-_MOST_PIECES = 24
-"""Of a frame's size, that lie in different places: more would make entries long, and restores slow."""
 
 
 class MergedFile(NamedTuple):
@@ -184,7 +180,7 @@ class FileMerger:
         for _, length, number, offset in group[1]:
             source = None if number is None else change.sources[number]
             extents = None if source is None else self._target.carry(source.data, source.path, offset, length)
-            if extents is None or len(found) + len(extents) > _MOST_PIECES:
+            if extents is None or len(found) + len(extents) > FRAME_PIECES:
                 return None
             found += extents
         return found
@@ -222,7 +218,7 @@ class _Change:
         """Tell whether the frames in which something changed hold little else."""
         pieces = [piece for group in self.groups if self.is_changed(group) for piece in group[1]]
         changed = sum(piece.length for piece in pieces if piece.source != len(self.sources) - 1)
-        return sum(piece.length for piece in pieces) <= _DENSE * changed
+        return sum(piece.length for piece in pieces) <= DENSE_FACTOR * changed
 
     def is_small(self) -> bool:
         """Tell whether less than half as much is read and written of what changed as would be of all."""

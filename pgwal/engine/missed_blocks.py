@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pgwal.backup.page_check import pages
 from pgwal.backup.source import BlockSource
+from pgwal.budget import AUDIT_REREADS, REREAD_PAUSE_S
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import NEVER_TORN, find_bad_pages, page_lsn
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 MOST_NAMED = 100
 """So many missed blocks are named, with their records; what has lost more has lost all trust."""
 
-_REREADS = 4
-_REREAD_PAUSE_S = 0.02
 _PAGES_BACK = (1, 2, 16, 256, 1024)
 """How far before a record's end its start is looked for: 8 MiB are more than a record with 33 blocks has."""
 
@@ -218,9 +217,9 @@ class Judge:
         first_block = suspects.relation_file.first_block
         found: dict[int, tuple[Lsn, bool]] = {}
         wanted = suspects.block_numbers
-        for attempt in range(_REREADS):
+        for attempt in range(AUDIT_REREADS):
             if attempt:
-                time.sleep(_REREAD_PAUSE_S)
+                time.sleep(REREAD_PAUSE_S)
             chunks = source.read_blocks(suspects.path, wanted)
             if chunks is None:
                 return {}

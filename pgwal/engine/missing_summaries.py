@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
+from pgwal.budget import SUMMARY_PIECE_BYTES
 from pgwal.engine.fleet import Crew, Fleet, Room, Tell, crew
 from pgwal.engine.read_ahead import read_ahead
 from pgwal.engine.recorded import WrittenSummary
@@ -24,9 +25,6 @@ from pgwal.summary.codec import summary_file_name
 from pgwal.summary.coverage import holes
 from pgwal.summary.summarizer import Summarizer, Summary
 from pgwal.wal.page_magic import WalFormat, wal_format_of_major
-
-_PIECE_BYTES = 256 << 20
-"""Much beside what is read twice: a segment before PostgreSQL 17, up to a checkpoint's WAL from then on."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -126,7 +124,7 @@ def _pieces(
 
 
 def _cut(part: LsnRange, geometry: WalGeometry) -> Iterator[LsnRange]:
-    step = max(geometry.segment_size, _PIECE_BYTES // geometry.segment_size * geometry.segment_size)
+    step = max(geometry.segment_size, SUMMARY_PIECE_BYTES // geometry.segment_size * geometry.segment_size)
     start = part.start
     while start < part.end:
         end = min(Lsn((start // step + 1) * step), part.end)

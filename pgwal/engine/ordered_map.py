@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, wait
 from typing import TypeVar
 
+from pgwal.budget import FUTURE_LOOK_S
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-_TICK_S = 0.5
 
 
 def ordered_map(
@@ -40,5 +40,5 @@ def _result(future: Future[_Result]) -> _Result:
     It waits in short pieces: a signal that comes just before a wait is handled after it, and that may be never.
     """
     while not future.done():
-        wait((future,), _TICK_S)
+        wait((future,), FUTURE_LOOK_S)
     return future.result()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pgwal.budget import SILENCE_S
 from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch
 from pgwal.engine.start_point import NEW_HISTORY_HINT, StreamStart, segment_before
 from pgwal.errors import FormatError, HistoryMismatch, ServerError, WalRemoved
@@ -28,7 +29,6 @@ from pgwal.wal.scan import NEED_DATA, SPECIAL, WalScanner
 
 logger = logging.getLogger(__name__)
 
-_SILENCE_S = 60.0
 _TIMED = {
     *((layout.RM_XACT, operation) for operation in layout.XACT_ENDS),
     (layout.RM_XLOG, layout.XLOG_CHECKPOINT_SHUTDOWN),
@@ -148,7 +148,7 @@ def _difference_from(
     try:
         ended = sender.start_replication(None, start.lsn, start.timeline_id)
         while ended is None and session.received_lsn < stop:
-            message = sender.receive(_SILENCE_S)
+            message = sender.receive(SILENCE_S)
             if message is None or isinstance(message, EndOfTimeline):
                 return stop if isinstance(message, EndOfTimeline) else session.received_lsn
             event = session.receive(message, time.monotonic())

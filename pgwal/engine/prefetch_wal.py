@@ -23,23 +23,21 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
+from pgwal.budget import (
+    PREFETCH_IDLE_S,
+    PREFETCH_POLL_S,
+    PREFETCH_REMOTE_RETRY_S,
+    PREFETCH_SPARE_FACTOR,
+    PREFETCHED_AT_FIRST,
+    PREFETCHED_AT_ONCE,
+    PREFETCHED_BYTES,
+)
 from pgwal.engine.left_behind import leave_behind
 from pgwal.segment import WalGeometry, is_segment_name
 
 SPOOL_SUFFIX = ".pgwal"
 _DESTINATION_NAME = "RECOVERYXLOG"
 _ASKED = "asked"
-
-_AHEAD_BYTES = 64 << 20
-_SPARE_FACTOR = 4
-"""Nothing is fetched ahead unless so many times the room that it takes is free: the server comes first."""
-_IDLE_S = 10.0
-_POLL_S = 0.01
-
-_REMOTE_AT_A_TIME, _REMOTE_DEPTH = 4, 2
-"""Segments that are fetched at the same time over a network, and how many at first."""
-_REMOTE_RETRY_S = 1.0
-"""When a segment that was not there is looked for again over a network: each look is a request."""
 
 
 class WholeSegments(Protocol):
@@ -88,7 +86,7 @@ class Spool:
             def fill() -> None:
                 try:
                     wal = open_wal()
-                    if wal.geometry.segment_size <= _AHEAD_BYTES:
+                    if wal.geometry.segment_size <= PREFETCHED_BYTES:
                         _Prefetching(self, name, wal, signs, is_remote=is_remote).run()
                 finally:
                     self.remove()
@@ -151,13 +149,13 @@ class _Prefetching:
         self._spool = spool
         self._wal = wal
         self._geometry = geometry = wal.geometry
-        self._max_depth = _AHEAD_BYTES // geometry.segment_size
-        self._most_at_a_time = _REMOTE_AT_A_TIME if is_remote else 1
-        self._retry_s = _REMOTE_RETRY_S if is_remote else 0.0
-        self._missed_at_s = -_REMOTE_RETRY_S
+        self._max_depth = PREFETCHED_BYTES // geometry.segment_size
+        self._most_at_a_time = PREFETCHED_AT_ONCE if is_remote else 1
+        self._retry_s = PREFETCH_REMOTE_RETRY_S if is_remote else 0.0
+        self._missed_at_s = -PREFETCH_REMOTE_RETRY_S
         # More with each one that is taken: a server that replays slowly, or waits, needs no more.  What comes over a
         # network may take longer than to replay what is there.
-        self._depth = min(_REMOTE_DEPTH if is_remote else 1, self._max_depth)
+        self._depth = min(PREFETCHED_AT_FIRST if is_remote else 1, self._max_depth)
         self._timeline_id, self._asked_no = geometry.parse_file_name(name)
         self._next_no = self._asked_no + 1
         self._signs = signs
@@ -166,7 +164,7 @@ class _Prefetching:
         self._spool.clear()
         seen: list[str] = []
         last_change_s = time.monotonic()
-        while time.monotonic() - last_change_s < _IDLE_S and all(sign.exists() for sign in self._signs):
+        while time.monotonic() - last_change_s < PREFETCH_IDLE_S and all(sign.exists() for sign in self._signs):
             self._follow_what_is_asked()
             waiting = self._spool.segments()
             if waiting != seen:
@@ -180,7 +178,7 @@ class _Prefetching:
                     continue
                 if not waiting:
                     return
-            time.sleep(_POLL_S)
+            time.sleep(PREFETCH_POLL_S)
 
     def _follow_what_is_asked(self) -> None:
         """Go on behind a segment that the server asked for before it was there, or on another timeline."""
@@ -192,7 +190,7 @@ class _Prefetching:
         is_close = timeline_id == self._timeline_id and self._asked_no < asked_no <= self._next_no + self._depth
         self._timeline_id, self._asked_no = timeline_id, asked_no
         if not is_close:
-            self._missed_at_s = -_REMOTE_RETRY_S
+            self._missed_at_s = -PREFETCH_REMOTE_RETRY_S
         self._next_no = max(self._next_no, asked_no + 1) if is_close else asked_no + 1
         for waiting in self._spool.segments():
             if not is_close or waiting <= name:
@@ -200,7 +198,7 @@ class _Prefetching:
 
     def _has_room(self) -> bool:
         status = os.statvfs(self._spool.path)
-        return status.f_bavail * status.f_frsize >= _SPARE_FACTOR * self._depth * self._geometry.segment_size
+        return status.f_bavail * status.f_frsize >= PREFETCH_SPARE_FACTOR * self._depth * self._geometry.segment_size
 
     def _fetch_next(self, count: int) -> list[str]:
         """Fetch what comes next, ``count`` segments at most, and return which; none when the first one is not there."""

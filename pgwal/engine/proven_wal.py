@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 
 import zstandard
 
+from pgwal.budget import INFLATED_READ_BYTES
 from pgwal.engine.stored_wal import segment_decoder
 from pgwal.errors import ChecksumMismatch, FormatError, PgwalError
 from pgwal.lsn import Lsn
@@ -20,9 +21,6 @@ from pgwal.repository.store import ObjectOpener
 from pgwal.segment import WAL_PAGE_SIZE
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, WalScanner
 from pgwal.wal.segment_check import SegmentCheck
-
-_INFLATED_AT_ONCE = 4096
-"""Of a few bytes may become ten thousand times as many."""
 
 
 @contextmanager
@@ -57,9 +55,9 @@ class SegmentContent:
         if self._decoder is None:
             yield content
             return
-        for at in range(0, len(content), _INFLATED_AT_ONCE):
+        for at in range(0, len(content), INFLATED_READ_BYTES):
             try:
-                data = self._decoder.decompress(content[at : at + _INFLATED_AT_ONCE])
+                data = self._decoder.decompress(content[at : at + INFLATED_READ_BYTES])
             except (RuntimeError, EOFError, zlib.error, zstandard.ZstdError) as error:
                 raise ChecksumMismatch(f"it cannot be decompressed: {error}") from error
             if self._decoder.unused_data:

@@ -9,26 +9,23 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING
 
 from pgwal.aligned_buffer import aligned_buffer
-from pgwal.repository.segment_reader import PART_BYTES
+from pgwal.budget import PART_BYTES, PARTS_AHEAD
 from pgwal.repository.wal_directory import WalParts
 
 if TYPE_CHECKING:
     from pgwal.repository.segment_part import SegmentPart
 
-_PARTS_AHEAD = 3
-"""Of them one more would leave the caches; with fewer, reading and scanning wait for each other."""
-
 
 def read_ahead(parts: WalParts) -> Generator[tuple[bytes | SegmentPart, bytes | memoryview], None, None]:
     """Yield parts with what they hold, reading the next ones while the caller looks at one.
 
-    Up to ``_PARTS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
+    Up to ``PARTS_AHEAD`` have been read, the one that the caller has among them, and one more is being read.
     """
     ready: SimpleQueue[tuple[bytes | SegmentPart, bytes | memoryview] | BaseException | None] = SimpleQueue()
-    room = Semaphore(_PARTS_AHEAD)
+    room = Semaphore(PARTS_AHEAD)
     abandoned = Event()
     # Memory that is allocated anew for each part costs as much as a third of reading it.
-    buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(_PARTS_AHEAD + 1)])
+    buffers = cycle([aligned_buffer(PART_BYTES) for _ in range(PARTS_AHEAD + 1)])
 
     def read() -> None:
         try:

@@ -6,17 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pgwal.budget import MOST_DEFAULT_JOBS
 from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.disk.copy_method import CopyMethod
 from pgwal.errors import TargetError
 from pgwal.repository.backup_data import BackupData
 
-_MAX_DEFAULT_JOBS = 4
-
 
 def default_jobs() -> int:
     """Return how many threads copy when nothing is said: one for each processor, at most four."""
-    return min(os.cpu_count() or 1, _MAX_DEFAULT_JOBS)
+    return min(os.cpu_count() or 1, MOST_DEFAULT_JOBS)
 
 
 @dataclass(frozen=True, slots=True)

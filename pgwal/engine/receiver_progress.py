@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from pgwal.budget import TICK_S
 from pgwal.engine.receiver_metrics import ReceiverMetrics
-from pgwal.engine.stream_options import TICK_S
 from pgwal.errors import ReceivedByBackup, StandbyBehind, StorageFull
 from pgwal.lsn import Lsn
 from pgwal.repository.delivery import Delivery

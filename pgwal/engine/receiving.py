@@ -10,6 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pgwal.budget import (
+    LISTED_EVERY,
+    LONGEST_REMOTE_POLL_S,
+    LONGEST_SEALED_POLL_S,
+    PROOF_AFTER_S,
+    PROOF_INTERVAL_S,
+    RECEIVED_POLL_S,
+    REMOTE_POLL_S,
+    REMOTE_PROOF_AFTER_S,
+    REMOTE_PROOF_INTERVAL_S,
+    STALLED_S,
+)
 from pgwal.engine.stop import StopRequest
 from pgwal.errors import PgwalError, RepositoryLocked, WalGap, WalRemoved
 from pgwal.lsn import Lsn
@@ -20,20 +32,6 @@ if TYPE_CHECKING:
     from pgwal.engine.stream import Receiver
 
 logger = logging.getLogger(__name__)
-
-_POLL_S = 0.001
-_REMOTE_POLL_S, _LONGEST_REMOTE_POLL_S = 0.3, 3.2
-"""Where the repository is reached over a network, each look is a request: at the next one twice as much time has passed
-since the first wait began, or the longest."""
-_LONGEST_SEALED_POLL_S = 0.05
-"""Where what is looked at has to be decrypted."""
-_LISTED_EVERY = 8
-"""The receiver says there how far it is; only now and then it is looked whether it has got further."""
-STALLED_S = 60.0
-"""How long WAL may fail to arrive before waiting for it is given up."""
-_PROOF_AFTER_S, _PROOF_INTERVAL_S = 1.0, 4.0
-_REMOTE_PROOF_AFTER_S, _REMOTE_PROOF_INTERVAL_S = 5.0, 20.0
-"""When, and how often, what another process receives is held against the server while WAL is waited for."""
 
 
 class ReceivedWal:
@@ -86,9 +84,9 @@ class ReceivedWal:
         waits_since = time.time()
         place = self._repository.place
         is_remote = place.is_remote and place.directory is None
-        poll_s, proof_after_s, proof_interval_s = _POLL_S, _PROOF_AFTER_S, _PROOF_INTERVAL_S
+        poll_s, proof_after_s, proof_interval_s = RECEIVED_POLL_S, PROOF_AFTER_S, PROOF_INTERVAL_S
         if is_remote:
-            poll_s, proof_after_s, proof_interval_s = _REMOTE_POLL_S, _REMOTE_PROOF_AFTER_S, _REMOTE_PROOF_INTERVAL_S
+            poll_s, proof_after_s, proof_interval_s = REMOTE_POLL_S, REMOTE_PROOF_AFTER_S, REMOTE_PROOF_INTERVAL_S
         proven_at_s = last_progress_s + proof_after_s - proof_interval_s
         geometry = self._repository.geometry
         wanted = geometry.segment_start(geometry.last_segment_no(lsn) + 1) if complete else lsn
@@ -102,13 +100,13 @@ class ReceivedWal:
                 # What is not known to be there has only just been written.
                 time.sleep(poll_s)
                 waited_s += poll_s
-                poll_s = min(waited_s, _LONGEST_REMOTE_POLL_S)
+                poll_s = min(waited_s, LONGEST_REMOTE_POLL_S)
             state = self.receiver_state()
             has_all = _has(state, timeline_id, wanted)
             if has_all and not complete:
                 return
             is_said = is_remote and state is not None and state.timeline_id == timeline_id and not has_all
-            if (not is_said or look % _LISTED_EVERY == _LISTED_EVERY - 1) and self._is_whole(timeline_id, lsn):
+            if (not is_said or look % LISTED_EVERY == LISTED_EVERY - 1) and self._is_whole(timeline_id, lsn):
                 return
             position = state.written_lsn if state is not None else Lsn(0)
             if position != last_position and state is not None and state.timeline_id <= timeline_id:
@@ -121,7 +119,7 @@ class ReceivedWal:
             if not is_remote:
                 time.sleep(poll_s)
                 if place.is_remote:
-                    poll_s = min(2 * poll_s, _LONGEST_SEALED_POLL_S)
+                    poll_s = min(2 * poll_s, LONGEST_SEALED_POLL_S)
 
     def _require_servers_wal(self, waits_since: float) -> None:
         # Not above: few backups wait that long.
@@ -214,7 +212,7 @@ def receiving(
     thread.start()
     try:
         # A new temporary slot keeps WAL from the last checkpoint on. What is older must be here before the next one.
-        while not receiver.progress.level.wait(_POLL_S) and not thread.came_too_late:
+        while not receiver.progress.level.wait(RECEIVED_POLL_S) and not thread.came_too_late:
             thread.check()
         yield ReceivedWal(repository, None if thread.came_too_late else thread, parameters)
     finally:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import tenacity
 
+from pgwal.budget import RECONNECT_MAX_S, RECONNECT_MIN_S
 from pgwal.engine.receiver_progress import ReceiverProgress
 from pgwal.engine.stop import StopRequest
 from pgwal.engine.stream_options import StreamOptions
 from pgwal.errors import PgwalError, ReceivedByBackup, SlotInUse, StandbyBehind, StorageFull
-
-_RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
 
 
 def is_worth_retrying(
@@ -37,7 +36,7 @@ def is_worth_retrying(
 
 def wait_s(failures: int) -> float:
     """Return how long to wait after so many attempts that brought nothing new: longer with each."""
-    return float(min(_RETRY_MAX_S, _RETRY_MIN_S * 2 ** min(failures, 10)))
+    return float(min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2 ** min(failures, 10)))
 
 
 def reconnecting(

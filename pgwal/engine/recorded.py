@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pgwal.budget import WAL_PIECE_BYTES
 from pgwal.engine.ordered_map import ordered_map
 from pgwal.engine.read_ahead import read_ahead
 from pgwal.engine.record_chain import Chain, broken_chain, read_range
@@ -37,9 +38,6 @@ from pgwal.wal.page_magic import WalFormat
 from pgwal.wal.record import EndOfWal, EndReason
 
 logger = logging.getLogger(__name__)
-
-_RANGE_BYTES = 64 << 20
-"""What one worker reads at a time; with it, and the number of workers, memory is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +216,7 @@ def _pieces(directory: WalDirectory, wal_format: WalFormat, whole: LsnRange, job
 
 def _parts(directory: WalDirectory, whole: LsnRange) -> list[LsnRange]:
     """Split a range at segment borders into what one of several workers reads at a time."""
-    step = max(directory.geometry.segment_size, _RANGE_BYTES)
+    step = max(directory.geometry.segment_size, WAL_PIECE_BYTES)
     borders = range((whole.start // step + 1) * step, whole.end, step)
     starts = [whole.start, *map(Lsn, borders)]
     return [LsnRange(whole.timeline_id, a, b) for a, b in zip(starts, [*starts[1:], whole.end], strict=True)]

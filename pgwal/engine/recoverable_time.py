@@ -5,15 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import datetime
 
+from pgwal.budget import RECOVERABLE_TIME_SEGMENTS
 from pgwal.engine.coverage import RecoverableRange
 from pgwal.engine.recovery_window import last_transaction_end
 from pgwal.engine.summarize import read_history
 from pgwal.errors import PgwalError
 from pgwal.repository.repository import Repository
 from pgwal.wal.scan import COMPILED
-
-_SEGMENTS = 2
-"""So many are read at most: who asks waits for it."""
 
 
 def last_recoverable_time(repository: Repository, recoverable: RecoverableRange) -> datetime | None:
@@ -25,7 +23,7 @@ def last_recoverable_time(repository: Repository, recoverable: RecoverableRange)
     if not COMPILED:
         return None
     geometry = repository.geometry
-    first_no = max(0, geometry.last_segment_no(recoverable.end) + 1 - _SEGMENTS)
+    first_no = max(0, geometry.last_segment_no(recoverable.end) + 1 - RECOVERABLE_TIME_SEGMENTS)
     start = max(recoverable.start, geometry.segment_start(first_no))
     if start >= recoverable.end:
         return None

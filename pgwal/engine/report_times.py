@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.budget import REPORTED_SEGMENTS
 from pgwal.engine.replayed_wal import transaction_ends
 from pgwal.errors import FormatError, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.report.position_times import KnownTime
 from pgwal.repository.repository import ReceiverState, Repository
-
-_MOST_SEGMENTS = 16
-"""Segments that are read for one report: each may have to be fetched, decrypted and decompressed."""
 
 
 def told_times(entries: Iterable[BackupEntry], receiver: ReceiverState | None) -> Iterator[KnownTime]:
@@ -38,7 +36,7 @@ class CommitTimes:
     What cannot be read tells nothing: WAL may be sealed for keys that are not here.  Raises StoreUnavailable.
     """
 
-    def __init__(self, repository: Repository, most_segments: int = _MOST_SEGMENTS) -> None:
+    def __init__(self, repository: Repository, most_segments: int = REPORTED_SEGMENTS) -> None:
         self._repository = repository
         self._left = most_segments
         self._there = {(segment.timeline_id, segment.segment_no) for segment in repository.wal.segments()}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from pgwal.budget import PART_BYTES
 from pgwal.errors import HistoryMismatch
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
-from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import ObjectStore, as_sealing
 from pgwal.repository.wal_directory import WalSegmentFile
 from pgwal.summary.codec import MAX_READ_SUMMARY_BYTES, summary_file_name

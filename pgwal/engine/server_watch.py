@@ -6,16 +6,13 @@ import logging
 import threading
 from collections.abc import Callable
 
+from pgwal.budget import UNSTREAMED_INTERVAL_S, WATCH_INTERVAL_S
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.status import ServerStatus, read_server_status
 from pgwal.errors import PgwalError
 from pgwal.postgres.connection import ConnectionParameters
 
 logger = logging.getLogger(__name__)
-
-_INTERVAL_S = 15.0
-_NO_STREAM_INTERVAL_S = 1.0
-"""While there is no stream: the slot may be made any moment, the server come back, and what the slot retains grows."""
 
 
 class ServerWatch(threading.Thread):
@@ -51,7 +48,7 @@ class ServerWatch(threading.Thread):
                 # The receiver itself says what is wrong, and goes on trying.
                 logger.debug("the server's status is not known: %s", error)
                 self.status = None
-            self._stopped.wait(_INTERVAL_S if is_streaming else _NO_STREAM_INTERVAL_S)
+            self._stopped.wait(WATCH_INTERVAL_S if is_streaming else UNSTREAMED_INTERVAL_S)
 
     def stop(self) -> None:
         """Ask it to end; it may be connecting, so nobody waits for it."""

@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pgwal.budget import CLOCK_DIFFERENCE_S, DIRECTORY_ATTEMPTS, DIRECTORY_PAUSE_S, STARTING_S
 from pgwal.control_file import ControlStamp
 from pgwal.datadir.postmaster_file import read_postmaster_file
 from pgwal.datadir.reader import LocalDataDirectory
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
     import psycopg
 
-_ATTEMPTS = 30
-_PAUSE_S = 0.05
-"""A checkpoint, or a standby's replay, may write pg_control between the two readings; one soon comes that is quiet."""
-_STARTING_S = 60
-"""How long a server may take from its start to the time that it says it was started at; memory is set up in between."""
-_CLOCK_S = 2
 _HINT = "--pgdata and the connection must name the same server, not a standby of it or a copy."
 
 
@@ -42,7 +37,7 @@ def require_servers_directory(path: Path, connection: psycopg.Connection) -> Non
             hint=_HINT,
         )
     started_at_s, port = read_postmaster(connection)
-    if found.port != port or not -_CLOCK_S <= started_at_s - found.started_at_s <= _STARTING_S:
+    if found.port != port or not -CLOCK_DIFFERENCE_S <= started_at_s - found.started_at_s <= STARTING_S:
         raise WrongCluster(
             f"data directory {path} is not that of this server: the one that runs on it was started at"
             f" {_time(found.started_at_s)} with port {found.port}, this one at {_time(started_at_s)} with port {port}",
@@ -52,9 +47,9 @@ def require_servers_directory(path: Path, connection: psycopg.Connection) -> Non
 
 def _require_same_control_file(path: Path, connection: psycopg.Connection) -> None:
     directory = LocalDataDirectory(path)
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(DIRECTORY_ATTEMPTS):
         if attempt:
-            time.sleep(_PAUSE_S)
+            time.sleep(DIRECTORY_PAUSE_S)
         found = ControlStamp.decode(directory.read_control_file())
         servers = read_control_stamp(connection)
         if found == servers:

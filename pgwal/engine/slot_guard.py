@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
+from pgwal.budget import SLOT_GRACE_S, SLOT_NEAR_LIMIT, SLOT_RELEASE_S, SLOT_RETRY_S
 from pgwal.engine.status import ServerStatus, read_server_status
 from pgwal.engine.stop import StopRequest
 from pgwal.errors import PgwalError, RepositoryError, RepositoryLocked, SlotDropped, SlotUnavailable, WrongCluster
@@ -21,13 +22,6 @@ from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
-
-_NEAR = 0.75
-GRACE_S = 15.0
-"""How long a slot must have been beyond the limit, and have retained no less, before it is dropped."""
-_RETRY_S = 2.0
-_RELEASE_S = 10.0
-"""How long the server may take to notice that the slot's receiver is gone."""
 
 
 class Retention(StrEnum):
@@ -46,7 +40,7 @@ class RetentionLimit(NamedTuple):
 
     def judge(self, retained_bytes: int | None) -> Retention:
         """Hold against the limit what a slot retains, None for one that retains nothing."""
-        if retained_bytes is None or retained_bytes < self.max_bytes * _NEAR:
+        if retained_bytes is None or retained_bytes < self.max_bytes * SLOT_NEAR_LIMIT:
             return Retention.WITHIN
         return Retention.NEAR if retained_bytes <= self.max_bytes else Retention.BEYOND
 
@@ -86,7 +80,7 @@ class SlotGuard:
             self._since_s = None
         elif self._since_s is None or retained < self._least_bytes:
             self._since_s, self._least_bytes = now, retained
-        elif self.drops and now - self._since_s >= GRACE_S:
+        elif self.drops and now - self._since_s >= SLOT_GRACE_S:
             self.must_drop = True
             self._stop.set()
 
@@ -111,7 +105,7 @@ def receive_guarded(
             if not guard.drops or isinstance(error, RepositoryLocked | WrongCluster):
                 raise
             # While nothing streams, the server is asked each second: let that be before the slot counts as within.
-            stop.wait(_RETRY_S)
+            stop.wait(SLOT_RETRY_S)
             if not guard.must_drop and (stop.is_set() or not guard.is_beyond):
                 raise
             logger.error("%s", error)
@@ -129,7 +123,7 @@ def drop_slot(guard: SlotGuard, parameters: ConnectionParameters, place: Place) 
     if status.slot is None or guard.limit.judge(status.retained_bytes) is not Retention.BEYOND:
         return
     with WalSender(connect_replication(parameters)) as sender:
-        deadline = time.monotonic() + _RELEASE_S
+        deadline = time.monotonic() + SLOT_RELEASE_S
         while True:
             try:
                 sender.drop_slot(guard.slot)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from pgwal.backup.entry import BackupEntry
+from pgwal.budget import RECEIVER_SILENT_S
 from pgwal.engine.backup_window import missing_since
 from pgwal.engine.coverage import TimelineCoverage, read_coverage
 from pgwal.engine.kept_wal import read_kept_wal
@@ -16,9 +17,6 @@ from pgwal.postgres.server import current_flush_lsn, read_server_facts
 from pgwal.postgres.slots import SlotFacts, read_slot
 from pgwal.repository.catalogue import UnreadableBackup
 from pgwal.repository.repository import ReceiverState, Repository
-
-_SILENT_S = 300.0
-"""A receiver that runs says so more often, and is behind its server for less, unless something is wrong."""
 
 # ---- the repository ----
 
@@ -51,7 +49,7 @@ class RepositoryStatus:
     @property
     def is_silent(self) -> bool:
         """Whether that is longer ago than it is of a receiver that works."""
-        return (self.silent_s or 0.0) > _SILENT_S
+        return (self.silent_s or 0.0) > RECEIVER_SILENT_S
 
 
 def read_repository_status(repository: Repository) -> RepositoryStatus:
@@ -133,7 +131,7 @@ class Lag:
     @property
     def lasts(self) -> bool:
         """Whether it is known to last longer than that of a receiver that works."""
-        return (self.seconds or 0.0) > _SILENT_S
+        return (self.seconds or 0.0) > RECEIVER_SILENT_S
 
 
 def lag_behind(server: ServerStatus, receiver: ReceiverState) -> Lag:

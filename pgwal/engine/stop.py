@@ -8,12 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from pgwal.budget import STOP_TIMEOUT_S
 from pgwal.errors import NoAnswer
 
 _Result = TypeVar("_Result")
-
-_GRACE_S = 2.0
-"""How long a server may take to answer after the request."""
 
 
 class StopRequest:
@@ -69,8 +67,8 @@ class StopRequest:
             raise
         try:
             select.select([answered_fd, self._read_fd], [], [])
-            if not select.select([answered_fd], [], [], _GRACE_S)[0]:
-                raise NoAnswer(f"the server did not answer within {_GRACE_S:.0f} s")
+            if not select.select([answered_fd], [], [], STOP_TIMEOUT_S)[0]:
+                raise NoAnswer(f"the server did not answer within {STOP_TIMEOUT_S:.0f} s")
         finally:
             os.close(answered_fd)
         thread.join()

@@ -8,14 +8,13 @@ from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.incremental_file import FIXED_SIZE, IncrementalHeader
 from pgwal.backup.page_check import PageCheck
 from pgwal.backup.stored_digest import StoredDigest
+from pgwal.budget import READ_BYTES
 from pgwal.checksum import content_digest
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.relation import BLOCK_SIZE, parse_relation_path
 from pgwal.repository.backup_data import StoredContent
 
-_READ_SIZE = 1 << 20
-"""A multiple of the block size, so that blocks are read whole."""
 _BLOCKS_NAMED = 5
 
 
@@ -55,7 +54,7 @@ def read_stored(
     if relation_file is not None and checked_before is not None:
         check = PageCheck(relation_file, checked_before, block_numbers)
     # What is left of a relation file are its blocks, of an incremental one those that the header numbers.
-    while data := stored.read(_READ_SIZE):
+    while data := stored.read(READ_BYTES):
         for each in sums:
             each.update(data)
         if check is not None:

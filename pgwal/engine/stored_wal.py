@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, cast
 import lz4.frame
 import zstandard
 
+from pgwal.budget import COMPRESSED_READ_BYTES, WAL_PIECE_BYTES
 from pgwal.engine.fleet import Room, Tell
 from pgwal.engine.problem import Problem
 from pgwal.engine.record_chain import unlinked
@@ -32,11 +33,6 @@ from pgwal.summary.coverage import Piece, cover
 from pgwal.summary.link import UNKNOWN, Link
 from pgwal.summary.summarizer import ChangeReader, Summarizer
 from pgwal.wal.page_magic import wal_format_of_major
-
-# Small, because a piece of zeros that has been compressed becomes a thousand times as large.
-COMPRESSED_READ_SIZE = 1024
-_PIECE_BYTES = 64 << 20
-"""Of WAL: less would be opened more often than read."""
 
 
 class WalPiece(NamedTuple):
@@ -72,7 +68,7 @@ def wal_pieces(repository: Repository, ranges: Iterable[LsnRange], *, opens_file
         found, last_no = list[LsnRange](), -1
         start = wanted.start
         for part, is_summarised in _cut_at_segments(cover(wanted, summaries, geometry), geometry):
-            if part.start - start >= _PIECE_BYTES and geometry.segment_no(part.start) in own:
+            if part.start - start >= WAL_PIECE_BYTES and geometry.segment_no(part.start) in own:
                 piece = LsnRange(wanted.timeline_id, start, part.start)
                 names, last_no = _names(own, geometry, piece, last_no)
                 yield WalPiece(piece, found, names, start > wanted.start, opens_files)
@@ -320,7 +316,7 @@ class StoredWal:
         try:
             with open_object(self._repository.store, name) as file:
                 # Little at a time: of some bytes may become a thousand times as many, or more.
-                while data := file.read(COMPRESSED_READ_SIZE):
+                while data := file.read(COMPRESSED_READ_BYTES):
                     size_bytes += len(decoder.decompress(data))
                     if size_bytes > self._geometry.segment_size:
                         raise FormatError(f"it holds more than the {self._geometry.segment_size} bytes of a segment")

@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from pgwal.budget import TICK_S
 from pgwal.engine.delivering import deliver, deliver_left
 from pgwal.engine.receiver_progress import ReceiverProgress
 from pgwal.engine.reconnection import reconnecting
 from pgwal.engine.set_aside import set_aside
 from pgwal.engine.start_point import StreamStart, abandoned_wal, new_start, segment_start, starts_behind, stream_starts
 from pgwal.engine.stop import StopRequest
-from pgwal.engine.stream_options import TICK_S, StreamOptions
+from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.streamed_server import ServerPosition, StreamedServer
 from pgwal.engine.timeline_stream import StreamTask, TimelineStream
 from pgwal.errors import (

@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from pgwal.budget import STATUS_INTERVAL_S
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import DEFAULT_COMPRESSION, Compression
-
-DEFAULT_STATUS_INTERVAL_S = 10.0
-
-# How often a receiver shows that it is alive.
-TICK_S = 1.0
 
 
 class SpoolOptions(NamedTuple):
@@ -45,7 +41,7 @@ class StreamOptions(NamedTuple):
     reconnect: bool = True
     wait_for_room: bool = False
     for_backup: bool = False
-    status_interval_s: float = DEFAULT_STATUS_INTERVAL_S
+    status_interval_s: float = STATUS_INTERVAL_S
     synchronous: bool = False
     end_lsn: Lsn | None = None
     once: bool = False

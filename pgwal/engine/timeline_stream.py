@@ -13,12 +13,24 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from pgwal.budget import (
+    DELIVERED_LOOK_S,
+    DELIVERY_S,
+    FULL_SPOOL_S,
+    MIN_SYNC_INTERVAL_S,
+    SILENT_INTERVALS,
+    STATE_INTERVAL_S,
+    SYNC_INTERVAL_S,
+    SYNC_PAUSE_S,
+    SYNCHRONOUS_INTERVAL_S,
+    TICK_S,
+)
 from pgwal.engine.archive_comparison import ArchiveComparison, history_mismatch, require_known_format
 from pgwal.engine.arriving_summaries import ArrivingSummaries
 from pgwal.engine.receiver_metrics import ReceiverMetrics
 from pgwal.engine.start_point import StreamStart
 from pgwal.engine.stream_events import StreamEvents
-from pgwal.engine.stream_options import TICK_S, StreamOptions
+from pgwal.engine.stream_options import StreamOptions
 from pgwal.engine.streamed_server import ServerPosition
 from pgwal.errors import PgwalError, ReplicationInterrupted, RepositoryError, StandbyBehind
 from pgwal.lsn import Lsn
@@ -35,23 +47,6 @@ if TYPE_CHECKING:
     from pgwal.engine.stop import StopRequest
 
 logger = logging.getLogger(__name__)
-
-# WAL that was received is synced when the server pauses, if the last sync is not too recent: backups wait for it.
-# Without a pause it is synced after _SYNC_INTERVAL_S.
-_PAUSE_S = 0.003
-_MIN_SYNC_INTERVAL_S = 0.1
-_SYNC_INTERVAL_S = 1.0
-# A synchronous standby is waited for, however busy the server is otherwise.
-_SYNCHRONOUS_INTERVAL_S = 0.05
-# How soon it is noticed that more has been delivered, and how long a stop waits for the rest of it.
-_DELIVERED_S = 0.05
-_DELIVERY_S = 10.0
-# How long the connection is kept while the spool is full: a server that shuts down waits until all is received.
-_FULL_S = 10.0
-# How old the state that the receiver leaves for others may get.
-_STATE_INTERVAL_S = 5.0
-# A server that lives answers every second status; this many intervals of silence mean a dead connection.
-_SILENT_INTERVALS = 6
 
 
 class StreamTask(NamedTuple):
@@ -126,7 +121,7 @@ class TimelineStream:
             reported_flush_lsn=task.reported_flush_lsn,
             unix_time_offset_s=time.time() - time.monotonic(),
         )
-        self._sync_interval_s = _SYNCHRONOUS_INTERVAL_S if self._is_synchronous else _SYNC_INTERVAL_S
+        self._sync_interval_s = SYNCHRONOUS_INTERVAL_S if self._is_synchronous else SYNC_INTERVAL_S
         self._noted: tuple[Lsn, Lsn] | None = None
         self._last_sync_s = self._last_state_s = time.monotonic()
 
@@ -186,7 +181,7 @@ class TimelineStream:
         if not self._delivery.has_room():
             self._pause(TICK_S)
             self._full_s += TICK_S
-            if self._full_s > _FULL_S and self._options.reconnect:
+            if self._full_s > FULL_SPOOL_S and self._options.reconnect:
                 raise ReplicationInterrupted("the spool is full: the connection is closed until the store takes more")
             return None
         self._full_s, self._metrics.spool_is_full = 0.0, False
@@ -221,12 +216,12 @@ class TimelineStream:
         if self._is_unsynced():
             wait_s = min(wait_s, 0 if self._is_synchronous else self._pause_s())
         elif self._delivery.is_behind:
-            wait_s = min(wait_s, _DELIVERED_S)
+            wait_s = min(wait_s, DELIVERED_LOOK_S)
         return wait_s
 
     def _pause_s(self) -> float:
         """Return after how much silence what was received is to be synced."""
-        return max(_PAUSE_S, self._last_sync_s + _MIN_SYNC_INTERVAL_S - time.monotonic())
+        return max(SYNC_PAUSE_S, self._last_sync_s + MIN_SYNC_INTERVAL_S - time.monotonic())
 
     # -- what arrives ------------------------------------------------------------------------------------------
 
@@ -346,7 +341,7 @@ class TimelineStream:
     def _deliver_rest(self) -> None:
         """Wait until all that was received is delivered; after a request to stop, not for long."""
         self._delivery.hurry()
-        until_s = time.monotonic() + _DELIVERY_S
+        until_s = time.monotonic() + DELIVERY_S
         while self._delivery.is_behind:
             trouble = self._delivery.trouble
             if self._stop.is_set():
@@ -355,7 +350,7 @@ class TimelineStream:
                     return
             elif trouble is not None:
                 raise trouble
-            self._pause(_DELIVERED_S)
+            self._pause(DELIVERED_LOOK_S)
         self._sync()
 
     @property
@@ -389,10 +384,10 @@ class TimelineStream:
 
     def _renew_state(self, now: float) -> None:
         """While nothing arrives, say now and then that nothing is missing."""
-        if now - self._last_state_s > _STATE_INTERVAL_S:
+        if now - self._last_state_s > STATE_INTERVAL_S:
             self._note_state()
 
     def _check_silence(self, now: float) -> None:
         interval_s = self._options.status_interval_s
-        if interval_s and self._session.silence_s(now) > _SILENT_INTERVALS * interval_s:
+        if interval_s and self._session.silence_s(now) > SILENT_INTERVALS * interval_s:
             raise ReplicationInterrupted(f"the server has been silent for {self._session.silence_s(now):.0f} s")

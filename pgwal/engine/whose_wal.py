@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from pgwal.budget import COMPARED_WAL_S
 from pgwal.engine.archive_comparison import ArchiveComparison
 from pgwal.errors import HistoryMismatch, ServerError, TimelineMismatch, WalGap, WalRemoved
 from pgwal.lsn import Lsn
@@ -20,7 +21,6 @@ from pgwal.timeline import TimelineHistory
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S = 10.0
 _HINT = "Connect the receiver and the backup to the same server; pgwal stream says what became of its WAL."
 
 
@@ -68,7 +68,7 @@ def _compare(repository: Repository, state: ReceiverState, sender: WalSender) ->
     try:
         position = start
         while position < end:
-            message = sender.receive(_ANSWER_S)
+            message = sender.receive(COMPARED_WAL_S)
             if message is None or isinstance(message, EndOfTimeline):
                 return
             event = decode_server_message(message)

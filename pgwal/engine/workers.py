@@ -10,14 +10,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from pgwal.budget import RESULTS_WAITING
 from pgwal.engine.ordered_map import ordered_map
 
 _Tool = TypeVar("_Tool")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-_WINDOW = 100
-"""How many results may wait for an earlier one; what takes long holds up that many others at most."""
 
 
 class Pace:
@@ -96,7 +94,7 @@ class Workers(Generic[_Tool]):
             return
         pool = ThreadPoolExecutor(len(self._tools), thread_name_prefix="pgwal-copy")
         try:
-            yield from ordered_map(pool, partial(self._run, work), items, ahead=_WINDOW)
+            yield from ordered_map(pool, partial(self._run, work), items, ahead=RESULTS_WAITING)
         except BaseException as error:
             self._end_all(error)
             pool.shutdown(cancel_futures=True)

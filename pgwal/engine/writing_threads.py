@@ -9,16 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
+from pgwal.budget import FILES_UNDER_WAY, OPEN_FILES, OTHER_OPEN_FILES
 from pgwal.engine.ordered_map import ordered_map
 from pgwal.errors import PgwalError
 
 _File = TypeVar("_File")
 _Written = TypeVar("_Written")
-
-_FILES_UNDER_WAY = 16
-_MOST_OPEN_FILES = 128
-"""By one thread: more than a buffer has blocks are never needed at once."""
-_OTHER_OPEN_FILES = 40
 
 
 class WritingThreads:
@@ -45,7 +41,7 @@ class WritingThreads:
         def write_or_stop(file: _File) -> _Written:
             return self._write_or_stop(write, file)
 
-        ahead = self.jobs * _FILES_UNDER_WAY
+        ahead = self.jobs * FILES_UNDER_WAY
         with (
             ThreadPoolExecutor(self.jobs) as pool,
             closing(ordered_map(pool, write_or_stop, files, ahead=ahead)) as written,
@@ -79,8 +75,8 @@ class WritingThreads:
         """Return how many files a thread may hold open: chains may be longer than a process may open files."""
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if most == resource.RLIM_INFINITY:
-            return _MOST_OPEN_FILES
-        return max(2, min(_MOST_OPEN_FILES, (most - _OTHER_OPEN_FILES) // self.jobs))
+            return OPEN_FILES
+        return max(2, min(OPEN_FILES, (most - OTHER_OPEN_FILES) // self.jobs))
 
     def _write_or_stop(self, write: Callable[[_File], _Written], file: _File) -> _Written:
         if self._stopping:

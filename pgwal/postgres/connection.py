@@ -17,9 +17,10 @@ import psycopg
 from psycopg import capabilities, pq, waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgwal.budget import CANCEL_TIMEOUT_S, PROBE_S, SQL_LOOK_S
 from pgwal.errors import ConnectionFailed, PasswordRequired, PrivilegeMissing, ServerError, SettingRequired
 from pgwal.postgres.identifier import quoted_identifier
-from pgwal.postgres.silence import PROBE_S, require_living, watched
+from pgwal.postgres.silence import require_living, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +38,6 @@ _DEFAULTS = {
     "tcp_user_timeout": "120000",
 }
 
-# How often a wait looks at the time.
-_LOOK_S = 0.1
-
-# How long a server may take to hear that what it does is not wanted any more.
-_CANCEL_TIMEOUT_S = 1.0
 
 # Set for a role or database, these would end a session that waits for a checkpoint or for files to be copied.
 # Not every version has each.
@@ -151,7 +147,7 @@ class Connection(psycopg.Connection[Any]):
     conninfo = ""
     """What it was made with."""
 
-    def wait(self, gen: Any, interval: float = _LOOK_S, timeout: float | None = None) -> Any:
+    def wait(self, gen: Any, interval: float = SQL_LOOK_S, timeout: float | None = None) -> Any:
         """As psycopg's, but after an interruption it does not wait for the answer of a server that may hang.
 
         Raises ConnectionFailed for one that hangs; where one takes long, says so now and then.
@@ -184,7 +180,7 @@ class Connection(psycopg.Connection[Any]):
         if not capabilities.has_cancel_safe():
             return False
         try:
-            self.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+            self.cancel_safe(timeout=CANCEL_TIMEOUT_S)
         except psycopg.Error:
             return False
         return True

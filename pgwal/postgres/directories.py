@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from pgwal.backup.stored_path import decode_path, encode_path
 from pgwal.backup.walk import EntryKind, EntryStatus
+from pgwal.budget import SQL_STATUSES_AT_ONCE
 from pgwal.errors import ServerError
 from pgwal.postgres.connection import Connection
 from pgwal.postgres.sql_path import copied, literal, require_encodable, translated
-
-_STATUSES_PER_QUERY = 1000
 
 _DEEPEST = 32
 """Directories within directories that are looked into; no cluster comes near, but a circular link does."""
@@ -49,8 +48,8 @@ class SqlDirectories:
 
     def statuses(self, directory: str, names: Sequence[str]) -> Iterator[EntryStatus | None]:
         prefix = f"{directory}/" if directory else ""
-        for start in range(0, len(names), _STATUSES_PER_QUERY):
-            yield from self._batch([prefix + name for name in names[start : start + _STATUSES_PER_QUERY]])
+        for start in range(0, len(names), SQL_STATUSES_AT_ONCE):
+            yield from self._batch([prefix + name for name in names[start : start + SQL_STATUSES_AT_ONCE]])
 
     def _batch(self, paths: Sequence[str]) -> Iterator[EntryStatus | None]:
         for path in paths:

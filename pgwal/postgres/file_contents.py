@@ -6,14 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pgwal.backup.source import Unread, WantedContent
 from pgwal.backup.stored_path import encode_path
+from pgwal.budget import SQL_QUERY_BYTES, SQL_QUERY_READS, SQL_READ_BYTES
 from pgwal.errors import BrokenInvariant
 from pgwal.postgres.connection import Connection
 from pgwal.postgres.sql_path import copied, literal, translated
-
-READ_SIZE = 256 << 10
-_READS_PER_QUERY = 2000
-_BYTES_PER_QUERY = 128 << 20
-"""Blocks that lie apart are as many reads; the two together bound how long one query, and its snapshot, lasts."""
 
 # Numbers are given as text and the path as a subquery, of which there is one value: a list of expressions, and a path
 # that is converted for each block, took the server a third of its time.
@@ -38,15 +34,15 @@ _CONTENT = "SELECT pg_read_binary_file(convert_from(%s, getdatabaseencoding()), 
 def cut_into_pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Cut (offset, length) ranges into pieces of at most the size of one read."""
     for start, length in ranges:
-        for offset in range(start, start + length, READ_SIZE):
-            yield offset, min(READ_SIZE, start + length - offset)
+        for offset in range(start, start + length, SQL_READ_BYTES):
+            yield offset, min(SQL_READ_BYTES, start + length - offset)
 
 
 def take_one_query(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
     """Take as many pieces as one query reads."""
     taken: list[tuple[int, int]] = []
-    left_bytes = _BYTES_PER_QUERY
-    while left_bytes > 0 and len(taken) < _READS_PER_QUERY and (piece := next(pieces, None)) is not None:
+    left_bytes = SQL_QUERY_BYTES
+    while left_bytes > 0 and len(taken) < SQL_QUERY_READS and (piece := next(pieces, None)) is not None:
         taken.append(piece)
         left_bytes -= piece[1]
     return taken
@@ -76,7 +72,7 @@ def _groups(pieces: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]
     groups: list[Sequence[tuple[int, int]]] = []
     start = size_bytes = 0
     for at, (_, size) in enumerate(pieces):
-        if at > start and size_bytes + size > READ_SIZE:
+        if at > start and size_bytes + size > SQL_READ_BYTES:
             groups.append(pieces[start:at])
             start, size_bytes = at, 0
         size_bytes += size

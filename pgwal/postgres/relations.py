@@ -6,10 +6,9 @@ from collections.abc import Collection
 
 import psycopg
 
+from pgwal.budget import SQL_RELATIONS_AT_ONCE
 from pgwal.postgres.connection import translated_errors
 from pgwal.relation import GLOBAL_TABLESPACE_OID, RelFileLocator
-
-_NUMBERS_PER_QUERY = 10_000
 
 _NAMES = """
     SELECT CASE WHEN c.relisshared THEN %(global)s ELSE coalesce(nullif(c.reltablespace, 0), d.dattablespace) END,
@@ -25,8 +24,8 @@ def read_relation_names(connection: psycopg.Connection, rel_numbers: Collection[
     """Return the names, with their schemas, of relations of the connected database and of shared ones."""
     names: dict[RelFileLocator, str] = {}
     wanted = sorted(rel_numbers)
-    for start in range(0, len(wanted), _NUMBERS_PER_QUERY):
-        numbers = wanted[start : start + _NUMBERS_PER_QUERY]
+    for start in range(0, len(wanted), SQL_RELATIONS_AT_ONCE):
+        numbers = wanted[start : start + SQL_RELATIONS_AT_ONCE]
         with translated_errors(connection):
             rows = connection.execute(_NAMES, {"global": GLOBAL_TABLESPACE_OID, "numbers": numbers}).fetchall()
         for spc_oid, db_oid, rel_number, name in rows:

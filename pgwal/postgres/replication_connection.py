@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
+from pgwal.budget import COMMAND_TIMEOUT_S, STOP_TIMEOUT_S
 from pgwal.errors import BrokenInvariant, FormatError, NoAnswer
 from pgwal.postgres.connection import one_line
 from pgwal.postgres.replication_error import error_of_result, interrupted
@@ -27,10 +28,6 @@ from pgwal.postgres.replication_error import error_of_result, interrupted
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
-# Replication commands answer at once; a server that takes longer than this is as good as gone.
-COMMAND_TIMEOUT_S = 60.0
-# The same for who wants an end.
-STOP_TIMEOUT_S = 2.0
 
 _MOST_ARRIVED_BYTES = 128 << 20
 """Of one message of a stream, or of the answer to a command: all of it would be held in memory.

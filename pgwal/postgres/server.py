@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgwal.backup.stored_path import decode_path
+from pgwal.budget import DROP_PATIENCE_S, DROP_PAUSE_S
 from pgwal.control_file import ControlStamp
 from pgwal.errors import PgwalError, PrivilegeMissing, ServerError, SettingRequired
 from pgwal.lsn import Lsn
@@ -98,8 +99,6 @@ _FACTS = """
 # Locations are the bytes of the file system, whatever the database's encoding makes of them; see also directories.py.
 _LOCATION = r"replace(pg_tablespace_location(oid), E'\\', E'\\\\')::bytea"
 _TABLESPACES = f"SELECT oid, {_LOCATION} FROM pg_tablespace WHERE oid NOT IN (%s, %s) ORDER BY oid"
-_DROP_PAUSE_S = 0.05
-_DROP_PATIENCE_S = 10.0
 _LOCATIONS = f"SELECT oid::bigint, {_LOCATION} FROM unnest(%s::bigint[]::oid[]) AS oid ORDER BY oid"
 
 
@@ -138,8 +137,8 @@ def _read_tablespaces(connection: psycopg.Connection) -> dict[int, str]:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg.errors.UndefinedFile),
-            wait=tenacity.wait_fixed(_DROP_PAUSE_S),
-            stop=tenacity.stop_after_delay(_DROP_PATIENCE_S),
+            wait=tenacity.wait_fixed(DROP_PAUSE_S),
+            stop=tenacity.stop_after_delay(DROP_PATIENCE_S),
             reraise=True,
         )
         return retrying(_tablespaces, connection)

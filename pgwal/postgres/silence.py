@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 
+from pgwal.budget import SILENCE_S
 from pgwal.errors import ConnectionFailed
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-SILENCE_S = 60.0
-"""After how long without a word from the server it is asked whether it lives, and the user told; again and again."""
-PROBE_S = 10
-"""How long it may take to let in a new connection then."""
 
 
 def watched(steps: PQGen[_Result], on_silence: Callable[[float], None]) -> PQGen[_Result]:

@@ -10,16 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pgwal.backup.stored_path import encode_path
+from pgwal.budget import SETTLED_S, SQL_READ_BYTES, SQL_WHOLE_FILE_BYTES
 from pgwal.checksum import ContentDigest
 from pgwal.errors import FileReplaced
 from pgwal.postgres.connection import Connection
-from pgwal.postgres.file_contents import READ_SIZE, cut_into_pieces, read_piece, read_pieces, take_one_query
+from pgwal.postgres.file_contents import cut_into_pieces, read_piece, read_pieces, take_one_query
 from pgwal.postgres.sql_path import translated
-
-_WHOLE_BYTES = 8 << 20
-"""A file up to here that is wanted to its end is read by one call of the server, which opens it once."""
-_SETTLED_S = 10
-"""How long ago a file must have changed last, for its times, in whole seconds, to show that it no longer does."""
 
 _CHANGE = """
     SELECT size, modification, change,
@@ -34,14 +30,14 @@ def read_to_end(connection: Connection, path: str, size_bytes: int) -> Iterator[
     What is returned raises FileReplaced when the file becomes another one, or is written over, while it is read.
     """
     expected = size_bytes
-    while expected < _WHOLE_BYTES:
+    while expected < SQL_WHOLE_FILE_BYTES:
         # One byte more shows whether it has become longer.
         content = read_piece(connection, path, 0, expected + 1)
         if content is None:
             return None
         if len(content) <= expected:
             return iter([content])
-        expected = max(4 * expected, READ_SIZE)
+        expected = max(4 * expected, SQL_READ_BYTES)
     found = _change(connection, path)
     return None if found is None else _whole(connection, path, found)
 
@@ -76,7 +72,7 @@ def _first_bytes(connection: Connection, path: str, size_bytes: int) -> Iterator
 
 def _change(connection: Connection, path: str) -> _Change | None:
     with translated(connection, path):
-        row = connection.execute(_CHANGE, {"path": encode_path(path), "settled": _SETTLED_S}).fetchone()
+        row = connection.execute(_CHANGE, {"path": encode_path(path), "settled": SETTLED_S}).fetchone()
     return None if row is None or row[0] is None else _Change(*row)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from operator import add
 from typing import TYPE_CHECKING
 
+from pgwal.budget import CHURN_RELATIONS
 from pgwal.relation import Fork, RelFileLocator
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from pgwal.summary.block_map import BlockMap
 
 HEAT_COLUMNS = 64
-MOST_RELATIONS = 10_000
-"""Relations that are counted apart: memory does not grow with their number, and is about 15 MB for each 10 000."""
 _FEW_BLOCKS = 4 * HEAT_COLUMNS
 
 
@@ -81,7 +80,7 @@ class Churn:
     When there are too many relations, those that changed least are no longer told apart.
     """
 
-    def __init__(self, bucket_count: int, most_relations: int = MOST_RELATIONS) -> None:
+    def __init__(self, bucket_count: int, most_relations: int = CHURN_RELATIONS) -> None:
         self._bucket_count = bucket_count
         self._most_relations = most_relations
         self._relations: dict[RelFileLocator, RelationChurn] = {}

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from pgwal.backup.pack_table import ContentPart, Extent, PackedContents
+from pgwal.budget import READ_BYTES
 from pgwal.errors import PgwalError, RepositoryError
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY
 from pgwal.repository.local_backup_data import LocalBackupData, LocalBackupDataWriter
@@ -20,8 +21,6 @@ from pgwal.repository.place import Place
 from pgwal.repository.storage_format import PLAIN_FORMAT, FileFormat, StorageFormat
 from pgwal.repository.store import ObjectStore, as_files
 from pgwal.repository.written_file import WrittenFile
-
-_READ_SIZE = 1 << 20
 
 
 class StoredContent(Protocol):
@@ -192,7 +191,7 @@ def chunks_of(data: BackupData, path: str) -> Iterator[bytes]:
     """Yield a file from front to back; raises as ``open``."""
     with closing(data.open(path)) as content:
         offset = 0
-        while chunk := content.read_at(offset, _READ_SIZE):
+        while chunk := content.read_at(offset, READ_BYTES):
             yield chunk
             offset += len(chunk)
 

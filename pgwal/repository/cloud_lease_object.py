@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
+from pgwal.budget import LEASE_GRACE_S, LEASE_RENEWED_S, LEASE_VALID_S
 from pgwal.errors import LeaseLost, ObjectNotFound, RepositoryError, RepositoryLocked, StoreUnavailable
 from pgwal.repository.cloud_errors import translated_cloud_errors
 from pgwal.repository.cloud_requests import CloudRequests
@@ -38,9 +39,9 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class LeaseTimes(NamedTuple):
     """``valid_s`` after it was renewed a holder takes its lease for expired, others ``grace_s`` later."""
 
-    valid_s: float = 45.0
-    grace_s: float = 20.0
-    renewed_every_s: float = 15.0
+    valid_s: float = LEASE_VALID_S
+    grace_s: float = LEASE_GRACE_S
+    renewed_every_s: float = LEASE_RENEWED_S
 
 
 class Found(NamedTuple):

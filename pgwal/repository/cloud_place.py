@@ -10,6 +10,13 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+from pgwal.budget import (
+    PROBE_RETRIES,
+    REQUEST_FIRST_WAIT_S,
+    REQUEST_RETRIES,
+    REQUEST_RETRYING_S,
+    REQUEST_TIMEOUT_S,
+)
 from pgwal.encryption.key_sources import KeySources
 from pgwal.errors import FormatError, RepositoryError
 
@@ -24,12 +31,6 @@ if TYPE_CHECKING:
     from pgwal.repository.storage_format import StorageFormat
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
-_MOST_RETRIES, _FIRST_WAIT, _MOST_RETRYING = 10, timedelta(seconds=0.3), timedelta(seconds=60)
-"""Some ten seconds, for waits grow by half of the first one: nothing interrupts them, and people wait for the error."""
-_MOST_PROBE_RETRIES = 4
-"""Some three seconds: whoever tries whether a store is there wants to hear that it is not."""
-_REQUEST_TIMEOUT = timedelta(seconds=120)
-"""Of one request, whose body has mostly some megabytes; the library's own, half a minute, is short for a slow line."""
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _CLIENT_OPTIONS = (
     "allow_http",
@@ -89,7 +90,7 @@ class CloudPlace:
     @cached_property
     def client(self) -> Client:
         """What speaks to the store."""
-        return _client(self.address, _MOST_RETRIES) if self.given_client is None else self.given_client
+        return _client(self.address, REQUEST_RETRIES) if self.given_client is None else self.given_client
 
     @cached_property
     def _counts(self) -> RequestCounts:
@@ -148,7 +149,7 @@ class CloudPlace:
         """A bucket is no data directory; ``probe`` tells what else may be wrong with it."""
 
     def probe(self) -> None:
-        client = self.given_client or _client(self.address, min(_MOST_PROBE_RETRIES, _MOST_RETRIES))
+        client = self.given_client or _client(self.address, min(PROBE_RETRIES, REQUEST_RETRIES))
         from pgwal.repository.cloud_probe import require_conditional_puts
         from pgwal.repository.cloud_requests import CloudRequests
 
@@ -162,7 +163,7 @@ def _client_options(address: str) -> ClientConfig:
     prefix = _VARIABLES[address.partition("://")[0]]
     found = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
     given = {name: value for name, value in found.items() if value is not None}
-    return cast("ClientConfig", {"timeout": _REQUEST_TIMEOUT} | given)
+    return cast("ClientConfig", {"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)} | given)
 
 
 def _client(address: str, most_retries: int) -> Client:
@@ -181,7 +182,7 @@ def _client(address: str, most_retries: int) -> Client:
             client_options=_client_options(address),
             retry_config={
                 "max_retries": most_retries,
-                "retry_timeout": _MOST_RETRYING,
-                "backoff": {"init_backoff": _FIRST_WAIT},
+                "retry_timeout": timedelta(seconds=REQUEST_RETRYING_S),
+                "backoff": {"init_backoff": timedelta(seconds=REQUEST_FIRST_WAIT_S)},
             },
         )

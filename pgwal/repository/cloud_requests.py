@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 
 import obstore
 
+from pgwal.budget import GAP_READ_BYTES, LISTED_AT_ONCE
+
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ListResult, ObjectMeta, PutMode, PutResult
     from obstore.store import ObjectStore as Client
-
-_LISTED_AT_ONCE = 1000
-"""Names in an answer, or in a request to delete them."""
-_GAP_READ_BYTES = 1 << 20
-"""What lies between two ranges of an object, if it is not more, is read as well: that takes less than to ask twice."""
 
 
 class RequestCounts:
@@ -57,7 +54,7 @@ class CloudRequests:
         """Return ranges of an object, each of which has a byte at least."""
         self._counts.add("get", _joined_count(ranges))
         starts, ends = zip(*ranges, strict=True)
-        found = obstore.get_ranges(self._client, name, starts=starts, ends=ends, coalesce=_GAP_READ_BYTES)
+        found = obstore.get_ranges(self._client, name, starts=starts, ends=ends, coalesce=GAP_READ_BYTES)
         return [each.to_bytes() for each in found]
 
     def head(self, name: str) -> ObjectMeta:
@@ -65,7 +62,7 @@ class CloudRequests:
         return obstore.head(self._client, name)
 
     def list(
-        self, folder: str, offset: str | None = None, at_once: int = _LISTED_AT_ONCE
+        self, folder: str, offset: str | None = None, at_once: int = LISTED_AT_ONCE
     ) -> Iterator[Sequence[ObjectMeta]]:
         """Yield some objects of a folder at a time, however deep, behind the name ``offset``, as they are found."""
         self._counts.add("list")
@@ -79,7 +76,7 @@ class CloudRequests:
     def list_children(self, folder: str) -> ListResult[Sequence[ObjectMeta]]:
         """Return the objects that are directly in a folder, and the folders in it."""
         found = obstore.list_with_delimiter(self._client, folder or None)
-        self._counts.add("list", max(1, -(-(len(found["common_prefixes"]) + len(found["objects"])) // _LISTED_AT_ONCE)))
+        self._counts.add("list", max(1, -(-(len(found["common_prefixes"]) + len(found["objects"])) // LISTED_AT_ONCE)))
         return found
 
     def put(self, name: str, content: bytes, mode: PutMode | None = None) -> PutResult:
@@ -109,7 +106,7 @@ class CloudRequests:
             self._counts.add("put", -(-size_bytes // part_size) + 2)
 
     def delete(self, names: str | Sequence[str]) -> None:
-        self._counts.add("delete", 1 if isinstance(names, str) else -(-len(names) // _LISTED_AT_ONCE))
+        self._counts.add("delete", 1 if isinstance(names, str) else -(-len(names) // LISTED_AT_ONCE))
         obstore.delete(self._client, names)
 
 
@@ -117,7 +114,7 @@ def _joined_count(ranges: Sequence[tuple[int, int]]) -> int:
     """Return in how many requests some ranges are read."""
     count, read_to = 0, -1
     for start, end in sorted(ranges):
-        if not count or start - read_to > _GAP_READ_BYTES:
+        if not count or start - read_to > GAP_READ_BYTES:
             count += 1
         read_to = max(read_to, end)
     return count

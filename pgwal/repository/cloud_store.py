@@ -17,6 +17,15 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from pgwal.budget import (
+    LISTED_AT_ONCE,
+    PUT_AT_ONCE_BYTES,
+    PUT_LONGEST_WAIT_S,
+    PUT_TRIES,
+    PUT_TRYING_S,
+    UPLOADED_PART_BYTES,
+    UPLOADED_PARTS_AT_ONCE,
+)
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.repository.cloud_errors import is_out_of_range, translated_cloud_errors
 from pgwal.repository.cloud_requests import CloudRequests, RequestCounts
@@ -27,16 +36,6 @@ if TYPE_CHECKING:
 
     from obstore import GetOptions
     from obstore.store import ObjectStore as Client
-
-_MOST_BYTES_AT_ONCE = 8 << 20
-"""Of pieces: what is not more goes in one request, which alone can be refused because something is there already.
-Whoever gives bytes has them in memory, and means that: stores take gigabytes in a request."""
-_PART_SIZE, _PARTS_AT_A_TIME = 5 << 20, 2
-"""Of larger objects.  S3 takes no smaller parts, and each is kept until it has arrived: of each object that is under
-way, twenty megabytes are in memory."""
-_LISTED_AT_ONCE = 1000
-_MOST_TRIES, _MOST_TRYING_S, _LONGEST_WAIT_S = 5, 30.0, 5.0
-"""Of what the library does not try again by itself, for it might do harm."""
 
 
 _Bytes: TypeAlias = list[bytes]
@@ -133,7 +132,7 @@ class CloudStore:
         folder, _, last = prefix.rpartition("/")
         offset = max(prefix[:-1] if len(last) > 1 else "", after) or None
         with translated_cloud_errors("list", self._address, folder):
-            for found in self._requests.list(folder, offset, _LISTED_AT_ONCE):
+            for found in self._requests.list(folder, offset, LISTED_AT_ONCE):
                 for each in found:
                     if each["path"].startswith(prefix) and each["path"] > after:
                         yield StoredObject(each["path"], each["size"])
@@ -168,7 +167,7 @@ class CloudStore:
         for piece in pieces:
             first.append(piece)
             size_bytes += len(piece)
-            if size_bytes > _MOST_BYTES_AT_ONCE:
+            if size_bytes > PUT_AT_ONCE_BYTES:
                 self._put_in_parts(name, first, pieces, replace=replace)
                 return
         whole = content if isinstance(content, bytes) else b"".join(first)
@@ -196,8 +195,8 @@ class CloudStore:
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(StoreUnavailable),
-                stop=stop_after_attempt(_MOST_TRIES) | stop_after_delay(_MOST_TRYING_S),
-                wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
+                stop=stop_after_attempt(PUT_TRIES) | stop_after_delay(PUT_TRYING_S),
+                wait=wait_random_exponential(multiplier=0.2, max=PUT_LONGEST_WAIT_S),
                 reraise=True,
             ):
                 with attempt, translated_cloud_errors("write", self._address, name):
@@ -224,7 +223,7 @@ class CloudStore:
         pieces = _Pieces(first, rest)
         try:
             with translated_cloud_errors("write", self._address, name):
-                self._requests.put_in_parts(name, pieces, _PART_SIZE, _PARTS_AT_A_TIME)
+                self._requests.put_in_parts(name, pieces, UPLOADED_PART_BYTES, UPLOADED_PARTS_AT_ONCE)
         except BaseException as error:
             if pieces.error is not None:
                 raise pieces.error from None
@@ -253,7 +252,7 @@ class CloudStore:
 
     def delete_all(self, folder: str) -> None:
         names = (name for name, _ in self.list(f"{folder}/"))
-        while some := list(itertools.islice(names, _LISTED_AT_ONCE)):
+        while some := list(itertools.islice(names, LISTED_AT_ONCE)):
             self._require_leases()
             with translated_cloud_errors("delete", self._address, folder):
                 self._requests.delete(some)

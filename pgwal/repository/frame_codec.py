@@ -11,6 +11,7 @@ import zstandard
 from xxhash import xxh3_128_digest
 
 from pgwal.backup.pack_table import FRAME_SIZE, Frame
+from pgwal.budget import FRAMES_WAITING
 from pgwal.encryption.container import opened_pack_frame
 from pgwal.errors import ChecksumMismatch, FormatError
 
@@ -21,9 +22,6 @@ Seal: TypeAlias = Callable[[int, bytes | bytearray], bytes]
 """Encrypts what is stored of the frame of a number, once for each."""
 
 _ANOTHER_BACKUP = "Restore another backup."
-
-
-_MOST_WAITING = 8
 
 
 class EncodedFrame(NamedTuple):
@@ -49,7 +47,7 @@ class FrameEncoder:
         self._level = level
         self._of_thread = threading.local()
         self._threads = ThreadPoolExecutor(jobs, "encode-frame")
-        self.most_waiting = min(jobs + 1, _MOST_WAITING)
+        self.most_waiting = min(jobs + 1, FRAMES_WAITING)
         """So many frames of one stream keep all threads at work; they are what it has in memory."""
 
     def begin(self, content: bytes | bytearray, seal: Seal | None = None, number: int = 0) -> Future[EncodedFrame]:

@@ -14,6 +14,15 @@ from typing import NamedTuple
 
 from pgwal.backup.moved_frames import FramePlace
 from pgwal.backup.pack_table import Frame, Pack
+from pgwal.budget import (
+    FORGOTTEN_AFTER_FRAMES,
+    FRAME_REQUEST_BYTES,
+    FRAME_REQUEST_THREADS,
+    FRAMES_AHEAD,
+    FRAMES_AHEAD_IN_FILES,
+    FRAMES_AHEAD_OF_ONE,
+    FRAMES_KEPT,
+)
 from pgwal.encryption.container import FrameCipher, SealedFor
 from pgwal.errors import FormatError, ObjectNotFound
 from pgwal.repository.frame_codec import FrameDecoder
@@ -21,15 +30,6 @@ from pgwal.repository.frame_tables import FramePlaces
 from pgwal.repository.pack_pool import pack_object
 from pgwal.repository.store import ByteRange, ObjectStore, StoreFeature, as_sealing
 
-_MOST_KEPT = 32
-_MOST_AHEAD = 64
-_MOST_AHEAD_OF_ONE = 16
-_MOST_AHEAD_IN_FILES = 8
-_REQUEST_BYTES = 4 << 20
-_REQUEST_THREADS = 8
-"""Where each request takes its time, so many are under way at once, whatever there is to decode them with."""
-_FORGOTTEN_AFTER = 256
-"""So many frames later nobody is going to ask for one that was read ahead: its file was given up."""
 _ANOTHER_BACKUP = "Restore another backup."
 
 _Key = tuple[str, int]
@@ -55,11 +55,11 @@ class FrameReader:
         self._store = store
         self._decoder = FrameDecoder()
         are_files = StoreFeature.FILES in store.features
-        threads = jobs if are_files else max(jobs, _REQUEST_THREADS)
+        threads = jobs if are_files else max(jobs, FRAME_REQUEST_THREADS)
         self._threads = ThreadPoolExecutor(threads, "read-frame") if threads > 1 else None
-        self._most_kept = max(_MOST_KEPT, 4 * jobs)
-        most_ahead_of_one = _MOST_AHEAD_IN_FILES if are_files else _MOST_AHEAD_OF_ONE
-        self._ahead_of_one = max(2, min(most_ahead_of_one, _MOST_AHEAD // jobs))
+        self._most_kept = max(FRAMES_KEPT, 4 * jobs)
+        most_ahead_of_one = FRAMES_AHEAD_IN_FILES if are_files else FRAMES_AHEAD_OF_ONE
+        self._ahead_of_one = max(2, min(most_ahead_of_one, FRAMES_AHEAD // jobs))
         self._kept = OrderedDict[_Key, Future[bytes] | bytes]()
         # Apart, so that frames which are in use never make room for those that will be, nor those for each other: each
         # would have to be read, and decoded, again.
@@ -120,7 +120,7 @@ class FrameReader:
         if self._threads is None:
             return
         with self._lock:
-            while self._ahead and self._asked_count - next(iter(self._ahead.values())).since > _FORGOTTEN_AFTER:
+            while self._ahead and self._asked_count - next(iter(self._ahead.values())).since > FORGOTTEN_AFTER_FRAMES:
                 self._ahead.popitem(last=False)
             for some in self._requests(pack, following):
                 futures = [Future[bytes]() for _ in some]
@@ -144,11 +144,11 @@ class FrameReader:
                 some, size_bytes = [], 0
             if is_known:
                 continue
-            if len(self._ahead) + len(some) >= _MOST_AHEAD:
+            if len(self._ahead) + len(some) >= FRAMES_AHEAD:
                 return
             some.append(number)
             size_bytes += pack[number].stored_size_bytes
-            if len(some) == most or size_bytes >= _REQUEST_BYTES or number == following[-1]:
+            if len(some) == most or size_bytes >= FRAME_REQUEST_BYTES or number == following[-1]:
                 yield some
                 some, size_bytes = [], 0
 

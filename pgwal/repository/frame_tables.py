@@ -24,9 +24,6 @@ from pgwal.repository.pack_pool import pack_object, table_object
 from pgwal.repository.store import ObjectStore, objects_in
 from pgwal.repository.waiting_threads import ask_for_each
 
-MOST_MOVED = 1 << 16
-"""So many frames a new pack has at most, that its table is read as a whole."""
-
 
 def store_table(store: ObjectStore, moved: MovedFrames) -> None:
     """Store a table, durably: from now on its frames are found in the new pack, which must be there."""

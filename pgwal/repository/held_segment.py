@@ -14,9 +14,6 @@ from pgwal.repository.spool import Appender, Spool
 from pgwal.repository.store import ObjectSealer
 from pgwal.repository.wal_file_name import split_segment_name
 
-MOST_HELD_BYTES = 64 << 20
-"""A larger segment goes through the spool: what is held is one segment, and what arrives meanwhile."""
-
 
 class WholeSegments(Protocol):
     """Where segments go that were held."""

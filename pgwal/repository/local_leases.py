@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgwal.budget import LOCK_LOOK_S
 from pgwal.errors import RepositoryLocked
 from pgwal.repository.beneath import Beneath
 from pgwal.repository.local_errors import translated_errors
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_LOOK_S = 0.1
-"""Whoever looks whether a lock is held has it for an instant."""
 
 
 class LocalLeases:
@@ -100,7 +99,7 @@ class LocalLeases:
 
 def _is_taken(descriptor: int) -> bool:
     """Take the lock of an open file; False when another process keeps it."""
-    deadline = time.monotonic() + _LOOK_S
+    deadline = time.monotonic() + LOCK_LOOK_S
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,4 +107,4 @@ def _is_taken(descriptor: int) -> bool:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_LOOK_S / 10)
+            time.sleep(LOCK_LOOK_S / 10)

@@ -10,12 +10,12 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import IO
 
+from pgwal.budget import READ_BYTES
 from pgwal.errors import RepositoryError
 from pgwal.repository.beneath import Beneath
 from pgwal.repository.local_errors import translated_errors
 from pgwal.repository.local_file import LocalFile
 
-_CLEAR_SIZE = _READ_SIZE = 1 << 20
 _NO_RESERVING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -104,9 +104,9 @@ class LocalAppender:
 
     def clear_behind(self, offset: int) -> None:
         # Not by cutting the file: a crash in between would leave one that has lost its room.
-        zeros = bytes(_CLEAR_SIZE)
+        zeros = bytes(READ_BYTES)
         with translated_errors("clear", self._path):
-            while data := os.pread(self._descriptor, min(_CLEAR_SIZE, max(0, self._size_found - offset)), offset):
+            while data := os.pread(self._descriptor, min(READ_BYTES, max(0, self._size_found - offset)), offset):
                 # Compared as a whole: to ask each byte takes a tenth of a second of an empty segment.
                 if data != zeros[: len(data)]:
                     self.write(offset, zeros[: len(data)])
@@ -141,7 +141,7 @@ class LocalAppender:
     def pieces(self) -> Iterator[bytes]:
         offset = 0
         with translated_errors("read", self._path):
-            while data := os.pread(self._descriptor, _READ_SIZE, offset):
+            while data := os.pread(self._descriptor, READ_BYTES, offset):
                 offset += len(data)
                 yield data
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pgwal.budget import READ_BYTES
 from pgwal.checksum import ContentDigest, content_digest
 from pgwal.errors import FormatError, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.repository.layout import BACKUP_DATA_DIRECTORY, BACKUP_DIRECTORIES_NAME
@@ -18,8 +19,6 @@ from pgwal.repository.written_file import WrittenFile
 if TYPE_CHECKING:
     from pgwal.backup.pack_table import ContentPart, Extent
     from pgwal.repository.backup_data import BackupData
-
-_READ_SIZE = 1 << 20
 
 
 class ObjectBackupData:
@@ -213,5 +212,5 @@ class _SpooledContent:
         self._is_closed = True
         with self._notes:
             self._notes.seek(0)
-            self._store.put(self._name, iter(lambda: self._notes.read(_READ_SIZE), b""))
+            self._store.put(self._name, iter(lambda: self._notes.read(READ_BYTES), b""))
         self._spool.drop_notes(f"{self._name}.spool")

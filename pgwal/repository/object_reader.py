@@ -7,17 +7,11 @@ from collections.abc import Mapping
 from io import BufferedReader, RawIOBase
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
+from pgwal.budget import OBJECT_AHEAD_BYTES, OBJECT_FIRST_BYTES, OBJECT_WHOLE_BYTES
 from pgwal.repository.store import ByteRange, ObjectStore, as_files
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_FIRST_BYTES = 64 << 10
-"""What opening asks for: often that is all of it, or all that is read."""
-_AHEAD_BYTES = 1 << 20
-"""What one request asks for at least: over a network, its answer takes as long for a byte."""
-_WHOLE_BYTES = 16 << 20
-"""What one asks for of an object that is read whole: most segments and entries are not larger."""
 
 
 class _Kept(NamedTuple):
@@ -48,7 +42,7 @@ class LastRead:
     def keep(self, name: str, start: int, piece: bytes, size_bytes: int | None) -> None:
         """Keep a piece: with others of the same object, as long as they are not too large together."""
         kept = self._kept
-        if name != kept.name or sum(map(len, kept.pieces.values())) + len(piece) > _WHOLE_BYTES:
+        if name != kept.name or sum(map(len, kept.pieces.values())) + len(piece) > OBJECT_WHOLE_BYTES:
             kept = _Kept(name, size_bytes, {})
         self._kept = _Kept(name, size_bytes, {**kept.pieces, start: piece})
 
@@ -73,7 +67,7 @@ def _opened(store: ObjectStore, name: str, *, is_read_whole: bool, last_read: La
     files = as_files(store)
     if files is not None:
         return files.open_file(name)
-    sizes = (_WHOLE_BYTES, _WHOLE_BYTES) if is_read_whole else (_FIRST_BYTES, _AHEAD_BYTES)
+    sizes = (OBJECT_WHOLE_BYTES, OBJECT_WHOLE_BYTES) if is_read_whole else (OBJECT_FIRST_BYTES, OBJECT_AHEAD_BYTES)
     return _RangeReader(store, name, *sizes, last_read)
 
 

@@ -16,16 +16,13 @@ from xxhash import xxh3_128_digest
 from pgwal.backup.moved_frames import MovedFrames, Origin
 from pgwal.backup.pack_table import Frame
 from pgwal.backup.pack_use import WornPack
-from pgwal.repository.frame_tables import MOST_MOVED, store_table
+from pgwal.budget import FRAMES_MOVED, PACK_SIZE, REWRITTEN_READ_BYTES
+from pgwal.repository.frame_tables import store_table
 from pgwal.repository.pack_pool import begin_pack, pack_object
-from pgwal.repository.pack_stream import PACK_SIZE
 from pgwal.repository.place import Place
 from pgwal.repository.store import ByteRange, ObjectStore
 
 logger = logging.getLogger(__name__)
-
-_MOST_READ_BYTES = 8 << 20
-"""Frames are asked for together as long as they have no more."""
 
 
 class _Part(NamedTuple):
@@ -75,10 +72,10 @@ def _new_packs(worn: Sequence[WornPack]) -> Iterator[list[_Part]]:
     """Yield what is to go into each new pack."""
     found: list[_Part] = []
     for pack in worn:
-        for start in range(0, len(pack.frames), MOST_MOVED):
-            part = _Part(pack.name, pack.frames[start : start + MOST_MOVED])
+        for start in range(0, len(pack.frames), FRAMES_MOVED):
+            part = _Part(pack.name, pack.frames[start : start + FRAMES_MOVED])
             is_full = sum(each.stored_bytes for each in found) >= PACK_SIZE
-            if found and (is_full or sum(len(each.frames) for each in (*found, part)) > MOST_MOVED):
+            if found and (is_full or sum(len(each.frames) for each in (*found, part)) > FRAMES_MOVED):
                 yield found
                 found = []
             found.append(part)
@@ -122,7 +119,7 @@ def _read_together(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
     found: list[Frame] = []
     size_bytes = 0
     for frame in frames:
-        if found and size_bytes + frame.stored_size_bytes > _MOST_READ_BYTES:
+        if found and size_bytes + frame.stored_size_bytes > REWRITTEN_READ_BYTES:
             yield found
             found, size_bytes = [], 0
         found.append(frame)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgwal.backup.pack_table import FRAME_SIZE, Extent, Pack
+from pgwal.budget import PACK_SIZE, PACKS_PENDING
 from pgwal.checksum import ContentDigest
 from pgwal.repository.frame_codec import EncodedFrame, FrameEncoder
 from pgwal.repository.pack_pool import pack_object
@@ -18,11 +19,6 @@ from pgwal.repository.written_file import WrittenFile
 
 if TYPE_CHECKING:
     from pgwal.encryption.container import PackSeal
-
-PACK_SIZE = 256 << 20
-"""A pack that has so many bytes gets no more frames."""
-_MOST_PENDING = 2
-"""So many full packs may still be on their way into the store."""
 
 
 class NewPack(NamedTuple):
@@ -59,7 +55,7 @@ class PackStream:
         self._pack_number = -1
         self._seal: PackSeal | None = None
         self._passage = Passage()
-        self._putter = ThreadPoolExecutor(_MOST_PENDING, "put-pack")
+        self._putter = ThreadPoolExecutor(PACKS_PENDING, "put-pack")
         self._pending: list[Future[None]] = []
 
     def add(self, chunks: Iterable[bytes]) -> WrittenFile:
@@ -145,7 +141,7 @@ class PackStream:
 
     def _open_pack(self) -> Pack:
         if self._pack is None:
-            while len(self._pending) >= _MOST_PENDING or (self._pending and self._pending[0].done()):
+            while len(self._pending) >= PACKS_PENDING or (self._pending and self._pending[0].done()):
                 self._await_oldest()
             self._pack_number, self._pack, self._seal = self._begin()
             self._passage = Passage()

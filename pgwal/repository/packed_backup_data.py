@@ -19,6 +19,7 @@ from pgwal.backup.entry_document import decode_contents
 from pgwal.backup.pack_table import ContentPart, Extent, Pack, PackedContents, check_extents
 from pgwal.backup.record_table import RecordTable
 from pgwal.backup.stored_path import encode_path
+from pgwal.budget import FRAMES_EXPECTED
 from pgwal.disk.block_reads import copy_parts
 from pgwal.errors import FormatError, ObjectNotFound, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.repository.frame_reader import FrameReader
@@ -213,8 +214,6 @@ class _Part(NamedTuple):
 
 
 _NONE: Sequence[int] = ()
-_MOST_EXPECTED = 64
-"""More than are ever read ahead."""
 _NOTHING = _Part(0, 0, -1, -1, 0, -1)
 
 
@@ -286,7 +285,7 @@ class _PackedContent:
             return range(part.frame + 1, part.last + 1) if is_read_on else ()
         wanted = self._expected.get(part.pack, ())
         at = bisect_right(wanted, part.frame)
-        return wanted[at : at + _MOST_EXPECTED]
+        return wanted[at : at + FRAMES_EXPECTED]
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         found: dict[int, set[int]] = {}

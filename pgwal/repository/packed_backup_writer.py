@@ -15,6 +15,7 @@ from pgwal.backup.label import BACKUP_LABEL_NAME
 from pgwal.backup.live_frames import slice_extents
 from pgwal.backup.manifest import MANIFEST_NAME
 from pgwal.backup.pack_table import Extent, Pack, PackedContents
+from pgwal.budget import ONE_FRAME_RUN_BYTES
 from pgwal.errors import BrokenInvariant, ObjectNotFound
 from pgwal.repository.frame_codec import FrameEncoder
 from pgwal.repository.pack_pool import begin_pack, pack_object
@@ -25,8 +26,6 @@ from pgwal.repository.written_file import WrittenFile
 if TYPE_CHECKING:
     from pgwal.repository.backup_data import BackupData, BackupDataWriter, NewContent
 
-_MOST_IN_ONE_BYTES = 8 << 20
-"""What is not more is encoded before another thread would have begun."""
 
 AS_THEY_ARE = (BACKUP_LABEL_NAME, MANIFEST_NAME)
 
@@ -68,7 +67,7 @@ class PackedBackupDataWriter:
             if not self._is_much:
                 with self._changed:
                     self._stored_bytes += len(chunk)
-                    self._is_much = self._stored_bytes > _MOST_IN_ONE_BYTES
+                    self._is_much = self._stored_bytes > ONE_FRAME_RUN_BYTES
                     if self._is_much:
                         self._changed.notify_all()
             yield chunk

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_ASK_S, _NEAR_ASK_S = 2.0, 0.2
-"""How often it is asked whether somebody waits; where that is no request, as often as storing what is there takes no
-more than a twentieth of the time."""
-_NEAR_SHARE = 20
+from pgwal.budget import PARTIAL_ASK_S, PARTIAL_NEAR_ASK_S, PARTIAL_NEAR_SHARE
 
 
 class PartialSchedule:
@@ -21,7 +18,7 @@ class PartialSchedule:
         self._interval_s = interval_s
         self._is_awaited = is_awaited
         self._is_near = is_near
-        self._ask_s = _NEAR_ASK_S if is_near else _ASK_S
+        self._ask_s = PARTIAL_NEAR_ASK_S if is_near else PARTIAL_ASK_S
         self._stored_at_s = self._asked_at_s = time.monotonic() - interval_s
         self._was_awaited = False
         self.hurries = False
@@ -42,4 +39,4 @@ class PartialSchedule:
         """Note that more is stored by now; of a segment that is not whole, how long that took."""
         self._stored_at_s = time.monotonic()
         if self._is_near and seconds is not None:
-            self._ask_s = min(_ASK_S, max(_NEAR_ASK_S, _NEAR_SHARE * seconds))
+            self._ask_s = min(PARTIAL_ASK_S, max(PARTIAL_NEAR_ASK_S, PARTIAL_NEAR_SHARE * seconds))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from threading import Condition
 
-_MOST_PIECES = 4
+from pgwal.budget import PIECES_IN_PASSAGE
 
 
 class Abandoned(Exception):
@@ -25,7 +25,7 @@ class Passage:
     def push(self, piece: bytes) -> None:
         """Hand over a piece, once there is room; raises Abandoned when nobody takes it."""
         with self._condition:
-            self._condition.wait_for(lambda: len(self._pieces) < _MOST_PIECES or self._is_abandoned)
+            self._condition.wait_for(lambda: len(self._pieces) < PIECES_IN_PASSAGE or self._is_abandoned)
             if self._is_abandoned:
                 raise Abandoned("what was stored was not taken to its end")
             self._pieces.append(piece)

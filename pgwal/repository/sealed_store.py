@@ -15,6 +15,7 @@ from threading import Lock
 from typing import cast
 
 from pgwal.aligned_buffer import aligned_buffer
+from pgwal.budget import CIPHERS_KEPT
 from pgwal.encryption.container import (
     FRAME_BYTES,
     MAGIC,
@@ -56,7 +57,6 @@ from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WalGeometry, is_segment_name
 
 _IN_CLEAR = (IDENTITY_NAME, STORAGE_FORMAT_NAME)
-_MOST_CIPHERS = 256
 
 
 class SealedStore(StoreWrapper):
@@ -163,7 +163,7 @@ class SealedStore(StoreWrapper):
         with self._lock:
             self._ciphers[name] = opening
             self._ciphers.move_to_end(name)
-            while len(self._ciphers) > _MOST_CIPHERS:
+            while len(self._ciphers) > CIPHERS_KEPT:
                 self._ciphers.popitem(last=False)
 
     def size(self, name: str) -> int:

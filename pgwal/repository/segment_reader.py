@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
+from pgwal.budget import PART_BYTES
 from pgwal.errors import FormatError, PgwalError
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from pgwal.repository.segment_part import SharedFile
 
-PART_BYTES = 2 << 20
-"""Larger pieces leave the caches; handing one from thread to thread costs as much as reading half a megabyte."""
 
 REPLACE_HINT = "Replace it by a whole copy, if another archive holds one."
 

@@ -14,6 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
 
+from pgwal.budget import (
+    SPARE_SEGMENTS,
+    SPOOL_LOOK_S,
+    SPOOL_NEAR_LOOK_S,
+    STORED_BEFORE,
+    UPLOAD_RETRY_MAX_S,
+    UPLOAD_RETRY_MIN_S,
+    UPLOAD_SLOW_S,
+    UPLOADER_END_S,
+)
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
@@ -30,16 +40,6 @@ from pgwal.repository.wal_file_name import COMPRESSION_SUFFIXES, PARTIAL_SUFFIX,
 from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)
-
-_SPARE_SEGMENTS = 3
-"""The one that was stored last, the one that is received, and one that is full before anybody looks."""
-_LOOK_S, _NEAR_LOOK_S = 0.25, 0.05
-_SLOW_S = 10.0
-"""The client asks again by itself for a minute; a server that shuts down is not to wait that long."""
-_MOST_BEFORE = 3
-"""So much of what waits is stored before a segment that does not: it gets less that way, and nobody waits long."""
-_RETRY_MIN_S, _RETRY_MAX_S = 0.5, 10.0
-_END_S = 5.0
 
 
 class SpoolUploader:
@@ -59,10 +59,10 @@ class SpoolUploader:
         most_bytes: int,
         is_awaited: Callable[[], bool],
     ) -> None:
-        if most_bytes < (_SPARE_SEGMENTS + 1) * geometry.segment_size:
+        if most_bytes < (SPARE_SEGMENTS + 1) * geometry.segment_size:
             raise RepositoryError(
-                f"a spool of {most_bytes} bytes has no room for {_SPARE_SEGMENTS + 1} WAL segments",
-                hint=f"Give it at least {(_SPARE_SEGMENTS + 1) * geometry.segment_size} bytes: --max-spool.",
+                f"a spool of {most_bytes} bytes has no room for {SPARE_SEGMENTS + 1} WAL segments",
+                hint=f"Give it at least {(SPARE_SEGMENTS + 1) * geometry.segment_size} bytes: --max-spool.",
             )
         self.done_count = 0
         self.failed_count = 0
@@ -75,7 +75,7 @@ class SpoolUploader:
         self._most_bytes = most_bytes
         self._is_near = place.place.directory is not None
         self._partials = PartialSchedule(partial_interval_s, is_awaited, is_near=self._is_near)
-        self._look_s = _NEAR_LOOK_S if self._is_near else _LOOK_S
+        self._look_s = SPOOL_NEAR_LOOK_S if self._is_near else SPOOL_LOOK_S
         self._changed = threading.Condition()
         self._at_work = threading.Lock()
         self._ended = False
@@ -130,7 +130,7 @@ class SpoolUploader:
             self._ended = True
             self._changed.notify_all()
         # It may wait for a store that does not answer, and ends with the process then.
-        self._thread.join(_END_S)
+        self._thread.join(UPLOADER_END_S)
 
     # -- what the receiver asks and tells ----------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class SpoolUploader:
     @property
     def is_away(self) -> bool:
         began_s = self._began_s
-        return self.trouble is not None or (began_s is not None and time.monotonic() - began_s > _SLOW_S)
+        return self.trouble is not None or (began_s is not None and time.monotonic() - began_s > UPLOAD_SLOW_S)
 
     @property
     def is_behind(self) -> bool:
@@ -169,7 +169,7 @@ class SpoolUploader:
             with self._changed:
                 self._proven = max(self._proven, (timeline_id, self._geometry.segment_start(segment_no + 1)))
             try:
-                for _ in range(_MOST_BEFORE):
+                for _ in range(STORED_BEFORE):
                     if (upload := self._next()) is None:
                         break
                     self._take(upload)
@@ -265,7 +265,7 @@ class SpoolUploader:
         if not self.is_proven:
             # What is compared takes none; and before it is, nothing leaves a spool that is full.
             return True
-        return (len(self._waiting) + _SPARE_SEGMENTS) * self._geometry.segment_size <= self._most_bytes
+        return (len(self._waiting) + SPARE_SEGMENTS) * self._geometry.segment_size <= self._most_bytes
 
     def hurry(self) -> None:
         with self._changed:
@@ -312,7 +312,7 @@ class SpoolUploader:
                     return
                 self.trouble = error
                 self.failed_count += 1
-                self._wait(min(_RETRY_MAX_S, _RETRY_MIN_S * 2**tries), is_retry=True)
+                self._wait(min(UPLOAD_RETRY_MAX_S, UPLOAD_RETRY_MIN_S * 2**tries), is_retry=True)
                 tries = min(tries + 1, 10)
                 continue
             if upload is None:

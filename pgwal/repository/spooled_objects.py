@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import cast
 
+from pgwal.budget import PART_BYTES, SEGMENT_IN_MEMORY_BYTES
 from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.counted_pieces import CountedPieces
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
-from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.store import ByteRange, ObjectSealer, as_sealing
 from pgwal.repository.wal_compressor import compressed_pieces
@@ -22,7 +22,6 @@ from pgwal.segment import WalGeometry
 
 logger = logging.getLogger(__name__)
 
-_MOST_BYTES_AT_ONCE = 64 << 20
 _MOST_FILE_BYTES = 1 << 30
 
 
@@ -87,7 +86,7 @@ class SpooledObjects:
     def _put_new(self, path: str, content: Iterator[bytes]) -> None:
         pieces = CountedPieces(content)
         # In one piece where that is not too large: only then two that do so at once are told apart, over a network.
-        is_streamed = self._place.place.directory is not None or self._geometry.segment_size > _MOST_BYTES_AT_ONCE
+        is_streamed = self._place.place.directory is not None or self._geometry.segment_size > SEGMENT_IN_MEMORY_BYTES
         self._store.remote.put(path, pieces if is_streamed else b"".join(pieces))
         self._store.note_stored(path, pieces.size_bytes)
 

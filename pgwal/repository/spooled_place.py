@@ -14,9 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
+from pgwal.budget import SEGMENT_IN_MEMORY_BYTES
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
-from pgwal.repository.held_segment import MOST_HELD_BYTES, HeldSegment, WholeSegments
+from pgwal.repository.held_segment import HeldSegment, WholeSegments
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY, RepositoryIdentity
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.place import Place, address_of
@@ -62,7 +63,7 @@ class SpooledPlace(PlaceWrapper):
         if not self.local.store.exists(name):
             is_begun = self._take_from_store(name.rpartition("/")[2])
             # Zeros are wanted where somebody waits for each sync: all is written then.
-            if self.whole_segments is not None and not (is_begun or zeroed or size_bytes > MOST_HELD_BYTES):
+            if self.whole_segments is not None and not (is_begun or zeroed or size_bytes > SEGMENT_IN_MEMORY_BYTES):
                 return HeldSegment(self.local.spool, name, size_bytes, self.whole_segments)
         return self.local.spool.preallocate(name, size_bytes, zeroed=zeroed)
 

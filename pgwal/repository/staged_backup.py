@@ -19,6 +19,7 @@ from pgwal.backup.entry import BackupEntry
 from pgwal.backup.entry_document import encode_entry
 from pgwal.backup.live_frames import LiveFrames
 from pgwal.backup.pack_table import PackedContents
+from pgwal.budget import ENTRY_IN_MEMORY_BYTES
 from pgwal.errors import LeaseLost, ObjectExists, ObjectNotFound, RepositoryError
 from pgwal.repository.backup_data import create_backup_data
 from pgwal.repository.backup_folders import NOTES_NAME, folder_of, give_up, remove_backup
@@ -28,9 +29,6 @@ from pgwal.repository.storage_format import PLAIN_FORMAT, StorageFormat
 from pgwal.repository.store import as_renaming
 
 logger = logging.getLogger(__name__)
-
-_MOST_BYTES_AT_ONCE = 64 << 20
-"""Of an entry, some four hundred thousand files of a backup."""
 
 
 class StagedBackup:
@@ -161,6 +159,6 @@ def at_once(lines: Iterable[bytes]) -> bytes | Iterable[bytes]:
     for line in rest:
         first.append(line)
         size_bytes += len(line)
-        if size_bytes > _MOST_BYTES_AT_ONCE:
+        if size_bytes > ENTRY_IN_MEMORY_BYTES:
             return chain(first, rest)
     return b"".join(first)

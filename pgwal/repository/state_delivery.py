@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import time
 
+from pgwal.budget import STATE_CHANGED_S, STATE_LEAST_S, STATE_LOOK_S, STATE_MOST_S, STATE_NEAR_LEAST_S, STATE_TOLD_S
 from pgwal.repository.layout import RECEIVER_STATE_NAME
 from pgwal.repository.repository import ReceiverState
 from pgwal.repository.spooled_store import SpooledStore
-
-_LEAST_S, _NEAR_LEAST_S, _CHANGED_S, _MOST_S = 0.2, 0.02, 5.0, 60.0
-"""How old the state that others see may get when more is stored, where that is no request, when other things have
-changed, and when only time has passed."""
-
-_TOLD_S, _LOOK_S = 0.5, 0.05
-"""How long after something was stored the receiver may have that to tell, and how often it is looked for."""
 
 
 class StateDelivery:
@@ -24,10 +18,10 @@ class StateDelivery:
 
     def __init__(self, store: SpooledStore, *, is_near: bool) -> None:
         self._store = store
-        self._least_s = _NEAR_LEAST_S if is_near else _LEAST_S
+        self._least_s = STATE_NEAR_LEAST_S if is_near else STATE_LEAST_S
         self._told: ReceiverState | None = None
-        self._at_s = time.monotonic() - _MOST_S
-        self._stored_at_s = time.monotonic() - _TOLD_S
+        self._at_s = time.monotonic() - STATE_MOST_S
+        self._stored_at_s = time.monotonic() - STATE_TOLD_S
 
     def note_stored(self) -> None:
         """Note that something was stored, of which the receiver is going to tell."""
@@ -35,7 +29,7 @@ class StateDelivery:
 
     def look_s(self, usual_s: float) -> float:
         """Return after how long to look for a state to send, at the latest; usually after ``usual_s``."""
-        return min(usual_s, _LOOK_S) if time.monotonic() - self._stored_at_s < _TOLD_S else usual_s
+        return min(usual_s, STATE_LOOK_S) if time.monotonic() - self._stored_at_s < STATE_TOLD_S else usual_s
 
     def send(self, *, at_once: bool = False) -> None:
         """Store the state if that is due, or ``at_once``; raises RepositoryError."""
@@ -44,7 +38,7 @@ class StateDelivery:
             return
         state = ReceiverState.decode(content)._replace(updated_at=None, level_at=None)
         is_more = self._told is None or state.flushed_lsn != self._told.flushed_lsn
-        if at_once or is_more or now - self._at_s > (_CHANGED_S if state != self._told else _MOST_S):
+        if at_once or is_more or now - self._at_s > (STATE_CHANGED_S if state != self._told else STATE_MOST_S):
             self._store.pending_state = None
             self._store.remote.put(RECEIVER_STATE_NAME, content, replace=True, durable=False)
             self._told, self._at_s = state, now

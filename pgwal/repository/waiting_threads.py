@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from pgwal.budget import FEWEST_FOR_THREADS, REQUESTS_AT_ONCE
 from pgwal.repository.store import ObjectStore, as_renaming
-
-_MOST_AT_A_TIME = 64
-_FEWEST = 4
-"""For less no threads are begun."""
 
 _Name = TypeVar("_Name")
 _Found = TypeVar("_Found")
@@ -20,13 +17,13 @@ def ask_for_each(store: ObjectStore, ask: Callable[[_Name], _Found], names: Sequ
 
     One after the other in a store that renames, as local ones do.  What it raises is passed on.
     """
-    if as_renaming(store) is not None or len(names) < _FEWEST:
+    if as_renaming(store) is not None or len(names) < FEWEST_FOR_THREADS:
         yield from map(ask, names)
         return
     # Not above: a server waits for each segment that it fetches, and that needs none.
     from concurrent.futures import ThreadPoolExecutor
 
-    threads = ThreadPoolExecutor(min(_MOST_AT_A_TIME, len(names)), "ask-store")
+    threads = ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(names)), "ask-store")
     try:
         yield from threads.map(ask, names)
     finally:

@@ -6,16 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from pgwal.budget import MOST_LOOKS, PART_BYTES, SCAN_BYTES
 from pgwal.errors import FormatError, ObjectNotFound, UnsupportedVersion
 from pgwal.lsn import Lsn
 from pgwal.repository.layout import WAL_DIRECTORY
-from pgwal.repository.segment_reader import PART_BYTES
 from pgwal.repository.store import ObjectStore, StoredObject
-from pgwal.repository.wal_directory import MOST_LOOKS, WalDirectory, WalSegmentFile
+from pgwal.repository.wal_directory import WalDirectory, WalSegmentFile
 from pgwal.segment import SHORT_PAGE_HEADER_SIZE, WAL_PAGE_SIZE, WalGeometry, is_history_name, is_segment_name
 from pgwal.timeline import TimelineHistory, history_file_name
-
-_SCAN_SIZE = 1 << 18
 
 
 class _Copy(NamedTuple):
@@ -99,7 +97,7 @@ class WalArchive(WalDirectory):
         event = NEED_DATA
         for file in (*in_front, segment):
             with self.open_segment(file) as reader:
-                while event != END_OF_WAL and (data := reader.read(_SCAN_SIZE)):
+                while event != END_OF_WAL and (data := reader.read(SCAN_BYTES)):
                     try:
                         scanner.feed(data)
                         while (event := scanner.scan()) not in (NEED_DATA, END_OF_WAL):

@@ -22,6 +22,7 @@ from typing import Protocol, Self
 import lz4.frame
 import zstandard
 
+from pgwal.budget import COMPRESSOR_DRAIN_S, COMPRESSOR_NICENESS, COMPRESSOR_RETRY_S, READ_BYTES
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
@@ -35,11 +36,7 @@ from pgwal.segment import WalGeometry, is_segment_name
 
 logger = logging.getLogger(__name__)
 
-_READ_SIZE = 1 << 20
-_RETRY_S = 60.0
-_DRAIN_S = 5.0
 _GZIP_WINDOW_BITS = 31
-_NICENESS = 10
 
 
 # ---- one segment ----
@@ -86,7 +83,7 @@ def compress_segment(store: ObjectStore, geometry: WalGeometry, name: str, compr
     path = f"{WAL_DIRECTORY}/{name}"
     with open_object(store, path) as file:
         # One that is there under that name is damaged, or was compressed by another method before.
-        pieces = iter(partial(file.read, _READ_SIZE), b"")
+        pieces = iter(partial(file.read, READ_BYTES), b"")
         content = compressed_pieces(pieces, compression, geometry.segment_size)
         store.put(path + compression.suffix, content, replace=True)
     store.delete(path)
@@ -119,7 +116,7 @@ def _yield_to_others() -> None:
     # On Linux a thread has a niceness of its own; elsewhere it would be that of the process, or of another one.
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPRESSOR_NICENESS)
 
 
 class SegmentCompressor:
@@ -169,7 +166,7 @@ class SegmentCompressor:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._thread is not None:
-            self._deadline_s = time.monotonic() + _DRAIN_S
+            self._deadline_s = time.monotonic() + COMPRESSOR_DRAIN_S
             self._queue.put(None)
             self._thread.join()
 
@@ -219,7 +216,7 @@ class SegmentCompressor:
         _yield_to_others()
         while True:
             try:
-                name = self._queue.get(timeout=_RETRY_S if self._failed else None)
+                name = self._queue.get(timeout=COMPRESSOR_RETRY_S if self._failed else None)
             except queue.Empty:
                 self._try_failed_again()
                 continue

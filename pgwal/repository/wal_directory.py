@@ -15,16 +15,11 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from pgwal.budget import FIRST_PART_BYTES, MOST_LOOKS, PART_BYTES
 from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound
 from pgwal.lsn import Lsn
 from pgwal.repository.object_reader import LastRead, open_object
-from pgwal.repository.segment_reader import (
-    PART_BYTES,
-    REPLACE_HINT,
-    SegmentReader,
-    broken_segment,
-    segment_part_module,
-)
+from pgwal.repository.segment_reader import REPLACE_HINT, SegmentReader, broken_segment, segment_part_module
 from pgwal.repository.store import ObjectStore, StoredObject, as_files, objects_in
 from pgwal.repository.wal_file_name import (
     COMPRESSION_SUFFIXES,
@@ -39,8 +34,6 @@ from pgwal.timeline import TimelineHistory, history_file_name
 if TYPE_CHECKING:
     from pgwal.repository.segment_part import SegmentPart
 
-_FIRST_PART_BYTES = 64 << 10
-"""Of a segment that is read from somewhere within: often but one record is wanted."""
 
 _PARTIAL_SUFFIXES = tuple(suffix + PARTIAL_SUFFIX for suffix in COMPRESSION_SUFFIXES)
 
@@ -50,8 +43,6 @@ _LONG_HEADER_SIZE = 40
 
 WalParts: TypeAlias = "Generator[bytes | SegmentPart, None, None]"
 """Consecutive WAL; to be closed when not all of it is wanted."""
-MOST_LOOKS = 10
-"""So often a segment is looked for that is there under another name each time: a receiver stores it as it grows."""
 
 
 class WalSegmentFile(NamedTuple):
@@ -360,7 +351,7 @@ class WalDirectory:
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
-        part_bytes = _FIRST_PART_BYTES
+        part_bytes = FIRST_PART_BYTES
         try:
             file.skip(offset)
             while left:

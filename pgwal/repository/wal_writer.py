@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Protocol
 
+from pgwal.budget import WAITING_WAL_BYTES
 from pgwal.errors import BrokenInvariant, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.archived_segment import ArchivedSegment
@@ -16,9 +17,6 @@ from pgwal.repository.spool import Appender
 from pgwal.repository.wal_archive import WalArchive
 from pgwal.repository.wal_file_name import PARTIAL_SUFFIX
 from pgwal.segment import WalGeometry
-
-_MAX_WAITING_BYTES = 16 << 20
-"""What may wait in memory while a segment is completed."""
 
 
 class WalObserver(Protocol):
@@ -86,7 +84,7 @@ class WalWriter:
         """Append ``data``, which must not change any more; a segment that gets full is synced and renamed."""
         self._waiting.append(data)
         self._waiting_bytes += len(data)
-        if self._completing is None or self._completing.done() or self._waiting_bytes >= _MAX_WAITING_BYTES:
+        if self._completing is None or self._completing.done() or self._waiting_bytes >= WAITING_WAL_BYTES:
             self._write_waiting()
 
     def clear_rest(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pgwal.budget import UNMEASURED_REFERENCES, UNTAKEN_BLOCKS
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.relation import Fork
 from pgwal.segment import WalGeometry
@@ -26,11 +27,6 @@ _CUTTING_OPERATIONS = (
     layout.XLOG_PARAMETER_CHANGE,
     layout.XLOG_END_OF_RECOVERY,
 )
-_MANY_BLOCKS = 1 << 15
-"""Moving blocks into a map costs by the take as well as by the block; that many fit what the scanner has anyway."""
-
-_MANY_REFERENCES = 1 << 20
-"""After so many references a map is measured, which takes a while."""
 
 
 class Summary(NamedTuple):
@@ -205,7 +201,7 @@ class Summarizer:
                 return
             self._cut(self.position, self.link.last_lsn)
             self._set_next_stop(self.position)
-        if self._scanner.untaken_count >= _MANY_BLOCKS:
+        if self._scanner.untaken_count >= UNTAKEN_BLOCKS:
             self._absorb()
 
     @property
@@ -233,7 +229,7 @@ class Summarizer:
     def _absorb(self) -> None:
         _absorb_changes(self._scanner, self._block_map)
         count = self._scanner.block_reference_count
-        if count - self._measured_count >= _MANY_REFERENCES:
+        if count - self._measured_count >= UNMEASURED_REFERENCES:
             self._measured_count = count
             require_size(self._block_map, f"WAL {LsnRange(self._timeline_id, self._start, self.position)}")
 

@@ -155,7 +155,7 @@ def test_a_store_that_is_not_there(variables: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("word", ["secret", "half@secret"])
 @pytest.mark.parametrize(("start", "end"), [("http://user:", ""), ("https://user:", "/x?sig=secret"), ("htp://u:", "")])
 def test_a_password_in_the_address(monkeypatch: pytest.MonkeyPatch, start: str, end: str, word: str) -> None:
-    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    monkeypatch.setattr(cloud_place, "REQUEST_RETRIES", 0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         for name, value in {
@@ -173,7 +173,7 @@ def test_a_password_in_the_address(monkeypatch: pytest.MonkeyPatch, start: str, 
 @pytest.mark.parametrize("access", ["SAS_KEY", "ACCESS_KEY"])
 def test_a_store_that_is_not_there_whose_address_is_kept_back(monkeypatch: pytest.MonkeyPatch, access: str) -> None:
     """The library does not repeat an address that grants access, whatever it is wrong with."""
-    monkeypatch.setattr(cloud_place, "_MOST_RETRIES", 0)
+    monkeypatch.setattr(cloud_place, "REQUEST_RETRIES", 0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         for name, value in {

@@ -111,7 +111,7 @@ def test_an_entry_whose_answer_never_came(place: CloudPlace, monkeypatch: pytest
         return put(client, name, content, **options)
 
     repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
-    monkeypatch.setattr(cloud_store, "_MOST_TRIES", 1)
+    monkeypatch.setattr(cloud_store, "PUT_TRIES", 1)
     monkeypatch.setattr(obstore, "put", put_unanswered)
 
     def take() -> None:
@@ -138,8 +138,8 @@ def test_who_lost_its_lease_while_a_huge_entry_was_stored_has_no_backup(
     place.__dict__["leases"] = CloudLeases(place.client, place.address, LeaseTimes(1000.0, 0.0, 1000.0))
     other = CloudLeases(place.client, place.address, LeaseTimes(0.0, 0.0, 1000.0))
     repository = Repository.open_or_create(place, RepositoryIdentity(7_000_000_000_000_000_001, 16 << 20, 18))
-    monkeypatch.setattr(staged_backup, "_MOST_BYTES_AT_ONCE", 0)
-    monkeypatch.setattr(cloud_store, "_MOST_BYTES_AT_ONCE", 0)
+    monkeypatch.setattr(staged_backup, "ENTRY_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(cloud_store, "PUT_AT_ONCE_BYTES", 0)
     put = obstore.put
 
     def put_slowly(client: Any, name: str, content: Any, **options: Any) -> Any:

@@ -72,7 +72,7 @@ def test_an_incremental_backup_without_changes_takes_few_requests(
     waited_s = backup["phase_seconds"]["wait for the window's WAL"] + backup["phase_seconds"]["wait for WAL"]
     assert len(proxy.asked) - looks <= _MOST_BESIDE_LOOKS, asked
     # The first wait is as long as the second one, and then they double: fewer than so many of the first, in two places.
-    assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 2 + waited_s / receiving._REMOTE_POLL_S, asked
+    assert looks < _MOST_OF_NO_CHANGE - _MOST_BESIDE_LOOKS or looks <= 2 + waited_s / receiving.REMOTE_POLL_S, asked
 
 
 def _kinds(asked: Iterable[str]) -> dict[str, int]:
@@ -105,8 +105,8 @@ class _CountedPuts(ZeroPacks):
 
         super().put(name, passing(), replace=replace, durable=durable)
         # Larger ones take a request to begin, and one to end.
-        parts = -(-size_bytes // cloud_store._PART_SIZE) + 2
-        self.sent.append((name, 1 if size_bytes <= cloud_store._MOST_BYTES_AT_ONCE else parts))
+        parts = -(-size_bytes // cloud_store.UPLOADED_PART_BYTES) + 2
+        self.sent.append((name, 1 if size_bytes <= cloud_store.PUT_AT_ONCE_BYTES else parts))
 
 
 def test_a_hundred_thousand_small_files_take_few_puts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_a_hundred_thousand_small_files_take_few_puts(tmp_path: Path, monkeypatc
     place.store = counted = _CountedPuts(place.store)
     write_files(place, 100_000)
     packs = sum(count for name, count in counted.sent if name.startswith("packs/"))
-    assert 100_000 * 8192 // cloud_store._PART_SIZE <= packs < _MOST_PUTS
+    assert 100_000 * 8192 // cloud_store.UPLOADED_PART_BYTES <= packs < _MOST_PUTS
     assert sum(count for _, count in counted.sent) < _MOST_PUTS
 
 
@@ -147,7 +147,7 @@ def test_replay_takes_a_request_for_each_segment(
 
 
 def test_a_listing_ends_behind_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_store, "_LISTED_AT_ONCE", 10)
+    monkeypatch.setattr(cloud_store, "LISTED_AT_ONCE", 10)
     listed: list[str] = []
 
     real = obstore.list

@@ -53,7 +53,7 @@ def test_a_receiver_of_another_server(
     """Two copies of one cluster; a copy that takes long is not finished first."""
     server, other = make_server(), make_server()
     prepare(server)
-    monkeypatch.setattr(backup_wal, "_FIRST_LOOK_S", 0.0 if is_long else 3600.0)
+    monkeypatch.setattr(backup_wal, "FIRST_LOOK_S", 0.0 if is_long else 3600.0)
     with streaming(other, address):
         prepare(other)
         write_segments(other, 3)

@@ -255,7 +255,7 @@ def test_summarize_wal_writes_the_expected_files(
     directory: Path, jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a worker reads at a time is far more than these segments.
-    monkeypatch.setattr(recorded, "_RANGE_BYTES", 1)
+    monkeypatch.setattr(recorded, "WAL_PIECE_BYTES", 1)
     written = recorded.summarize_wal(directory, tmp_path, jobs=jobs)
     expected = summary_files(directory / "summaries")
     assert summary_files(tmp_path) == expected

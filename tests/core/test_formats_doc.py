@@ -22,8 +22,8 @@ from pgwal.backup.pack_table import (
     Sealed,
     encode_packs,
 )
+from pgwal.budget import PACK_SIZE
 from pgwal.encryption.container import FRAME_BYTES, MAGIC, SEALED_FRAME_BYTES, VERSION, Header, SealedFor
-from pgwal.repository.pack_stream import PACK_SIZE
 from pgwal.repository.storage_format import StorageFormat
 from pgwal.wal import layout
 from pgwal.wal.page_magic import WAL_FORMATS

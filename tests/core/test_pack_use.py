@@ -9,7 +9,8 @@ import pytest
 
 from pgwal.backup.moved_frames import FrameMoves, MovedFrames, Origin
 from pgwal.backup.pack_table import Frame, Pack
-from pgwal.backup.pack_use import WORN_SHARE, PackUse, PackUsers
+from pgwal.backup.pack_use import PackUse, PackUsers
+from pgwal.budget import WORN_SHARE
 
 Needed = dict[str, dict[int, Frame]]
 

@@ -301,8 +301,8 @@ def test_a_reader_takes_the_records_that_start_in_its_range(
 
 
 def test_wal_that_names_ever_more_forks_is_refused_before_its_summary_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summarizer_module, "_MANY_BLOCKS", 10)
-    monkeypatch.setattr(summarizer_module, "_MANY_REFERENCES", 100)
+    monkeypatch.setattr(summarizer_module, "UNTAKEN_BLOCKS", 10)
+    monkeypatch.setattr(summarizer_module, "UNMEASURED_REFERENCES", 100)
     monkeypatch.setattr(codec, "MAX_SUMMARY_ENTRIES", 1000)
     builder = WalBuilder(major=17)
     for number in range(2000):

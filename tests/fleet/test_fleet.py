@@ -132,7 +132,7 @@ def test_a_worker_killed_while_it_summarizes_changes_nothing(
     proxy: StoreProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(missing_summaries, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(missing_summaries, "SUMMARY_PIECE_BYTES", 1)
     killing = Killing(dask, proxy, environment)
     intact = build_chains(place).repository
     for name, _ in list(intact.store.list("summaries/")):
@@ -152,7 +152,7 @@ def test_a_worker_killed_while_it_summarizes_changes_nothing(
 def test_a_worker_killed_while_it_verifies_or_copies_changes_nothing(
     environment: Mapping[str, str], dask: DaskProcesses, proxy: StoreProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_wal, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(stored_wal, "WAL_PIECE_BYTES", 1)
     killing = Killing(dask, proxy, environment)
     other = shared_bucket().place()
     damaged_repository(other)

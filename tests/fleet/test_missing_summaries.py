@@ -60,7 +60,7 @@ def test_pieces_of_any_size_give_the_summaries_of_one_pass(
         kept = random.sample(sorted(in_one_pass), random.randint(0, len(in_one_pass) - 1))
         found = []
         for jobs, piece_bytes in ((1, 1 << 40), (2, segments * (16 << 20))):
-            monkeypatch.setattr(missing_summaries, "_PIECE_BYTES", piece_bytes)
+            monkeypatch.setattr(missing_summaries, "SUMMARY_PIECE_BYTES", piece_bytes)
             for name in summaries_in(tmp_path / "repo" / "summaries"):
                 (tmp_path / "repo" / "summaries" / name).unlink()
             for name in kept:

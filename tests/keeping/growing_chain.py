@@ -41,8 +41,8 @@ def tiny_frames(dense: int = 4) -> Iterator[None]:
     """
     with small_frames(FRAME, 6 * FRAME), pytest.MonkeyPatch.context() as patched:
         patched.setattr(merged_file, "FRAME_SIZE", FRAME)
-        patched.setattr(merged_file, "_DENSE", dense)
-        patched.setattr(merged_file, "_MOST_PIECES", 3)
+        patched.setattr(merged_file, "DENSE_FACTOR", dense)
+        patched.setattr(merged_file, "FRAME_PIECES", 3)
         yield
 
 

@@ -451,7 +451,7 @@ def test_a_part_of_another_backup_of_the_same_id_does_not_count(
     source: LocalPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a cluster that was rolled back: same names, same sizes, same times."""
-    monkeypatch.setattr(copied_backup, "PART_FILES", 2)
+    monkeypatch.setattr(copied_backup, "COPIED_PART_FILES", 2)
     to = _initialised(local(tmp_path), "plain")
     fate = Fate()
     copy(source, FaultyPlace(_initialised(local(tmp_path / "whole"), "plain"), fate), FULL, jobs=1)
@@ -502,7 +502,7 @@ FEW_DEATHS = 4
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copied_backup, "PART_FILES", 2)
+    monkeypatch.setattr(copied_backup, "COPIED_PART_FILES", 2)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -22,8 +22,9 @@ from support.fate import Fate
 from support.faulty_store import FaultyPlace
 
 from pgwal.backup.entry_document import decode_packs
-from pgwal.backup.pack_use import WORN_SHARE, WornPack
+from pgwal.backup.pack_use import WornPack
 from pgwal.backup.retention_rules import RetentionRules
+from pgwal.budget import WORN_SHARE
 from pgwal.encryption.age import Identity
 from pgwal.encryption.key_files import write_identity
 from pgwal.encryption.key_sources import KeySources
@@ -201,12 +202,12 @@ def test_new_packs_are_as_full_as_others_and_their_tables_can_be_read(
     worn = worn_packs(chain.place)
     frames = sum(len(pack.frames) for pack in worn)
     assert frames > 3
-    monkeypatch.setattr(pack_rewriting, "MOST_MOVED", 1)
+    monkeypatch.setattr(pack_rewriting, "FRAMES_MOVED", 1)
     rewrite(chain.place)
     assert len(tables(chain.place)) == frames
     assert_whole(chain, tmp_path)
     wear(chain)
-    monkeypatch.setattr(pack_rewriting, "MOST_MOVED", 1 << 16)
+    monkeypatch.setattr(pack_rewriting, "FRAMES_MOVED", 1 << 16)
     monkeypatch.setattr(pack_rewriting, "PACK_SIZE", 1)
     before, worn = len(tables(chain.place)), worn_packs(chain.place)
     report = rewrite(chain.place)
@@ -216,7 +217,7 @@ def test_new_packs_are_as_full_as_others_and_their_tables_can_be_read(
 
 def test_what_costs_many_requests_is_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = worn_chain(memory(tmp_path))
-    monkeypatch.setattr(pack_rewriting, "_MOST_READ_BYTES", 1)
+    monkeypatch.setattr(pack_rewriting, "REWRITTEN_READ_BYTES", 1)
     rewrite(chain.place)
     assert_whole(chain, tmp_path)
 

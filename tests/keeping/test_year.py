@@ -13,8 +13,8 @@ import pytest
 from fix_servers import ServerFactory
 from keeping.simulated_year import GFS, Kept, SimulatedYear, Sizes
 
-from pgwal.backup.pack_use import WORN_SHARE
 from pgwal.backup.retention_rules import Period
+from pgwal.budget import WORN_SHARE
 from pgwal.engine.combine import CombineRequest, combine_backups
 from pgwal.engine.verify import VerifyRequest, verify
 from pgwal.repository.repository import Repository

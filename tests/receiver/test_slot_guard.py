@@ -69,7 +69,7 @@ def test_a_slot_goes_when_it_was_beyond_for_long(clock: Callable[[float], None])
     for size_mb in (150, 150, 151):
         watched.look(retaining(size_mb))
         assert not stop.is_set()
-        clock(slot_guard.GRACE_S / 2 - 0.1)
+        clock(slot_guard.SLOT_GRACE_S / 2 - 0.1)
     clock(1)
     watched.look(retaining(151))
     assert watched.must_drop
@@ -80,10 +80,10 @@ def test_a_slot_whose_receiver_catches_up_stays(clock: Callable[[float], None]) 
     watched, stop = guard()
     for size_mb in (1000, 900, 800, 150, 101):
         watched.look(retaining(size_mb))
-        clock(slot_guard.GRACE_S * 2)
+        clock(slot_guard.SLOT_GRACE_S * 2)
     assert not stop.is_set()
     watched.look(retaining(90))
-    clock(slot_guard.GRACE_S * 2)
+    clock(slot_guard.SLOT_GRACE_S * 2)
     # Beyond again: the time begins again.
     watched.look(retaining(101))
     assert not stop.is_set()
@@ -93,7 +93,7 @@ def test_a_slot_stays_where_nobody_wants_it_dropped(clock: Callable[[float], Non
     watched, stop = guard(drops=False)
     for _ in range(5):
         watched.look(retaining(1000))
-        clock(slot_guard.GRACE_S * 2)
+        clock(slot_guard.SLOT_GRACE_S * 2)
     assert watched.is_beyond
     assert not stop.is_set()
 

@@ -74,7 +74,7 @@ def test_a_page_is_made_once_for_all_who_ask() -> None:
 
 
 def test_who_waits_too_long_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_endpoint, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(report_endpoint, "REPORT_PATIENCE_S", 0.05)
     may_end = threading.Event()
 
     def read() -> Document:
@@ -86,7 +86,7 @@ def test_who_waits_too_long_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch
     assert (answer.status, answer.retry_after_s) == (503, 3)
     assert b"being made" in answer.content
     may_end.set()
-    monkeypatch.setattr(report_endpoint, "_PATIENCE_S", 30.0)
+    monkeypatch.setattr(report_endpoint, "REPORT_PATIENCE_S", 30.0)
     assert live.answer().status == 200
 
 

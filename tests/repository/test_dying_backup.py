@@ -111,8 +111,8 @@ class Taking:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a backup not wait for its own receiver for longer than it must."""
-    monkeypatch.setattr(delivering, "_FOR_BACKUP_INTERVAL_S", 0.0)
-    monkeypatch.setattr(receiving, "_LONGEST_REMOTE_POLL_S", 0.1)
+    monkeypatch.setattr(delivering, "BACKUP_STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(receiving, "LONGEST_REMOTE_POLL_S", 0.1)
 
 
 def deaths(operations: list[str], place: str) -> list[int]:
