@@ -113,3 +113,18 @@ def test_of_two_summaries_that_overlap_one_is_used() -> None:
         Piece(wide, summarised=True),
         Piece(span(0x120000, 0x130000), summarised=False),
     ]
+
+
+def test_a_summary_that_another_one_holds_does_not_end_the_search() -> None:
+    wide, inner, next_one = span(0x110000, 0x120000), span(0x114000, 0x118000), span(0x120000, 0x130000)
+    assert cover(span(0x110000, 0x130000), [wide, inner, next_one], GEOMETRY) == [
+        Piece(wide, summarised=True),
+        Piece(next_one, summarised=True),
+    ]
+
+
+def test_a_summary_of_nothing_is_no_piece() -> None:
+    wanted = span(0x110000, 0x120000)
+    assert cover(wanted, [span(0x110000, 0x110000), span(0x118000, 0x118000)], GEOMETRY) == [
+        Piece(wanted, summarised=False)
+    ]
