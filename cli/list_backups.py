@@ -41,6 +41,7 @@ _HEADER = (
     "RECOVERABLE FROM",
     "TO",
     "PINNED",
+    "MERGED",
 )
 
 
@@ -161,6 +162,7 @@ def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None, i
         entry.finished_at,
         *_reach(recoverable),
         "pinned" if is_pinned else "-",
+        "-" if entry.merge_note is None else entry.merge_note.merged_at,
     )
 
 
@@ -204,6 +206,8 @@ def backup_members(
         "stored_bytes": entry.repository_bytes,
         "format": "plain" if entry.packed_size_bytes is None else "packed",
         "pinned": is_pinned,
+        "merged_at": None if entry.merge_note is None else entry.merge_note.merged_at,
+        "merged_backups": [] if entry.merge_note is None else list(entry.merge_note.backup_ids),
         "recoverable": None
         if recoverable is None
         else {

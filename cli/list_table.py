@@ -86,6 +86,9 @@ def _name(entry: BackupEntry) -> str:
 
 def _notes(backup: ListedBackup) -> Text:
     parts = [styled(("pinned", NOTE))] if backup.is_pinned else []
+    note = backup.entry.merge_note
+    if note is not None:
+        parts.append(Text(f"merged of {len(note.backup_ids)} {moment_text(parsed_time(note.merged_at))}"))
     if backup.why is not None:
         parts.append(Text(f"kept: {backup.why}" if backup.why != "nothing keeps it" else backup.why))
     return Text(", ").join(parts)

@@ -145,6 +145,9 @@ def _fields(
         ("stored", _stored_text(entry)),
         ("recoverable", _recoverable_text(entry, recoverable)),
     ]
+    if entry.merge_note is not None:
+        note = entry.merge_note
+        fields.insert(3, ("merged", f"{note.merged_at}, of {', '.join(note.backup_ids)}"))
     if prior is not None:
         fields.insert(6, ("window", f"{prior.start_lsn} on timeline {prior.start_timeline_id} to {entry.start_lsn}"))
     fields += [

@@ -142,8 +142,9 @@ def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart
     problem = None if reach is not None else "WAL that it needs is missing"
     if entry.backup_id in found.broken_ids:
         problem = "a backup that it builds on is missing or damaged"
-    # A merged backup has the time of the one that it was made of, and a number where its id was taken before.
-    is_merged = entry.kind is BackupKind.FULL and (has_twin or entry.backup_id[-1].isdigit())
+    # An entry of before that was noted tells by its id alone: it has the time of the one that it was made of, and a
+    # number where that id was taken before.
+    is_unmarked = entry.kind is BackupKind.FULL and (has_twin or entry.backup_id[-1].isdigit())
     return BackupPart(
         backup_id=entry.backup_id,
         state=state,
@@ -158,7 +159,7 @@ def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart
         stored_bytes=entry.repository_bytes,
         checksum_failures=entry.checksum_failures,
         is_pinned=entry.backup_id in found.pinned_ids,
-        is_merged=is_merged,
+        is_merged=entry.merge_note is not None or is_unmarked,
         problem=problem,
     )
 
