@@ -110,6 +110,8 @@ class BackupMembers(TypedDict):
     stored_bytes: int
     format: Literal["plain", "packed"]
     pinned: bool
+    merged_at: str | None
+    merged_backups: list[str]
     recoverable: RecoverableDocument | None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _MOST_ENDS = 4
 """Of so many WAL is read: more there are where much is missing."""
-_Listed = tuple["BackupEntry", "RecoverableRange | None", bool, float, str | None]
+_Listed = tuple["BackupEntry", int, "RecoverableRange | None", bool, float, str | None]
 
 _HEADER = (
     "ID",
@@ -41,6 +41,7 @@ _HEADER = (
     "RECOVERABLE FROM",
     "TO",
     "PINNED",
+    "MERGED",
 )
 
 
@@ -57,6 +58,7 @@ def list_backups(
     from pgwal.engine.coverage import read_recoverable_ranges
     from pgwal.repository.backup_marks import BackupMarks
     from pgwal.repository.repository import Repository
+    from pgwal.repository.stored_sizes import stored_sizes
 
     given = rules.rules()
     if not why and (given.limits_backups or given.limits_wal):
@@ -65,13 +67,18 @@ def list_backups(
     entries = repository.catalogue.entries()
     recoverable = read_recoverable_ranges(repository, entries)
     pinned_ids = BackupMarks(repository.store).pinned(entry.backup_id for entry in entries)
+    stored = stored_sizes(repository, entries)
     decision = _decided(repository, rules) if why else None
     if json:
         print_json(
             _document(
                 [
                     backup_members(
-                        entry, entries, recoverable[entry.backup_id], is_pinned=entry.backup_id in pinned_ids
+                        entry,
+                        entries,
+                        recoverable[entry.backup_id],
+                        stored_bytes=stored[entry.backup_id],
+                        is_pinned=entry.backup_id in pinned_ids,
                     )
                     for entry in entries
                 ],
@@ -82,8 +89,8 @@ def list_backups(
         print("no backups")
     elif (console := terminal()) is not None:
         listed = [
-            (entry, recoverable[entry.backup_id], entry.backup_id in pinned_ids, duration_s(entry),
-             None if decision is None else _why(decision, entry))
+            (entry, stored[entry.backup_id], recoverable[entry.backup_id], entry.backup_id in pinned_ids,
+             duration_s(entry), None if decision is None else _why(decision, entry))
             for entry in entries
         ]  # fmt: skip
         _print_on_terminal(console, repository, listed)
@@ -92,7 +99,8 @@ def list_backups(
         header = _HEADER if decision is None else (*_HEADER, "WHY (UTC)")
         rows = []
         for entry in entries:
-            row = _row(entry, depths[entry.backup_id], recoverable[entry.backup_id], entry.backup_id in pinned_ids)
+            of_backup = depths[entry.backup_id], stored[entry.backup_id], recoverable[entry.backup_id]
+            row = _row(entry, *of_backup, entry.backup_id in pinned_ids)
             rows.append(row if decision is None else (*row, _why(decision, entry)))
         print("\n".join(table_lines(header, rows)))
 
@@ -102,7 +110,7 @@ def _print_on_terminal(console: Console, repository: Repository, listed: list[_L
     from pgwal_cli.list_table import ListedBackup, print_backups
 
     receiver = repository.receiver_state()
-    known_times = _end_times(repository, [recoverable for _, recoverable, *_ in listed])
+    known_times = _end_times(repository, [recoverable for _, _, recoverable, *_ in listed])
     if receiver is not None and receiver.updated_at is not None:
         known_times[receiver.timeline_id, receiver.flushed_lsn] = datetime.fromtimestamp(receiver.updated_at, UTC)
     coverage = read_wal_coverage(repository, [entry for entry, *_ in listed])
@@ -148,7 +156,9 @@ def _depths(entries: list[BackupEntry]) -> dict[str, int]:
     return depths
 
 
-def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None, is_pinned: bool) -> tuple[str, ...]:
+def _row(
+    entry: BackupEntry, depth: int, stored_bytes: int, recoverable: RecoverableRange | None, is_pinned: bool
+) -> tuple[str, ...]:
     return (
         "  " * depth + entry.backup_id,
         entry.kind.value,
@@ -156,11 +166,12 @@ def _row(entry: BackupEntry, depth: int, recoverable: RecoverableRange | None, i
         str(entry.start_lsn),
         str(entry.start_timeline_id),
         size_text(entry.totals.size_bytes),
-        size_text(entry.repository_bytes),
+        size_text(stored_bytes),
         f"{duration_s(entry):.0f}",
         entry.finished_at,
         *_reach(recoverable),
         "pinned" if is_pinned else "-",
+        "-" if entry.merge_note is None else entry.merge_note.merged_at,
     )
 
 
@@ -178,7 +189,12 @@ def duration_s(entry: BackupEntry) -> float:
 
 
 def backup_members(
-    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None, *, is_pinned: bool
+    entry: BackupEntry,
+    entries: list[BackupEntry],
+    recoverable: RecoverableRange | None,
+    *,
+    stored_bytes: int,
+    is_pinned: bool,
 ) -> BackupMembers:
     """Return what ``list`` and ``show`` print of a backup with --json."""
     by_id = {other.backup_id: other for other in entries}
@@ -201,9 +217,11 @@ def backup_members(
         "file_count": entry.totals.file_count,
         "incremental_file_count": entry.totals.incremental_file_count,
         "size_bytes": entry.totals.size_bytes,
-        "stored_bytes": entry.repository_bytes,
+        "stored_bytes": stored_bytes,
         "format": "plain" if entry.packed_size_bytes is None else "packed",
         "pinned": is_pinned,
+        "merged_at": None if entry.merge_note is None else entry.merge_note.merged_at,
+        "merged_backups": [] if entry.merge_note is None else list(entry.merge_note.backup_ids),
         "recoverable": None
         if recoverable is None
         else {

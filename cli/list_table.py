@@ -61,6 +61,7 @@ class ListedBackup:
     """A backup, and what is told of it beside its entry; ``why`` is None where that was not asked."""
 
     entry: BackupEntry
+    stored_bytes: int
     recoverable: RecoverableRange | None
     is_pinned: bool
     seconds: float
@@ -86,6 +87,9 @@ def _name(entry: BackupEntry) -> str:
 
 def _notes(backup: ListedBackup) -> Text:
     parts = [styled(("pinned", NOTE))] if backup.is_pinned else []
+    note = backup.entry.merge_note
+    if note is not None:
+        parts.append(Text(f"merged of {len(note.backup_ids)} {moment_text(parsed_time(note.merged_at))}"))
     if backup.why is not None:
         parts.append(Text(f"kept: {backup.why}" if backup.why != "nothing keeps it" else backup.why))
     return Text(", ").join(parts)
@@ -101,7 +105,7 @@ def _wide_row(backup: ListedBackup, known_times: Mapping[tuple[int, Lsn], dateti
         Text(str(entry.start_lsn)),
         Text(str(entry.start_timeline_id)),
         Text(size_text(entry.totals.size_bytes)),
-        Text(size_text(entry.repository_bytes)),
+        Text(size_text(backup.stored_bytes)),
         Text(duration_text(backup.seconds)),
         Text(entry.prior_id or "-"),
         first,
@@ -122,7 +126,7 @@ def _narrow_row(backup: ListedBackup, known_times: Mapping[tuple[int, Lsn], date
     return [
         Text("\n  ").join([Text(_name(entry)), notes] if notes else [Text(_name(entry))]),
         styled(moment_text(finished), (f"\n{age_text(finished)}", FAINT)),
-        Text(f"{size_text(entry.totals.size_bytes)}\n{size_text(entry.repository_bytes)}"),
+        Text(f"{size_text(entry.totals.size_bytes)}\n{size_text(backup.stored_bytes)}"),
         Text("\n").join([first, *rest]),
     ]
 

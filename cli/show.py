@@ -45,6 +45,7 @@ def show(
     from pgwal.errors import ObjectNotFound
     from pgwal.repository.backup_marks import BackupMarks
     from pgwal.repository.repository import Repository
+    from pgwal.repository.stored_sizes import stored_sizes
 
     backup = backup_id(repo, backup)
     repository = Repository.open(repo)
@@ -53,15 +54,18 @@ def show(
     if entry is None:
         raise ObjectNotFound(f"there is no backup {backup}", hint="List the backups with pgwal list.")
     recoverable = read_recoverable_ranges(repository, [entry])[backup]
+    stored_bytes = stored_sizes(repository, entries)[backup]
     is_pinned = bool(BackupMarks(repository.store).pinned([backup]))
     if json:
         print_json(
             _document(
-                backup_members(entry, entries, recoverable, is_pinned=is_pinned), entry, _built_on_it(entry, entries)
+                backup_members(entry, entries, recoverable, stored_bytes=stored_bytes, is_pinned=is_pinned),
+                entry,
+                _built_on_it(entry, entries),
             )
         )
     else:
-        fields = _fields(entry, entries, recoverable)
+        fields = _fields(entry, entries, recoverable, stored_bytes)
         if is_pinned:
             fields.append(("pinned", "yes: it is never expired"))
         console = terminal()
@@ -126,7 +130,7 @@ def _built_on_it(entry: BackupEntry, entries: list[BackupEntry]) -> list[str]:
 
 
 def _fields(
-    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None
+    entry: BackupEntry, entries: list[BackupEntry], recoverable: RecoverableRange | None, stored_bytes: int
 ) -> list[tuple[str, str]]:
     by_id = {other.backup_id: other for other in entries}
     prior = prior_of(entry, by_id)
@@ -142,9 +146,12 @@ def _fields(
         ("to", f"{entry.stop_lsn} on timeline {entry.stop_timeline_id}, {entry.finished_at}"),
         ("took", f"{duration_s(entry):.0f} s"),
         ("size", f"{size_text(totals.size_bytes)} in {totals.file_count} files"),
-        ("stored", _stored_text(entry)),
+        ("stored", _stored_text(entry, stored_bytes)),
         ("recoverable", _recoverable_text(entry, recoverable)),
     ]
+    if entry.merge_note is not None:
+        note = entry.merge_note
+        fields.insert(3, ("merged", f"{note.merged_at}, of {', '.join(note.backup_ids)}"))
     if prior is not None:
         fields.insert(6, ("window", f"{prior.start_lsn} on timeline {prior.start_timeline_id} to {entry.start_lsn}"))
     fields += [
@@ -153,10 +160,10 @@ def _fields(
     return fields
 
 
-def _stored_text(entry: BackupEntry) -> str:
+def _stored_text(entry: BackupEntry, stored_bytes: int) -> str:
     totals = entry.totals
     text = f"{size_text(totals.stored_size_bytes)}, {totals.incremental_file_count} files by their blocks"
-    return text if entry.packed_size_bytes is None else f"{text}, in packs of {size_text(entry.packed_size_bytes)}"
+    return text if entry.packed_size_bytes is None else f"{text}, in packs of {size_text(stored_bytes)}"
 
 
 def _checksums_text(entry: BackupEntry) -> str:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgwal.backup.backup_file import MAX_INTEGER, BackupTotals
-from pgwal.backup.backup_id import BackupKind, parse_backup_id
+from pgwal.backup.backup_id import BackupKind, parse_backup_id, time_part
 from pgwal.errors import FormatError
 from pgwal.lsn import Lsn
 from pgwal.segment import WalGeometry
@@ -17,6 +17,14 @@ from pgwal.segment import WalGeometry
 PLAIN_VERSION, PACKED_VERSION = 1, 2
 _MAX_UNSIGNED_INTEGER = (1 << 64) - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,19}")
+
+
+class MergeNote(NamedTuple):
+    """When a full backup was merged, as ISO 8601 by the clock of the machine that did it, and of which backups, the
+    newest first."""
+
+    merged_at: str
+    backup_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,8 @@ class BackupEntry:
     """How many of the pages that were read differ from their checksums; 0 in entries that do not say it."""
     packed_size_bytes: int | None = None
     """How large the packs are that its files lie in; None for a backup whose files are stored one by one."""
+    merge_note: MergeNote | None = None
+    """None for a backup that was taken, and in entries of merged ones that do not say it."""
 
     @property
     def repository_bytes(self) -> int:
@@ -78,7 +88,16 @@ class BackupEntry:
             return "the number of checksum failures is out of range"
         if self.packed_size_bytes is not None and not 0 <= self.packed_size_bytes <= MAX_INTEGER:
             return "the size of its packs is out of range"
+        if self.merge_note is not None and not self._is_made_by(self.merge_note):
+            return "it cannot have been merged of what it says"
         return "a total is out of range" if any(not 0 <= total <= MAX_INTEGER for total in self.totals) else None
+
+    def _is_made_by(self, note: MergeNote) -> bool:
+        """Tell whether a merge makes such a backup: a full one, of an incremental one that has its time, and others."""
+        if self.kind is not BackupKind.FULL or not _is_time(note.merged_at) or len(note.backup_ids) < 2:
+            return False
+        kinds = [parse_backup_id(backup_id)[1] for backup_id in note.backup_ids]
+        return kinds[0] is BackupKind.INCREMENTAL and time_part(note.backup_ids[0]) == time_part(self.backup_id)
 
 
 def _is_time(text: str) -> bool:
@@ -111,7 +130,12 @@ def head_members(entry: BackupEntry) -> dict[str, Any]:
         "totals": entry.totals._asdict(),
         "checksum_failures": entry.checksum_failures,
         **({} if entry.packed_size_bytes is None else {"packed_size": entry.packed_size_bytes}),
+        **_merge_members(entry.merge_note),
     }
+
+
+def _merge_members(note: MergeNote | None) -> dict[str, Any]:
+    return {} if note is None else {"merged": {"at": note.merged_at, "of": list(note.backup_ids)}}
 
 
 _HEAD_TYPES = {
@@ -140,6 +164,7 @@ def decode_head_members(members: dict[str, Any]) -> BackupEntry:
     # Entries of before pages were checked lack it.
     members.setdefault("checksum_failures", 0)
     packed_size_bytes = members.pop("packed_size", None)
+    merge_note = _decode_merge_note(members.pop("merged")) if "merged" in members else None
     if (members.get("pgwal-backup") == PACKED_VERSION) != (type(packed_size_bytes) is int):
         raise FormatError("catalogue entry: the size of its packs is missing, or it has none")
     if members.keys() != _HEAD_TYPES.keys() | {"prior"}:
@@ -169,7 +194,17 @@ def decode_head_members(members: dict[str, Any]) -> BackupEntry:
         totals=_decode_totals(members["totals"]),
         checksum_failures=members["checksum_failures"],
         packed_size_bytes=packed_size_bytes,
+        merge_note=merge_note,
     )
+
+
+def _decode_merge_note(members: Any) -> MergeNote:
+    if not isinstance(members, dict) or members.keys() != {"at", "of"}:
+        raise FormatError("catalogue entry: 'merged' does not say when, and of what")
+    backup_ids = members["of"]
+    if type(backup_ids) is not list or not all(type(each) is str for each in [members["at"], *backup_ids]):
+        raise FormatError("catalogue entry: 'merged' does not say when, and of what")
+    return MergeNote(members["at"], tuple(backup_ids))
 
 
 def _decode_kind(text: str) -> BackupKind:

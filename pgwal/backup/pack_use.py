@@ -84,7 +84,7 @@ class PackUsers:
         frames: dict[str, dict[int, Frame]] = {}
         for name, of_pack in self._frames.items():
             for offset, frame in of_pack.items():
-                place = self._last_place(name, offset)
+                place = last_place(self._moves, self._sizes, name, offset)
                 if place is not None:
                     frames.setdefault(place.pack_name, {})[place.offset] = frame
                     tables.update(place.tables)
@@ -96,14 +96,15 @@ class PackUsers:
         worn = [pack for pack in worn if _is_worn(pack.needed_bytes, pack.size_bytes)]
         return PackUse(needed | frames.keys(), tables, sorted(worn, key=lambda pack: (pack.needed_bytes, pack.name)))
 
-    def _last_place(self, name: str, offset: int) -> FramePlace | None:
-        """Return where a frame was moved to last, as far as the packs are there that tables tell of."""
-        found = None
-        for place in self._moves.places(name, offset):
-            moved, size_bytes = self._moves.pack(place.pack_name), self._sizes.get(place.pack_name)
-            if size_bytes is not None and (moved is None or moved.size_bytes == size_bytes):
-                found = place
-        return found
+
+def last_place(moves: FrameMoves, sizes: Mapping[str, int], pack_name: str, offset: int) -> FramePlace | None:
+    """Return where a frame was moved to last, as far as the packs are there, by ``sizes``, that tables tell of."""
+    found = None
+    for place in moves.places(pack_name, offset):
+        moved, size_bytes = moves.pack(place.pack_name), sizes.get(place.pack_name)
+        if size_bytes is not None and (moved is None or moved.size_bytes == size_bytes):
+            found = place
+    return found
 
 
 def _is_worn(needed_bytes: int, size_bytes: int) -> bool:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from pgwal.backup.backup_file import BackupFile, BackupTotals
 from pgwal.backup.backup_id import merged_ids
 from pgwal.backup.chain import LATEST, is_superseded, newest, resolve_chain
-from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry import BackupEntry, MergeNote
 from pgwal.backup.file_table import FileTable
 from pgwal.backup.label import BACKUP_LABEL_NAME, BackupLabel
 from pgwal.backup.manifest import MANIFEST_NAME, FileChecksum, ManifestWriter
@@ -154,11 +155,13 @@ class _Merge:
             manifest_file.write(manifest.finish([wal_range]))
         data.sync()
         packed = self._staged.without_dead_frames()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         entry = replace(
             merged_head(newest, self._staged.backup_id),
             totals=self._totals,
             checksum_failures=sum(entry.checksum_failures for entry in self._chain),
             packed_size_bytes=None if packed is None else packed.size_bytes,
+            merge_note=MergeNote(now, tuple(entry.backup_id for entry in self._chain)),
         )
         self._staged.publish(entry)
         return entry

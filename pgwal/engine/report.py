@@ -35,6 +35,7 @@ from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.layout import SUMMARY_DIRECTORY, UNFINISHED_SUFFIX, WAL_DIRECTORY
 from pgwal.repository.repository import Repository
 from pgwal.repository.store import objects_in
+from pgwal.repository.stored_sizes import stored_sizes
 from pgwal.timeline import TimelineHistory
 
 
@@ -78,6 +79,7 @@ def read_report(request: ReportRequest) -> Document:
         status, entries, told.recoverable, told.windows, told.broken_ids, told.pinned_ids, told.unfinished,
         told.running_id, 0 if churn is None else churn.unread_count, side,
     )  # fmt: skip
+    stored = stored_sizes(repository, entries)
     return Document(
         made_s=time.time(),
         made_by=f"pgwal {__version__}",
@@ -89,12 +91,12 @@ def read_report(request: ReportRequest) -> Document:
         newest_commit=newest,
         chains=chain_parts(found, told.times, since_s),
         timelines=timeline_parts(status, told.histories, told.times, since_s),
-        backups=backup_parts(found, since_s),
+        backups=backup_parts(found, stored, since_s),
         churn=churn,
         forecast=forecast,
         receiver=receiver_part(status),
         server=server_part(status, side),
-        sizes=_sizes(repository, entries),
+        sizes=_sizes(repository, sum(stored.values())),
         problems={name: shown(problem) for name, problem in problems.items()},
     )
 
@@ -112,12 +114,12 @@ def _ask(request: ReportRequest, status: RepositoryStatus) -> ServerSide | None:
     )
 
 
-def _sizes(repository: Repository, entries: Sequence[BackupEntry]) -> SizesPart:
+def _sizes(repository: Repository, backup_bytes: int) -> SizesPart:
     wal, summaries = (
         sum(each.size_bytes for each in objects_in(repository.store, folder))
         for folder in (WAL_DIRECTORY, SUMMARY_DIRECTORY)
     )
-    return SizesPart(sum(entry.repository_bytes for entry in entries), wal, summaries)
+    return SizesPart(backup_bytes, wal, summaries)
 
 
 class _Told(NamedTuple):

@@ -108,12 +108,15 @@ def timeline_parts(
     return parts
 
 
-def backup_parts(found: Found, since_s: float | None) -> list[BackupPart]:
-    """Return all backups by id, finished or not."""
+def backup_parts(found: Found, stored: Mapping[str, int], since_s: float | None) -> list[BackupPart]:
+    """Return all backups by id, finished or not; ``stored`` is what the finished ones take."""
     by_time: defaultdict[str, int] = defaultdict(int)
     for entry in found.entries:
         by_time[time_part(entry.backup_id)] += 1
-    parts = [_backup_part(entry, found, by_time[time_part(entry.backup_id)] > 1) for entry in found.entries]
+    parts = [
+        _backup_part(entry, found, stored[entry.backup_id], by_time[time_part(entry.backup_id)] > 1)
+        for entry in found.entries
+    ]
     parts += [
         BackupPart(
             shown(each.backup_id), "unreadable", started_s=_started_s(each.backup_id), problem=_long(str(each.error))
@@ -136,14 +139,15 @@ def _started_s(backup_id: str) -> float | None:
         return None
 
 
-def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart:
+def _backup_part(entry: BackupEntry, found: Found, stored_bytes: int, has_twin: bool) -> BackupPart:
     reach = found.recoverable[entry.backup_id]
     state = "unusable" if reach is None else "long-term" if reach.is_long_term else "usable"
     problem = None if reach is not None else "WAL that it needs is missing"
     if entry.backup_id in found.broken_ids:
         problem = "a backup that it builds on is missing or damaged"
-    # A merged backup has the time of the one that it was made of, and a number where its id was taken before.
-    is_merged = entry.kind is BackupKind.FULL and (has_twin or entry.backup_id[-1].isdigit())
+    # An entry of before that was noted tells by its id alone: it has the time of the one that it was made of, and a
+    # number where that id was taken before.
+    is_unmarked = entry.kind is BackupKind.FULL and (has_twin or entry.backup_id[-1].isdigit())
     return BackupPart(
         backup_id=entry.backup_id,
         state=state,
@@ -155,10 +159,10 @@ def _backup_part(entry: BackupEntry, found: Found, has_twin: bool) -> BackupPart
         started_s=unix_time(entry.started_at),
         finished_s=unix_time(entry.finished_at),
         size_bytes=entry.totals.size_bytes,
-        stored_bytes=entry.repository_bytes,
+        stored_bytes=stored_bytes,
         checksum_failures=entry.checksum_failures,
         is_pinned=entry.backup_id in found.pinned_ids,
-        is_merged=is_merged,
+        is_merged=entry.merge_note is not None or is_unmarked,
         problem=problem,
     )
 

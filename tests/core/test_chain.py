@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pgwal.backup.backup_file import BackupFile, BackupTotals, check_file, decode_file, encode_file
 from pgwal.backup.backup_id import BackupKind, format_backup_id, parse_backup_id
 from pgwal.backup.chain import check_link, choose_prior, require_same_cluster, resolve_chain
-from pgwal.backup.entry import BackupEntry
+from pgwal.backup.entry import BackupEntry, MergeNote
 from pgwal.backup.entry_document import EntryWriter, decode_entry, decode_head, encode_entry
 from pgwal.errors import (
     ChainError,
@@ -120,6 +120,47 @@ def test_a_document_without_files() -> None:
     content = b"".join(encode_entry(entry(), []))
     assert decode(content) == (entry(), [])
     assert json.loads(content)["files"] == []
+
+
+MERGE_NOTE = MergeNote("2026-11-29T02:00:00+00:00", ("20261122T101530Z_incr", "20261115T101530Z_full"))
+IS_MERGED = f', "merged": {json.dumps({"at": MERGE_NOTE.merged_at, "of": MERGE_NOTE.backup_ids})}'.encode()
+
+
+def test_a_merged_backup_says_so() -> None:
+    taken = entry("20261122T101530Z_full")
+    merged = replace(taken, merge_note=MERGE_NOTE)
+    content = b"".join(encode_entry(merged, []))
+    assert decode(content) == (merged, [])
+    assert json.loads(content)["merged"] == {"at": MERGE_NOTE.merged_at, "of": list(MERGE_NOTE.backup_ids)}
+    # One that was taken has the document that it always had.
+    assert content.replace(IS_MERGED, b"").startswith(b"".join(encode_entry(taken, [])).partition(b"\n")[0])
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [
+        "null",
+        "{}",
+        '{"at": "2026-11-29T02:00:00Z", "of": "20261122T101530Z_incr"}',
+        '{"at": "2026-11-29T02:00:00Z", "of": ["20261122T101530Z_incr", 1]}',
+        '{"at": "2026-11-29T02:00:00Z", "of": ["20261122T101530Z_incr"]}',
+        '{"at": "2026-11-29T02:00:00", "of": ["20261122T101530Z_incr", "20261115T101530Z_full"]}',
+        '{"at": 3, "of": ["20261122T101530Z_incr", "20261115T101530Z_full"]}',
+        '{"at": "2026-11-29T02:00:00Z", "of": ["20261123T101530Z_incr", "20261115T101530Z_full"]}',
+        '{"at": "2026-11-29T02:00:00Z", "of": ["20261122T101530Z_incr", "other"]}',
+        '{"at": "2026-11-29T02:00:00Z", "of": ["20261122T101530Z_incr", "20261115T101530Z_full"], "by": ""}',
+    ],
+)
+def test_what_no_merge_says_is_refused(merged: str) -> None:
+    head = b"".join(encode_entry(entry("20261122T101530Z_full", merge_note=MERGE_NOTE), [])).split(b"\n")[0] + b"\n"
+    assert IS_MERGED in head
+    with pytest.raises(FormatError):
+        decode_head(head.replace(IS_MERGED, f', "merged": {merged}'.encode()))
+
+
+def test_an_incremental_backup_was_not_merged() -> None:
+    with pytest.raises(FormatError, match="merged"):
+        entry("20261122T101530Z_incr", "20261115T101530Z_full", merge_note=MERGE_NOTE)
 
 
 def test_where_a_file_is_stored() -> None:

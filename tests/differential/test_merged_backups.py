@@ -67,3 +67,39 @@ def test_a_merged_backup_is_verified_by_pg_verifybackup(server: ThrowawayServer,
     merged = json.loads(succeed("merge", "--repo", repo, "--json"))["id"]
     verified = server.run_tool("pg_verifybackup", "-n", str(readable_copy(repo, merged, scratch)))
     assert "backup successfully verified" in verified.stdout
+
+
+@pytest.mark.postgres(18)
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["packed", "encrypted"])
+def test_a_merged_backup_is_verified_by_pg_verifybackup_when_its_packs_were_rewritten(
+    server: ThrowawayServer, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_encrypted: bool
+) -> None:
+    repo, identity = tmp_path / "packed", tmp_path / "identity.txt"
+    recipient, opening = list[str | Path](), list[str | Path]()
+    if is_encrypted:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        recipient = ["--recipient", succeed("key", "generate", "-o", identity).strip()]
+        opening = ["--identity", identity]
+    succeed("init", "--repo", repo, "--format", "packed", *recipient)
+    source = ["--repo", repo, "-d", server.conninfo, "--pgdata", server.data_directory, "-c", "fast", "--json"]
+    source += ["--slot", "pgwal"]
+    prepare(server)
+    with server.connect() as connection:
+        connection.execute("SELECT pg_create_physical_replication_slot('pgwal', true)")
+    succeed("full", *source)
+    for step in range(1, 16):
+        run_load(server, step)
+        succeed("incremental", *source)
+        merged = json.loads(succeed("merge", "--repo", repo, "--json", *opening))["id"]
+        report = json.loads(succeed("expire", "--repo", repo, "--keep-full", "1", "--json"))
+        if report["rewritten_packs"]:
+            break
+    gone = {pack["name"] for pack in report["rewritten_packs"]}
+    assert gone, "no pack is worn"
+    assert gone.isdisjoint(path.name for path in (repo / "packs").rglob("*"))
+    exported = scratch / "exported"
+    succeed("export", merged, "--repo", repo, "-o", exported, "-N", *opening)
+    give_to_server(exported)
+    assert "backup successfully verified" in server.run_tool("pg_verifybackup", "-n", str(exported)).stdout
+    assert json.loads(succeed("verify", "--repo", repo, "--json", *opening))["problems"] == []

@@ -221,8 +221,8 @@ def test_pin_and_unpin_say_what_they_did(root: Path) -> None:
     assert run_pgwal("pin", FULL, "--repo", root).stdout == f"pinned {FULL}\n"
     assert run_pgwal("pin", FULL, "--repo", root).stdout == f"{FULL} is pinned already\n"
     lines = run_pgwal("list", "--repo", root).stdout.splitlines()
-    assert lines[0].endswith("PINNED")
-    assert [line.split()[0] for line in lines if line.endswith("pinned")] == [FULL]
+    assert lines[0].split()[-2:] == ["PINNED", "MERGED"]
+    assert [line.split()[0] for line in lines if line.split()[-2] == "pinned"] == [FULL]
     assert "pinned           yes" in run_pgwal("show", FULL, "--repo", root).stdout
     found = json.loads(run_pgwal("unpin", FULL, "--repo", root, "--json").stdout)
     assert found == {"version": 1, "backup": FULL, "pinned": False, "changed": True}
@@ -249,7 +249,7 @@ def test_a_dry_run_prints_what_is_kept_by_which_rule(root: Path) -> None:
     assert found["long_term_backups"] == [FULL, FIRST, SECOND_FULL, ON_SECOND]
     listed = run_pgwal("list", "--repo", root, "--why", "--keep-daily", "2").stdout
     by_id = {line.split()[0]: line for line in listed.splitlines()}
-    assert by_id[FIRST].split()[-3:] == ["alone", "pinned", "pinned"]
+    assert by_id[FIRST].split()[-4:] == ["alone", "pinned", "-", "pinned"]
     assert "that point alone" in by_id[FULL]
     documents = json.loads(run_pgwal("list", "--repo", root, "--why", "--keep-daily", "2", "--json").stdout)["backups"]
     why = {each["id"]: each["why"] for each in documents}

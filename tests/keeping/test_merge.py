@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
@@ -375,6 +376,19 @@ def test_the_command_says_what_it_merged(tmp_path: Path) -> None:
     listed = json.loads(run_pgwal("list", "--repo", root, "--json").stdout)["backups"]
     by_id = {each["id"]: each for each in listed}
     assert by_id[SECOND]["chain"] == [SECOND, merged_ids(FIRST)[0]]
+    merged = by_id.pop(merged_ids(FIRST)[0])
+    assert merged["merged_backups"] == [FIRST, FULL]
+    assert datetime.now(UTC) - datetime.fromisoformat(merged["merged_at"]) < timedelta(hours=1)
+    assert {(each["merged_at"], tuple(each["merged_backups"])) for each in by_id.values()} == {(None, ())}
+    lines = {line.split()[0]: line for line in run_pgwal("list", "--repo", root).stdout.splitlines()}
+    assert lines[merged["id"]].split()[-1] == merged["merged_at"]
+    assert lines[FULL].split()[-1] == "-"
+    shown = run_pgwal("show", merged["id"], "--repo", root).stdout
+    assert f"merged           {merged['merged_at']}, of {FIRST}, {FULL}\n" in shown
+    assert json.loads(run_pgwal("show", merged["id"], "--repo", root, "--json").stdout)["merged_backups"] == [
+        FIRST,
+        FULL,
+    ]
     document = json.loads(run_pgwal("merge", SECOND, "--repo", root, "--json").stdout)
     assert (document["backup"], document["backup_count"]) == (SECOND, 2)
     text = run_pgwal("expire", "--repo", root, "--keep-daily", "1", "--merge", "--dry-run").stdout

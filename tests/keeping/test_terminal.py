@@ -99,7 +99,7 @@ def test_a_terminal_too_narrow_for_a_table_gets_lines(root: Path) -> None:
 def test_the_longest_that_there_is_fits_into_80_columns(root: Path) -> None:
     last = Lsn(0x7FFF_FFFF_FFFF_FFFF)
     entry = replace(Repository.open(root).catalogue.entry(SECOND), start_lsn=Lsn(last - 2), stop_lsn=Lsn(last - 1))
-    backup = ListedBackup(entry, RecoverableRange(1, Lsn(last - 1), last, True), True, 1e6, None)
+    backup = ListedBackup(entry, 1 << 40, RecoverableRange(1, Lsn(last - 1), last, True), True, 1e6, None)
     output = io.StringIO()
     coverage = TimelineCoverage(1, [LsnRange(1, Lsn(1 << 62), last)], [], [], [])
     heard = {(1, last): datetime.now(UTC) - timedelta(minutes=5)}
