@@ -26,7 +26,7 @@ from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.pack_pool import list_packs
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
-from pgwal.repository.storage_format import PACKED_FORMAT, PLAIN_FORMAT, StorageFormat
+from pgwal.repository.storage_format import StorageFormat
 from pgwal_cli.exit_codes import FAILED, LOCKED
 
 ALL = [FULL, FIRST, SECOND, SECOND_FULL, ON_SECOND, THIRD_FULL]
@@ -132,7 +132,6 @@ def test_what_is_read_is_not_deleted_and_nothing_is_while_a_backup_is_taken(plac
     assert ids(place) == ALL
 
 
-@pytest.mark.parametrize("storage_format", [PLAIN_FORMAT, PACKED_FORMAT], ids=["plain", "packed"])
 def test_killed_at_any_moment_it_leaves_a_whole_repository(storage_format: StorageFormat, tmp_path: Path) -> None:
     built = build_chains(tmp_path / "built", storage_format).root
     number, died = 0, True
