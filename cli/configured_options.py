@@ -33,13 +33,13 @@ CLUSTER_OPTIONS = frozenset({
 })  # fmt: skip
 """What says how a cluster is reached, backed up and kept: it counts for all commands with an option of that name."""
 CALL_OPTIONS = frozenset({
-    "accept-new-history", "allow-tablespaces-in-place", "archive-mode", "block", "clone", "copy", "copy-file-range",
-    "database", "delta", "derived", "dry-run", "endpos", "fork", "from", "individual", "json", "keep", "link",
-    "no-manifest", "no-sync", "once", "output", "percent", "pgdata-size", "prefetch", "primary-conninfo",
-    "primary-slot", "relation", "report", "require-incremental", "restore", "restore-command", "rmgr", "rounds",
-    "seed", "since", "standby", "stats", "tablespace-mapping", "target-action", "target-exclusive",
-    "target-immediate", "target-lsn", "target-name", "target-time", "target-timeline", "target-xid", "timeline",
-    "to", "to-gap", "wal", "why", "with-wal", "yes",
+    "accept-new-history", "allow-tablespaces-in-place", "archive-mode", "block", "cascade", "clone", "copy",
+    "copy-file-range", "database", "delta", "derived", "dry-run", "endpos", "fork", "from", "individual", "json",
+    "keep", "link", "no-manifest", "no-sync", "once", "output", "percent", "pgdata-size", "prefetch",
+    "primary-conninfo", "primary-slot", "relation", "report", "require-incremental", "restore", "restore-command",
+    "rmgr", "rounds", "seed", "since", "standby", "stats", "tablespace-mapping", "target-action",
+    "target-exclusive", "target-immediate", "target-lsn", "target-name", "target-time", "target-timeline",
+    "target-xid", "timeline", "to", "to-gap", "wal", "why", "with-wal", "yes",
 })  # fmt: skip
 """What says what one call does: it stands in the table of a command, and counts for that alone."""
 OF_ANOTHER_MEANING = {

@@ -259,6 +259,15 @@ class ExpireDocument(TypedDict):
     removed_bytes: int
 
 
+class DeleteDocument(TypedDict):
+    version: Version
+    dry_run: bool
+    deleted_backups: list[ExpiredBackupDocument]
+    none_restorable: bool
+    removed_packs: list[StoredFileDocument]
+    removed_bytes: int
+
+
 class CopyDocument(TypedDict):
     version: Version
     dry_run: bool

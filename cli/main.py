@@ -49,6 +49,7 @@ COMMANDS = {
     "verify": "verify",
     "audit": "audit",
     "expire": "expire",
+    "delete": "delete",
     "merge": "merge",
     "copy": "copy",
     "pin": "pin",

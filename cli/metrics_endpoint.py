@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from pgwal.engine.newest_backup import NewestBackupWatch
 from pgwal.engine.receiver_metrics import LatencyHistogram, ReceiverMetrics
 from pgwal.engine.server_watch import ServerWatch
 from pgwal.engine.slot_guard import Retention, RetentionLimit
@@ -41,15 +42,16 @@ def serving_metrics(
     metrics: Callable[[], ReceiverMetrics],
     watch: ServerWatch,
     limit: RetentionLimit | None,
+    newest_backup: NewestBackupWatch,
     report: LiveReport,
 ) -> Iterator[None]:
     """Serve a receiver's metrics while the context lasts; raises PgwalError when the address cannot be used.
 
-    ``metrics`` returns them; ``watch`` knows how the server stands, ``limit`` is what its slot may retain.  At a path
-    of its own, the ``report`` is served.
+    ``metrics`` returns them; ``watch`` knows how the server stands, ``limit`` is what its slot may retain.
+    ``newest_backup`` knows when that began.  At a path of its own, the ``report`` is served.
     """
     registry = CollectorRegistry()
-    registry.register(_ReceiverCollector(metrics, watch, limit))
+    registry.register(_ReceiverCollector(metrics, watch, limit, newest_backup))
     ProcessCollector(registry=registry)
     host, port = address
     try:
@@ -69,17 +71,26 @@ def serving_metrics(
 
 class _ReceiverCollector(Collector):
     def __init__(
-        self, metrics: Callable[[], ReceiverMetrics], watch: ServerWatch, limit: RetentionLimit | None
+        self,
+        metrics: Callable[[], ReceiverMetrics],
+        watch: ServerWatch,
+        limit: RetentionLimit | None,
+        newest_backup: NewestBackupWatch,
     ) -> None:
         self._metrics = metrics
         self._watch = watch
         self._limit = limit
+        self._newest_backup = newest_backup
 
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics()
         yield from _positions(metrics)
         yield from _work(metrics)
         yield from _server(self._watch.status, self._limit)
+        began_at = self._newest_backup.began_at
+        if began_at is not None:
+            text = "Unix time at which the newest backup began; 0 where there is none."
+            yield GaugeMetricFamily("pgwal_newest_backup_timestamp_seconds", text, began_at)
 
 
 def _positions(metrics: ReceiverMetrics) -> Iterator[Metric]:

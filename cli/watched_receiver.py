@@ -88,11 +88,15 @@ def run_watched(
     with ExitStack() as held:
         if watched.metrics is not None:
             # The library takes a while to import, and few want it.
+            from pgwal.engine.newest_backup import NewestBackupWatch
             from pgwal_cli.metrics_endpoint import serving_metrics
             from pgwal_cli.report_endpoint import LiveReport
 
             report = LiveReport(lambda: _read_report(repo, connect_to, slot))
-            held.enter_context(serving_metrics(watched.metrics, metrics, watch, limit, report))
+            newest = NewestBackupWatch(repo)
+            newest.start()
+            held.callback(newest.stop)
+            held.enter_context(serving_metrics(watched.metrics, metrics, watch, limit, newest, report))
         watch.start()
         held.callback(watch.stop)
         if guard is None:

@@ -182,6 +182,7 @@ def test_alerts_and_dashboard_on_metrics_of_a_real_run(running: tuple[ThrowawayS
     wait_for(lambda: "pgwal_slot_active" in scrape(address) and "pgwal_receiver_lag_seconds" in scrape(address))
     write_wal(server, 2)
     wait_for(lambda: "pgwal_receiver_lag_bytes 0.0" in scrape(address))
+    wait_for(lambda: "pgwal_newest_backup_timestamp_seconds" in scrape(address))
     text = scrape(address)
     served = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
     for expression in (*rule_expressions(), *dashboard_expressions()):
@@ -213,6 +214,8 @@ TROUBLE = {
     "PgwalSlotLosesWal": {"pgwal_slot_wal_status": "1"},
     "PgwalStoreAway": {"pgwal_receiver_store_away": "1"},
     "PgwalSpoolFull": {"pgwal_receiver_spool_full": "1"},
+    # The clock of promtool's tests starts at 0.
+    "PgwalBackupTooOld": {"pgwal_newest_backup_timestamp_seconds": "-100000"},
     "PgwalReceiverErrors": {
         'pgwal_receiver_errors_total{cluster="main",instance="db1:9187",job="pgwal",kind="upload"}': "0+1"
     },

@@ -173,6 +173,7 @@ def test_every_schema_is_held_by_real_output(make_server: ServerFactory, scratch
     run("copy", *at, "--to", scratch / "copy")
     run("merge", *at)
     run("expire", *at, "--keep-full", "1")
+    run("delete", "latest", *at, "--dry-run")
     keep_keys_and_configuration(run, repo, scratch)
     run("list", code=2)
     # tests/test_demo.py runs that, which takes as long as all this.

@@ -8,15 +8,20 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from fix_servers import ServerFactory
+from keeping.stored_repository import FULL, SECOND_FULL, THIRD_FULL, build_chains
 from pgwal_process import assert_failed, finish, run_pgwal, start_pgwal
 from prometheus_client.parser import text_string_to_metric_families
 from test_main_job import prepare, run_load
 
+from pgwal.engine.delete import DeleteRequest, delete_backup
+from pgwal.engine.newest_backup import NewestBackupWatch
 from pgwal.engine.receiver_metrics import LatencyHistogram
+from pgwal.repository.local_place import LocalPlace
 from pgwal_cli.exit_codes import FAILED, USAGE
 from pgwal_cli.service_manager import ServiceManager
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -86,6 +91,7 @@ def test_metrics_of_a_receiver(make_server: ServerFactory, scratch: Path) -> Non
                 and s["pgwal_receiver_segments_compressed_total", ""] > 0
                 and s["pgwal_receiver_lag_bytes", ""] == 0
                 and s["pgwal_server_up", ""] == 1
+                and ("pgwal_newest_backup_timestamp_seconds", "") in s
                 and ("pgwal_slot_active", "pgwal") in s
             )
         )
@@ -102,12 +108,37 @@ def test_metrics_of_a_receiver(make_server: ServerFactory, scratch: Path) -> Non
         assert found["pgwal_slot_wal_status", "pgwal,reserved"] == 1
         assert found["pgwal_slot_retained_bytes", "pgwal"] >= 0
         assert found["process_resident_memory_bytes", ""] > 0
+        assert found["pgwal_newest_backup_timestamp_seconds", ""] == 0
 
         server.restart()
         found = running.wait_for(
             lambda s: s["pgwal_receiver_reconnects_total", ""] >= 1 and s["pgwal_receiver_streaming", ""] == 1
         )
         assert found["pgwal_receiver_errors_total", "stream"] >= 1
+
+
+def test_the_time_of_the_newest_backup(tmp_path: Path) -> None:
+    place = LocalPlace(tmp_path / "repo")
+    watch = NewestBackupWatch(place, interval_s=0.01)
+    watch.start()
+    try:
+        assert watch.began_at is None, "no repository yet"
+        build_chains(place)
+        wait_until(lambda: watch.began_at == datetime(2026, 11, 24, 10, 15, 30, tzinfo=UTC).timestamp())
+        for backup_id in (FULL, SECOND_FULL, THIRD_FULL):
+            delete_backup(DeleteRequest(place, backup_id, cascade=True, may_be_last=True))
+        wait_until(lambda: watch.began_at == 0)
+    finally:
+        watch.stop()
+        watch.join(TIMEOUT_S)
+    assert not watch.is_alive()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.postgres(18)

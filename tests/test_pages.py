@@ -173,7 +173,7 @@ def test_installation(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     places = {"/opt/": tmp_path, "/usr/local/bin/": tmp_path / "bin", "/usr/local/share/": tmp_path / "share"}
     names = {place: f"{real}/" for place, real in places.items()}
-    page = TypedPage(source, {'"pgwal[': f'"{source}[', **names})
+    page = TypedPage(source, {'".[': f'"{source}[', **names})
     page.environment["PATH"] = f"{tmp_path / 'bin'}:{page.environment['PATH']}"
     # What is installed, and not what lies here.
     page.environment.pop("PYTHONPATH", None)

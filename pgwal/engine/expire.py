@@ -22,6 +22,7 @@ from pgwal.errors import ObjectRetained, RepositoryLocked
 from pgwal.repository.backup_marks import BackupMarks
 from pgwal.repository.deletion import delete_what_can_go
 from pgwal.repository.layout import SUMMARY_DIRECTORY, UNFINISHED_SUFFIX, WAL_DIRECTORY
+from pgwal.repository.pack_pool import PackGarbage
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
@@ -110,7 +111,7 @@ def _expire(
     unfinished = repository.catalogue.give_up_unfinished()
     removed, retained = list[BackupEntry](), list[BackupEntry]()
     report = planner.plan(unfinished)
-    _require_unread(repository, report)
+    require_unread(repository, report.kept, report.expired)
     while (entry := _retire(repository, report.expired, removed)) is not None:
         # It stays, and with it what it builds on, and the WAL that it needs.
         retained.append(entry)
@@ -120,28 +121,29 @@ def _expire(
     return report
 
 
-def _require_unread(repository: Repository, report: ExpireReport) -> None:
-    for entry in (*report.expired, *_read_through(report)):
+def require_unread(repository: Repository, kept: Sequence[BackupEntry], expired: Sequence[BackupEntry]) -> None:
+    """Raise RepositoryLocked while one that is to go is being read, maybe on behalf of one that is kept."""
+    for entry in (*expired, *_read_through(kept, expired)):
         if repository.catalogue.is_held(entry.backup_id):
             raise RepositoryLocked(
                 f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
-                hint="Run pgwal expire again when that has ended.",
+                hint="Run it again when that has ended.",
                 backup_id=entry.backup_id,
                 holder="a restore or a verification",
             )
 
 
-def _read_through(report: ExpireReport) -> Iterator[BackupEntry]:
+def _read_through(kept: Sequence[BackupEntry], expired: Sequence[BackupEntry]) -> Iterator[BackupEntry]:
     """Yield the kept backups that are read with some that go by whoever began before these had been merged."""
-    by_id = {entry.backup_id: entry for entry in (*report.kept, *report.expired)}
-    expired_ids = {entry.backup_id for entry in report.expired}
-    for kept in report.kept:
-        at, passed = kept, {kept.backup_id}
+    by_id = {entry.backup_id: entry for entry in (*kept, *expired)}
+    expired_ids = {entry.backup_id for entry in expired}
+    for entry in kept:
+        at, passed = entry, {entry.backup_id}
         while at.prior_id is not None and at.prior_id in by_id and at.prior_id not in passed:
             at = by_id[at.prior_id]
             passed.add(at.backup_id)
         if passed & expired_ids:
-            yield kept
+            yield entry
 
 
 def _retire(repository: Repository, entries: Iterable[BackupEntry], removed: list[BackupEntry]) -> BackupEntry | None:
@@ -156,14 +158,21 @@ def _retire(repository: Repository, entries: Iterable[BackupEntry], removed: lis
     return None
 
 
+def remove_rest_of_backups(
+    repository: Repository, kept: Sequence[BackupEntry], expired: Sequence[BackupEntry], garbage: PackGarbage
+) -> None:
+    """Remove what is left of backups that count no more: marks, packs that nothing needs, and their directories."""
+    BackupMarks(repository.store).forget(expired, kept)
+    # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
+    repository.catalogue.remove_packs([pack.name for pack in garbage.packs], garbage.tables)
+    repository.catalogue.clear_unfinished()
+
+
 def _remove_unneeded(
     repository: Repository, report: ExpireReport, on_progress: Callable[[int, int], None] | None
 ) -> None:
+    remove_rest_of_backups(repository, report.kept, report.expired, report.garbage)
     marks = BackupMarks(repository.store)
-    marks.forget(report.expired, report.kept)
-    # Before the rest of what is unfinished: that tells, after a crash, that there may be some.
-    repository.catalogue.remove_packs([pack.name for pack in report.packs], report.garbage.tables)
-    repository.catalogue.clear_unfinished()
     total = report.backup_bytes + report.wal_bytes + report.summary_bytes
     done = report.backup_bytes
     sizes = {f"{SUMMARY_DIRECTORY}/{file.name}": file.size_bytes for file in report.summaries}

@@ -181,7 +181,7 @@ class _Known:
     def read(cls, repository: Repository, retained: Iterable[BackupEntry]) -> _Known:
         histories = {history.timeline_id: history for history in repository.wal.histories()}
         entries, unreadable = repository.catalogue.survey()
-        labels = [_label(repository, backup) for backup in unreadable if not backup.is_foreign]
+        labels = [label_of_unreadable(repository, backup) for backup in unreadable if not backup.is_foreign]
         known = [label for label in labels if isinstance(label, BackupLabel)]
         recoverable = read_recoverable_ranges(repository, entries)
         built_on = {entry.start_lsn: RETAINED for entry in retained}
@@ -200,7 +200,7 @@ class _Known:
         )
 
 
-def _label(repository: Repository, backup: UnreadableBackup) -> BackupLabel | Literal["nothing"] | None:
+def label_of_unreadable(repository: Repository, backup: UnreadableBackup) -> BackupLabel | Literal["nothing"] | None:
     """Return the label of a backup whose entry cannot be read, None where that is not known either.
 
     Where there are no data, nothing is needed for them.

@@ -19,7 +19,7 @@ _TEXTS = {
 _HINTS = {
     **dict.fromkeys(_FULL, "Free some space; WAL that was reported as received is safe."),
     errno.EROFS: "The repository needs a file system that can be written.",
-    errno.EACCES: "Run pgwal as the user that owns the repository.",
+    errno.EACCES: "Run pgwal as the user that owns the repository, in a directory that this user may write to.",
     errno.ELOOP: "Links in a repository are not followed: put what it leads to in its place; mount a disk there.",
     NO_FILE: "Move it away.",
     errno.EMFILE: "Use fewer jobs (-j), or raise the limit (ulimit -n).",

@@ -63,7 +63,7 @@ class WalArchive(WalDirectory):
         before = self._path(self.geometry.file_name(timeline_id, segment_no))
         found = self._store.list(self._path(""), after=before)
         listed = sorted(StoredObject(path.rpartition("/")[2], size_bytes) for path, size_bytes in found)
-        histories = [self.history(int(name[:8], 16)) for name, _ in listed if is_history_name(name)]
+        histories = [self.history(int(name[:8], 16)) for name, size in listed if is_history_name(name) and size]
         with suppress(ObjectNotFound):
             histories.append(self.history(timeline_id))
         return self._segments_of(listed), histories
@@ -184,7 +184,13 @@ class WalArchive(WalDirectory):
         return self.read_segment(name) if is_segment_name(name) else self.history_content(int(name[:8], 16))
 
     def has_history(self, timeline_id: int) -> bool:
-        return timeline_id == 1 or self._store.exists(self._path(history_file_name(timeline_id)))
+        """Tell whether a timeline's history is known; an empty file says nothing."""
+        if timeline_id == 1:
+            return True
+        try:
+            return self._store.size(self._path(history_file_name(timeline_id))) > 0
+        except ObjectNotFound:
+            return False
 
     def write_history(self, timeline_id: int, content: bytes) -> None:
         TimelineHistory.decode(timeline_id, content)

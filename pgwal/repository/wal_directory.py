@@ -211,13 +211,19 @@ class WalDirectory:
         return TimelineHistory.decode(timeline_id, self.history_content(timeline_id))
 
     def history_content(self, timeline_id: int) -> bytes:
-        """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end."""
-        return self._store.get(self._path(history_file_name(timeline_id)))
+        """Return the history file of a timeline as it is; raises ObjectNotFound, FormatError for one without end.
+
+        An empty one is none: a crash left it, for no server writes such a one.
+        """
+        path = self._path(history_file_name(timeline_id))
+        content = self._store.get(path)
+        if not content:
+            raise ObjectNotFound(f"{self._store.locate(path)} is empty")
+        return content
 
     def history_timelines(self) -> list[int]:
-        """Return the timelines whose history files are there."""
-        names = [name for name, _ in self._listed() if is_history_name(name)]
-        return [int(name[:8], 16) for name in names]
+        """Return the timelines whose history files are there, and not empty."""
+        return [int(name[:8], 16) for name, size_bytes in self._listed() if is_history_name(name) and size_bytes]
 
     def histories(self) -> list[TimelineHistory]:
         """Return the histories whose files are there, by timeline."""

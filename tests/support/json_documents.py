@@ -33,6 +33,7 @@ DOCUMENTS: dict[str, Any] = {
     "config-check": condition_documents.ConfigCheckDocument,
     "config-show": condition_documents.ConfigShowDocument,
     "copy": documents.CopyDocument,
+    "delete": documents.DeleteDocument,
     "demo": documents.DemoDocument,
     ERROR: documents.ErrorDocument,
     "expire": documents.ExpireDocument,

@@ -106,7 +106,7 @@ class TypedPage:
     def _pip(self, words: list[str]) -> None:
         """Check that the extras are there; what is installed is the pgwal that is tested."""
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        wanted = re.fullmatch(r"pgwal\[(.*)\]", words[-1])
+        wanted = re.fullmatch(r"\.\[(.*)\]", words[-1])
         assert wanted is not None
         assert set(wanted[1].split(",")) <= set(extras)
 
