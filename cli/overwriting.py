@@ -18,7 +18,7 @@ def confirm_overwriting(overwriting: Overwriting, *, asks: bool) -> None:
     """Say on stderr what is overwritten; on a terminal, ask, and raise TargetError for any answer but yes."""
     from pgwal.errors import TargetError
 
-    for line in _lines(overwriting):
+    for line in overwriting_lines(overwriting):
         print(line, file=sys.stderr)
     if not asks or not sys.stdin.isatty():
         # Whoever gave --delta to a program has asked for just this.
@@ -27,7 +27,8 @@ def confirm_overwriting(overwriting: Overwriting, *, asks: bool) -> None:
         raise TargetError(f"nothing in {overwriting.directory} was changed", hint="Answer y, or give --yes.")
 
 
-def _lines(overwriting: Overwriting) -> list[str]:
+def overwriting_lines(overwriting: Overwriting) -> list[str]:
+    """Return what people are told of a directory before it is overwritten."""
     directory, unwanted = overwriting.directory, overwriting.unwanted
     lines = [f"{directory} is {overwriting.description}; it is overwritten with the backup."]
     removed = unwanted.file_count + unwanted.directory_count + len(unwanted.links)

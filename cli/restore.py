@@ -131,11 +131,10 @@ def restore(
     share_freed_memory()
     recovery_target = target.recovery_target()
     followed = standby.followed(recovery_target)
-    others = {how.method: how.method is not CopyMethod.COPY, "database": database, "dry-run": dry_run}
-    if delta and (other := next((name for name, is_given in others.items() if is_given), None)):
-        raise typer.BadParameter(f"--delta and --{other} exclude each other")
-    if database and (followed is not None or command is not None):
-        raise typer.BadParameter("--database is for neither --standby nor --restore-command")
+    if delta and how.method is not CopyMethod.COPY:
+        raise typer.BadParameter(f"--delta and --{how.method} exclude each other")
+    if database:
+        _require_known_wal(followed, command)
     # The latest that can reach a target is not the latest of all.
     if backup is not None and backup != options.LATEST:
         backup = backup_id(repo, backup)
@@ -160,6 +159,20 @@ def restore(
         _forecast(request, json)
     else:
         _restore(request, progress, json)
+
+
+def _require_known_wal(followed: Standby | None, command: str | None) -> None:
+    """Refuse a restore of some databases before WAL that cannot be looked at: pages that it changes would not come."""
+    if followed is not None:
+        raise typer.BadParameter(
+            "--database and --standby exclude each other: a standby replays whatever its primary changes later, also in"
+            " databases of which it has no pages"
+        )
+    if command is not None:
+        raise typer.BadParameter(
+            "--database and --restore-command exclude each other: which pages come of other databases is told by the"
+            " WAL that is replayed, and that must be in the repository"
+        )
 
 
 def _own_command(repo: Place, to_gap: bool, followed: Standby | None) -> str:

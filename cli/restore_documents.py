@@ -56,6 +56,21 @@ class FileSystemDocument(TypedDict):
     enough: bool
 
 
+class OverwritingDocument(TypedDict):
+    path: str
+    description: str
+    kept_file_count: int
+    changed_file_count: int
+    new_file_count: int
+    kept_bytes: int
+    written_bytes: int
+    removed_file_count: int
+    removed_directory_count: int
+    removed_link_count: int
+    removed_bytes: int
+    lost_wal: str | None
+
+
 class RestoreForecastDocument(TypedDict):
     version: Version
     backup: str
@@ -66,6 +81,7 @@ class RestoreForecastDocument(TypedDict):
     replay: ReplayDocument | None
     created_tablespaces: list[CreatedTablespaceDocument]
     file_systems: list[FileSystemDocument]
+    overwriting: OverwritingDocument | None
 
 
 # ---- verifications

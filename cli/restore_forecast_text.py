@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from pgwal.backup.recovery import time_text
 from pgwal_cli.output import print_json, size_text, table_lines
+from pgwal_cli.overwriting import overwriting_lines
 
 if TYPE_CHECKING:
     from pgwal.backup.entry import BackupEntry
+    from pgwal.engine.overwriting_forecast import OverwritingForecast
     from pgwal.engine.replay_forecast import ReplayForecast
     from pgwal.engine.restore_forecast import RestoreForecast
     from pgwal.engine.restore_room import FileSystemRoom
-    from pgwal_cli.restore_documents import ReplayDocument, RestoreForecastDocument
+    from pgwal_cli.restore_documents import OverwritingDocument, ReplayDocument, RestoreForecastDocument
 
 
 def start_text(entry: BackupEntry, replay: ReplayForecast | None) -> str:
@@ -55,7 +57,36 @@ def _lines(forecast: RestoreForecast) -> list[str]:
     ]
     lines += table_lines(("directory", "tablespace", "files", "size"), rows)
     lines += [_room_text(room) for room in forecast.rooms]
+    if forecast.overwriting is not None:
+        lines += _overwriting_lines(forecast.overwriting)
     return [*lines, "Replay takes room besides, for WAL and for what relations grow by. Nothing was written."]
+
+
+def _overwriting_lines(found: OverwritingForecast) -> list[str]:
+    return [
+        *overwriting_lines(found.overwriting),
+        f"Of the backup's files {found.kept_file_count} are there and right, {found.changed_file_count} are rewritten"
+        f" or patched, {found.new_file_count} are new; {size_text(found.kept_bytes)} are kept at least,"
+        f" {size_text(found.written_bytes)} written at most.",
+    ]
+
+
+def _overwriting_document(found: OverwritingForecast) -> OverwritingDocument:
+    overwriting, unwanted = found.overwriting, found.overwriting.unwanted
+    return {
+        "path": str(overwriting.directory),
+        "description": overwriting.description,
+        "kept_file_count": found.kept_file_count,
+        "changed_file_count": found.changed_file_count,
+        "new_file_count": found.new_file_count,
+        "kept_bytes": found.kept_bytes,
+        "written_bytes": found.written_bytes,
+        "removed_file_count": unwanted.file_count,
+        "removed_directory_count": unwanted.directory_count,
+        "removed_link_count": len(unwanted.links),
+        "removed_bytes": unwanted.size_bytes,
+        "lost_wal": overwriting.lost_wal,
+    }
 
 
 def _of_tablespace(oid: int | None) -> str:
@@ -99,6 +130,7 @@ def _document(forecast: RestoreForecast, settings: dict[str, str]) -> RestoreFor
             }
             for room in forecast.rooms
         ],
+        "overwriting": None if forecast.overwriting is None else _overwriting_document(forecast.overwriting),
     }
 
 

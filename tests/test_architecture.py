@@ -85,6 +85,7 @@ FILES_OF_NO_REPOSITORY = {
     "archived_marks": "those marks",
     "fetch_wal": "the file that a server wants",
     "marking": "the mark of a data directory that is made",
+    "overwriting_forecast": "what lies in the data directory that would be overwritten",
     "overwritten": "the data directory that is overwritten",
     "foreign_archive": "the archive that is taken over",
     "handed_over": "the file that a server hands over",

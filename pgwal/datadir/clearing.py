@@ -56,6 +56,17 @@ class Unwanted:
     links: dict[str, str] = field(default_factory=dict)
     some: list[str] = field(default_factory=list)
 
+    def add_file(self, path: str, size_bytes: int) -> None:
+        """Count a file that is not wanted."""
+        self.note(path)
+        self.file_count += 1
+        self.size_bytes += size_bytes
+
+    def note(self, path: str) -> None:
+        """Keep the path of something that is not wanted, if few are kept yet."""
+        if len(self.some) < _MOST_NAMED:
+            self.some.append(path)
+
 
 class _Kind(Enum):
     FILE = "file"
@@ -151,8 +162,7 @@ class Clearing:
 
     def _remove(self, descriptor: int, child: _Child, place: Path) -> None:
         """Count what is not wanted, and remove it."""
-        if len(self.found.some) < _MOST_NAMED:
-            self.found.some.append(child.path)
+        self.found.note(child.path)
         self._remove_all(descriptor, child, place)
 
     def _remove_all(self, descriptor: int, child: _Child, place: Path) -> None:

@@ -77,6 +77,21 @@ class PresentFile:
             raise self._refused("write", self._path, error) from error
 
 
+def look_at(path: Path, refusal: Refusal) -> PresentFile | None:
+    """Open a file that is there for reading alone, and change nothing; None where ``open_present`` would remove it.
+
+    One that only a change of its mode would open is taken for none.
+    """
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    return PresentFile(descriptor, path, refusal)
+
+
 def open_present(path: Path, mode: int, refusal: Refusal) -> PresentFile | None:
     """Open a file that is there, and give it its mode; None where there is none, or none that may be written to.
 

@@ -21,7 +21,7 @@ from pgwal.disk.new_file import (
     refused,
     write_buffer,
 )
-from pgwal.disk.present_file import PresentFile, open_present
+from pgwal.disk.present_file import PresentFile, look_at, open_present
 from pgwal.disk.small_files import FileNotCreated, sync_files, write_small_files
 from pgwal.disk.write_behind import WriteBehind
 from pgwal.errors import TargetError
@@ -126,6 +126,10 @@ class TreeWriter:
     def present(self, path: str) -> PresentFile | None:
         """Open a file that is there, to make another one of it; None where there is none that can be used."""
         return open_present(self.root / path, self._file_mode, self._refused)
+
+    def look_at(self, place: Path) -> PresentFile | None:
+        """Open a file for reading, at its own place; None where there is none that ``present`` would open."""
+        return look_at(place, self._refused)
 
     def replace(self, path: str, content: bytes) -> None:
         """Put a small file in the place of one that may be there: it is all the one or all the other at any time."""

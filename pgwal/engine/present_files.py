@@ -79,6 +79,18 @@ class PresentFiles:
             return False
         return True
 
+    def proven_bytes(self, file: BackupFile, present: PresentFile) -> int:
+        """Return how much of a file digests prove to be there; reads of the repository only the heads of its chain."""
+        whole = self._whole(file)
+        try:
+            if whole is not None and self._equals(present, whole[1]):
+                return file.size_bytes
+            with OpenFiles(self._threads.files_per_thread()) as files:
+                runs, sources = self._planned(file, whole, files)
+                return file.size_bytes - sum(run.length for run in self._missing(runs, sources, present))
+        except Unreadable:
+            return 0
+
     def _make(self, file: BackupFile, present: PresentFile) -> None:
         whole = self._whole(file)
         if whole is not None:
@@ -89,15 +101,22 @@ class PresentFiles:
                 self._threads.count(kept=file.size_bytes)
                 return
         with OpenFiles(self._threads.files_per_thread()) as files:
-            if whole is not None:
-                sources = [ChainSource.opened(data, file.path, stored, files)]
-            else:
-                sources = self._open_sources(file, files)
-            plan = reconstruct_file([source.header for source in sources])
-            if plan.size_bytes != file.size_bytes:
-                raise wrong_size(self._stored[0], file.path, plan.size_bytes, file.size_bytes)
-            self._patch(file, plan.runs, sources, present)
+            runs, sources = self._planned(file, whole, files)
+            self._patch(file, runs, sources, present)
         present.truncate(file.size_bytes)
+
+    def _planned(
+        self, file: BackupFile, whole: tuple[BackupData, StoredFile] | None, files: OpenFiles
+    ) -> tuple[Sequence[Run], list[ChainSource]]:
+        """Return of which parts a file is made, and out of what."""
+        if whole is not None:
+            sources = [ChainSource.opened(whole[0], file.path, whole[1], files)]
+        else:
+            sources = self._open_sources(file, files)
+        plan = reconstruct_file([source.header for source in sources])
+        if plan.size_bytes != file.size_bytes:
+            raise wrong_size(self._stored[0], file.path, plan.size_bytes, file.size_bytes)
+        return plan.runs, sources
 
     def _whole(self, file: BackupFile) -> tuple[BackupData, StoredFile] | None:
         """Return the backup that has all bytes of a file, as far as that is known without reading anything.

@@ -13,12 +13,14 @@ from pgwal.control_file import CONTROL_FILE_PATH
 from pgwal.datadir.clearing import Clearing
 from pgwal.datadir.running_server import require_stopped
 from pgwal.engine.chain_source import of_chain
+from pgwal.engine.overwriting_forecast import OverwritingForecast, PresentPart, PresentPlaces
 from pgwal.engine.overwritten import Overwriting, OverwrittenDirectory
 from pgwal.engine.present_files import PresentFiles
 from pgwal.engine.rebuild import Rebuild
 from pgwal.engine.rebuild_options import RebuildOptions
 from pgwal.engine.rebuild_report import RebuiltFile
 from pgwal.engine.wanted_tree import WantedTree
+from pgwal.relation import BLOCK_SIZE
 from pgwal.repository.repository import Repository
 
 Confirmation = Callable[[Overwriting], None]
@@ -56,14 +58,10 @@ class RebuildInPlace(Rebuild):
 
     def make_directories(self, tablespaces: Mapping[int, Path], clear: Callable[[], None] | None = None) -> None:
         """Tell what is overwritten, and then remove what is not wanted; see Rebuild."""
-        paths = (file.path for file in self._catalogue.files(self._entry.backup_id) if file.path != INCOMPLETE_NAME)
-        with of_chain(self._stored[0]):
-            directories = list(self._stored[0].directories())
-        wanted = self._wanted = WantedTree(self.writer.root, paths, directories, tablespaces, self._anew)
-        survey = Clearing(wanted, removes=False)
-        self._clear(survey, tablespaces)
-        found = self._overwritten
-        self._confirm(Overwriting(found.root, found.description(), survey.found, found.lost_wal(self._repository)))
+        overwriting = self._survey(tablespaces)
+        wanted, found = self._wanted, self._overwritten
+        assert wanted is not None
+        self._confirm(overwriting)
         require_stopped(found.root)
 
         def make_room() -> None:
@@ -73,6 +71,49 @@ class RebuildInPlace(Rebuild):
                 clear()
 
         super().make_directories(tablespaces, make_room)
+
+    def _survey(self, tablespaces: Mapping[int, Path]) -> Overwriting:
+        """Look through the directory for what is not wanted."""
+        paths = (file.path for file in self._catalogue.files(self._entry.backup_id) if file.path != INCOMPLETE_NAME)
+        with of_chain(self._stored[0]):
+            directories = list(self._stored[0].directories())
+        self._wanted = WantedTree(self.writer.root, paths, directories, tablespaces, self._anew)
+        survey, found = Clearing(self._wanted, removes=False), self._overwritten
+        self._clear(survey, tablespaces)
+        return Overwriting(found.root, found.description(), survey.found, found.lost_wal(self._repository))
+
+    def forecast(self, tablespaces: Mapping[int, Path], leaves_out: Callable[[str], bool]) -> OverwritingForecast:
+        """Tell what would come of the directory, without its control file, and change nothing; reads all of it.
+
+        ``leaves_out`` tells which files of the backup are not restored.
+        """
+        overwriting = self._survey(tablespaces)
+        places = PresentPlaces(self.writer.root, tablespaces)
+        forecast = OverwritingForecast(overwriting)
+        looked_at = self._threads.write_all(lambda file: self._compare(file, places, leaves_out), self.files())
+        for file, present in looked_at:
+            if not leaves_out(file.path):
+                forecast.add(file, self._size_to_be(file), present)
+            elif present is not None:
+                overwriting.unwanted.add_file(file.path, present.size_bytes)
+        return forecast
+
+    def _compare(
+        self, file: BackupFile, places: PresentPlaces, leaves_out: Callable[[str], bool]
+    ) -> tuple[BackupFile, PresentPart | None]:
+        place = places.find(file.path)
+        present = None if place is None else self.writer.look_at(place)
+        if present is None:
+            return file, None
+        with present:
+            is_anew = file.path in self._anew or leaves_out(file.path) or self._size_to_be(file) != file.size_bytes
+            proven = 0 if is_anew else self._present.proven_bytes(file, present)
+            return file, PresentPart(present.size_bytes, proven)
+
+    def _size_to_be(self, file: BackupFile) -> int:
+        """Return how much of a file is no hole."""
+        blocks = None if self.wanted_blocks is None else self.wanted_blocks(file)
+        return file.size_bytes if blocks is None else len(blocks) * BLOCK_SIZE
 
     def _clear(self, clearing: Clearing, tablespaces: Mapping[int, Path]) -> None:
         clearing.clear(self.writer.root)
@@ -89,6 +130,11 @@ class RebuildInPlace(Rebuild):
             yield rebuilt
 
     def _write(self, file: BackupFile) -> RebuiltFile:
+        if self.wanted_blocks is not None and self.wanted_blocks(file) is not None:
+            # Its holes are to be holes on disk, not zeros that were written over what is there.
+            if os.path.lexists(self.writer.root / file.path):
+                self.writer.remove(file.path)
+            return super()._write(file)
         if not self._present.make(file):
             return super()._write(file)
         self._threads.count_file()

@@ -34,7 +34,7 @@ from pgwal.engine.restore_places import require_places
 from pgwal.engine.restored_configuration import archiving, settings_leading_out
 from pgwal.engine.selected_databases import fixed_target, select_databases
 from pgwal.engine.wal_tablespaces import require_own_tablespaces
-from pgwal.errors import BrokenInvariant, ObjectNotFound, TargetError
+from pgwal.errors import ObjectNotFound, TargetError
 from pgwal.lsn import Lsn
 from pgwal.postgres_version import version_of_major
 from pgwal.repository.place import Place
@@ -202,13 +202,13 @@ def prepared_rebuild(prepared: PreparedRestore, on_progress: Callable[[int, int]
     """Return what writes the files, which has written none; raises for databases that the backup does not have."""
     request, overwritten = prepared.request, prepared.overwritten
     repository, chain = prepared.repository, prepared.chain
-    if overwritten is not None:
-        if request.databases:
-            raise BrokenInvariant("what is there is compared with all of a backup")
-        return RebuildInPlace(
+    rebuild: Rebuild
+    if overwritten is None:
+        rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
+    else:
+        rebuild = RebuildInPlace(
             repository, chain, overwritten, request.options, on_progress, anew=_WRITTEN_ANEW, confirm=request.confirm
         )
-    rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
     if request.databases and prepared.replay is not None:
         selected = select_databases(repository, prepared.chosen, rebuild, request.databases, prepared.replay)
         rebuild.wanted_blocks = selected.blocks_of

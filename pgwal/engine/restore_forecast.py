@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pgwal.backup.backup_file import BackupFile
 from pgwal.backup.entry import BackupEntry
+from pgwal.engine.overwriting_forecast import OverwritingForecast, PresentPlaces
+from pgwal.engine.rebuild_in_place import RebuildInPlace
 from pgwal.engine.restore import prepare_restore, prepared_rebuild, require_empty
 from pgwal.engine.restore_room import FileSystemRoom, room_needed
 from pgwal.relation import BLOCK_SIZE
@@ -30,6 +32,8 @@ class RestoreForecast:
     replay: ReplayForecast | None
     created: tuple[CreatedTablespace, ...]
     rooms: tuple[FileSystemRoom, ...]
+    overwriting: OverwritingForecast | None
+    """What comes of the directory that is there; None where there is none."""
 
     @property
     def has_room(self) -> bool:
@@ -39,19 +43,29 @@ class RestoreForecast:
 def forecast_restore(request: RestoreRequest) -> RestoreForecast:
     """Tell what a restore would do; writes nothing.  Raises what ``restore_backup`` does before it writes."""
     prepared = prepare_restore(request)
-    for directory in (request.target, *prepared.locations.values()):
-        require_empty(directory)
+    if prepared.overwritten is None:
+        for directory in (request.target, *prepared.locations.values()):
+            require_empty(directory)
     rebuild = prepared_rebuild(prepared)
-    rooms = room_needed(_written(rebuild), request.target, prepared.locations, request.options.method)
-    return RestoreForecast(tuple(prepared.chain), prepared.replay, tuple(prepared.created), tuple(rooms))
+    overwriting = None
+    if isinstance(rebuild, RebuildInPlace):
+        overwriting = rebuild.forecast(prepared.locations, prepared.replayed.init_forks.is_in_the_way)
+    places = None if overwriting is None else PresentPlaces(request.target, prepared.locations)
+    rooms = room_needed(_written(rebuild, places), request.target, prepared.locations, request.options.method)
+    return RestoreForecast(tuple(prepared.chain), prepared.replay, tuple(prepared.created), tuple(rooms), overwriting)
 
 
-def _written(rebuild: Rebuild) -> Iterator[BackupFile]:
-    """Yield the files, those of which some blocks are written with the size of these, as what is never shared."""
+def _written(rebuild: Rebuild, places: PresentPlaces | None) -> Iterator[BackupFile]:
+    """Yield the files, those of which some blocks are written with the size of these, as what is never shared.
+
+    Of those that have ``places``, what they take beyond what they have there.
+    """
     for file in rebuild.files():
         blocks = None if rebuild.wanted_blocks is None else rebuild.wanted_blocks(file)
-        if blocks is None:
+        size = file.size_bytes if blocks is None else len(blocks) * BLOCK_SIZE
+        taken = 0 if places is None else places.room_taken(file.path)
+        if blocks is None and not taken:
             yield file
         else:
-            yield file._replace(size_bytes=len(blocks) * BLOCK_SIZE, truncation_block_length=0)
+            yield file._replace(size_bytes=max(0, size - taken), truncation_block_length=0)
     yield rebuild.control_file

@@ -238,8 +238,10 @@ def test_what_is_not_restored_takes_no_room(make_server: ServerFactory, scratch:
         outcome = run_pgwal(*restore, scratch / "none", *names)
         assert_failed(outcome, 1, f"has no database {wrong[-1]}", "It has these: one, postgres, template0, template1,")
         assert not (scratch / "none").exists()
-    for other in (["--standby"], ["--restore-command", "false"]):
-        assert_failed(run_pgwal(*restore, scratch / "none", "--database", "one", *other), 2, "is for neither")
+    for other, why in (["--standby"], "no pages"), (["--restore-command", "false"], "must be in the repository"):
+        outcome = run_pgwal(*restore, scratch / "none", "--database", "one", *other)
+        assert_failed(outcome, 2, f"--database and {other[0]} exclude each other", why)
+        assert not (scratch / "none").exists()
     target = scratch / "restored"
     succeed(*restore, target, "--database", "one", "--database", "ä")
     file = (target / row[0]).stat()
