@@ -237,6 +237,9 @@ SYNC_PAUSE_S, MIN_SYNC_INTERVAL_S, SYNC_INTERVAL_S = 0.003, 0.1, 1.0
 Without a pause it is synced after the last of these."""
 SYNCHRONOUS_INTERVAL_S = 0.05
 """A synchronous standby is waited for, however busy the server is otherwise."""
+NEWEST_BACKUP_INTERVAL_S, UNKNOWN_BACKUP_INTERVAL_S = 60.0, 1.0
+"""When the newest backup began, for a metric: in an object store each look is a request. The second one while there is
+no repository, which the receiver may be about to make."""
 STATE_INTERVAL_S = 5.0
 """How old the state that the receiver leaves for others may get."""
 STATE_LEAST_S, STATE_NEAR_LEAST_S, STATE_CHANGED_S, STATE_MOST_S = 0.2, 0.02, 5.0, 60.0

@@ -6,22 +6,18 @@ import logging
 import threading
 
 from pgwal.backup.backup_id import parse_backup_id
+from pgwal.budget import NEWEST_BACKUP_INTERVAL_S, UNKNOWN_BACKUP_INTERVAL_S
 from pgwal.errors import PgwalError
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL_S = 60.0
-"""In an object store each look is a request."""
-_UNKNOWN_INTERVAL_S = 1.0
-"""The receiver may be about to make the repository."""
-
 
 class NewestBackupWatch(threading.Thread):
     """Looks at a repository now and then: a store that is away keeps this thread waiting, and nobody else."""
 
-    def __init__(self, place: Place, interval_s: float = _INTERVAL_S) -> None:
+    def __init__(self, place: Place, interval_s: float = NEWEST_BACKUP_INTERVAL_S) -> None:
         super().__init__(name="pgwal-newest-backup", daemon=True)
         self._place = place
         self._interval_s = interval_s
@@ -32,7 +28,7 @@ class NewestBackupWatch(threading.Thread):
     def run(self) -> None:
         while not self._stopped.is_set():
             self.began_at = self._look()
-            self._stopped.wait(_UNKNOWN_INTERVAL_S if self.began_at is None else self._interval_s)
+            self._stopped.wait(UNKNOWN_BACKUP_INTERVAL_S if self.began_at is None else self._interval_s)
 
     def stop(self) -> None:
         """Ask it to end; it may be waiting for a store, so nobody waits for it."""
