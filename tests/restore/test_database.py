@@ -240,7 +240,7 @@ def test_what_is_not_restored_takes_no_room(make_server: ServerFactory, scratch:
         assert not (scratch / "none").exists()
     for other, why in (["--standby"], "no pages"), (["--restore-command", "false"], "must be in the repository"):
         outcome = run_pgwal(*restore, scratch / "none", "--database", "one", *other)
-        assert_failed(outcome, 2, f"--database and {other[0]} exclude each other", why)
+        assert_failed(outcome, 2, f"--database and {other[0]} exclude each other: .*{why}")
         assert not (scratch / "none").exists()
     target = scratch / "restored"
     succeed(*restore, target, "--database", "one", "--database", "ä")
