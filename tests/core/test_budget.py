@@ -24,6 +24,7 @@ WORDS_OF_TUNING = {
 """A number of a module tunes pgwal when its name has one of these words: time, memory, or how much at once."""
 
 FORMATS = {
+    "aligned_buffer": {"_HUGE_PAGE_BYTES"},
     "backup/database_names": {"_ROW_SIZE"},
     "backup/incremental_file": {"FIXED_SIZE"},
     "backup/manifest": {"MAX_SIZE"},
