@@ -115,8 +115,7 @@ def decide_retention(
 
     ``keep_full`` and ``keep_since`` keep whole chains: for the latter, all with a backup that ended later, and the
     newest full backup that had ended by then, on any timeline and on the history of each one that still matters.  The
-    newest chain of all, and the newest of each current timeline, are never removed, nor are the newest backups, of
-    whatever chain.  A backup that has been merged into
+    newest chain of all, and the newest of each current timeline, are never removed.  A backup that has been merged into
     a full one counts for nothing.  Without a rule for backups, everything is kept.
 
     With ``merging``, each backup may be made a full one: so ``keep_since``, and what is never removed, are single
@@ -179,11 +178,8 @@ class _Keeping:
         backups = sorted(
             (entry for chain in usable for entry in chain.members if entry.backup_id not in unusable_ids), key=place_of
         )
-        singles = [Chain(entry, [entry]) for entry in backups]
-        units = singles if merging else usable
-        # The newest backup need not be of the newest chain: --since has it build on any.
-        for newest in (units, singles):
-            self._keep_units(newest, newest_of_each(newest, self._histories, self._current), NEWEST)
+        units = [Chain(entry, [entry]) for entry in backups] if merging else usable
+        self._keep_units(units, newest_of_each(units, self._histories, self._current), NEWEST)
         if rules.keep_full is not None:
             self._keep_units(usable, {chain.full.backup_id for chain in usable[-rules.keep_full :]}, KEEP_FULL)
         if rules.keep_since is not None:
