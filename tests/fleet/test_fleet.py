@@ -288,7 +288,7 @@ def test_an_archive_is_taken_over_alike_by_processes(
             content[9000] ^= 1
         archive.store.put(name.removeprefix("wal/"), bytes(content))
     identity = Repository.open(tmp_path / "archive").identity
-    monkeypatch.setattr(import_module, "_RUN", 4)
+    monkeypatch.setattr(import_module, "SEGMENTS_IN_A_RUN", 4)
     found = []
     for to, executor in ((tmp_path / "alone", None), (tmp_path / "by_processes", "process:2")):
         own = Repository.open_or_create(to, identity).place

@@ -16,6 +16,7 @@ import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -33,6 +34,7 @@ import pgwal
 import pgwal_cli
 from pgwal.backup.backup_file import BackupFile, BackupTotals, decode_file, encode_file, load_json
 from pgwal.backup.backup_id import parse_backup_id
+from pgwal.backup.entry import MergeNote
 from pgwal.backup.entry_document import decode_contents, decode_entry, decode_head, decode_packs, encode_entry
 from pgwal.backup.incomplete_mark import IncompleteMark
 from pgwal.backup.incremental_file import IncrementalHeader
@@ -355,6 +357,7 @@ def made_packed_entry() -> bytes:
     contents = PackedContents([first, second], ["base", "base/5", "pg_tblspc"])
     totals = BackupTotals(2, 0, 21384, 21384)
     entry = entry_of("20261122T101530Z_full", None, Lsn(1), Lsn(2), totals, contents.size_bytes)
+    entry = replace(entry, merge_note=MergeNote(entry.started_at, (entry.backup_id[:-4] + "incr", entry.backup_id)))
     return b"".join(encode_entry(entry, map(encode_file, files), contents))
 
 

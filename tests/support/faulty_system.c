@@ -228,6 +228,19 @@ VECTORS_AT(preadv64, "read")
 VECTORS_AT(pwritev, "write")
 VECTORS_AT(pwritev64, "write")
 
+/* What Python calls for os.preadv and os.pwritev. */
+#define FLAGGED_VECTORS_AT(function, kind)                                                                             \
+    ssize_t function(int descriptor, const struct iovec *parts, int count, off_t offset, int flags)                    \
+    {                                                                                                                  \
+        REAL(ssize_t, #function, int, const struct iovec *, int, off_t, int);                                          \
+        int error = judge_descriptor(kind, descriptor);                                                                \
+        FAIL_OR(error, real(descriptor, parts, PART(error, count), offset, flags));                                    \
+    }
+FLAGGED_VECTORS_AT(preadv2, "read")
+FLAGGED_VECTORS_AT(preadv64v2, "read")
+FLAGGED_VECTORS_AT(pwritev2, "write")
+FLAGGED_VECTORS_AT(pwritev64v2, "write")
+
 /* posix_fallocate returns its error. */
 #define ALLOCATES(function)                                                                                            \
     int function(int descriptor, off_t offset, off_t size)                                                             \
