@@ -34,7 +34,7 @@ from pgwal_cli.server_installation import ServerInstallation, make_reachable, pa
 from pgwal_cli.throwaway_server import FAST_SETTINGS, ThrowawayServer, give_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from types import TracebackType
 
 MAJORS = tuple(version.major for version in VERSIONS)
@@ -128,6 +128,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("installation", "storage_format"), pairs, indirect=True, ids=ids)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of each server's log with a test that failed: why a connection was lost, nothing else says."""
+    report = yield
+    if report.failed and report.when == "call":
+        for made in getattr(item, "funcargs", {}).values():
+            for server in made.made if isinstance(made, ServerFactory) else ():
+                report.sections.append((f"log of {server.directory.name}", server.log_tail()))
+    return report
+
+
 # ---- servers
 
 
@@ -141,6 +152,7 @@ class ServerFactory:
     installation: ServerInstallation
     templates: Templates
     directory: Path
+    made: list[ThrowawayServer] = field(default_factory=list)
     _cleanup: ExitStack = field(default_factory=ExitStack)
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
@@ -168,6 +180,7 @@ class ServerFactory:
         only ``settings`` are added to it.
         """
         server = ThrowawayServer(self.installation, self.directory / f"server{next(self._numbers)}")
+        self.made.append(server)
         self._cleanup.callback(_discard, server)
         if adopt is not None:
             server.adopt(adopt)

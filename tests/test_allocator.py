@@ -62,7 +62,8 @@ def test_memory_of_a_piece_of_a_file_is_used_for_the_next_one() -> None:
 def test_memory_that_one_thread_frees_is_used_by_the_next_one() -> None:
     size = 1 << 20
     once = 8 * size // _PAGE_SIZE
-    assert once <= page_faults(size, _IN_TURN, keeps=True) < 2 * once
+    # Some pages may be there already.
+    assert 0.9 * once < page_faults(size, _IN_TURN, keeps=True) < 2 * once
     assert page_faults(size, _IN_TURN, keeps=False) > 4 * once
 
 

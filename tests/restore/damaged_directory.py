@@ -180,7 +180,12 @@ class Damage:
                 return
 
     def _stale_server(self, _: Path) -> None:
-        (self._root / "postmaster.pid").write_text("4194303\n/gone\n1700000000\n5432\n\n\n   1   1\n")
+        pid_file = self._root / "postmaster.pid"
+        # Earlier damage may have made it a second name of a file outside, a link, a fifo or a directory.
+        if pid_file.is_dir() and not pid_file.is_symlink():
+            shutil.rmtree(pid_file)
+        pid_file.unlink(missing_ok=True)
+        pid_file.write_text("4194303\n/gone\n1700000000\n5432\n\n\n   1   1\n")
 
     def _damage_control(self, _: Path) -> None:
         """Damage pg_control, but not what it says of whose it is."""
