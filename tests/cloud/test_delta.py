@@ -13,6 +13,7 @@ from fix_servers import ServerFactory
 from pgwal_process import run_pgwal, succeed
 from restore.damaged_directory import Damage, tree
 from restore.restored_server import checksums
+from seeds import new_seed
 from support.shared_bucket import shared_bucket
 from test_main_job import PGWAL, wait_until_promoted
 
@@ -48,8 +49,7 @@ def test_from_a_bucket(
     fresh, target = scratch / "fresh", scratch / "target"
     whole = json.loads(succeed("restore", ids[1], *words, "-D", fresh))
     expected = tree(fresh)
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = new_seed()
     for before in ids:
         succeed("restore", before, *words, "-D", target)
         done = Damage(target, scratch / "outside", random.Random(seed)).do(3)

@@ -27,10 +27,11 @@ from keeping.stored_repository import (
     build_chains,
     build_wal,
 )
-from keeping.test_verify import FLIPS, SEED, flipped
+from keeping.test_verify import FLIPS, flipped
 from pgwal_process import assert_failed, run_pgwal, succeed
 from repository.places import PLACES, local
 from repository.test_dying_backup import deaths
+from seeds import new_seed
 from support.fate import Died, Fate
 from support.faulty_store import FaultyPlace
 
@@ -286,8 +287,7 @@ def test_merged_backups_bring_each_pack_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_format", FORMATS)
 def test_a_flipped_bit_is_named_and_never_lands(source: LocalPlace, tmp_path: Path, to_format: str) -> None:
     """Wherever it is: what counts there is whole, and what does not is named; with the bit put right, all comes."""
-    random = Random(SEED)
-    print(f"PGWAL_VERIFY_SEED={SEED}")
+    random = Random(new_seed())
     paths = [path for name in ("packs", "backups", "wal") for path in (source.root / name).rglob("*")]
     paths = [path for path in paths if path.is_file() and path.stat().st_size]
     for number in range(max(1, FLIPS // 50)):
@@ -516,7 +516,7 @@ def test_a_copy_dies_at_any_operation(source: LocalPlace, tmp_path: Path, kind: 
     copy(source, FaultyPlace(_initialised(make(tmp_path / "whole"), to_format), whole), *wanted, jobs=1)
     numbers = deaths(whole.operations, kind)
     if not IS_EXHAUSTIVE:
-        numbers = sorted(Random(SEED).sample(numbers, min(len(numbers), FEW_DEATHS)))
+        numbers = sorted(Random(new_seed()).sample(numbers, min(len(numbers), FEW_DEATHS)))
     for number in numbers:
         to = _initialised(make(tmp_path / str(number)), to_format)
         fate = Fate(dies_at=number)
@@ -554,9 +554,9 @@ ROUNDS = int(os.environ.get("PGWAL_RANDOM_ROUNDS", "0"))
 @pytest.mark.usefixtures("small_parts")
 def test_random_copies_hold_what_was_backed_up(tmp_path: Path) -> None:
     """Beside merges, expirations of either side, and deaths: what counts there restores, and is all verified."""
-    print(f"PGWAL_VERIFY_SEED={SEED}")
+    seed = new_seed()
     for number in range(max(1, ROUNDS)):
-        random = Random(SEED + number)
+        random = Random(seed + number)
         where, dense = tmp_path / str(number), random.choice([0, 4])
         kinds = [random.choice(["local", "cloud_memory"]) for _ in range(2)]
         formats = [random.choice([*FORMATS.values()]) for _ in range(2)]

@@ -1,6 +1,6 @@
 """Damage of a packed repository is found and named, and nothing is made of it that is wrong.
 
-The number of flips is set by PGWAL_VERIFY_FLIPS; the seed is printed, and given by PGWAL_VERIFY_SEED.
+The number of flips is set by PGWAL_VERIFY_FLIPS; the seed is printed, and given by PGWAL_SEED.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from random import Random
 
 import pytest
 from keeping.stored_repository import FIRST, FULL, SECOND, Stored, build_repository
-from keeping.test_verify import FLIPS, SEED, damaged, flipped, verified
+from keeping.test_verify import FLIPS, damaged, flipped, verified
 from pgwal_process import assert_failed, run_pgwal, succeed
 from repository.test_packs import small_frames
+from seeds import new_seed
 
 from pgwal.backup.entry_document import decode_contents
 from pgwal.backup.exclusion import INCOMPLETE_NAME
@@ -57,8 +58,7 @@ def stored(built: Stored, tmp_path: Path) -> Stored:
 
 @pytest.fixture
 def random() -> Random:
-    print(f"PGWAL_VERIFY_SEED={SEED}")
-    return Random(SEED)
+    return Random(new_seed())
 
 
 class Places:

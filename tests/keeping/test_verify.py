@@ -1,6 +1,6 @@
 """``pgwal verify`` finds each flipped byte, and whatever is missing, cut off, exchanged or added.
 
-The number of flips is set by PGWAL_VERIFY_FLIPS; the seed is printed, and given by PGWAL_VERIFY_SEED.
+The number of flips is set by PGWAL_VERIFY_FLIPS; the seed is printed, and given by PGWAL_SEED.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ from keeping.stored_repository import (
 )
 from keeping.stored_repository import history as parse_history
 from pgwal_process import assert_failed, run_pgwal
+from seeds import new_seed
 
 from pgwal.checksum import crc32c
 from pgwal.engine import stored_wal
@@ -57,7 +57,6 @@ from pgwal_cli.exit_codes import FAILED, VERIFICATION_FAILED
 ROOT = Path(__file__).parent.parent.parent
 FLIPS = int(os.environ.get("PGWAL_VERIFY_FLIPS", "150"))
 OTHER = "20261130T101530Z_full"
-SEED = int(os.environ.get("PGWAL_VERIFY_SEED", time.time_ns() % 1_000_000_007))
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,7 @@ def stored(built: Stored, tmp_path: Path) -> Stored:
 
 @pytest.fixture
 def random() -> Random:
-    print(f"PGWAL_VERIFY_SEED={SEED}")
-    return Random(SEED)
+    return Random(new_seed())
 
 
 def verified(stored: Stored, backup_id: str | None = None, jobs: int = 1) -> VerifyReport:

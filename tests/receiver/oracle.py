@@ -19,6 +19,7 @@ import psycopg
 from differential.test_summaries import native_summaries
 from fix_servers import ServerFactory
 from pgwal_process import succeed
+from seeds import new_seed
 from test_main_job import prepare, run_load
 
 from pgwal.engine.summarize import read_changes
@@ -40,10 +41,8 @@ def fault_count(default: int) -> int:
 
 
 def seeded() -> random.Random:
-    """Return what the moments of faults are drawn from; PGWAL_FAULTS_SEED repeats a run."""
-    seed = int(os.environ.get("PGWAL_FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"PGWAL_FAULTS_SEED={seed}")
-    return random.Random(seed)
+    """Return what the moments of faults are drawn from."""
+    return random.Random(new_seed())
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -1,6 +1,6 @@
 """Receiver, server and network fail at random moments; nothing that was reported is lost, nothing is received wrong.
 
-Two or three faults each by default.  PGWAL_FAULTS=200 makes as many of each kind, PGWAL_FAULTS_SEED repeats a run.
+Two or three faults each by default.  PGWAL_FAULTS=200 makes as many of each kind, PGWAL_SEED repeats a run.
 """
 
 from __future__ import annotations

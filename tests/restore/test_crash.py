@@ -23,6 +23,7 @@ from pgwal_process import finish, run_pgwal, start_pgwal, succeed
 from restore.damaged_directory import tree
 from restore.made_repository import Blocks, MadeRepository, block
 from restore.restored_server import Scene
+from seeds import new_seed
 from test_main_job import server_streams
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
@@ -46,8 +47,7 @@ def test_killed_while_it_writes(tmp_path: Path, storage_format: StorageFormat, c
     made = made_chain(tmp_path, storage_format)
     target = tmp_path / "target"
     arguments = {"restore": ["restore", "-D", target], "combine": ["combine", made.ids[-1], "-o", target]}[command]
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng = random.Random(seed)
     killed = 0
     for _ in range(KILLS):
@@ -150,8 +150,7 @@ def test_what_was_killed_is_finished_by_a_delta(tmp_path: Path, storage_format: 
     words = ["restore", "--repo", made.path, "-D"]
     succeed(*words, tmp_path / "fresh")
     expected = tree(tmp_path / "fresh")
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng, target, killed = random.Random(seed), tmp_path / "target", 0
     for _ in range(KILLS):
         if first == "delta":

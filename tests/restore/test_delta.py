@@ -17,6 +17,7 @@ from fix_formats import PACKED_FORMAT
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.damaged_directory import Damage, Tree, tree
 from restore.made_repository import Blocks, Content, MadeRepository
+from seeds import new_seed
 
 from pgwal.backup.exclusion import INCOMPLETE_NAME
 from pgwal.backup.pack_table import FRAME_SIZE
@@ -123,15 +124,14 @@ def clear(chain: Chain, *targets: Path) -> None:
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_what_is_there_becomes_what_a_fresh_restore_is(chain: Chain, tmp_path: Path, number: int) -> None:
-    seed = random.SystemRandom().randrange(1 << 32) + number
-    rng = random.Random(seed)
+    rng = random.Random(new_seed() + number)
     target, fresh = tmp_path / "target", tmp_path / "fresh"
     before, after = rng.choices(chain.made.ids, k=2)
     chain.restore(fresh, after, delta=False)
     chain.restore(target, before, delta=False)
     damage = Damage(target, tmp_path / "outside", rng)
     done = damage.do(rng.choice((0, 1, 3, 10)))
-    print(f"seed {seed}: {before} to {after}: {done}")
+    print(f"{before} to {after}: {done}")
     report = chain.restore(target, after, delta=True, jobs=rng.choice((1, 3)))
     assert chain.tree(target) == chain.tree(fresh)
     damage.require_outside_unchanged()

@@ -12,6 +12,7 @@ from fix_formats import PACKED_FORMAT
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.damaged_directory import Damage, tree
 from restore.test_delta import LARGE, LOCATION, OID, Chain, build_chain, flip
+from seeds import new_seed
 
 from pgwal.backup.pack_table import FRAME_SIZE
 from pgwal.relation import BLOCK_SIZE
@@ -73,14 +74,13 @@ def test_what_is_kept_written_and_removed(chain: Chain, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(6))
 def test_of_random_damage(chain: Chain, tmp_path: Path, number: int) -> None:
-    seed = random.SystemRandom().randrange(1 << 32) + number
-    rng = random.Random(seed)
+    rng = random.Random(new_seed() + number)
     target = tmp_path / "target"
     before, after = rng.choices(chain.made.ids, k=2)
     chain.restore(target, before, delta=False)
     damage = Damage(target, tmp_path / "outside", rng)
     done = damage.do(rng.choice((1, 4)))
-    print(f"seed {seed}: {before} to {after}: {done}")
+    print(f"{before} to {after}: {done}")
     found = forecast(chain, target, after)
     report = json.loads(succeed("restore", after, *words(chain, target), "--json"))
     damage.require_outside_unchanged()

@@ -17,6 +17,7 @@ from fix_servers import ServerFactory
 from pgwal_process import assert_failed, run_pgwal, succeed
 from restore.damaged_directory import tree
 from restore.restored_server import Scene, assert_sound, checksums
+from seeds import new_seed
 
 from pgwal_cli.server_processes import wait_until_gone
 from pgwal_cli.throwaway_server import ThrowawayServer, give_to_server
@@ -66,8 +67,7 @@ def test_of_a_crashed_server(make_server: ServerFactory, scratch: Path, repo: Pa
     target = server.data_directory
     owner = target.stat().st_uid
     words = ["--repo", repo, "-N", "--target-immediate", "--target-action=promote"]
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = new_seed()
     for backup in [*random.Random(seed).sample(ids, k=2), ids[-1]]:
         fresh, elsewhere = scratch / "fresh", scratch / "elsewhere"
         succeed("restore", backup, *words, "-D", fresh, "-T", f"{side}={elsewhere}")

@@ -11,6 +11,7 @@ import pytest
 from fix_servers import ServerFactory
 from pgwal_process import run_pgwal, succeed
 from restore.damaged_directory import Damage, tree
+from seeds import new_seed
 from support.shared_bucket import shared_bucket
 
 from pgwal_cli.throwaway_server import ThrowawayServer
@@ -40,8 +41,7 @@ def compare(server: ThrowawayServer, scratch: Path, repo: Path | str) -> None:
     run(server, "two", "DELETE FROM t WHERE i BETWEEN 100 AND 110")
     succeed("stream", "--repo", repo, "-d", server.conninfo, "--once")
     server.kill()
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng, target, fresh = random.Random(seed), server.data_directory, scratch / "fresh"
     for count in DAMAGES:
         for backup, databases in ((ids[0], []), (ids[1], ["--database", "one"]), (ids[1], [])):
