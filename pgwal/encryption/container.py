@@ -147,34 +147,34 @@ class Frames:
     """Cuts an object into frames as its content comes, which must not change before it is returned."""
 
     def __init__(self) -> None:
-        self._waiting: list[bytes | memoryview] = []
-        self._waiting_bytes = 0
+        self.waiting: list[bytes | memoryview] = []
         """At most a frame: only when there is no more it is known to be the last."""
+        self._waiting_bytes = 0
 
     def add(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         """Return what further frames hold that are known to be followed by others."""
         found: list[bytes | memoryview] = []
         size, taken = len(piece), FRAME_BYTES - self._waiting_bytes
         if size <= taken:
-            self._waiting.append(piece)
+            self.waiting.append(piece)
             self._waiting_bytes += size
             return found
         view = memoryview(piece)
-        if self._waiting:
+        if self.waiting:
             if taken:
-                self._waiting.append(view[:taken])
+                self.waiting.append(view[:taken])
             found.append(self.last())
         else:
             taken = 0
         while size - taken > FRAME_BYTES:
             found.append(view[taken : taken + FRAME_BYTES])
             taken += FRAME_BYTES
-        self._waiting, self._waiting_bytes = [view[taken:]], size - taken
+        self.waiting, self._waiting_bytes = [view[taken:]], size - taken
         return found
 
     def last(self) -> bytes | memoryview:
         """Return what the last frame holds, when there are no more pieces."""
-        parts, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        parts, self.waiting, self._waiting_bytes = self.waiting, [], 0
         # Copied only where a frame is in several pieces.
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -28,6 +28,9 @@ class LocalSpool:
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> LocalAppender:
         return LocalAppender(self._beneath, name, size_bytes, zeroed=zeroed)
 
+    def holds(self, name: str, size_bytes: int, *, zeroed: bool = False) -> bool:  # noqa: ARG002
+        return False
+
     def settle(self, folder: str) -> None:
         with translated_errors("sync", self._beneath.root / folder):
             self._beneath.sync_directory(folder)

@@ -148,6 +148,9 @@ class MemorySpool:
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> MemoryAppender:  # noqa: ARG002
         return MemoryAppender(self._store, name, size_bytes)
 
+    def holds(self, name: str, size_bytes: int, *, zeroed: bool = False) -> bool:  # noqa: ARG002
+        return False
+
     def settle(self, folder: str) -> None:
         pass
 

@@ -242,8 +242,9 @@ class Sealer:
         self._number = 0
         self._buffers = buffers
         self._buffer = buffers.take(size_bytes)
-        self._end = len(header)
+        self._begin = self._end = len(header)
         self._buffer[: self._end] = header
+        self._has_last = False
 
     def add(self, piece: bytes | memoryview) -> None:
         for content in self._frames.add(piece):
@@ -256,14 +257,30 @@ class Sealer:
 
     def put(self) -> None:
         self._seal(self._frames.last(), last=True)
+        self._has_last = True
         if self._end != len(self._buffer):
             raise BrokenInvariant(f"{self.name} was to be of another size")
-        try:
-            # Whatever joins pieces, or writes them, takes a view as well.
-            self._store.as_stored.put(self.name, cast(Iterable[bytes], (self._buffer,)))
-        finally:
-            self._buffers.give_back(self._buffer)
-            self._buffer = memoryview(b"")
+        # Whatever joins pieces, or writes them, takes a view as well.
+        self._store.as_stored.put(self.name, cast(Iterable[bytes], (self._buffer,)))
+
+    def content_from(self, start: int) -> Iterator[bytes | memoryview]:
+        first, skipped = divmod(start, FRAME_BYTES)
+        for number in range(min(first, self._number), self._number):
+            at = self._begin + number * SEALED_FRAME_BYTES
+            stored = self._buffer[at : min(at + SEALED_FRAME_BYTES, self._end)]
+            is_last = self._has_last and number == self._number - 1
+            content = memoryview(self._cipher.open(number, stored, self._store.locate(self.name), last=is_last))
+            yield content[skipped:]
+            skipped = 0
+        skipped += max(0, first - self._number) * FRAME_BYTES
+        for piece in self._frames.waiting:
+            yield memoryview(piece)[skipped:]
+            skipped = max(0, skipped - len(piece))
+
+    def close(self) -> None:
+        buffer, self._buffer = self._buffer, memoryview(b"")
+        if buffer:
+            self._buffers.give_back(buffer)
 
 
 class _Buffers:

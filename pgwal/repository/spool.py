@@ -51,6 +51,9 @@ class Spool(Protocol):
         writing where somebody waits for each of them.
         """
 
+    def holds(self, name: str, size_bytes: int, *, zeroed: bool = False) -> bool:
+        """Tell whether what ``preallocate`` would open is held: nothing of it is there, and nothing would be made."""
+
     def settle(self, folder: str) -> None:
         """Make the names in a folder durable, whoever gave them."""
 

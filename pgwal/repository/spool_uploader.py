@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -27,6 +27,7 @@ from pgwal.budget import (
 from pgwal.errors import ObjectNotFound, RepositoryError
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression
+from pgwal.repository.held_segment import HeldPieces
 from pgwal.repository.layout import WAL_DIRECTORY
 from pgwal.repository.partial_schedule import PartialSchedule
 from pgwal.repository.spooled_objects import SpooledObjects
@@ -158,7 +159,7 @@ class SpoolUploader:
             self._waiting.add(self._geometry.parse_file_name(name))
             self._wake()
 
-    def store_whole(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> bool:
+    def store_whole(self, name: str, content: HeldPieces | ObjectSealer) -> bool:
         """As WholeSegments'; False also where more waits that comes before, or it may not go on with what is stored."""
         timeline_id, segment_no = self._geometry.parse_file_name(name)
         partial = f"{name}{PARTIAL_SUFFIX}"
@@ -176,7 +177,7 @@ class SpoolUploader:
                 others = (other for other, _ in objects_in(self._store.local, WAL_DIRECTORY) if other != partial)
                 if not all(map(self._is_whole, others)):
                     return False
-                self._objects.store_received(name, content, sealed)
+                self._objects.store_received(name, content)
                 with suppress(ObjectNotFound):
                     self._store.local.delete(f"{WAL_DIRECTORY}/{partial}")
             except RepositoryError as error:

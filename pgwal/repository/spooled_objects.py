@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import cast
 
@@ -12,6 +12,7 @@ from pgwal.errors import ObjectExists, ObjectNotFound, RepositoryError, StoreUna
 from pgwal.lsn import Lsn
 from pgwal.repository.compression import Compression, CompressionMethod
 from pgwal.repository.counted_pieces import CountedPieces
+from pgwal.repository.held_segment import HeldPieces
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.spooled_place import SpooledPlace
 from pgwal.repository.store import ByteRange, ObjectSealer, as_sealing
@@ -47,16 +48,16 @@ class SpooledObjects:
             return None
         return sealing.sealer(f"{WAL_DIRECTORY}/{name}", self._geometry.segment_size)
 
-    def store_received(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> None:
+    def store_received(self, name: str, content: HeldPieces | ObjectSealer) -> None:
         """Store a whole segment that has not been in the spool; raises ObjectExists where it is stored already."""
         path = f"{WAL_DIRECTORY}/{name}{self._compression.suffix}"
-        if sealed is not None and sealed.name == path:
-            sealed.put()
-            self._store.note_stored(path, self._geometry.segment_size)
-        else:
+        if isinstance(content, HeldPieces):
             # What seals, and what compresses, takes views as well.
-            pieces = cast(Sequence[bytes], content)
+            pieces = cast(list[bytes], content.pieces)
             self._put_new(path, compressed_pieces(pieces, self._compression, self._geometry.segment_size))
+        else:
+            content.put()
+            self._store.note_stored(path, self._geometry.segment_size)
         self._delete_partials(name)
 
     def store_partial(self, segment: str, end: Lsn) -> None:

@@ -60,12 +60,18 @@ class SpooledPlace(PlaceWrapper):
 
     def preallocate(self, name: str, size_bytes: int, *, zeroed: bool = False) -> Appender:
         """As Spool's: what is stored of a segment is there already."""
+        if self.whole_segments is not None and self.holds(name, size_bytes, zeroed=zeroed):
+            return HeldSegment(self.local.spool, name, size_bytes, self.whole_segments)
         if not self.local.store.exists(name):
-            is_begun = self._take_from_store(name.rpartition("/")[2])
-            # Zeros are wanted where somebody waits for each sync: all is written then.
-            if self.whole_segments is not None and not (is_begun or zeroed or size_bytes > SEGMENT_IN_MEMORY_BYTES):
-                return HeldSegment(self.local.spool, name, size_bytes, self.whole_segments)
+            self._take_from_store(name.rpartition("/")[2])
         return self.local.spool.preallocate(name, size_bytes, zeroed=zeroed)
+
+    def holds(self, name: str, size_bytes: int, *, zeroed: bool = False) -> bool:
+        # Zeros are wanted where somebody waits for each sync: all is written then.
+        if self.whole_segments is None or zeroed or size_bytes > SEGMENT_IN_MEMORY_BYTES:
+            return False
+        segment = split_segment_name(name.rpartition("/")[2])[0]
+        return not self.store.stored_of(WAL_DIRECTORY, segment) and not self.local.store.exists(name)
 
     def settle(self, folder: str) -> None:
         self.local.spool.settle(folder)
@@ -76,14 +82,12 @@ class SpooledPlace(PlaceWrapper):
     def drop_notes(self, name: str) -> None:
         self.local.spool.drop_notes(name)
 
-    def _take_from_store(self, name: str) -> bool:
-        """Have a partial segment here as far as it is stored, durably; False where nothing is."""
+    def _take_from_store(self, name: str) -> None:
+        """Have a partial segment here as far as it is stored, durably."""
         segment = split_segment_name(name)[0]
-        stored = self._stored_partial(segment)
-        if stored is not None:
+        if self._stored_partial(segment) is not None:
             pieces = WalArchive(self.place.store, self._identity.geometry).segment_pieces(segment)
             self.local.store.put(f"{WAL_DIRECTORY}/{name}", pieces, replace=True)
-        return stored is not None
 
     def _stored_partial(self, segment: str) -> Lsn | None:
         """Return up to where a segment is stored that is not whole there, None where nothing is."""

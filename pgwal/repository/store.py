@@ -157,6 +157,12 @@ class ObjectSealer(Protocol):
     def put(self) -> None:
         """Store it when all of it is there, as ``ObjectStore.put`` does; once."""
 
+    def content_from(self, start: int) -> Iterator[bytes | memoryview]:
+        """Yield what it holds from a byte offset on, as far as it has come, stored or not."""
+
+    def close(self) -> None:
+        """Give back the memory of what was sealed."""
+
 
 class ObjectOpener(Protocol):
     """What opens one object; raises ChecksumMismatch, KeyRequired."""

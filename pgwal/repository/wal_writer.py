@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pgwal.budget import WAITING_WAL_BYTES
 from pgwal.errors import BrokenInvariant, RepositoryError
@@ -29,11 +29,23 @@ class WalObserver(Protocol):
         """Called after each sync with the time that it took."""
 
 
+class _Completion(NamedTuple):
+    """The segment that is being completed."""
+
+    name: str
+    end: Lsn
+    was_archived: bool
+    """Whether it had been there whole before."""
+    sync_s: Future[float]
+    """How many seconds it took."""
+
+
 class WalWriter:
     """Writes received WAL of one timeline into segments, from a segment start on.
 
-    A segment that is full is completed by a thread, and what follows waits in memory: the next segment is not begun
-    before, so that at any time only the last one is partial.  ``flushed_lsn`` is the end of what is durable.
+    A segment that is full is completed by a thread, and what follows waits in memory, as it came or, where segments are
+    held there, as the next segment: of that nothing is stored before, so that at any time only the last one is partial.
+    ``flushed_lsn`` is the end of what is durable.
     ``synchronous`` says that it is synced often, because somebody waits for it, ``is_read_soon`` that somebody reads
     each segment when it is complete.
     A segment that is there whole is never written again: an archive_command, or an earlier receiver, has brought it,
@@ -71,9 +83,7 @@ class WalWriter:
         self._waiting: list[bytes | memoryview] = []
         self._waiting_bytes = 0
         self._completer = ThreadPoolExecutor(1, "complete-segment")
-        self._completing: Future[float] | None = None
-        self._is_archived = False
-        """Whether the segment that was completed last had been there whole before."""
+        self._completing: _Completion | None = None
 
     @property
     def written_lsn(self) -> Lsn:
@@ -84,7 +94,9 @@ class WalWriter:
         """Append ``data``, which must not change any more; a segment that gets full is synced and renamed."""
         self._waiting.append(data)
         self._waiting_bytes += len(data)
-        if self._completing is None or self._completing.done() or self._waiting_bytes >= WAITING_WAL_BYTES:
+        if self._completing is not None and self._completing.sync_s.done():
+            self._await_completion()
+        if self._can_write() or self._waiting_bytes >= WAITING_WAL_BYTES:
             self._write_waiting()
 
     def clear_rest(self) -> None:
@@ -123,25 +135,39 @@ class WalWriter:
                     self._complete_segment()
 
     def _open_segment(self) -> Appender:
-        self._await_completion()
         if self._segment is None:
+            if not self._can_write():
+                self._await_completion()
             segment = self._segment_name(self._end)
             if (archived := self._archived(segment)) is not None:
+                self._await_completion()
                 self._segment = archived
             else:
-                name = f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
-                self._segment = self._spool.preallocate(name, self._geometry.segment_size, zeroed=self._synchronous)
+                self._segment = self._spool.preallocate(
+                    self._partial_path(segment), self._geometry.segment_size, zeroed=self._synchronous
+                )
             self._is_held = self._segment.is_held
         return self._segment
 
+    def _can_write(self) -> bool:
+        """Tell whether nothing is completed, or the next segment may be begun before that is."""
+        if self._completing is None or self._segment is not None:
+            return True
+        path = self._partial_path(self._segment_name(self._end))
+        return self._is_held and self._spool.holds(path, self._geometry.segment_size, zeroed=self._synchronous)
+
+    def _partial_path(self, segment: str) -> str:
+        return f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"
+
     def _complete_segment(self) -> None:
         assert self._segment is not None
+        self._await_completion()
         name = self._segment_name(self._end - 1)
-        self._is_archived = isinstance(self._segment, ArchivedSegment)
         try:
-            self._completing = self._completer.submit(self._complete, self._segment, name)
+            sync_s = self._completer.submit(self._complete, self._segment, name)
         except RuntimeError as error:
             raise RepositoryError(f"cannot complete WAL segment {name}: {error}") from error
+        self._completing = _Completion(name, self._end, isinstance(self._segment, ArchivedSegment), sync_s)
         self._segment = None
 
     def _archived(self, name: str) -> ArchivedSegment | None:
@@ -173,12 +199,11 @@ class WalWriter:
         if self._completing is None:
             return
         completing, self._completing = self._completing, None
-        sync_s = completing.result()
-        # Nothing has been written since.
-        self.flushed_lsn = self._end
+        sync_s = completing.sync_s.result()
+        self.flushed_lsn = completing.end
         self._observer.wal_synced(sync_s)
-        if not self._is_archived:
-            self._observer.segment_completed(self._segment_name(self._end - 1))
+        if not completing.was_archived:
+            self._observer.segment_completed(completing.name)
 
     def _segment_name(self, lsn: int) -> str:
         return self._geometry.file_name(self._timeline_id, self._geometry.segment_no(lsn))

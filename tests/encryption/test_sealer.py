@@ -59,10 +59,28 @@ def test_what_was_sealed_as_it_came_opens(first: list[int], second: list[int]) -
             sealer.add(piece)
         assert not raw.exists(name)
         sealer.put()
+        sealer.close()
     # The second had the memory of the first, which is stored all the same.
     for name, sizes in ((SEGMENT, first), (NEXT, second)):
         assert store.get(name) == b"".join(content_of(sizes))
         assert store.size(name) == sum(sizes)
+
+
+@settings(max_examples=100)
+@given(sizes=pieces, data=st.data())
+def test_what_is_sealed_is_still_there(sizes: list[int], data: st.DataObject) -> None:
+    """From any byte on, as far as it has come, before it is stored and afterwards."""
+    sealer = SealedStore(MemoryStore(), keys_of(KEYRING, METADATA_KEY), GEOMETRY).sealer(SEGMENT, sum(sizes))
+    content = b""
+    for piece in content_of(sizes):
+        sealer.add(piece)
+        content += piece
+        start = data.draw(st.integers(0, len(content)))
+        assert b"".join(sealer.content_from(start)) == content[start:]
+    sealer.put()
+    start = data.draw(st.integers(0, len(content)))
+    assert b"".join(sealer.content_from(start)) == content[start:]
+    sealer.close()
 
 
 def test_one_that_is_not_whole_is_not_stored() -> None:

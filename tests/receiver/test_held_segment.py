@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from pgwal.engine.stream_options import StreamOptions
 from pgwal.errors import BrokenInvariant, StorageFull
 from pgwal.postgres.connection import ConnectionParameters
 from pgwal.repository.compression import Compression
-from pgwal.repository.held_segment import HeldSegment
+from pgwal.repository.held_segment import HeldPieces, HeldSegment
 from pgwal.repository.local_place import LocalPlace
 from pgwal.repository.memory import MemoryPlace
 from pgwal.repository.spooled_objects import SpooledObjects
@@ -47,11 +46,10 @@ class Archive:
     def sealer(self, name: str) -> None:
         assert name == NAME.rpartition("/")[2]
 
-    def store_whole(self, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None) -> bool:
-        assert sealed is None
+    def store_whole(self, name: str, content: HeldPieces | ObjectSealer) -> bool:
         assert name == NAME.rpartition("/")[2]
         if self.takes:
-            self.found = b"".join(content)
+            self.found = b"".join(content.content_from(0))
         return self.takes
 
 
@@ -130,13 +128,11 @@ def stored_ways(monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> tupl
         through_spool.append(name)
         store_segment(self, name)
 
-    def noted_received(
-        self: SpooledObjects, name: str, content: Sequence[bytes | memoryview], sealed: ObjectSealer | None
-    ) -> None:
+    def noted_received(self: SpooledObjects, name: str, content: HeldPieces | ObjectSealer) -> None:
         at_once.append(name)
         if fails:
             raise StorageFull("there was no room for a moment")
-        store_received(self, name, content, sealed)
+        store_received(self, name, content)
 
     monkeypatch.setattr(SpooledObjects, "store_segment", noted_segment)
     monkeypatch.setattr(SpooledObjects, "store_received", noted_received)

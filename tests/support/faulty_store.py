@@ -115,6 +115,9 @@ class FaultyPlace(PlaceWrapper):
         self._fate.meet("preallocate", name)
         return FaultyAppender(self.place.spool.preallocate(name, size_bytes, zeroed=zeroed), self._fate)
 
+    def holds(self, name: str, size_bytes: int, *, zeroed: bool = False) -> bool:
+        return self.place.spool.holds(name, size_bytes, zeroed=zeroed)
+
     def settle(self, folder: str) -> None:
         self._fate.meet("settle", folder)
         self.place.spool.settle(folder)
