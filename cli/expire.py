@@ -52,7 +52,8 @@ def expire(
 ) -> None:
     """Remove old backups, and the WAL and summaries that nothing needs any more.
 
-    What any of the rules keeps is kept, with what it builds on. The newest chain and pinned backups are never removed.
+    What any of the rules keeps is kept, with what it builds on. The newest chain, what a restore takes that is told
+    nothing, and pinned backups are never removed.
     """
     given = rules.rules()
     if not (given.limits_backups or given.limits_wal):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from pgwal.backup.backup_id import merged_ids, time_part
 from pgwal.backup.entry import BackupEntry
@@ -51,6 +51,31 @@ def newest(entries: Iterable[BackupEntry]) -> BackupEntry:
     if not by_id:
         raise ObjectNotFound("there is no backup yet", hint="Take one with pgwal full.")
     return max((entry for entry in by_id.values() if not is_superseded(entry, by_id)), key=place_of)
+
+
+def restored_by_default(entries: Iterable[BackupEntry], histories: Mapping[int, TimelineHistory]) -> BackupEntry | None:
+    """Return the backup that a restore takes which is told nothing, None when there is none.
+
+    That is the one that ended last of those on the history of the latest timeline that follows theirs.
+    """
+    for entry in sorted(entries, key=by_end, reverse=True):
+        timeline_id = latest_timeline(entry, histories.__contains__)
+        if is_on_history(entry, histories.get(timeline_id, TimelineHistory(timeline_id))):
+            return entry
+    return None
+
+
+def latest_timeline(entry: BackupEntry, is_known: Callable[[int], bool]) -> int:
+    """Return the latest timeline as the server looks for it: by the history files that follow each other."""
+    timeline_id = entry.stop_timeline_id
+    while is_known(timeline_id + 1):
+        timeline_id += 1
+    return timeline_id
+
+
+def by_end(entry: BackupEntry) -> tuple[Lsn, str, bool]:
+    """Return what sorts backups for a restore: by where they ended, from where on recovery may stop."""
+    return entry.stop_lsn, *by_time(entry)
 
 
 def resolve_chain(entries: Iterable[BackupEntry], backup_id: str) -> list[BackupEntry]:

@@ -12,7 +12,14 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pgwal.backup.chain import check_link, is_on_history, is_superseded, place_of, prior_of
+from pgwal.backup.chain import (
+    check_link,
+    is_on_history,
+    is_superseded,
+    place_of,
+    prior_of,
+    restored_by_default,
+)
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention_rules import (
     KEEP_DAYS,
@@ -115,8 +122,9 @@ def decide_retention(
 
     ``keep_full`` and ``keep_since`` keep whole chains: for the latter, all with a backup that ended later, and the
     newest full backup that had ended by then, on any timeline and on the history of each one that still matters.  The
-    newest chain of all, and the newest of each current timeline, are never removed.  A backup that has been merged into
-    a full one counts for nothing.  Without a rule for backups, everything is kept.
+    newest chain of all, and the newest of each current timeline, are never removed, nor are the ``newest_backups``, on
+    whatever they build.  A backup that has been merged into a full one counts for nothing.  Without a rule for backups,
+    everything is kept.
 
     With ``merging``, each backup may be made a full one: so ``keep_since``, and what is never removed, are single
     backups, not chains.
@@ -178,8 +186,11 @@ class _Keeping:
         backups = sorted(
             (entry for chain in usable for entry in chain.members if entry.backup_id not in unusable_ids), key=place_of
         )
-        units = [Chain(entry, [entry]) for entry in backups] if merging else usable
+        singles = [Chain(entry, [entry]) for entry in backups]
+        units = singles if merging else usable
         self._keep_units(units, newest_of_each(units, self._histories, self._current), NEWEST)
+        # They need not be of the newest chain: --since has a backup build on any.
+        self._keep_units(singles, newest_backups(singles, self._histories, self._current), NEWEST)
         if rules.keep_full is not None:
             self._keep_units(usable, {chain.full.backup_id for chain in usable[-rules.keep_full :]}, KEEP_FULL)
         if rules.keep_since is not None:
@@ -233,6 +244,18 @@ def newest_of_each(
         history = histories.get(timeline_id, TimelineHistory(timeline_id))
         found |= set([c.full.backup_id for c in chains if is_on_history(c.full, history)][-1:])
     return found
+
+
+def newest_backups(
+    singles: list[Chain], histories: Mapping[int, TimelineHistory], timeline_ids: Collection[int]
+) -> set[str]:
+    """Return which backups nobody may lose, of single ones: the newest, and what a restore takes that is told nothing.
+
+    The newest are those of all and of each timeline's history.
+    """
+    restored = restored_by_default([each.full for each in singles], histories)
+    found = newest_of_each(singles, histories, timeline_ids)
+    return found if restored is None else found | {restored.backup_id}
 
 
 def end_times(entries: Iterable[BackupEntry]) -> dict[str, datetime]:

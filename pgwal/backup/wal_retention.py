@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pgwal.backup.chain import is_on_history, place_of
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.retention import Chain, end_times, newest_of_each, reaching_back
+from pgwal.backup.retention import Chain, end_times, newest_backups, reaching_back
 from pgwal.backup.retention_rules import RetentionRules
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.timeline import TimelineHistory
@@ -24,9 +24,9 @@ def with_all_wal(
     """Return the backups for which all WAL since they started is kept, so that every later point can be reached.
 
     Those are the newest ``keep_wal_for``, and those that reach every point since ``keep_wal_since``; all where neither
-    is given.  Always, the newest backup is, and the newest on each current timeline, and what started no earlier than
-    one of these.  Backups that are ``long_term_ids`` are not: the WAL behind them may be gone.  Of the others, the
-    ``unusable_ids`` do not stand in for any.
+    is given.  Always, the ``newest_backups`` are, and what started no earlier than one of these.  Backups that are
+    ``long_term_ids`` are not: the WAL behind them may be gone.  Of the others, the ``unusable_ids`` do not stand in for
+    any.
     """
     candidates = sorted((entry for entry in kept if entry.backup_id not in long_term_ids), key=place_of)
     if not rules.limits_wal:
@@ -35,7 +35,7 @@ def with_all_wal(
     found: set[str] = set()
     for unusable in (set[str](), unusable_ids):
         units = [Chain(entry, [entry]) for entry in candidates if entry.backup_id not in unusable]
-        found |= newest_of_each(units, histories, current_timeline_ids)
+        found |= newest_backups(units, histories, current_timeline_ids)
         if rules.keep_wal_for is not None:
             found |= {unit.full.backup_id for unit in units[-rules.keep_wal_for :]}
         if rules.keep_wal_since is not None:

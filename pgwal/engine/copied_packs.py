@@ -65,18 +65,31 @@ class PackCopier:
 
     def copy(self, packs: Iterable[Pack], workers: Crew) -> None:
         """Copy those packs that are not there; raises FormatError or ChecksumMismatch for damage of the source."""
-        wanted, tables = self._found(self.missing(packs))
-        to = address_of(self._target.place)
-        pieces = [PackToCopy(to, pack, self._stored.get(pack.name)) for pack in self._fully_known(wanted)]
-        with closing(workers.map(copy_pack, pieces)) as copied:
-            for piece, size_bytes in zip(pieces, copied, strict=True):
-                self._there[piece.pack.name] = size_bytes
-                self.count += 1
-                self.bytes_copied += size_bytes
+        wanted, tables = self.missing(packs), set[str]()
+        while wanted:
+            found, new_tables = self._found(wanted)
+            tables |= new_tables
+            wanted = self._copy_stored(found, workers)
         for name in sorted(tables):
             # As all that is behind the packs: they are there when it tells of them.
             with suppress(ObjectExists):
                 self._target.store.put(table_object(name), self._source.store.get(table_object(name)))
+
+    def _copy_stored(self, packs: Sequence[Pack], workers: Crew) -> list[Pack]:
+        """Copy packs, and return those that somebody has rewritten meanwhile: what is needed of them is elsewhere."""
+        to = address_of(self._target.place)
+        pieces = [PackToCopy(to, pack, self._stored.get(pack.name)) for pack in self._fully_known(packs)]
+        gone = []
+        with closing(workers.map(copy_pack, pieces)) as copied:
+            for piece, size_bytes in zip(pieces, copied, strict=True):
+                if size_bytes is None:
+                    del self._stored[piece.pack.name]
+                    gone.append(piece.pack)
+                    continue
+                self._there[piece.pack.name] = size_bytes
+                self.count += 1
+                self.bytes_copied += size_bytes
+        return gone
 
     def _found(self, packs: Iterable[Pack]) -> tuple[list[Pack], set[str]]:
         """Return packs, those in the place of others that frames were moved to, and the tables that lead there."""
@@ -94,6 +107,9 @@ class PackCopier:
                 continue
             found.update((each.name, each) for each in self.missing(moved.packs))
             tables |= moved.tables
+            if any(each.name not in self._stored for each in moved.packs):
+                # They have come since the others were listed.
+                self._stored.update(_sizes(self._source.store))
         return list(found.values()), tables
 
     def _fully_known(self, packs: Sequence[Pack]) -> list[Pack]:
@@ -123,12 +139,19 @@ class PackToCopy(NamedTuple):
     stored_size_bytes: int | None
 
 
-def copy_pack(room: Room, tell: Tell, piece: PackToCopy) -> int:
-    """Copy a pack, and return its size: work for a crew.  Raises FormatError or ChecksumMismatch for damage of it."""
-    pack, target = piece.pack, room.target(piece.to).store
+def copy_pack(room: Room, tell: Tell, piece: PackToCopy) -> int | None:
+    """Copy a pack, and return its size, None when it has gone meanwhile: work for a crew.
+
+    Raises FormatError or ChecksumMismatch for damage of it.
+    """
+    pack, source, target = piece.pack, room.repository.store, room.target(piece.to).store
     name = pack_object(pack.name)
     try:
-        target.put(name, _proven_pieces(room.repository.store, piece, tell))
+        target.put(name, _proven_pieces(source, piece, tell))
+    except ObjectNotFound:
+        if source.exists(name):
+            raise
+        return None
     except ObjectExists:
         # Somebody else copies, too, or did when this one stood still.
         if target.size(name) != pack.size_bytes:

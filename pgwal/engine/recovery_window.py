@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgwal.backup.chain import by_time, off_history
+from pgwal.backup.chain import by_end, latest_timeline, off_history
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.recovery import CURRENT_TIMELINE, LATEST_TIMELINE, RecoveryTarget, time_text
 from pgwal.backup.stored_path import encode_path
@@ -55,7 +55,7 @@ def choose_backup(
     if backup_id is not None and wal_is_here:
         # First: of WAL that is not kept on purpose, nothing else that can be said is of use.
         _require_own_end(repository, candidates[0], target)
-    newest_first = sorted(candidates, key=lambda entry: (entry.stop_lsn, *by_time(entry)), reverse=True)
+    newest_first = sorted(candidates, key=by_end, reverse=True)
     on_history = _on_history(repository, newest_first, target)
     if not wal_is_here and (target.name is not None or target.xid is not None):
         return on_history[0].entry
@@ -109,10 +109,7 @@ def target_history(repository: Repository, timeline: int | str, entry: BackupEnt
     if timeline == CURRENT_TIMELINE:
         timeline = entry.stop_timeline_id
     elif timeline == LATEST_TIMELINE:
-        # As the server looks for it: by the history files that follow each other.
-        timeline = entry.stop_timeline_id
-        while repository.wal.has_history(timeline + 1):
-            timeline += 1
+        timeline = latest_timeline(entry, repository.wal.has_history)
     assert isinstance(timeline, int)
     try:
         return repository.wal.history(timeline)

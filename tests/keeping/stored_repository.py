@@ -97,12 +97,12 @@ def build_wal(repository: Repository, segment_count: int) -> WalBuilder:
             block = BlockSpec(0, block_no=number % 7 + segment, data=bytes([number]) * 30)
             wal.append(RecordSpec(RM_HEAP, 0, 700, (block,), bytes(number * 5)))
         wal.append_switch()
+    whole = wal.wal_to_segment_end()
     for segment in range(segment_count):
         name = repository.geometry.file_name(1, segment + 1)
-        content = wal.wal_to_segment_end()[segment * MB : (segment + 1) * MB]
-        repository.store.put(f"{WAL_DIRECTORY}/{name}", content, replace=True)
+        repository.store.put(f"{WAL_DIRECTORY}/{name}", whole[segment * MB : (segment + 1) * MB], replace=True)
     summarizer = Summarizer(1, wal_format_of_major(MAJOR), repository.geometry, Lsn(MB))
-    summarizer.feed(wal.wal_to_segment_end())
+    summarizer.feed(whole)
     for summary in summarizer.take_finished():
         repository.summaries.write(summary.range, summary.block_map, summary.link)
     assert repository.summaries.ranges()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgwal.backup.backup_id import BackupKind, format_backup_id
-from pgwal.backup.chain import is_on_history, resolve_chain
+from pgwal.backup.chain import is_on_history, place_of, resolve_chain
 from pgwal.backup.entry import BackupEntry
 from pgwal.backup.retention import Retention, decide_retention, find_chains
 from pgwal.backup.retention_rules import RetentionRules
@@ -124,6 +124,9 @@ def test_the_last_chain_is_never_removed(cluster: Cluster, rule: tuple[int | Non
     assert not usable or usable[-1] in kept_fulls
     if rule[0] is not None:
         assert set(ids(fulls[-rule[0] :])) <= set(ids(kept_fulls))
+    # Nor is the newest backup, which may build on any.
+    for entries in (cluster.entries, [e for e in cluster.entries if is_on_history(e, current)]):
+        assert not entries or max(entries, key=place_of) in kept
 
 
 @given(clusters(), st.integers(1, 30))
@@ -180,8 +183,8 @@ def test_a_tree_stays_while_its_newest_branch_is_kept() -> None:
     found = decide_retention([old, *branches, *newer], {}, {1}, RetentionRules(keep_since=NOW - 5 * DAY))
     assert found.expired == []
     found = decide_retention([old, *branches, *newer], {}, {1}, RetentionRules(keep_full=1))
-    assert found.kept == [newer[1]]
-    assert found.expired == [*reversed(branches), old, newer[0]]
+    assert found.kept == [old, branches[2], newer[1]]
+    assert found.expired == [branches[1], branches[0], newer[0]]
 
 
 def test_after_a_restore_to_an_earlier_point_the_chain_that_led_there_stays() -> None:

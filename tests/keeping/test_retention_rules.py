@@ -108,9 +108,11 @@ def model_of_rules(cluster: Cluster, rules: RetentionRules, pinned: set[str]) ->
     kept = set(pinned)
     for period, count in rules.periods.items():
         kept |= model_of_periods([(ended[e.backup_id], e.backup_id) for e in entries], period, count)
+    of_current = [e for e in entries if is_on_history(e, history_of(cluster, cluster.timeline_id))]
+    kept |= set(ids(entries[-1:] + of_current[-1:]))
     fulls = [e for e in entries if e.prior_id is None]
     chosen = fulls[-(rules.keep_full or 1) :]
-    chosen += [e for e in fulls if is_on_history(e, history_of(cluster, cluster.timeline_id))][-1:]
+    chosen += [e for e in of_current if e.prior_id is None][-1:]
     for entry in entries:
         kept |= {entry.backup_id} if resolve_chain(entries, entry.backup_id)[-1] in chosen else set()
     return {e.backup_id for e in chain(*(resolve_chain(entries, backup_id) for backup_id in kept))}

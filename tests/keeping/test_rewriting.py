@@ -166,7 +166,7 @@ def test_frames_are_moved_on_and_what_nothing_needs_goes_with_its_tables(site: S
         deepest = max(deepest, how_often_moved(chain.place))
         if number % 3 == 2:
             # Sooner than they are worn.
-            move_again(chain, tables(chain.place))
+            move_again(chain.place, tables(chain.place))
         if number % 6 == 5:
             assert_whole(chain, tmp_path)
         chain.incremental()
@@ -320,7 +320,7 @@ def test_who_reads_meanwhile_goes_on(site: Site, tmp_path: Path, jobs: int) -> N
             rewritten.extend(rewrite(chain.place).rewritten)
         else:
             # Even what was moved is moved on.
-            move_again(chain, tables(chain.place))
+            move_again(chain.place, tables(chain.place))
 
     combine_backups(
         CombineRequest(chain.place, latest, tmp_path / "read", options=RebuildOptions(jobs=jobs)), rewrite_meanwhile
@@ -331,14 +331,15 @@ def test_who_reads_meanwhile_goes_on(site: Site, tmp_path: Path, jobs: int) -> N
     assert_whole(chain, tmp_path)
 
 
-def move_again(chain: GrowingChain, names: list[str]) -> None:
+def move_again(place: Place, names: list[str]) -> None:
     """Move all that is in some packs into new ones."""
-    moves, there = frame_tables.FrameTables(chain.repository.store).read(), packs(chain.place)
+    repository = Repository.open(place)
+    moves, there = frame_tables.FrameTables(repository.store).read(), packs(place)
     found = [pack for name in names if name in there and (pack := moves.pack(name)) is not None]
     moved = [WornPack(pack.name, pack.size_bytes, list(pack)) for pack in found]
-    with chain.repository.lock_backups():
-        gone = pack_rewriting.rewrite_packs(chain.repository.place, moved, lambda _: None)
-        chain.repository.catalogue.remove_packs([pack.name for pack in gone])
+    with repository.lock_backups():
+        gone = pack_rewriting.rewrite_packs(place, moved, lambda _: None)
+        repository.catalogue.remove_packs([pack.name for pack in gone])
 
 
 def test_who_verifies_meanwhile_finds_nothing_wrong(tmp_path: Path) -> None:

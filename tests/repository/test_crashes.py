@@ -54,6 +54,8 @@ NEW = "20261122T131530Z_full"
 AGAIN = "20261122T131531Z_full"
 """Who died with a backup takes the next one later."""
 LATER = "20261122T141530Z_full"
+START = Lsn(3 * MB + 40)
+"""Where the newest of the repository starts, too: a new one is newer by its name, and expire need not keep others."""
 FILES = {
     "PG_VERSION": b"16\n",
     "base/5/16384": bytes(24576),
@@ -110,7 +112,7 @@ def dying(site: Site, act: Callable[[Place], None]) -> Iterator[Place]:
 def take_backup(place: Place, data_directory: Path, backup_id: str = NEW) -> None:
     """Copy a data directory as a full backup does, without the server."""
     repository = Repository.open(place)
-    start, stop = Lsn(2 * MB + 40), repository.catalogue.entry(NEW if backup_id == LATER else FIRST).stop_lsn
+    stop = repository.catalogue.entry(NEW if backup_id == LATER else SECOND).stop_lsn
     rules = CopyRules(frozenset(), "CRC32C", None, None)
     with repository.lock_backups():
         repository.catalogue.clear_unfinished()
@@ -120,18 +122,18 @@ def take_backup(place: Place, data_directory: Path, backup_id: str = NEW) -> Non
         ):
             copy.copy_all(list)
             copy.copy_control_file()
-            copy.store("backup_label", backup_label(start, None))
+            copy.store("backup_label", backup_label(START, None))
             copy.write_manifest([])
             copy.data.sync()
             packed = copy.data.contents()
             size_bytes = None if packed is None else packed.size_bytes
-            staged.publish(entry_of(backup_id, None, start, stop, copy.totals, size_bytes))
+            staged.publish(entry_of(backup_id, None, START, stop, copy.totals, size_bytes))
 
 
 def make_data_directory(directory: Path) -> None:
     for name in required_directories(MAJOR):
         (directory / name).mkdir(parents=True)
-    for name, content in {**FILES, "global/pg_control": control_file(Lsn(2 * MB + 40))}.items():
+    for name, content in {**FILES, "global/pg_control": control_file(START)}.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
 
