@@ -51,6 +51,7 @@ def missed_document(block: MissedBlock, wal_format: WalFormat) -> MissedBlockDoc
         "timeline": block.timeline_id,
         "damaged": block.is_damaged,
         "wal_archived": block.has_wal,
+        "wal_encrypted": block.needs_identity,
         "named_by_record": block.is_named,
         "record": None if block.record is None else cast("RecordMembers", record_document(wal_format, block.record)),
     }

@@ -39,6 +39,8 @@ def overwriting_lines(overwriting: Overwriting) -> list[str]:
             f" {unwanted.directory_count} directories and {len(unwanted.links)} links that the restored one does not"
             f" have: {some}"
         )
+    if unwanted.rewritten:
+        lines.append(f"Made anew in any case: {', '.join(map(_shown, sorted(unwanted.rewritten)))}.")
     lines += [
         f"What the link {_shown(path)} leads to, {_shown(place)}, stays there, and is no part of it."
         for path, place in unwanted.links.items()

@@ -97,6 +97,7 @@ class MissedBlockDocument(TypedDict):
     timeline: int
     damaged: bool
     wal_archived: bool
+    wal_encrypted: bool
     named_by_record: bool
     record: RecordMembers | None
 

@@ -44,16 +44,23 @@ class Wanted(Protocol):
     def link(self, path: str) -> Path | None:
         """Return where a symbolic link is to lead; None where there is to be none."""
 
+    def is_rewritten(self, path: str) -> bool:
+        """Tell whether a file is wanted, but made anew in any case: what is there goes before that."""
+
 
 @dataclass
 class Unwanted:
-    """What is not wanted, with the paths of some of it; ``links`` are all symbolic links, and where they lead."""
+    """What is not wanted, with the paths of some of it; ``links`` are all symbolic links, and where they lead.
+
+    Files that are ``rewritten`` are not among them: others come in their places.
+    """
 
     file_count: int = 0
     size_bytes: int = 0
     directory_count: int = 0
     kept_file_count: int = 0
     links: dict[str, str] = field(default_factory=dict)
+    rewritten: list[str] = field(default_factory=list)
     some: list[str] = field(default_factory=list)
 
     def add_file(self, path: str, size_bytes: int) -> None:
@@ -162,6 +169,10 @@ class Clearing:
 
     def _remove(self, descriptor: int, child: _Child, place: Path) -> None:
         """Count what is not wanted, and remove it."""
+        if child.kind is _Kind.FILE and self._wanted.is_rewritten(child.path):
+            self.found.rewritten.append(child.path)
+            self._remove_one(descriptor, child, place)
+            return
         self.found.note(child.path)
         self._remove_all(descriptor, child, place)
 
@@ -185,14 +196,18 @@ class Clearing:
             self.found.file_count += 1
             with suppress(OSError):
                 self.found.size_bytes += os.stat(child.name, dir_fd=descriptor, follow_symlinks=False).st_size
-        if self._removes:
-            try:
-                if child.kind is _Kind.DIRECTORY:
-                    os.rmdir(child.name, dir_fd=descriptor)
-                else:
-                    os.unlink(child.name, dir_fd=descriptor)
-            except OSError as error:
-                raise refused("remove", place, error) from error
+        self._remove_one(descriptor, child, place)
+
+    def _remove_one(self, descriptor: int, child: _Child, place: Path) -> None:
+        if not self._removes:
+            return
+        try:
+            if child.kind is _Kind.DIRECTORY:
+                os.rmdir(child.name, dir_fd=descriptor)
+            else:
+                os.unlink(child.name, dir_fd=descriptor)
+        except OSError as error:
+            raise refused("remove", place, error) from error
 
     @contextmanager
     def _entered(self, descriptor: int, child: _Child, place: Path) -> Iterator[int | None]:

@@ -1,7 +1,8 @@
 """The secrets of WAL segments that this machine stored last, so that its receiver can go on without an identity.
 
 A receiver that begins again reads WAL behind the last summary, and compares what the server sends with what is stored.
-What is summarised is forgotten, but for the last segments.  The file says no more than the server's own WAL does.
+What is summarised is forgotten, but for the last segments; nothing is while a backup is taken, which proves its WAL at
+its end.  The file says no more than the server's own WAL does.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ class HeldSecrets:
             # The newline in front: a crash may have cut the line before.
             self._write_file(b"\n" + _line(object_id, segment, secret), os.O_APPEND)
 
-    def forget(self, is_needed: Callable[[str], bool]) -> None:
-        """Forget the secrets of segments that are not needed, except for the last ones."""
+    def forget(self, is_needed: Callable[[str], bool], is_in_use: Callable[[], bool] = lambda: False) -> None:
+        """Forget the secrets of segments that are not needed, except for the last ones; none while WAL is in use."""
         with self._lock, self._alone():
             known = self._all()
             newest = set(sorted({segment for segment, _ in known.values()})[-HELD_SECRET_SEGMENTS:])
             kept = [(object_id, held) for object_id, held in known.items() if held[0] in newest or is_needed(held[0])][
                 -HELD_SECRETS:
             ]
+            if len(kept) < len(known) and is_in_use():
+                kept = list(known.items())[-HELD_SECRETS:]
             if len(kept) == len(known):
                 return
             self._write_file(b"".join(_line(object_id, *held) for object_id, held in kept), os.O_TRUNC)

@@ -140,10 +140,10 @@ class RepositoryKeys:
                     raise
             return self._opened[generation]
 
-    def forget_segments(self, is_needed: Callable[[str], bool]) -> None:
-        """Forget the held secrets of segments that are not needed any more."""
+    def forget_segments(self, is_needed: Callable[[str], bool], is_in_use: Callable[[], bool]) -> None:
+        """Forget the held secrets of segments that are not needed any more, but none while WAL is in use."""
         if self._held is not None:
-            self._held.forget(is_needed)
+            self._held.forget(is_needed, is_in_use)
 
 
 def new_content_key(generation: int, recipients: tuple[str, ...]) -> ContentKey:

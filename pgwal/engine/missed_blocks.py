@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pgwal.backup.page_check import pages
 from pgwal.backup.source import BlockSource
 from pgwal.budget import AUDIT_REREADS, REREAD_PAUSE_S
-from pgwal.errors import FormatError
+from pgwal.errors import FormatError, KeyRequired
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.page import NEVER_TORN, find_bad_pages, page_lsn
 from pgwal.relation import BLOCKS_PER_FILE, Fork, RelationFile, RelFileLocator
@@ -95,6 +95,8 @@ class MissedBlock(NamedTuple):
     """Whether WAL of that position is in the archive."""
     is_damaged: bool
     """Whether the page differs from its checksum, so that its LSN may say nothing."""
+    needs_identity: bool = False
+    """Whether the record could not be looked for, as WAL is encrypted and no identity was given."""
 
     @property
     def is_named(self) -> bool:
@@ -112,6 +114,8 @@ class MissedBlock(NamedTuple):
         what = f"{self.path}, fork {self.fork.name.lower()}, block {self.block_no}: its page LSN is {self.page_lsn}"
         if self.is_damaged:
             what += ", and it differs from its checksum"
+        if self.needs_identity:
+            return f"{what}; WAL of there is encrypted: with --identity, the record is looked for"
         if self.record is None:
             return f"{what}; {'no record ends there' if self.has_wal else 'WAL of there is not in the archive'}"
         verb = "is" if self.is_named else "does not name the block, is"
@@ -169,12 +173,17 @@ class Judge:
         block_no = suspects.relation_file.first_block + number
         timelines = (part.timeline_id for part in self._window if lsn <= part.end)
         timeline_id = next(timelines, self._window[-1].timeline_id)
-        record, has_wal = None, False
+        record, has_wal, needs_identity = None, False, False
         if len(self.missed) < MOST_NAMED:
-            record = self._record_that_ends_at(timeline_id, lsn)
+            try:
+                record = self._record_that_ends_at(timeline_id, lsn)
+            except KeyRequired:
+                # A host that takes backups cannot read what it stored long ago; what the page says needs no record.
+                needs_identity = True
             segment_no = self._repository.geometry.segment_no(lsn - 1)
             has_wal = record is not None or self._repository.wal.first_missing(timeline_id, [segment_no]) is None
-        return MissedBlock(suspects.path, locator, fork, block_no, lsn, timeline_id, record, has_wal, False)
+        found = MissedBlock(suspects.path, locator, fork, block_no, lsn, timeline_id, record, has_wal, False)
+        return found._replace(needs_identity=needs_identity)
 
     def _record_that_ends_at(self, timeline_id: int, lsn: Lsn) -> WalRecord | None:
         # Not above: it takes long to import, and is wanted when something has gone wrong.

@@ -28,7 +28,10 @@ Confirmation = Callable[[Overwriting], None]
 
 
 class RebuildInPlace(Rebuild):
-    """As Rebuild, in an ``overwritten`` directory; files that its user writes ``anew`` must not stay there."""
+    """As Rebuild, in an ``overwritten`` directory; files that its user writes ``anew`` must not stay there.
+
+    Nor must those that its user ``leaves_out``.
+    """
 
     def __init__(
         self,
@@ -39,12 +42,15 @@ class RebuildInPlace(Rebuild):
         on_progress: Callable[[int, int], None] | None = None,
         *,
         anew: Collection[str],
+        leaves_out: Collection[str],
         confirm: Confirmation,
     ) -> None:
         super().__init__(repository, chain, overwritten.root, options, on_progress)
         self._repository = repository
         self._overwritten = overwritten
-        self._anew = {CONTROL_FILE_PATH, *anew}
+        self._rewritten = {CONTROL_FILE_PATH, *anew}
+        self._left_out = set(leaves_out)
+        self._anew = self._rewritten | self._left_out
         self._confirm = confirm
         self._wanted: WantedTree | None = None
         self._present = PresentFiles(
@@ -77,7 +83,7 @@ class RebuildInPlace(Rebuild):
         paths = (file.path for file in self._catalogue.files(self._entry.backup_id) if file.path != INCOMPLETE_NAME)
         with of_chain(self._stored[0]):
             directories = list(self._stored[0].directories())
-        self._wanted = WantedTree(self.writer.root, paths, directories, tablespaces, self._anew)
+        self._wanted = WantedTree(self.writer.root, paths, directories, tablespaces, self._anew, self._rewritten)
         survey, found = Clearing(self._wanted, removes=False), self._overwritten
         self._clear(survey, tablespaces)
         return Overwriting(found.root, found.description(), survey.found, found.lost_wal(self._repository))
@@ -92,6 +98,9 @@ class RebuildInPlace(Rebuild):
         forecast = OverwritingForecast(overwriting)
         looked_at = self._threads.write_all(lambda file: self._compare(file, places, leaves_out), self.files())
         for file, present in looked_at:
+            if file.path in self._left_out:
+                # What is there has been counted as removed.
+                continue
             if not leaves_out(file.path):
                 forecast.add(file, self._size_to_be(file), present)
             elif present is not None:

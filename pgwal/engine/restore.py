@@ -50,8 +50,8 @@ _END_OF_LSNS = Lsn((1 << 64) - 1)
 _AUTO_CONF_NAME = "postgresql.auto.conf"
 _SIGNAL_NAME = "recovery.signal"
 _STANDBY_SIGNAL_NAME = "standby.signal"
-_WRITTEN_ANEW = (BACKUP_LABEL_NAME, _AUTO_CONF_NAME, _SIGNAL_NAME, _STANDBY_SIGNAL_NAME, TABLESPACE_MAP_NAME)
-"""What a restored directory has otherwise than its source had it, or not at all."""
+_WRITTEN_ANEW = (BACKUP_LABEL_NAME, _AUTO_CONF_NAME)
+"""What a restored directory has otherwise than its source had it, with the signal of what it is to do."""
 
 
 class ArchiveMode(Enum):
@@ -191,7 +191,7 @@ def restore_backup(
         settings = _settings(rebuild, chosen, request, prepared.replayed)
         content = b"".join(rebuild.content(file) for file in old_settings)
         rebuild.writer.write(_AUTO_CONF_NAME, [with_settings(content, settings)])
-        rebuild.writer.write(_SIGNAL_NAME if request.standby is None else _STANDBY_SIGNAL_NAME, [])
+        rebuild.writer.write(_signals(request)[0], [])
         rebuild.finish()
     if request.warns:
         _warn_of_configuration(request)
@@ -206,8 +206,16 @@ def prepared_rebuild(prepared: PreparedRestore, on_progress: Callable[[int, int]
     if overwritten is None:
         rebuild = Rebuild(repository, chain, request.target, request.options, on_progress)
     else:
+        signal, other_signal = _signals(request)
         rebuild = RebuildInPlace(
-            repository, chain, overwritten, request.options, on_progress, anew=_WRITTEN_ANEW, confirm=request.confirm
+            repository,
+            chain,
+            overwritten,
+            request.options,
+            on_progress,
+            anew=(*_WRITTEN_ANEW, signal),
+            leaves_out=(other_signal, TABLESPACE_MAP_NAME),
+            confirm=request.confirm,
         )
     if request.databases and prepared.replay is not None:
         selected = select_databases(repository, prepared.chosen, rebuild, request.databases, prepared.replay)
@@ -215,6 +223,12 @@ def prepared_rebuild(prepared: PreparedRestore, on_progress: Callable[[int, int]
         for line in selected.lines():
             logger.info("%s", line)
     return rebuild
+
+
+def _signals(request: RestoreRequest) -> tuple[str, str]:
+    """Return the name of the signal that a restored directory has, and of the one that it must not have."""
+    signals = (_SIGNAL_NAME, _STANDBY_SIGNAL_NAME)
+    return signals if request.standby is None else (_STANDBY_SIGNAL_NAME, _SIGNAL_NAME)
 
 
 def _replayed(repository: Repository, chosen: BackupEntry, request: RestoreRequest) -> ReplayedWal:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple, Protocol, cast
 
 import lz4.frame
 import zstandard
 
-from pgwal.budget import COMPRESSED_READ_BYTES, WAL_PIECE_BYTES
+from pgwal.budget import COMPRESSED_READ_BYTES, MOST_LOOKS, WAL_PIECE_BYTES
 from pgwal.engine.fleet import Room, Tell
 from pgwal.engine.problem import Problem
 from pgwal.engine.record_chain import unlinked
 from pgwal.engine.summarize import wal_gap
-from pgwal.errors import BrokenInvariant, FormatError, PgwalError, RepositoryError, StoreUnavailable
+from pgwal.errors import BrokenInvariant, FormatError, ObjectNotFound, PgwalError, RepositoryError, StoreUnavailable
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.layout import SUMMARY_DIRECTORY, WAL_DIRECTORY
 from pgwal.repository.object_reader import open_object
 from pgwal.repository.repository import Repository
-from pgwal.repository.store import as_sealing
+from pgwal.repository.store import SealingStore, as_sealing
 from pgwal.repository.wal_file_name import split_segment_name
 from pgwal.segment import WalGeometry
 from pgwal.summary.block_map import BlockMap
@@ -193,14 +194,23 @@ class StoredWal:
         if sealing is None:
             raise BrokenInvariant("what is not encrypted is read")
         for segment in self._segments:
-            name = f"{WAL_DIRECTORY}/{segment}"
             try:
-                sealing.require_form(name)
-            except FormatError as error:
-                self._note(name, str(error))
+                self._require_form(sealing, segment)
+            except (FormatError, ObjectNotFound) as error:
+                self._note(f"{WAL_DIRECTORY}/{segment}", str(error))
         for summary_range in sorted(self._summaries):
             self._compare(summary_range, None, UNKNOWN)
         self._check_links()
+
+    def _require_form(self, sealing: SealingStore, segment: str) -> None:
+        """Check what there is of a segment by now: a receiver may have stored more of it since it was listed."""
+        for _ in range(MOST_LOOKS):
+            with suppress(ObjectNotFound):
+                sealing.require_form(f"{WAL_DIRECTORY}/{segment}")
+                return
+            found = self._repository.wal.files_of(split_segment_name(segment)[0])
+            segment = found[0] if found else segment
+        sealing.require_form(f"{WAL_DIRECTORY}/{segment}")
 
     def _read_from(self, position: Lsn, tell: Callable[[int], None]) -> Lsn:
         """Read on to the end, or to something that is wrong, and return from where to go on behind that."""

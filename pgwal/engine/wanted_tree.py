@@ -14,9 +14,10 @@ from pgwal.backup.stored_path import decode_path, encode_path
 
 
 class WantedTree:
-    """See pgwal.datadir.clearing.Wanted: the files of a backup but those that a restore writes ``anew``.
+    """See pgwal.datadir.clearing.Wanted: the files of a backup but those that a restore writes ``anew``, or not at all.
 
-    ``locations`` are where tablespaces are, by OID, the target being ``root``.
+    Of these it always writes the ``rewritten`` ones.  ``locations`` are where tablespaces are, by OID, the target being
+    ``root``.
     """
 
     def __init__(
@@ -26,9 +27,11 @@ class WantedTree:
         directories: Iterable[str],
         locations: Mapping[int, Path],
         anew: Collection[str],
+        rewritten: Collection[str],
     ) -> None:
         self._files, self._made = RecordTable(""), RecordTable("")
         self._anew = anew
+        self._rewritten = rewritten
         self._not_made_count = 0
         for path in paths:
             if path not in anew:
@@ -50,6 +53,9 @@ class WantedTree:
 
     def link(self, path: str) -> Path | None:
         return self._links.get(path)
+
+    def is_rewritten(self, path: str) -> bool:
+        return path in self._rewritten
 
     def note(self, path: str) -> None:
         """Note that a file has been made, or was there as it is to be."""

@@ -14,8 +14,8 @@ from pgwal.encryption.key_files import identities_of, read_metadata_key, require
 from pgwal.encryption.key_places import wal_secrets_path
 from pgwal.encryption.keyring import Keyring, StoredKeyring, revision_of
 from pgwal.encryption.repository_keys import RepositoryKeys, opened_metadata_key
-from pgwal.errors import FormatError, KeyRequired, ObjectNotFound, WrongKey
-from pgwal.repository.layout import KEY_DIRECTORY, RepositoryIdentity
+from pgwal.errors import FormatError, KeyRequired, ObjectNotFound, StoreUnavailable, WrongKey
+from pgwal.repository.layout import BACKUP_LOCK_NAME, KEY_DIRECTORY, RepositoryIdentity
 from pgwal.repository.memory import MemorySpool
 from pgwal.repository.place import Place, address_of
 from pgwal.repository.place_wrapper import PlaceWrapper
@@ -31,9 +31,16 @@ class EncryptedPlace(PlaceWrapper):
 
     def __init__(self, place: Place, keys: RepositoryKeys, identity: RepositoryIdentity) -> None:
         super().__init__(place)
-        self.store = SealedStore(place.store, keys, identity.geometry)
+        self.store = SealedStore(place.store, keys, identity.geometry, self._is_backed_up)
         self.spool = MemorySpool(self.store)
         self.directory = place.directory
+
+    def _is_backed_up(self) -> bool:
+        """Tell whether a backup is taken, as far as that can be known: it reads WAL of its start when it ends."""
+        try:
+            return self.leases.is_locked(BACKUP_LOCK_NAME)
+        except StoreUnavailable:
+            return True
 
     def __str__(self) -> str:
         # Its keys are found by it, and its spool.

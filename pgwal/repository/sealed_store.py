@@ -8,7 +8,7 @@ Names and, in listings, sizes are those of what is inside.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from threading import Lock
@@ -62,11 +62,19 @@ class SealedStore(StoreWrapper):
 
     features = frozenset({StoreFeature.SEALS, StoreFeature.COPIES})
 
-    def __init__(self, store: ObjectStore, keys: RepositoryKeys, geometry: WalGeometry) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: RepositoryKeys,
+        geometry: WalGeometry,
+        is_wal_in_use: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_wal_in_use`` tells whether somebody may still read WAL that is summarised, without an identity."""
         super().__init__(store)
         self.as_stored = store
         self.keys = keys
         self._geometry = geometry
+        self._is_wal_in_use = is_wal_in_use
         self._ciphers = OrderedDict[str, _Opening]()
         """Of objects that were read last in part."""
         self._lock = Lock()
@@ -224,7 +232,7 @@ class SealedStore(StoreWrapper):
             segment_no = self._geometry.parse_file_name(segment)[1]
             return self._geometry.segment_start(segment_no + 1) > summary_range.start
 
-        self.keys.forget_segments(is_needed)
+        self.keys.forget_segments(is_needed, self._is_wal_in_use)
 
 
 class Opener:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from pgwal.budget import PART_BYTES
-from pgwal.errors import FormatError, PgwalError
+from pgwal.budget import MOST_LOOKS, PART_BYTES
+from pgwal.errors import FormatError, ObjectNotFound, PgwalError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,13 +23,28 @@ REPLACE_HINT = "Replace it by a whole copy, if another archive holds one."
 class SegmentReader:
     """Reads a segment file, decompressing it; errors of the decompression are FormatErrors that name the file.
 
-    One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.
+    One that is not ``complete`` may be cut off anywhere, as its receiver last flushed it.  What is no open file is gone
+    when a receiver gives it another name: reading goes on with what ``renamed`` opens, which has the same and more.
     """
 
-    def __init__(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
+    def __init__(
+        self,
+        raw: BinaryIO,
+        compression: str,
+        path: str,
+        *,
+        complete: bool,
+        renamed: Callable[[], SegmentReader] | None = None,
+    ) -> None:
+        self._renamed = renamed
+        self._position = 0
+        self._open(raw, compression, path, complete=complete)
+
+    def _open(self, raw: BinaryIO, compression: str, path: str, *, complete: bool) -> None:
         self.path = path
         self.complete = complete
         self._raw = raw
+        self._compression = compression
         # Of these, read() would drop what it has when it then meets the end of a file that is cut off.
         self._read: Callable[[int], bytes] = raw.read
         self._errors: tuple[type[Exception], ...] = (OSError, RuntimeError, zlib.error)
@@ -65,6 +81,7 @@ class SegmentReader:
         """Pass over ``count`` bytes: by seeking where nothing is compressed."""
         if not self.is_compressed:
             self._raw.seek(count)
+            self._position = count
             return
         while count and (data := self.read(min(PART_BYTES, count))):
             count -= len(data)
@@ -72,10 +89,26 @@ class SegmentReader:
     def read(self, size: int) -> bytes:
         """Return ``size`` bytes, less at the end."""
         pieces = []
-        while size and (data := self._read_some(size)):
+        while size and (data := self._read_renamed(size)):
             pieces.append(data)
             size -= len(data)
+            self._position += len(data)
         return b"".join(pieces)
+
+    def _read_renamed(self, size: int) -> bytes:
+        """Read from wherever the segment is by now; raises ObjectNotFound where it is nowhere, or never stays."""
+        for _ in range(MOST_LOOKS):
+            with suppress(ObjectNotFound):
+                return self._read_some(size)
+            if self._renamed is None:
+                break
+            other = self._renamed()
+            self._raw.close()
+            self._open(other._raw, other._compression, other.path, complete=other.complete)
+            if self._position:
+                position, self._position = self._position, 0
+                self.skip(position)
+        return self._read_some(size)
 
     def _read_some(self, size: int) -> bytes:
         try:

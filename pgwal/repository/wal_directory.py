@@ -123,7 +123,7 @@ class WalDirectory:
         # Here and below what takes long to import comes late: a server waits for each segment that it fetches.
         from pgwal.wal.layout import LongPageHeader
 
-        with self._open_file(segment.name) as file:
+        with self._open_listed(segment) as file:
             content = file.read(_LONG_HEADER_SIZE)
         if len(content) < _LONG_HEADER_SIZE:
             return None
@@ -187,13 +187,16 @@ class WalDirectory:
         One that a receiver has completed or compressed meanwhile is opened under its new name.
         Raises ObjectNotFound when it is gone.
         """
+        name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
+        if segment.complete and name not in self._agreed:
+            self._require_agreement(name, self._whole_files(name))
+        return self._open_listed(segment)
+
+    def _open_listed(self, segment: WalSegmentFile) -> SegmentReader:
         try:
-            name = self.geometry.file_name(segment.timeline_id, segment.segment_no)
-            if segment.complete and name not in self._agreed:
-                self._require_agreement(name, self._whole_files(name))
             return self._open_file(segment.name)
         except ObjectNotFound:
-            return self._open(name)
+            return self._open_renamed(self.geometry.file_name(segment.timeline_id, segment.segment_no))
 
     def read_segment(self, name: str) -> bytes:
         """Return a whole segment, or a partial one where there is no whole one; raises ObjectNotFound, FormatError."""
@@ -350,32 +353,30 @@ class WalDirectory:
 
     def _open_file(self, name: str, *, is_read_whole: bool = False) -> SegmentReader:
         path = self._path(name)
-        _, compression, complete = split_segment_name(name)
+        segment, compression, complete = split_segment_name(name)
         last_read = self._last_read if complete and not is_read_whole else None
         raw = open_object(self._store, path, is_read_whole=is_read_whole, last_read=last_read)
-        return SegmentReader(raw, compression, path, complete=complete)
+        return SegmentReader(raw, compression, path, complete=complete, renamed=partial(self._open_renamed, segment))
+
+    def _open_renamed(self, name: str) -> SegmentReader:
+        """Open a segment whose file is gone: a receiver has completed it, or compressed it, or stored more of it."""
+        self._whole.pop(name, None)
+        if self._last_read is not None:
+            self._last_read = LastRead()
+        return self._open(name)
 
     def _read_segment(self, file: SegmentReader, offset: int) -> Iterator[bytes]:
         left = self.geometry.segment_size - offset
         part_bytes = FIRST_PART_BYTES
-        try:
-            file.skip(offset)
-            while left:
-                size = min(part_bytes, left)
-                part_bytes = min(4 * part_bytes, PART_BYTES)
-                data = file.read(size)
-                if len(data) < size and file.complete:
-                    raise self._too_short(file.path, left - len(data))
-                left -= size
-                yield data.ljust(size, b"\0")
-        except ObjectNotFound:
-            # What is no open file is gone when a receiver gives it another name, or compresses it.
-            name = split_segment_name(file.path.rpartition("/")[2])[0]
-            self._whole.pop(name, None)
-            if self._last_read is not None:
-                self._last_read = LastRead()
-            with self._open(name) as renamed:
-                yield from self._read_segment(renamed, self.geometry.segment_size - left)
+        file.skip(offset)
+        while left:
+            size = min(part_bytes, left)
+            part_bytes = min(4 * part_bytes, PART_BYTES)
+            data = file.read(size)
+            if len(data) < size and file.complete:
+                raise self._too_short(file.path, left - len(data))
+            left -= size
+            yield data.ljust(size, b"\0")
 
     def _too_short(self, path: str, missing_bytes: int) -> FormatError:
         return FormatError(

@@ -20,7 +20,8 @@ class AuditedServer:
     """Commands that read the server's files locally, or over SQL."""
 
     server: ThrowawayServer
-    repo: Path
+    repo: Path | str
+    """A directory, or the address of a place in an object store."""
     is_local: bool = True
 
     @property
@@ -37,6 +38,9 @@ class AuditedServer:
         document: dict[str, Any] = json.loads(succeed(command, *self.place, "-c", "fast", *options))
         return document
 
+    def try_back_up(self, command: str, *options: str) -> Outcome:
+        return run_pgwal(command, *self.place, "-c", "fast", *options)
+
     def receive(self) -> None:
         """Receive the rest of a segment, so that there is a summary of it."""
         self.execute("CHECKPOINT", "SELECT pg_switch_wal()")
@@ -51,7 +55,7 @@ class AuditedServer:
         assert document["missed_block_count"] == 0
         return document
 
-    def try_audit(self, *options: str) -> Outcome:
+    def try_audit(self, *options: str | Path) -> Outcome:
         return run_pgwal("audit", *self.place, *options)
 
     def value(self, query: str) -> str:
@@ -83,5 +87,6 @@ class AuditedServer:
         return changed
 
     def remove_summaries(self) -> None:
-        for path in (self.repo / "summaries").iterdir():
-            path.unlink()
+        summaries = Repository.open(self.repo).summaries
+        for part in summaries.ranges():
+            summaries.delete(part)

@@ -104,7 +104,7 @@ def test_a_block_that_the_map_lacks(audited: AuditedServer) -> None:
     assert missed["path"] in refused.errors[-1]
     assert missed["page_lsn"] in refused.errors[-1]
     assert "not published" in refused.hints[-1]
-    assert [path.name for path in (audited.repo / "backups").iterdir()] == [full["id"]]
+    assert [path.name for path in Path(audited.repo, "backups").iterdir()] == [full["id"]]
 
     # As the hint says: WAL is read in place of the summaries.
     audited.remove_summaries()

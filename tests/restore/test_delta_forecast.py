@@ -51,25 +51,35 @@ def test_what_is_kept_written_and_removed(chain: Chain, tmp_path: Path) -> None:
     target, backup = tmp_path / "target", chain.made.ids[0]
     chain.restore(target, backup, delta=False)
     as_it_is = forecast(chain, target, backup)
-    # What a restore writes anew goes first: pg_control, backup_label, settings and recovery.signal.
-    assert (as_it_is["new_file_count"], as_it_is["removed_file_count"]) == (0, 4)
+    assert (as_it_is["new_file_count"], as_it_is["removed_file_count"], as_it_is["removed_bytes"]) == (0, 0, 0)
+    printed = succeed("restore", backup, *words(chain, target), "--dry-run")
+    assert "Removed" not in printed
+    anew = "backup_label, global/pg_control, postgresql.auto.conf, recovery.signal"
+    assert f"Made anew in any case: {anew}.\n" in printed
     flip(target / LARGE, 5)
     (target / "base/5/16385").unlink()
     (target / "foreign").write_bytes(b"x" * 1000)
     (target / "pg_stat").symlink_to(tmp_path)
+    # Of a standby, and of a recovery that has read its label: there is none of them in what is restored.
+    (target / "standby.signal").touch()
+    (target / "backup_label").unlink()
+    (target / "tablespace_map").mkdir()
     found = forecast(chain, target, backup)
     assert found["kept_file_count"] == as_it_is["kept_file_count"] - 2
-    assert found["changed_file_count"] == as_it_is["changed_file_count"] + 1
-    assert (found["new_file_count"], found["removed_link_count"]) == (1, 1)
-    assert (found["removed_file_count"], found["removed_bytes"]) == (5, as_it_is["removed_bytes"] + 1000)
+    # The one with another bit in the place of the label.
+    assert found["changed_file_count"] == as_it_is["changed_file_count"]
+    assert (found["new_file_count"], found["removed_link_count"], found["removed_directory_count"]) == (2, 1, 1)
+    assert (found["removed_file_count"], found["removed_bytes"]) == (2, 1000)
     # A frame, the end of that file, whose frame has other files, too, and proves nothing alone, and what is gone.
     end_bytes = 600 * BLOCK_SIZE % FRAME_SIZE
     assert found["written_bytes"] == as_it_is["written_bytes"] + FRAME_SIZE + end_bytes + 40 * BLOCK_SIZE
     printed = succeed("restore", backup, *words(chain, target), "--dry-run")
     assert "is a cluster of PostgreSQL 18" in printed
-    assert "Removed are 5 files" in printed
-    assert "foreign" in printed
-    assert "1 are new" in printed
+    assert "Removed are 2 files (1000 bytes), 1 directories and 1 links" in printed
+    named = printed.partition("does not have: ")[2].partition("\n")[0]
+    assert set(named.split(", ")) == {"foreign", "pg_stat", "standby.signal", "tablespace_map"}
+    assert "Made anew in any case: global/pg_control, postgresql.auto.conf, recovery.signal.\n" in printed
+    assert "2 are new" in printed
 
 
 @pytest.mark.parametrize("number", range(6))
