@@ -1,6 +1,7 @@
 """``pgwal verify`` of a repository in an S3 server on this machine, by one worker of Dask, two, processes and threads.
 
-Store, scheduler, workers and whoever waits for them share the processors of this machine.
+Store, scheduler, workers and whoever waits for them share the processors of this machine.  What two of these gain at
+best is measured beside it: where they are threads of one core, two processes that hash do not do twice as much.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.context import Context
-from benchmarks.measure import CommandFailed, Comparison, Measurement, Side, compare
+from benchmarks.measure import CommandFailed, Comparison, Measurement, Side, compare, run_command
 from benchmarks.repository import RepositoryInStore
 from pgwal.errors import PgwalError
 from pgwal_cli.throwaway_store import ThrowawayStore
@@ -29,6 +30,20 @@ _TIMEOUT_S = 60
 _BUCKET = "benchmark"
 _ADDRESS = f"s3://{_BUCKET}/fleet"
 _STORE_USER = ("benchmark", "benchmark-secret")
+_HASHED_BYTES = 128 << 30
+_HASH = """
+import os, sys, xxhash
+processes, piece = int(sys.argv[1]), bytes(1 << 20)
+children = []
+for _ in range(processes):
+    child = os.fork()
+    if not child:
+        for _ in range(int(sys.argv[2]) // len(piece) // processes):
+            xxhash.xxh3_64_digest(piece)
+        os._exit(0)
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
 
 
 def run(context: Context) -> list[Comparison]:
@@ -56,7 +71,19 @@ def run(context: Context) -> list[Comparison]:
         ]
         title = "verify in an object store"
         target = 1 / _TARGET_SPEED_UP
-        return [compare(title, sides, context.rounds, bytes_processed=size, target=target)]
+        found = compare(title, sides, context.rounds, bytes_processed=size, target=target)
+    # When the store has ended.
+    return [_limit(context.rounds), found]
+
+
+def _limit(rounds: int) -> Comparison:
+    """Measure what a second process gains on this machine, when neither waits for anything."""
+
+    def hashing(count: int) -> Measurement:
+        return run_command([sys.executable, "-c", _HASH, str(count), str(_HASHED_BYTES)])
+
+    sides = [Side(f"processes: {count}", partial(hashing, count)) for count in (1, 2)]
+    return compare("the machine: hashing what lies in a cache", sides, rounds, bytes_processed=_HASHED_BYTES)
 
 
 def _verify(context: Context, *options: str) -> Measurement:
