@@ -16,7 +16,7 @@ from support.terminal import on_terminal, plain, widest
 from test_main_job import prepare, run_load, streaming
 
 from pgwal.backup.backup_file import BackupTotals
-from pgwal.backup.backup_id import BackupKind
+from pgwal.backup.backup_id import BackupKind, format_backup_id
 from pgwal.backup.entry import BackupEntry
 from pgwal.engine.coverage import (
     RecoverableRange,
@@ -24,6 +24,7 @@ from pgwal.engine.coverage import (
     TimelineCoverage,
     join,
     read_coverage,
+    read_recoverable_ranges,
     recoverable_range,
     subtract,
 )
@@ -65,6 +66,46 @@ def part(timeline_id: int, start: float, end: float) -> LsnRange:
 def state(timeline_id: int, segments: float) -> ReceiverState:
     lsn = Lsn(int(segments * MB))
     return ReceiverState(timeline_id, lsn, lsn, lsn, None)
+
+
+def backup_at(start: float) -> BackupEntry:
+    """Return a full backup of one segment's length that starts at a position given in segments."""
+    return BackupEntry(
+        backup_id=format_backup_id(1_800_000_000 + int(start * 1000), BackupKind.FULL),
+        kind=BackupKind.FULL,
+        prior_id=None,
+        system_identifier=1,
+        major=18,
+        start_lsn=Lsn(int(start * MB)),
+        start_timeline_id=1,
+        stop_lsn=Lsn(int((start + 1) * MB)),
+        stop_timeline_id=1,
+        label="",
+        started_at="2026-11-29T08:00:00+00:00",
+        finished_at="2026-11-29T08:00:01+00:00",
+        wal_segment_size=MB,
+        data_checksums=True,
+        tablespaces={},
+        totals=BackupTotals(),
+    )
+
+
+def test_what_can_be_recovered_is_found_out_once_for_all_backups(repository: Repository) -> None:
+    """Segments are as many as an archive of years has, and so are backups: neither is looked through for each other."""
+    for number in range(1, 3000):
+        with (repository.store.root / "wal" / GEOMETRY.file_name(1, number)).open("wb") as file:
+            file.truncate(MB)
+    entries = [backup_at(2 + number / 300) for number in range(600)]
+
+    def time_of(count: int) -> float:
+        began = time.process_time()
+        found = read_recoverable_ranges(repository, entries[:count])
+        assert len(found) == count
+        assert all(each is not None and each.end == 3000 * MB and each.is_whole for each in found.values())
+        return time.process_time() - began
+
+    few = min(time_of(1) for _ in range(3))
+    assert min(time_of(600) for _ in range(3)) < 10 * few
 
 
 def test_parts_are_joined_over_a_page_header() -> None:
@@ -119,24 +160,7 @@ def test_summaries_are_one_range_as_far_as_they_link(repository: Repository) -> 
 
 def test_nothing_is_recovered_over_a_seam() -> None:
     wal = [part(1, 3, 9)]
-    entry = BackupEntry(
-        backup_id="20261129T080000Z_full",
-        kind=BackupKind.FULL,
-        prior_id=None,
-        system_identifier=1,
-        major=18,
-        start_lsn=Lsn(4 * MB),
-        start_timeline_id=1,
-        stop_lsn=Lsn(5 * MB),
-        stop_timeline_id=1,
-        label="",
-        started_at="2026-11-29T08:00:00+00:00",
-        finished_at="2026-11-29T08:00:01+00:00",
-        wal_segment_size=MB,
-        data_checksums=True,
-        tablespaces={},
-        totals=BackupTotals(),
-    )
+    entry = backup_at(4)
     found = recoverable_range(entry, wal, [], GEOMETRY, {Seam(1, Lsn(7 * MB)), Seam(2, Lsn(6 * MB))})
     assert found == RecoverableRange(1, Lsn(5 * MB), Lsn(7 * MB), is_whole=False)
     assert recoverable_range(entry, wal, [], GEOMETRY, {Seam(1, Lsn(int(4.5 * MB)))}) is None

@@ -27,7 +27,8 @@ sizes in here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from pgwal.backup.backup_file import (
     BackupFile,
@@ -187,6 +188,25 @@ def decode_packs(lines: Iterable[bytes]) -> list[Pack]:
         pass
     reader.require_digest()
     return packs.finish()
+
+
+def skim_packs(lines: Iterable[bytes], is_looked_into: Callable[[str], bool]) -> list[Pack]:
+    """Return the packs that a backup names, and the frames of those alone that are looked into, by their names.
+
+    Nothing is read behind them, and so nothing is proven: none where it is not packed.  Raises as ``decode_head``.
+    """
+    rest = iter(lines)
+    if decode_head(next(rest, b"")).packed_size_bytes is None:
+        return []
+    packs = PackReader()
+    for line in rest:
+        if line.startswith(_DIRECTORIES_START):
+            return packs.finish()
+        packs.feed(load_json(line.rstrip(b",\n")))
+        skipped = packs.skip_frames() if not is_looked_into(packs.packs[-1].name) else 0
+        if skipped and next(islice(rest, skipped - 1, skipped), None) is None:
+            break
+    raise TruncatedInput("catalogue entry ends within its packs")
 
 
 def _directories(line: bytes) -> list[str]:

@@ -238,6 +238,11 @@ class PackReader:
         self.packs.append(Pack(name, size_bytes, _sealed(value["sealed"]) if "sealed" in value else None))
         self._left = count
 
+    def skip_frames(self) -> int:
+        """Take the rest of the last pack's frames for read, and return how many these are."""
+        skipped, self._left = self._left, 0
+        return skipped
+
     def finish(self) -> list[Pack]:
         """Return all packs; raises FormatError when a frame is missing, or a pack came twice."""
         if self._left:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from pgwal.backup.chain import is_on_history
@@ -171,6 +171,11 @@ def join(parts: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
     return joined
 
 
+def _joined_by_timeline(parts: Iterable[LsnRange], geometry: WalGeometry) -> list[LsnRange]:
+    of_timelines = groupby(sorted(parts), key=lambda part: part.timeline_id)
+    return [part for _, of_timeline in of_timelines for part in join(of_timeline, geometry)]
+
+
 def join_linked(parts: Mapping[LsnRange, Link], geometry: WalGeometry) -> list[LsnRange]:
     """Join summaries of one timeline as ``join`` does, but where one does not go on behind the one before it."""
     place = geometry.first_record_position
@@ -264,7 +269,8 @@ def read_recoverable_ranges(
     long_term_ids = BackupMarks(repository.store).long_term_ids(entries)
     receiver = repository.receiver_state()
     histories, geometry = repository.wal.histories(), repository.geometry
-    wal = archived_ranges(repository, receiver, histories)
+    # Joined once for all backups: of thousands of segments few ranges are left.
+    wal = _joined_by_timeline(archived_ranges(repository, receiver, histories), geometry)
     broken = seams(repository.summaries.links(), geometry)
     found = {entry.backup_id: recoverable_range(entry, wal, histories, geometry, broken) for entry in entries}
     return {

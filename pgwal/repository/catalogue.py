@@ -162,10 +162,10 @@ class Catalogue:
             raise ObjectNotFound(f"there is no backup {backup_id}", hint="List the backups with pgwal list.") from None
 
     @contextmanager
-    def _lines(self, folder: str) -> Iterator[Iterator[bytes]]:
+    def _lines(self, folder: str, *, are_all_read: bool = True) -> Iterator[Iterator[bytes]]:
         """Give the lines of an entry; what is found wrong with them within the context says which one it is."""
         name = f"{folder}/{BACKUP_ENTRY_NAME}"
-        with self._naming_damage(folder), open_buffered(self._store, name, is_read_whole=True) as file:
+        with self._naming_damage(folder), open_buffered(self._store, name, is_read_whole=are_all_read) as file:
             # A longer line comes in pieces, of which none is one.
             yield iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 
@@ -294,9 +294,9 @@ class Catalogue:
                 pass
         return contents
 
-    def document(self, backup_id: str) -> AbstractContextManager[Iterator[bytes]]:
-        """Give the lines of the entry of a backup as they are."""
-        return self._lines(folder_of(backup_id))
+    def document(self, backup_id: str, *, are_all_read: bool = True) -> AbstractContextManager[Iterator[bytes]]:
+        """Give the lines of the entry of a backup as they are; where not ``are_all_read``, less is asked for ahead."""
+        return self._lines(folder_of(backup_id), are_all_read=are_all_read)
 
     def _set_aside(self) -> Iterator[str]:
         """Yield the folders of the backups that were moved out of the way with a history that was lost."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pgwal.backup.chain import place_of
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import decode_packs
+from pgwal.backup.entry_document import skim_packs
 from pgwal.backup.moved_frames import FrameMoves
 from pgwal.backup.pack_table import Pack
 from pgwal.backup.pack_use import last_place
@@ -14,6 +14,7 @@ from pgwal.errors import FormatError, RepositoryError, StoreUnavailable
 from pgwal.repository.frame_tables import FrameTables
 from pgwal.repository.pack_pool import list_packs
 from pgwal.repository.repository import Repository
+from pgwal.repository.waiting_threads import ask_for_each
 
 
 def stored_sizes(repository: Repository, entries: Iterable[BackupEntry]) -> dict[str, int]:
@@ -21,7 +22,7 @@ def stored_sizes(repository: Repository, entries: Iterable[BackupEntry]) -> dict
 
     A pack counts once, with the size that it has now, for the oldest of the backups that need anything of it.  Only
     a merge refers to packs of others, and only then they are rewritten: where no entry says that it was merged, each
-    tells its own size, and nothing is read.  So does one that is damaged.
+    tells its own size, and nothing is read.  So does one of which the packs cannot be read; nothing else of it is.
     """
     # One that was merged comes behind the one whose place it takes.
     ordered = sorted(entries, key=lambda entry: (place_of(entry)[:2], entry.prior_id is None, entry.backup_id))
@@ -31,18 +32,22 @@ def stored_sizes(repository: Repository, entries: Iterable[BackupEntry]) -> dict
         return found
     sizes = {pack.name: pack.size_bytes for pack in list_packs(repository.store)}
     moves = FrameTables(repository.store).read()
-    counted = set[str]()
-    for entry in packed:
+
+    def needed_by(entry: BackupEntry) -> set[str] | None:
         try:
-            with repository.catalogue.document(entry.backup_id) as lines:
-                packs = decode_packs(lines)
+            with repository.catalogue.document(entry.backup_id, are_all_read=False) as lines:
+                packs = skim_packs(lines, moves.is_moved)
         except StoreUnavailable:
             raise
         except (FormatError, RepositoryError):
-            continue
-        needed = {name for pack in packs for name in _where(pack, moves, sizes)}
-        found[entry.backup_id] = sum(sizes[name] for name in needed - counted)
-        counted |= needed
+            return None
+        return {name for pack in packs for name in _where(pack, moves, sizes)}
+
+    counted = set[str]()
+    for entry, needed in zip(packed, ask_for_each(repository.store, needed_by, packed), strict=True):
+        if needed is not None:
+            found[entry.backup_id] = sum(sizes[name] for name in needed - counted)
+            counted |= needed
     return found
 
 

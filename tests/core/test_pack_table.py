@@ -15,7 +15,7 @@ from keeping.stored_repository import FULL, entry_of
 
 from pgwal.backup.backup_file import MAX_INTEGER, BackupFile, BackupTotals, encode_file
 from pgwal.backup.entry import BackupEntry
-from pgwal.backup.entry_document import decode_contents, decode_entry, decode_packs, encode_entry
+from pgwal.backup.entry_document import decode_contents, decode_entry, decode_packs, encode_entry, skim_packs
 from pgwal.backup.pack_table import (
     FRAME_SIZE,
     PACK_HEADER_SIZE,
@@ -101,6 +101,24 @@ def test_what_is_written_is_read_back(document: tuple[PackedContents, list[Backu
     assert [list(pack) for pack in decode_packs(lines)] == [list(pack) for pack in contents.packs]
     for file in files:
         check_extents(file.extents, found.packs, file.path)
+
+
+@given(documents(), st.sets(st.sampled_from(NAMES)))
+def test_of_packs_that_are_not_looked_into_no_frame_is_read(
+    document: tuple[PackedContents, list[BackupFile]], looked_into: set[str]
+) -> None:
+    contents, files = document
+    lines = lines_of(contents, files)
+    unread = iter(lines)
+    found = skim_packs(unread, looked_into.__contains__)
+    expected = [(name, size, frames if name in looked_into else []) for name, size, frames in plain(contents)]
+    assert plain(PackedContents(found, [])) == expected
+    # Nor is anything behind the packs.
+    behind = next(number for number, line in enumerate(lines) if line.startswith(b'], "directories"')) + 1
+    assert list(unread) == lines[behind:]
+    for cut in range(behind):
+        with pytest.raises(FormatError):
+            skim_packs(lines[:cut], looked_into.__contains__)
 
 
 @given(packs())

@@ -50,15 +50,19 @@ class Meeting(Fate):
             act()
 
 
-def some(operations: Sequence[str]) -> Iterator[int]:
-    """Yield numbers of operations: all, or some of those on packs and tables and some of the others."""
+def some(operations: Sequence[str], *also: str) -> set[int]:
+    """Return numbers of operations: all, or some of those on packs and tables and some of the others.
+
+    Of those that begin with each of some words, one is among them.
+    """
+    numbers, random = range(len(operations)), Random(new_seed())
     if IS_EXHAUSTIVE:
-        yield from range(len(operations))
-        return
-    random = Random(new_seed())
-    of_packs = {n for n, each in enumerate(operations) if "packs/" in each or "moved_frames" in each}
-    for numbers in (of_packs, set(range(len(operations))) - of_packs):
-        yield from random.sample(sorted(numbers), min(len(numbers), FEW))
+        return set(numbers)
+    of_packs = {n for n in numbers if "packs/" in operations[n] or "moved_frames" in operations[n]}
+    found = {random.choice([n for n in numbers if operations[n].startswith(words)]) for words in also}
+    for each in (of_packs, set(numbers) - of_packs):
+        found |= set(random.sample(sorted(each), min(len(each), FEW)))
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +105,8 @@ def test_who_copies_at_any_operation_of_an_expire(chain: GrowingChain, site: Sit
     whole = Meeting({})
     expire(ExpireRequest(FaultyPlace(site.copy(), whole), RULES, max_rewrite_bytes=ALL))
     refused, copied = dict[int, str](), list[int]()
-    for number in some(whole.seen):
+    retires = "rename backups" if site.origin.directory else "delete backups"
+    for number in some(whole.seen, retires, "put moved_frames"):
         place, to = site.copy(), target(tmp_path, DEFAULT_PACKED_FORMAT)
 
         def copy(number: int = number, place: Place = place, to: Place = to) -> None:

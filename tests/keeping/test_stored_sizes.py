@@ -7,14 +7,19 @@ from pathlib import Path
 from random import Random
 
 from keeping.growing_chain import GrowingChain, tiny_frames
+from keeping.stored_repository import FIRST, FULL, MAJOR, MB, SYSTEM_IDENTIFIER, store_backup
 from keeping.test_rewriting import packs, rewrite, small_packs, wear, worn_chain
 from pgwal_process import run_pgwal
 from repository.places import PLACES, memory
 
+from pgwal.engine.initialise import initialise
 from pgwal.engine.merge import MergeRequest, merge_backup
+from pgwal.lsn import Lsn
+from pgwal.repository.layout import RepositoryIdentity
 from pgwal.repository.place import Place
 from pgwal.repository.repository import Repository
 from pgwal.repository.storage_format import DEFAULT_PACKED_FORMAT
+from pgwal.repository.store_wrapper import CountingStore
 from pgwal.repository.stored_sizes import stored_sizes
 
 __all__ = ["small_packs"]
@@ -62,6 +67,23 @@ def test_a_damaged_entry_tells_what_its_head_does(tmp_path: Path) -> None:
     content = chain.place.store.get(name)
     chain.place.store.put(name, content[:-2], replace=True)
     assert sizes(chain.place)[backup_id] == by_their_heads(chain.place)[backup_id]
+
+
+def test_of_an_entry_no_more_is_read_than_where_its_packs_are(tmp_path: Path) -> None:
+    """Files come behind them: of a repository of many backups that is most of what there is."""
+    place = memory(tmp_path)
+    initialise(place, DEFAULT_PACKED_FORMAT)
+    repository = Repository.open_or_create(place, RepositoryIdentity(SYSTEM_IDENTIFIER, MB, MAJOR))
+    files = {f"base/5/note{number}": b"\1" * 99 for number in range(3000)}
+    store_backup(repository, FULL, None, Lsn(MB), Lsn(MB + 9), files)
+    store_backup(repository, FIRST, FULL, Lsn(2 * MB), Lsn(2 * MB + 9), files)
+    merged = merge_backup(MergeRequest(place, FIRST)).entry
+    expected = sizes(place)
+    assert expected[merged.backup_id] < merged.repository_bytes
+    entries = repository.catalogue.entries()
+    place.store = store = CountingStore(place.store)
+    assert stored_sizes(Repository.open(place), entries) == expected
+    assert store.bytes_got < sum(place.store.size(f"backups/{entry.backup_id}/backup.json") for entry in entries) / 4
 
 
 def test_list_and_show_say_what_is_there(tmp_path: Path) -> None:
