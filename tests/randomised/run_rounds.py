@@ -27,7 +27,9 @@ from randomised.rounds import Round, major_of, round_directory
 
 from pgwal_cli.server_installation import make_reachable
 
-LONGEST_S = 600
+LONGEST_SILENCE_S = 600
+"""More than anything in a round waits for; how long all of it takes depends on what else the machine does."""
+LOOK_S = 1.0
 END_S = 60
 
 
@@ -70,6 +72,16 @@ def play_here(seed: int, restore_count: int, *, keep: bool) -> bool:
     return True
 
 
+def wait_while_it_speaks(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the end of a process, or until its log has not grown for LONGEST_SILENCE_S."""
+    size_bytes, grown_at_s = 0, time.monotonic()
+    while process.poll() is None and time.monotonic() - grown_at_s < LONGEST_SILENCE_S:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+        if log.stat().st_size > size_bytes:
+            size_bytes, grown_at_s = log.stat().st_size, time.monotonic()
+
+
 def play_apart(seed: int, restore_count: int, logs: Path) -> Result:
     """Play one round in a process of its own; keep what it says when it fails."""
     log = logs / f"round-{seed}.log"
@@ -77,15 +89,19 @@ def play_apart(seed: int, restore_count: int, logs: Path) -> Result:
     start_s = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=output, stderr=subprocess.STDOUT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(LONGEST_S)
-        if process.poll() is None:
+        wait_while_it_speaks(process, log)
+        is_silent = process.poll() is None
+        if is_silent:
             # It discards its servers.
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
             process.kill()
-    result = Result(seed, process.wait() == 0, time.monotonic() - start_s, log.read_text(errors="replace"))
+    ended = process.wait()
+    if is_silent:
+        with log.open("a") as output:
+            output.write(f"TimeoutError: it said nothing for {LONGEST_SILENCE_S} s; above is where it was ended\n")
+    result = Result(seed, ended == 0, time.monotonic() - start_s, log.read_text(errors="replace"))
     if result.passed:
         log.unlink()
     print(result, flush=True)
