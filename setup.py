@@ -7,21 +7,29 @@ PGWAL_REQUIRE_COMPILED=1 in the environment a failure to compile is a failure to
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 is_required = os.environ.get("PGWAL_REQUIRE_COMPILED", "") not in ("", "0")
 
+# The classes of a module are the beginnings of those of the next one.
+declarations = [str(path) for path in sorted(Path("pgwal/wal").glob("*.pxd"))]
+scanner = [
+    Extension(
+        f"pgwal.wal.{name}",
+        [f"pgwal/wal/{name}.py"],
+        depends=["pgwal/wal/crc32c.h", *declarations],
+        include_dirs=["pgwal/wal"],
+        extra_compile_args=["-O3", "-g0"],
+    )
+    for name in ("reference_log", "main_data", "record_parser", "page_walk", "scan")
+]
+
 extensions = cythonize(
     [
-        Extension(
-            "pgwal.wal.scan",
-            ["pgwal/wal/scan.py"],
-            depends=["pgwal/wal/scan.pxd", "pgwal/wal/crc32c.h"],
-            include_dirs=["pgwal/wal"],
-            extra_compile_args=["-O3", "-g0"],
-        ),
+        *scanner,
         Extension(
             "pgwal.summary.chunks",
             ["pgwal/summary/chunks.py"],
@@ -60,8 +68,8 @@ extensions = cythonize(
             depends=[
                 "pgwal/repository/segment_part.pxd",
                 "pgwal/read_at.h",
-                "pgwal/wal/scan.pxd",
                 "pgwal/wal/crc32c.h",
+                *declarations,
             ],
             include_dirs=["pgwal", "pgwal/wal"],
             extra_compile_args=["-O3", "-g0"],

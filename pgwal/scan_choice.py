@@ -15,7 +15,12 @@ from typing import Any
 from pgwal.errors import PgwalError
 
 _SCANNER = "pgwal.wal.scan"
-_MODULES = (
+MODULES = (
+    # In this order, as each is imported by those behind it.
+    "pgwal.wal.reference_log",
+    "pgwal.wal.main_data",
+    "pgwal.wal.record_parser",
+    "pgwal.wal.page_walk",
     _SCANNER,
     "pgwal.summary.chunks",
     "pgwal.page",
@@ -32,7 +37,7 @@ def choose_scan(wanted: str) -> None:
     Raises PgwalError when it is not to be had, or there is no such form.
     """
     if wanted == "interpreted":
-        for module in _MODULES:
+        for module in MODULES:
             _load_source(module)
     elif wanted == "compiled":
         spec = importlib.util.find_spec(_SCANNER)

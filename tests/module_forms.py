@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from _pytest.mark import ParameterSet
 
+from pgwal.scan_choice import MODULES
+
 ROOT = Path(__file__).parent.parent
+SCANNER = [name for name in MODULES if name.startswith("pgwal.wal.")]
 
 
 def both_forms(module: ModuleType) -> list[ParameterSet]:
@@ -20,7 +25,26 @@ def both_forms(module: ModuleType) -> list[ParameterSet]:
 
 
 def interpreted(name: str) -> ModuleType:
-    """Load a module's source beside its compiled form, which an import would find first."""
+    """Load a module's source beside its compiled form, and so those that it is made of, as PGWAL_SCAN would."""
+    return interpreted_modules(name)[name]
+
+
+def interpreted_modules(name: str) -> dict[str, ModuleType]:
+    """Return the modules that ``interpreted`` loads, which refer to each other, by their names."""
+    names = [*SCANNER[: SCANNER.index(name)], name] if name in SCANNER else [name]
+    if name == "pgwal.repository.segment_part":
+        names = [*SCANNER, name]
+    held = {other: importlib.import_module(other) for other in names}
+    loaded = {}
+    try:
+        for other in names:
+            loaded[other] = sys.modules[other] = _load_source(other)
+    finally:
+        sys.modules.update(held)
+    return loaded
+
+
+def _load_source(name: str) -> ModuleType:
     path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(f"interpreted_{path.stem}", path)
     assert spec is not None

@@ -271,7 +271,6 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 """A file has fewer lines, and a function, from its def to its end, no more: what one reads at a time."""
 LONG_FILES = {
     "pgwal/wal/crc32c.h": "four ways to compute one checksum, and the choice between them",
-    "pgwal/wal/scan.py": "one class, whose state compiled code keeps in one structure",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import strategies
 from core.wal_builder import PAGE_SIZE, RM_HEAP, BlockSpec, RecordSpec, WalBuilder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from module_forms import interpreted
+from module_forms import interpreted_modules
 
 import pgwal.repository.segment_part
 import pgwal.wal.scan
@@ -42,12 +41,8 @@ class Form(NamedTuple):
 
 
 def interpreted_form() -> Form:
-    scan = interpreted("pgwal.wal.scan")
-    held, sys.modules["pgwal.wal.scan"] = sys.modules["pgwal.wal.scan"], scan
-    try:
-        return Form(scan, interpreted("pgwal.repository.segment_part"))
-    finally:
-        sys.modules["pgwal.wal.scan"] = held
+    modules = interpreted_modules("pgwal.repository.segment_part")
+    return Form(modules["pgwal.wal.scan"], modules["pgwal.repository.segment_part"])
 
 
 FORMS = {"interpreted": interpreted_form()}

@@ -1,5 +1,5 @@
 /*
- * CRC-32C (Castagnoli), as PostgreSQL's COMP_CRC32C, for the compiled form of scan.py.
+ * CRC-32C (Castagnoli), as PostgreSQL's COMP_CRC32C, for the compiled form of the scanner.
  *
  * The fastest way that this processor has is chosen at run time, once, by pgwal_crc32c_choose():
  *   - x86-64 with SSE 4.2 and PCLMULQDQ: the crc32 instruction on three strands at a time.  It takes 3 cycles and a

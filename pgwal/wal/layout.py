@@ -2,7 +2,7 @@
 
 Everything is little-endian.  Sources: src/include/access/{xlog_internal,xlogrecord,xact,heapam_xlog}.h,
 src/include/catalog/{storage_xlog,pg_control}.h, src/include/commands/{dbcommands,tablespace}*.h and
-src/include/utils/relmapper.h of PostgreSQL 13 to 19.  ``scan.py`` walks the same structures as a tight loop.
+src/include/utils/relmapper.h of PostgreSQL 13 to 19.  The scanner walks the same structures as a tight loop.
 """
 
 from __future__ import annotations

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import struct
-import sys
 import tracemalloc
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 
 import google_crc32c
@@ -40,6 +37,7 @@ from core.wal_builder import (
 )
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from module_forms import interpreted
 
 import pgwal.wal.scan
 from pgwal.errors import ErrorFacts, FormatError, PgwalError, UnknownRecord, UnsupportedVersion
@@ -54,19 +52,7 @@ from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP
 SEGMENT_SIZE = 1 << 20
 
 
-def _load_interpreted() -> ModuleType:
-    """Load the scanner's source beside its compiled form, which an import would find first."""
-    source = Path(page_magic.__file__).with_name("scan.py")
-    spec = importlib.util.spec_from_file_location("interpreted_scan", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["interpreted_scan"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-INTERPRETED = _load_interpreted()
+INTERPRETED = interpreted("pgwal.wal.scan")
 FORMS = {"interpreted": INTERPRETED}
 if pgwal.wal.scan.COMPILED:
     FORMS["compiled"] = pgwal.wal.scan

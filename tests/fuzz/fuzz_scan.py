@@ -35,14 +35,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 SKIPPED = 77
 SANITIZED_VARIABLE = "PGWAL_FUZZ_SANITIZED"
-MODULE = "pgwal.wal.scan"
 
 CASE_TIMEOUT_S = 60
 SLOW_S = 5.0
@@ -52,28 +50,28 @@ SAMPLE = 16
 """One case in so many is held to the interpreted form and to the decoder, which are slow."""
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    """Load a form of the scanner from its file, compiled or not."""
-    loader: Any
-    if path.suffix == ".py":
-        loader = importlib.machinery.SourceFileLoader(name, str(path))
-    else:
-        loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+def _load(name: str, directory: Path) -> None:
+    """Load a module of the scanner as it was built into a directory."""
+    (path,) = directory.glob(f"{name.rpartition('.')[2]}.*.so")
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader.exec_module(module)
-    return module
 
 
 if SANITIZED_VARIABLE in os.environ:
-    # Before anything imports the ordinary one.
-    _load(MODULE, Path(os.environ[SANITIZED_VARIABLE]))
+    from pgwal.scan_choice import MODULES
+
+    # Before anything imports the ordinary ones.
+    for name in MODULES[: MODULES.index("pgwal.wal.scan") + 1]:
+        _load(name, Path(os.environ[SANITIZED_VARIABLE]))
 
 import zstandard  # noqa: E402
 from core.wal_builder import PAGE_SIZE, BlockSpec, ImageSpec, RecordSpec, WalBuilder  # noqa: E402
 from google_crc32c import extend  # noqa: E402
+from module_forms import interpreted  # noqa: E402
 
 import pgwal.wal.scan as scanned_form  # noqa: E402
 from pgwal.errors import FormatError  # noqa: E402
@@ -85,7 +83,7 @@ from pgwal.wal.page_magic import WAL_FORMATS  # noqa: E402
 from pgwal.wal.record import EndOfWal, WalRecord  # noqa: E402
 from pgwal.wal.scan import END_OF_WAL, NEED_DATA, SPECIAL, STOP  # noqa: E402
 
-INTERPRETED = _load("interpreted_scan", Path(page_magic.__file__).with_name("scan.py"))
+INTERPRETED = interpreted("pgwal.wal.scan")
 
 Blocks = dict[tuple[int, int, int, int], set[int]]
 
@@ -483,7 +481,7 @@ def sanitizer_libraries(compiler: str) -> list[str]:
 
 
 def build_sanitized(directory: Path) -> Path:
-    """Build the extension from a copy of the sources; returns where it is."""
+    """Build the extensions from a copy of the sources; returns where those of the scanner are."""
     ignore = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
     for name in ("pgwal", "cli"):
         shutil.copytree(ROOT / name, directory / name, ignore=ignore)
@@ -493,12 +491,11 @@ def build_sanitized(directory: Path) -> Path:
     environment = os.environ | {"CFLAGS": flags, "LDFLAGS": flags, "PGWAL_REQUIRE_COMPILED": "1"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
-    (extension,) = (directory / "pgwal" / "wal").glob("scan*.so")
-    return extension
+    return directory / "pgwal" / "wal"
 
 
 def run_sanitized(arguments: list[str]) -> int:
-    """Run this script with an extension built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Run this script with extensions built with AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = os.environ.get("CC") or shutil.which("gcc")
     libraries = sanitizer_libraries(compiler) if compiler and sys.platform == "linux" else []
     if not libraries or importlib.util.find_spec("setuptools") is None:
