@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pgwal.engine.record_chain import Chain, broken_chain, read_range
-from pgwal.errors import ChainError, ObjectNotFound, WalGap
+from pgwal.errors import ChainError, KeyRequired, ObjectNotFound, WalGap
 from pgwal.lsn import Lsn, LsnRange
 from pgwal.repository.repository import Repository
 from pgwal.summary.block_map import BlockMap
@@ -47,7 +47,8 @@ def read_changes(repository: Repository, ranges: Sequence[LsnRange], *, from_wal
     """Return the exact map of consecutive ranges, one for each timeline, merged strictly in LSN order.
 
     It is proven that each record in them follows the one before, over all that WAL and summaries are cut into.  With
-    ``from_wal``, nothing is taken from summaries.
+    ``from_wal``, nothing is taken from summaries.  Where WAL at the beginning cannot be opened without an identity,
+    the map has what changed since its summary began, too: from 17 on there is none, as backups start where one does.
     Raises WalGap, which names what is missing, when a part is neither summarised nor in the archive, TimelineMismatch
     when a part does not follow the one before it, or a range does not begin and end where records do, WalLevelMinimal
     when a part was written with wal_level = minimal, FormatError when something is damaged.
@@ -72,14 +73,21 @@ def _read_changes(
     summaries = [] if from_wal else repository.summaries.ranges_from(ranges[0].timeline_id, ranges[0].start)
     for wanted in ranges:
         for part, summary in _parts(repository, cover(wanted, summaries, repository.geometry)):
-            if summary is not None:
-                changes, link = summary
-            else:
+            if summary is None:
                 is_last = wanted is ranges[-1] and part.end == wanted.end
-                reader = _scan(repository, part, to_any_end=to_any_end and is_last)
-                changes, link = reader.block_map, reader.link
-                if not reader.complete:
-                    end = reader.position
+                try:
+                    reader = _scan(repository, part, to_any_end=to_any_end and is_last)
+                except KeyRequired:
+                    wider = _wider_summary(repository, part) if part.start == ranges[0].start else None
+                    if wider is None:
+                        raise
+                    changes, link = wider
+                else:
+                    changes, link = reader.block_map, reader.link
+                    if not reader.complete:
+                        end = reader.position
+            else:
+                changes, link = summary
             chain.go_on(part, link, summarised=summary is not None)
             forget_limits_beside_switch(changes, part, ranges, repository.geometry)
             block_map.merge(changes)
@@ -104,6 +112,20 @@ def _parts(repository: Repository, pieces: Iterable[Piece]) -> Iterator[tuple[Ls
         yield piece, (changes, link)
     if unread is not None:
         yield unread, None
+
+
+def _wider_summary(repository: Repository, part: LsnRange) -> tuple[BlockMap, Link] | None:
+    """Return the summary that begins before a part and ends where it does, None where there is none.
+
+    For the beginning of a window whose WAL nobody here can open: a backup that is built on says nothing of what it
+    holds, so that blocks, and limits, of before it started may count as changed since.  They are stored once more.
+    """
+    place = repository.geometry.first_record_position
+    for found in repository.summaries.ranges():
+        if found.timeline_id == part.timeline_id and found.start < part.start and place(found.end) == place(part.end):
+            changes, link = repository.summaries.read_linked(found)
+            return None if link is None else (changes, link)
+    return None
 
 
 def read_derived_changes(repository: Repository, ranges: Sequence[LsnRange]) -> BlockMap:
