@@ -12,6 +12,7 @@ from pathlib import Path
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 56, 190, 40, 36
+LINE_HEIGHT = 15
 MB = 1e6
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #24292f }
@@ -54,16 +55,16 @@ def draw(days: Sequence[dict[str, dict[str, int]]]) -> str:
     for day in range(0, len(days), 60 if len(days) > 120 else 10):
         x, y = place(day, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">day {day}</text>')
-    labels: list[float] = []
-    for name, (label, values) in lines.items():
+    for name, (_, values) in lines.items():
         points = [place(day, value / MB) for day, value in enumerate(values)]
         parts.append(f'<path class="{name}" d="M{" L".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
-        y = points[-1][1] + 4
-        while any(abs(y - other) < 32 for other in labels):
-            y += 4
-        labels.append(y)
+    # Beside where the lines end, from the bottom up: none lies over another one, or over what stands below.
+    lowest = HEIGHT - BOTTOM - LINE_HEIGHT + 4.0
+    for label, values in sorted(lines.values(), key=lambda line: line[1][-1]):
+        y = min(lowest, place(0, values[-1] / MB)[1] + 4)
+        lowest = y - 2 * LINE_HEIGHT - 4
         for at, text in enumerate(_wrapped(label)):
-            parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + 15 * at:.1f}">{text}</text>')
+            parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + LINE_HEIGHT * at:.1f}">{text}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
