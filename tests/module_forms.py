@@ -11,9 +11,10 @@ from types import ModuleType
 import pytest
 from _pytest.mark import ParameterSet
 
+import pgwal
 from pgwal.scan_choice import MODULES
 
-ROOT = Path(__file__).parent.parent
+INSTALLED = Path(pgwal.__file__).parent.parent
 SCANNER = [name for name in MODULES if name.startswith("pgwal.wal.")]
 
 
@@ -45,7 +46,7 @@ def interpreted_modules(name: str) -> dict[str, ModuleType]:
 
 
 def _load_source(name: str) -> ModuleType:
-    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    path = INSTALLED.joinpath(*name.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(f"interpreted_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -126,10 +126,10 @@ def require_unread(repository: Repository, kept: Sequence[BackupEntry], expired:
     for entry in (*expired, *_read_through(kept, expired)):
         if repository.catalogue.is_held(entry.backup_id):
             raise RepositoryLocked(
-                f"backup {entry.backup_id} is being read by a restore or a verification; nothing was removed",
+                f"backup {entry.backup_id} is being read by a restore, a verification or a copy; nothing was removed",
                 hint="Run it again when that has ended.",
                 backup_id=entry.backup_id,
-                holder="a restore or a verification",
+                holder="a restore, a verification or a copy",
             )
 
 

@@ -129,7 +129,7 @@ class CloudLeases:
                         found = self._objects.read(reader)
                         if self._objects.is_held(found):
                             by = found.holder or "another process"
-                            raise self._in_use(name, "being read by a restore or a verification", by)
+                            raise self._in_use(name, "being read by a restore, a verification or a copy", by)
                     with translated_cloud_errors("unlock", self._address, reader), suppress(FileNotFoundError):
                         self._requests.delete(reader)
                 self._require_there(name)

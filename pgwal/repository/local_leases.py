@@ -67,7 +67,7 @@ class LocalLeases:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
-            by = "being read by a restore or a verification" if exclusive else "being removed"
+            by = "being read by a restore, a verification or a copy" if exclusive else "being removed"
             path = (self._root / name).parent
             raise RepositoryLocked(
                 f"{path} is {by}", hint="Wait until that has ended.", path=str(path), holder="another process"

@@ -123,7 +123,7 @@ class MemoryLeases:
             self._store.get(name)
             held = self._held.get(name, 0)
             if held < 0 or (exclusive and held):
-                by = "being read by a restore or a verification" if exclusive and held > 0 else "being removed"
+                by = "being read by a restore, a verification or a copy" if exclusive and held > 0 else "being removed"
                 raise RepositoryLocked(f"{self._store.locate(name)} is {by}", hint="Wait until that has ended.")
             self._held[name] = -1 if exclusive else held + 1
         try:

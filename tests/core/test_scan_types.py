@@ -10,11 +10,12 @@ from pgwal.wal import layout, record, scan_types
 from pgwal.wal.record import EndReason
 
 CONSTANTS = {name: value for name, value in vars(scan_types).items() if type(value) is int}
-DIRECTORY = Path(scan_types.__file__).parent
+# What is installed has the compiled form alone.
+DECLARATIONS = Path(__file__).parent.parent.parent / "pgwal/wal/scan_types.pxd"
 
 
 def test_c_has_the_constants_of_python() -> None:
-    declared = re.findall(r"^    ([A-Z_0-9]+) = (\w+)$", (DIRECTORY / "scan_types.pxd").read_text(), re.MULTILINE)
+    declared = re.findall(r"^    ([A-Z_0-9]+) = (\w+)$", DECLARATIONS.read_text(), re.MULTILINE)
     assert {name: int(value, 0) for name, value in declared} == CONSTANTS
     # To Cython they are of C's int.
     assert max(CONSTANTS.values()) < 1 << 31
