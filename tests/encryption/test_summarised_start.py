@@ -57,7 +57,7 @@ def take_within_a_segment(server: ThrowawayServer, repo: Path) -> Lsn:
     raise AssertionError("nobody has written before a backup started")
 
 
-@pytest.mark.postgres
+@pytest.mark.postgres(13, 14, 16, 18)
 def test_what_a_summary_says_of_more_is_taken_where_its_wal_cannot_be_opened(
     make_server: ServerFactory, scratch: Path
 ) -> None:
