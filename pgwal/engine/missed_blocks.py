@@ -182,8 +182,9 @@ class Judge:
                 needs_identity = True
             segment_no = self._repository.geometry.segment_no(lsn - 1)
             has_wal = record is not None or self._repository.wal.first_missing(timeline_id, [segment_no]) is None
-        found = MissedBlock(suspects.path, locator, fork, block_no, lsn, timeline_id, record, has_wal, False)
-        return found._replace(needs_identity=needs_identity)
+        return MissedBlock(
+            suspects.path, locator, fork, block_no, lsn, timeline_id, record, has_wal, False, needs_identity
+        )
 
     def _record_that_ends_at(self, timeline_id: int, lsn: Lsn) -> WalRecord | None:
         # Not above: it takes long to import, and is wanted when something has gone wrong.

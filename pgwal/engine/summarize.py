@@ -73,21 +73,16 @@ def _read_changes(
     summaries = [] if from_wal else repository.summaries.ranges_from(ranges[0].timeline_id, ranges[0].start)
     for wanted in ranges:
         for part, summary in _parts(repository, cover(wanted, summaries, repository.geometry)):
-            if summary is None:
-                is_last = wanted is ranges[-1] and part.end == wanted.end
-                try:
-                    reader = _scan(repository, part, to_any_end=to_any_end and is_last)
-                except KeyRequired:
-                    wider = _wider_summary(repository, part) if part.start == ranges[0].start else None
-                    if wider is None:
-                        raise
-                    changes, link = wider
-                else:
-                    changes, link = reader.block_map, reader.link
-                    if not reader.complete:
-                        end = reader.position
-            else:
+            if summary is not None:
                 changes, link = summary
+            else:
+                is_first = wanted is ranges[0] and part.start == wanted.start
+                is_last = wanted is ranges[-1] and part.end == wanted.end
+                changes, link, stop = _read_part(
+                    repository, part, may_widen=is_first, to_any_end=to_any_end and is_last
+                )
+                if is_last:
+                    end = stop
             chain.go_on(part, link, summarised=summary is not None)
             forget_limits_beside_switch(changes, part, ranges, repository.geometry)
             block_map.merge(changes)
@@ -112,6 +107,20 @@ def _parts(repository: Repository, pieces: Iterable[Piece]) -> Iterator[tuple[Ls
         yield piece, (changes, link)
     if unread is not None:
         yield unread, None
+
+
+def _read_part(
+    repository: Repository, part: LsnRange, *, may_widen: bool, to_any_end: bool
+) -> tuple[BlockMap, Link, Lsn]:
+    """Read the WAL of a part, and return up to where; ``may_widen`` where its summary may say more."""
+    try:
+        reader = _scan(repository, part, to_any_end=to_any_end)
+    except KeyRequired:
+        wider = _wider_summary(repository, part) if may_widen else None
+        if wider is None:
+            raise
+        return *wider, part.end
+    return reader.block_map, reader.link, part.end if reader.complete else reader.position
 
 
 def _wider_summary(repository: Repository, part: LsnRange) -> tuple[BlockMap, Link] | None:

@@ -48,12 +48,13 @@ class Sealer:
         self._store.put(self.name, cast(Iterable[bytes], (self._buffer,)))
 
     def content_from(self, start: int) -> Iterator[bytes | memoryview]:
+        place = self._store.locate(self.name)
         first, skipped = divmod(start, FRAME_BYTES)
         for number in range(min(first, self._number), self._number):
             at = self._begin + number * SEALED_FRAME_BYTES
             stored = self._buffer[at : min(at + SEALED_FRAME_BYTES, self._end)]
             is_last = self._has_last and number == self._number - 1
-            content = memoryview(self._cipher.open(number, stored, self._store.locate(self.name), last=is_last))
+            content = memoryview(self._cipher.open(number, stored, place, last=is_last))
             yield content[skipped:]
             skipped = 0
         skipped += max(0, first - self._number) * FRAME_BYTES

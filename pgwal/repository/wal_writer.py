@@ -153,8 +153,10 @@ class WalWriter:
         """Tell whether nothing is completed, or the next segment may be begun before that is."""
         if self._completing is None or self._segment is not None:
             return True
+        if not self._is_held:
+            return False
         path = self._partial_path(self._segment_name(self._end))
-        return self._is_held and self._spool.holds(path, self._geometry.segment_size, zeroed=self._synchronous)
+        return self._spool.holds(path, self._geometry.segment_size, zeroed=self._synchronous)
 
     def _partial_path(self, segment: str) -> str:
         return f"{WAL_DIRECTORY}/{segment}{PARTIAL_SUFFIX}"

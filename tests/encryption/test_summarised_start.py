@@ -13,7 +13,7 @@ from encryption.test_long_backup import held_segments, write_much
 from fix_servers import ServerFactory
 from pgwal_process import succeed
 from restore.restored_server import Scene
-from test_main_job import streaming
+from test_main_job import checksums, streaming
 
 from pgwal.budget import HELD_SECRET_SEGMENTS
 from pgwal.engine.backup import take_backup
@@ -34,7 +34,11 @@ def writing(server: ThrowawayServer) -> Iterator[None]:
     def write() -> None:
         with server.connect() as connection:
             while not stopped.is_set():
-                connection.execute("SELECT pg_logical_emit_message(false, 'of others', 'o')")
+                # It is emptied, and grows again: what the segment's summary says of before the start has limits, too.
+                connection.execute("TRUNCATE shrunk")
+                connection.execute("INSERT INTO shrunk SELECT generate_series(1, 1000)")
+                connection.execute("DELETE FROM shrunk WHERE i > 300")
+                connection.execute("VACUUM shrunk")
 
     with ThreadPoolExecutor(1) as threads:
         wrote = threads.submit(write)
@@ -68,6 +72,7 @@ def test_what_a_summary_says_of_more_is_taken_where_its_wal_cannot_be_opened(
     succeed("init", "--repo", repo, "--recipient", recipient)
     with server.connect() as connection:
         connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 5000) AS id, 'before' AS what")
+        connection.execute("CREATE TABLE shrunk (i int)")
         connection.execute("CHECKPOINT")
     with streaming(server, repo):
         start = take_within_a_segment(server, repo)
@@ -80,8 +85,10 @@ def test_what_a_summary_says_of_more_is_taken_where_its_wal_cannot_be_opened(
         source = ["--repo", repo, "-d", server.conninfo]
         succeed("audit", *source)
         succeed("incremental", *source, "-c", "fast", "--audit", "100")
+        expected = checksums(server)
     scene = Scene(repo, make_server)
     restored = scene.restore(scratch / "restored", "latest", "--identity", key)
     with scene.started(restored) as started, started.connect() as connection:
         rows = connection.execute("SELECT what, count(*) FROM kept GROUP BY what ORDER BY what").fetchall()
+        assert checksums(started) == expected
     assert rows == [("after", 499), ("before", 4501)]
